@@ -1,0 +1,76 @@
+"""Go on training a pre-trained travelling model with all images, good and harmful, without quality control.
+
+This is what happens where nobody looks: the baseline that quality control is compared with.
+
+Example:
+    python enc_PD_train_dirt_baseline.py -fn_train ./training_set.csv -en ./path_pretrained_encoder
+        -pd ./path_pretrained_classifier -cycles 30 -epochs 1 -batch_size 5
+"""
+
+from travelling import command
+
+PUBLISHED_SEED = 42
+
+
+def parse_arguments():
+    """The command line."""
+    parser = command.Parser(__doc__)
+    command.add_pretrained_options(command.add_training_options(parser))
+    command.add_method_options(parser, PUBLISHED_SEED)
+    command.add_first_cycle_option(parser)
+    command.add_image_options(parser)
+    command.add_output_options(parser, default="dirty_baseline_run")
+    return parser.parse_args()
+
+
+def main():
+    """Run the experiment."""
+    arguments = parse_arguments()
+    # Only now, so that --help answers at once.
+    from travelling.cohort import read_cohort, subjects_by_center
+    from travelling.protocol import PROTOCOLS
+    from travelling.run import Run, cycles_to_run
+    from travelling.trainer import LocalTrainer, travel
+    from travelling.volumes import Volumes
+
+    protocol = PROTOCOLS[arguments.protocol]
+    pretrained = (arguments.en, arguments.pd)
+    training_set = read_cohort(arguments.fn_train)
+    centers = subjects_by_center(training_set)
+    cycles = cycles_to_run(*pretrained, arguments.first_cycle, arguments.cycles)
+    run = Run(arguments.output_folder, "training.log", overwrite=arguments.overwrite, reads=pretrained)
+    volumes = Volumes(arguments.cache_gb)
+    volumes.add(training_set)
+
+    # TensorFlow takes seconds to import: only now that the input is known to be good.
+    from travelling import backend
+    from travelling.model import TravellingModel
+
+    device = backend.start(arguments.seed)
+    model, record, notices = TravellingModel.load(*pretrained, volumes.shape)
+    volumes.decode()
+    log = run.begin(device, notices)
+    log.info("training set: %d images, %d centers", len(training_set), len(centers))
+
+    def hand_on(cycle, loss):
+        run.save(model, cycle, arguments.batch_size)
+        log.info("cycle %d: learning rate %.3g, mean loss %.4f", cycle, model.learning_rate, loss)
+
+    travel(
+        LocalTrainer(model, volumes, training_set),
+        centers,
+        cycles,
+        seed=arguments.seed,
+        epochs=arguments.epochs,
+        batch_size=arguments.batch_size,
+        protocol=protocol,
+        learning_rate=lambda cycle: protocol.learning_rate(
+            arguments.learning_rate, cycle, cycles[0], record["learning_rate"]
+        ),
+        hand_on=hand_on,
+    )
+    log.info("done: models of cycles %d to %d in %s", cycles[0], cycles[-1], run.folder)
+
+
+if __name__ == "__main__":
+    command.run(main)

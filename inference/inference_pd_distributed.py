@@ -1,0 +1,109 @@
+"""Evaluate the models of every cycle on a test set: overall, by sex and by age group.
+
+Example:
+    python inference_pd_distributed.py -fn ./test_set.csv -en ./path_encoder -pd ./path_classifier -o filename_to_save
+
+-en and -pd are folders (one and the same, as a rule) with an encoder and a classifier for each cycle. Writes
+<o>_metrics.csv (one row per cycle), <o>_predictions.csv (one row per cycle and subject) and <o>.log.
+"""
+
+from pathlib import Path
+
+from travelling import command
+
+
+def parse_arguments():
+    """The command line."""
+    parser = command.Parser(__doc__)
+    published = parser.add_argument_group("published options")
+    published.add_argument("-fn", type=Path, required=True, metavar="CSV", help="test set")
+    published.add_argument("-en", type=Path, required=True, metavar="FOLDER", help="encoders")
+    published.add_argument("-pd", type=Path, required=True, metavar="FOLDER", help="classifiers")
+    published.add_argument("-o", type=Path, required=True, metavar="NAME", help="results, without '_metrics.csv'")
+    group = parser.add_argument_group("evaluation")
+    cycle = command.number(int, 0)
+    group.add_argument(
+        "--first-cycle", type=cycle, metavar="CYCLE", help="first cycle to evaluate (default: first found)"
+    )
+    group.add_argument("--last-cycle", type=cycle, metavar="CYCLE", help="last cycle to evaluate (default: last found)")
+    group.add_argument(
+        "--age-edges",
+        type=command.number(float, 0, 120),
+        nargs="*",
+        default=[60.0, 70.0],
+        metavar="YEARS",
+        help="ages at which a new age group begins",
+    )
+    command.add_image_options(parser)
+    parser.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run")
+    return parser.parse_args()
+
+
+def main():
+    """Run the evaluation."""
+    arguments = parse_arguments()
+    # Only now, so that --help answers at once.
+    import pandas as pd
+
+    from travelling.cohort import read_cohort
+    from travelling.errors import InputError
+    from travelling.metrics import age_groups, diagnose, metrics_by_subgroup
+    from travelling.run import Run, model_pairs, progress_bar, write_csv
+    from travelling.trainer import LocalTrainer
+    from travelling.volumes import Volumes
+
+    if sorted(set(arguments.age_edges)) != arguments.age_edges:
+        raise InputError("--age-edges: must increase")
+    test_set = read_cohort(arguments.fn)
+    models = model_pairs(arguments.en, arguments.pd, arguments.first_cycle, arguments.last_cycle)
+    metrics_csv, predictions_csv, text_log = (
+        arguments.o.with_name(arguments.o.name + ending) for ending in ("_metrics.csv", "_predictions.csv", ".log")
+    )
+    run = Run(arguments.o.parent, text_log.name, [metrics_csv, predictions_csv], arguments.overwrite, models=False)
+    volumes = Volumes(arguments.cache_gb)
+    volumes.add(test_set)
+
+    # TensorFlow takes seconds to import: only now that the input is known to be good.
+    from travelling import backend
+    from travelling.model import TravellingModel
+
+    device = backend.start(seed=0)
+    cycles = list(models)
+    model, _, _ = TravellingModel.load(*models[cycles[0]], volumes.shape)
+    volumes.decode()
+    log = run.begin(device)
+    trainer = LocalTrainer(model, volumes, test_set=test_set)
+    subgroups = {
+        "male": (test_set["Sex"] == "M").to_numpy(),
+        "female": (test_set["Sex"] == "F").to_numpy(),
+        **age_groups(test_set["Age"], arguments.age_edges),
+    }
+    for name, members in {"test set": test_set["Sex"] != "", **subgroups}.items():
+        healthy, patients = (int((test_set["Group_bin"][members] == group).sum()) for group in (0, 1))
+        if not healthy or not patients:
+            log.info("notice: %s: %d HC and %d PD, so it has no AUC_ROC", name, healthy, patients)
+
+    rows, predictions = [], []
+    for cycle in progress_bar(cycles, unit="cycle"):
+        model.read_weights(*models[cycle])
+        probabilities = trainer.predict()
+        rows.append({"cycle": cycle, **metrics_by_subgroup(test_set["Group_bin"], probabilities, subgroups)})
+        predictions.append(
+            test_set.assign(
+                cycle=cycle, ground_truth=test_set["Group_bin"], preds=diagnose(probabilities), preds_raw=probabilities
+            )
+        )
+        overall = rows[-1]
+        log.info(
+            "cycle %d: AUROC %.3f, accuracy %.3f, sensitivity %.3f, specificity %.3f",
+            *(overall[name] for name in ("cycle", "AUC_ROC", "accuracy", "sensitivity", "specificity")),
+        )
+    first = ["cycle", "ground_truth", "preds", "preds_raw"]
+    table = pd.concat(predictions)
+    write_csv(pd.DataFrame(rows), metrics_csv)
+    write_csv(table[first + [column for column in test_set.columns if column != "Path"]], predictions_csv)
+    log.info("done: %s, %s", metrics_csv, predictions_csv)
+
+
+if __name__ == "__main__":
+    command.run(main)

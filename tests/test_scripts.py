@@ -1,0 +1,177 @@
+"""The five command lines, run as a user runs them, end to end."""
+
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import SimpleITK as sitk
+from conftest import SCRIPTS, run_script
+
+QC_COLUMNS = [
+    "Cycle", "Subject", "Study", "ACC", "FP", "FN", "PFP", "PFN", "Ignored",
+    "Phase", "Subjects", "Tolerance", "Reference_PFP", "Reference_PFN", "Eliminated",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dirty_cohort(cohort, tmp_path_factory):
+    """An experiment of the toy cohort: two new centers of three inverted images each."""
+    folder = tmp_path_factory.mktemp("harmful")
+    done = run_script(
+        "generate", "-fn_train", cohort / "training_set.csv", "--experiment", "whole_centers", "--kind", "inverted",
+        "--centers", 2, "--images", 3, "--output-folder", folder, cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def controlled(cohort, last_model, dirty_cohort, tmp_path_factory):
+    """Folder of a quality-control run over cycles 8 to 10."""
+    folder = tmp_path_factory.mktemp("qc")
+    done = run_script(
+        "quality_control", "-fn_train", dirty_cohort / "training_set.csv", "-fn_test", cohort / "test_set.csv",
+        "-cycles", 11, *last_model, "-revisit", 1, "-error", 0.02, "-fn_save", "qc", "--learning-rate", 0.0005,
+        cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_answers_in_under_a_second(name, tmp_path):
+    start = time.monotonic()
+    done = run_script(name, "--help", cwd=tmp_path)
+    assert time.monotonic() - start < 1
+    assert done.returncode == 0
+    assert "--overwrite" in done.stdout
+
+
+def test_standard_run_saves_every_cycle_and_a_log(pretrained):
+    names = {path.name for path in pretrained.iterdir()}
+    for cycle in range(8):
+        assert {f"encoder_distributed_BS5_{cycle:02d}.keras", f"classifier_PD_distributed_BS5_{cycle:02d}.keras"} <= names
+    assert len(names) == 17
+    log = (pretrained / "training.log").read_text()
+    assert "-fn_train" in log
+    assert "cycle 7: " in log
+
+
+def test_dirty_baseline_goes_on_after_the_checkpoint(dirty_cohort, last_model, tmp_path):
+    done = run_script(
+        "dirty", "-fn_train", dirty_cohort / "training_set.csv", *last_model,
+        "-cycles", 10, "-epochs", 1, "-batch_size", 5, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    models = sorted(path.name for path in (tmp_path / "dirty_baseline_run").glob("encoder*"))
+    assert models == ["encoder_distributed_BS5_08.keras", "encoder_distributed_BS5_09.keras"]
+
+
+def test_quality_control_eliminates_harmful_centers_and_no_good_image(controlled, dirty_cohort):
+    truth = pd.read_csv(dirty_cohort / "truth.csv")
+    subjects = pd.read_csv(controlled / "qc_subjects.csv", index_col="Subject")
+    eliminated = subjects[subjects["Eliminated"] == 1]
+    assert set(eliminated.index) == set(truth["Subject"])
+    assert set(eliminated["Study"]) == {"harmful_01", "harmful_02"}
+    assert len(subjects) == len(pd.read_csv(dirty_cohort / "training_set.csv"))
+
+
+def test_quality_control_log_explains_itself(controlled):
+    log = pd.read_csv(controlled / "qc.csv", keep_default_na=False)
+    assert list(log.columns) == QC_COLUMNS
+    baseline = log.iloc[0]
+    assert (baseline["Cycle"], baseline["Subject"], baseline["Study"], baseline["Phase"]) == (0, "n/a", "n/a", "baseline")
+    reference = baseline[["PFP", "PFN"]].to_list()
+    for _, row in log.iloc[1:].iterrows():
+        assert [float(row["Reference_PFP"]), float(row["Reference_PFN"])] == reference
+        tolerance = 0.02 * len(row["Subjects"].split(";"))
+        assert float(row["Tolerance"]) == pytest.approx(tolerance)
+        rises = (row["PFP"] - reference[0], row["PFN"] - reference[1])
+        assert row["Ignored"] == int(max(rises) > tolerance + 1e-9)
+        assert row["PFP"] == row["FP"] / 20
+        if not row["Ignored"]:
+            reference = [row["PFP"], row["PFN"]]
+    flagged = log[(log["Phase"] == "subject") & (log["Ignored"] == 1)]
+    revisits = log[log["Phase"] == "revisit"].set_index("Subject")
+    for _, row in flagged[flagged["Cycle"] < 10].iterrows():
+        assert revisits.loc[row["Subject"], "Cycle"] == row["Cycle"] + 1
+
+
+def test_quality_control_writes_models_and_log_in_their_places(controlled):
+    assert {path.name for path in controlled.iterdir()} == {"qc.csv", "qc_subjects.csv", "qc.log", "qc_run"}
+    assert len(list((controlled / "qc_run").glob("*.keras"))) == 6
+
+
+def test_inference_evaluates_the_chosen_cycles(cohort, pretrained, tmp_path):
+    done = run_script(
+        "inference", "-fn", cohort / "test_set.csv", "-en", pretrained, "-pd", pretrained, "-o", "result",
+        "--first-cycle", 6, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    metrics = pd.read_csv(tmp_path / "result_metrics.csv")
+    assert metrics["cycle"].to_list() == [6, 7]
+    assert metrics["AUC_ROC"].iloc[-1] > 0.95  # the toy classes are easy to tell apart
+    assert {"male AUC_ROC", "female_sensitivity", "age_60_to_70_F1_SCORE"} <= set(metrics.columns)
+    predictions = pd.read_csv(tmp_path / "result_predictions.csv")
+    assert predictions.groupby("cycle").size().to_dict() == {6: 40, 7: 40}
+    last = predictions[predictions["cycle"] == 7]
+    accuracy = np.mean(last["preds"] == last["ground_truth"])
+    assert metrics["accuracy"].iloc[-1] == pytest.approx(accuracy)
+    assert "Path" not in predictions.columns
+
+
+def test_same_seed_same_models(cohort, tmp_path):
+    for name in ("first", "second"):
+        done = run_script(
+            "standard", "-fn_train", cohort / "training_set.csv", "-cycles", 1, "--width", 0.05, "--output-folder", name,
+            cwd=tmp_path,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    from travelling.model import TravellingModel
+
+    states = []
+    for name in ("first", "second"):
+        pair = (tmp_path / name / f"{part}_distributed_BS5_00.keras" for part in ("encoder", "classifier_PD"))
+        model, _, _ = TravellingModel.load(*pair, (35, 34, 33))
+        states.append([variable.numpy() for variable in model.state])
+    assert all(np.array_equal(one, other) for one, other in zip(*states, strict=True))
+
+
+def test_one_image_becomes_two_harmful_ones_with_its_geometry(cohort, tmp_path):
+    source = cohort / "images" / "s001.nii.gz"
+    done = run_script("generate", "-i", source, "--output-folder", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    original = sitk.ReadImage(str(source))
+    intensities = sitk.GetArrayFromImage(original)
+    inverted = sitk.ReadImage(str(tmp_path / "out" / "s001_inv.nii.gz"))
+    noise = sitk.ReadImage(str(tmp_path / "out" / "s001_clip.nii.gz"))
+    assert np.array_equal(sitk.GetArrayFromImage(inverted), np.float32(255) - intensities)
+    assert noise.GetPixelID() == sitk.sitkUInt8
+    added = sitk.GetArrayFromImage(noise).astype(float)
+    # N(0, 25) clipped at 0: half of the voxels are 0, the others' mean is 25 sqrt(2 / pi)
+    assert np.mean(added == 0) == pytest.approx(0.5, abs=0.03)
+    assert added[added > 0].mean() == pytest.approx(25 * np.sqrt(2 / np.pi), rel=0.03)
+    for image in (inverted, noise):
+        for geometry in ("GetSpacing", "GetOrigin", "GetDirection"):
+            assert getattr(image, geometry)() == pytest.approx(getattr(original, geometry)())
+
+
+def test_single_experiment_adds_one_image_to_each_of_n_centers(cohort, tmp_path):
+    arguments = ("-fn_train", cohort / "training_set.csv", "--experiment", "single", "--kind", "noise", "--centers", 3)
+    for name in ("one", "two"):
+        assert run_script("generate", *arguments, "--output-folder", name, cwd=tmp_path).returncode == 0
+    truth = pd.read_csv(tmp_path / "one" / "truth.csv")
+    assert list(truth.columns) == ["Subject", "Study", "Kind", "Experiment", "Source"]
+    assert set(truth["Kind"]) == {"noise"}
+    assert truth["Study"].nunique() == 3
+    good = pd.read_csv(cohort / "training_set.csv", index_col="Subject")
+    training_set = pd.read_csv(tmp_path / "one" / "training_set.csv", index_col="Subject")
+    assert list(training_set.index[: len(good)]) == list(good.index)  # the source subjects stay
+    for _, row in truth.iterrows():
+        assert good.loc[row["Source"], "Study"] == row["Study"] == training_set.loc[row["Subject"], "Study"]
+        assert good.loc[row["Source"], "Group_bin"] == training_set.loc[row["Subject"], "Group_bin"]
+    assert all((tmp_path / "one" / path).is_file() for path in training_set["Path"])
+    for path in (tmp_path / "one" / "images").iterdir():  # seeded
+        same = tmp_path / "two" / "images" / path.name
+        assert np.array_equal(*(sitk.GetArrayFromImage(sitk.ReadImage(str(file))) for file in (path, same)))

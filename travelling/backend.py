@@ -1,0 +1,104 @@
+"""The only place that knows which Keras backend runs (TensorFlow by default, JAX with KERAS_BACKEND=jax).
+
+Import it before anything else that imports Keras: it sets what the backends read once, at their import.
+"""
+
+import contextlib
+import os
+import sys
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+# TensorFlow leaves its oneDNN kernels and memory pool off on CPUs without AVX-512, where they are worth a
+# factor of five for 3-D convolutions just as well.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+_QUIET = "TF_CPP_MIN_LOG_LEVEL" not in os.environ
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+@contextlib.contextmanager
+def _quiet_import():
+    """Keep the start-up chatter of the C++ libraries off the terminal (TF_CPP_MIN_LOG_LEVEL=0 shows it)."""
+    if not _QUIET:
+        yield
+        return
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
+
+
+with _quiet_import():
+    import keras
+
+BACKEND = keras.backend.backend()
+# Keras may choose XLA by itself, which is five times slower for 3-D convolutions on a CPU; JAX has only XLA.
+JIT_COMPILE = "auto" if BACKEND == "jax" else False
+
+
+def start(seed):
+    """Seed everything, let GPU memory grow as needed, and return the device in words."""
+    keras.utils.set_random_seed(seed)
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        gpus = tf.config.list_physical_devices("GPU")
+        for gpu in gpus:
+            with contextlib.suppress(RuntimeError):  # devices are up already: the run goes on as they are
+                tf.config.experimental.set_memory_growth(gpu, True)
+        if not gpus:
+            tf.config.experimental.enable_op_determinism()
+        names = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
+        return ", ".join(names) or "CPU (TensorFlow sees no GPU)"
+    if BACKEND == "jax":
+        import jax
+
+        return ", ".join(f"{device.platform.upper()} {device.device_kind}" for device in jax.devices())
+    return BACKEND
+
+
+def compile_training_step(network):
+    """One compiled step for all batch sizes: f(images, labels) -> loss, changing the network's state.
+
+    ``network`` is compiled with loss and optimizer. A fixed signature makes it one trace: TensorFlow would
+    otherwise trace anew by the sizes it has met so far, and a resumed run meets them in another order.
+    """
+    if BACKEND != "tensorflow":
+        return lambda images, labels: float(network.train_on_batch(images, labels))
+
+    import tensorflow as tf
+
+    signature = (
+        tf.TensorSpec([None, *network.input_shape[1:]], tf.float32),
+        tf.TensorSpec([None, 1], tf.float32),
+    )
+
+    @tf.function(input_signature=signature)
+    def step(images, labels):
+        return network.train_step((images, labels))["loss"]
+
+    def train(images, labels):
+        network.reset_metrics()  # the loss of this batch, not the mean since the first
+        return float(step(images, labels))
+
+    return train
+
+
+def compile_prediction(network):
+    """One compiled inference for all batch sizes: f(images) -> probabilities, NumPy (batch, 1)."""
+    if BACKEND != "tensorflow":
+        return network.predict_on_batch
+
+    import tensorflow as tf
+
+    signature = (tf.TensorSpec([None, *network.input_shape[1:]], tf.float32),)
+
+    @tf.function(input_signature=signature)
+    def predict(images):
+        return network(images, training=False)
+
+    return lambda images: predict(images).numpy()

@@ -1,0 +1,129 @@
+"""The cohort: one CSV row per image, its centers, and the order in which the model travels.
+
+Columns: ``Subject`` (unique id), ``Study`` (center), ``Path`` (image; relative paths are relative to the CSV),
+``Group_bin`` (1 = Parkinson's disease, PD; 0 = healthy control, HC), ``Sex`` (M or F) and, optionally,
+``Age`` (years). Further columns are carried along.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from travelling.errors import InputError
+
+REQUIRED_COLUMNS = ("Subject", "Study", "Path", "Group_bin", "Sex")
+SEPARATOR = ";"  # joins subject ids in the log of quality control
+RESERVED_IDS = ("batch", "n/a")  # stand for something else in that log
+
+
+def read_cohort(path):
+    """Read and check a cohort CSV.
+
+    Returns a DataFrame indexed by ``Subject`` (the column stays as well), in the order of the file: ``Path``
+    absolute, ``Group_bin`` int, ``Age`` float (NaN where unknown), every other column as text.
+    Raises InputError, naming file and line, for anything that would go wrong later.
+    """
+    path = Path(path)
+    table = _read_text_table(path)
+    missing = [column for column in REQUIRED_COLUMNS if column not in table.columns]
+    if missing:
+        raise InputError(f"{path}: missing column(s) {', '.join(missing)}; needed are {', '.join(REQUIRED_COLUMNS)}")
+    if table.empty:
+        raise InputError(f"{path}: no subjects")
+    table = table.apply(lambda column: column.str.strip())
+
+    for column in REQUIRED_COLUMNS:
+        _refuse(path, table[column] == "", f"{column} is empty")
+    _refuse(path, table["Subject"].isin(RESERVED_IDS), "Subject must not be 'batch' or 'n/a'")
+    _refuse(path, table["Subject"].str.contains(SEPARATOR, regex=False), f"Subject must not contain '{SEPARATOR}'")
+    _refuse(path, table["Subject"].duplicated(), "Subject appears before, too", table["Subject"])
+    labels = pd.to_numeric(table["Group_bin"], errors="coerce")
+    _refuse(path, ~labels.isin([0, 1]), "Group_bin must be 0 or 1", table["Group_bin"])
+    _refuse(path, ~table["Sex"].isin(["M", "F"]), "Sex must be M or F", table["Sex"])
+    if "Age" not in table.columns:
+        table["Age"] = ""
+    ages = pd.to_numeric(table["Age"], errors="coerce")
+    _refuse(path, (table["Age"] != "") & ~ages.between(0, 120), "Age must be years from 0 to 120", table["Age"])
+
+    files = [(path.parent / name).resolve() for name in table["Path"]]
+    _refuse(path, pd.Series([not file.is_file() for file in files]), "no such image", table["Path"])
+    table["Path"] = [str(file) for file in files]
+    _refuse(path, table["Path"].duplicated(), "the image belongs to another subject, too", table["Path"])
+
+    table["Group_bin"] = labels.astype(int)
+    table["Age"] = ages.astype(float)
+    return table.set_index("Subject", drop=False).rename_axis(None)
+
+
+def _read_text_table(path):
+    """Every cell as text: an id such as 007 or NA must stay what it is."""
+    try:
+        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+    except (ValueError, pd.errors.ParserError) as error:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else "empty"
+        raise InputError(f"{path}: not a CSV file ({reason})") from None
+
+
+def _refuse(path, bad, reason, values=None):
+    """Raise InputError for the first row marked in the boolean Series ``bad``."""
+    if not bad.any():
+        return
+    first = int(np.flatnonzero(bad.to_numpy())[0])
+    value = f" ('{values.iloc[first]}')" if values is not None else ""
+    more = f" (and {int(bad.sum()) - 1} more rows)" if bad.sum() > 1 else ""
+    raise InputError(f"{path}, row {first + 2}: {reason}{value}{more}")  # row 1 is the header
+
+
+def refuse_overlap(training_set, test_set, training_path, test_path):
+    """Raise InputError where a subject or an image is in both sets: the test set must be unseen."""
+    for column in ("Subject", "Path"):
+        in_both = test_set[column].isin(set(training_set[column])).reset_index(drop=True)
+        _refuse(test_path, in_both, f"{column} is in {training_path}, too", test_set[column])
+
+
+def refuse_one_class(test_set, path):
+    """Raise InputError where the test set lacks HC or PD: then FPR or FNR does not exist."""
+    if test_set["Group_bin"].nunique() < 2:
+        only = "PD" if test_set["Group_bin"].iloc[0] == 1 else "HC"
+        raise InputError(f"{path}: every subject is {only}; verification needs test subjects of both classes")
+
+
+def subjects_by_center(cohort):
+    """Subject ids of every center, centers and subjects in order of first appearance in the CSV."""
+    return {center: list(group["Subject"]) for center, group in cohort.groupby("Study", sort=False)}
+
+
+def travelling_order(centers, seed, cycles):
+    """The published visiting order.
+
+    Before the first cycle the centers (in order of first appearance) are shuffled with
+    ``RandomState(seed)``; in every cycle ``RandomState(seed + cycle)`` shuffles that same array again.
+    Yields, for each of ``cycles``: the cycle, its centers in visiting order, and the cycle's generator, which
+    the caller goes on using for the subjects (:func:`batches`), center by center.
+    """
+    order = np.array(list(centers), dtype=object)
+    np.random.RandomState(seed).shuffle(order)
+    for cycle in cycles:
+        generator = np.random.RandomState(seed + cycle)
+        generator.shuffle(order)
+        yield cycle, list(order), generator
+
+
+def batches(subjects, batch_size, generator, trains_short_batch):
+    """Shuffle a center's subjects and cut them into batches, a list of lists of ids.
+
+    A center smaller than ``batch_size`` is one batch. The last, short batch of a larger one is dropped
+    unless ``trains_short_batch``.
+    """
+    shuffled = np.array(subjects, dtype=object)
+    generator.shuffle(shuffled)
+    size = min(batch_size, len(shuffled))
+    if size == 0:
+        return []
+    end = len(shuffled) if trains_short_batch else len(shuffled) - len(shuffled) % size
+    return [list(shuffled[start : start + size]) for start in range(0, end, size)]

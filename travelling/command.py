@@ -1,0 +1,134 @@
+"""What every command line shares: its options, its error line and its exit status.
+
+Imports nothing that is slow, so that ``--help`` answers at once.
+"""
+
+import argparse
+import math
+import os
+import signal
+import sys
+from pathlib import Path
+
+from travelling.errors import InputError
+
+
+def run(main):
+    """Call ``main()`` and exit with a status that says how it went; an error is one line on stderr.
+
+    0: done. 1: the machine failed (disk full, no permission). 2: the input is wrong. 130: interrupted.
+    """
+    try:
+        main()
+    except InputError as error:
+        _fail(2, f"error: {error}")
+    except OSError as error:
+        _fail(1, f"error: {error.filename or 'input/output'}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        _fail(128 + signal.SIGINT, "interrupted")
+    sys.exit(0)
+
+
+def _fail(status, message):
+    print(" ".join(message.split()), file=sys.stderr)
+    sys.exit(status)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that shows defaults, and one line instead of its usage where an option is wrong."""
+
+    def __init__(self, description):
+        super().__init__(description=description.strip(), formatter_class=_Help, allow_abbrev=False)
+
+    def error(self, message):
+        """Print the message and exit with status 2."""
+        _fail(2, f"error: {message} (--help lists the options)")
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+def number(kind, low=-math.inf, high=math.inf):
+    """An argparse type: an int or a float within [low, high]."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            word = "a whole number" if kind is int else "a number"
+            bounds = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
+            raise argparse.ArgumentTypeError(f"'{text}' is not {word} {bounds}")
+        return value
+
+    return parse
+
+
+def add_training_options(parser, step_options=True):
+    """The published options of the scripts that train; returns their group."""
+    count = number(int, 1)
+    group = parser.add_argument_group("published options")
+    group.add_argument("-fn_train", type=Path, required=True, metavar="CSV", help="training set")
+    group.add_argument(
+        "-cycles", type=count, default=30, metavar="N", help="cycles in all; in each, all centers are visited"
+    )
+    if step_options:
+        group.add_argument("-epochs", type=count, default=1, metavar="N", help="epochs per visit to a center")
+        group.add_argument("-batch_size", type=count, default=5, metavar="N", help="images per training step")
+    return group
+
+
+def add_pretrained_options(group):
+    """``-en`` and ``-pd``: the model to go on from."""
+    group.add_argument("-en", type=Path, required=True, metavar="FILE", help="encoder to go on from (.keras or .h5)")
+    group.add_argument("-pd", type=Path, required=True, metavar="FILE", help="its classifier (.keras or .h5)")
+
+
+def add_method_options(parser, seed):
+    """The further options of the scripts that train; ``seed`` is the published one. Returns the group."""
+    group = parser.add_argument_group("method")
+    group.add_argument(
+        "--protocol",
+        choices=["corrected", "published"],
+        default="corrected",
+        help="as the paper describes it, or as its published code does it (README, 'Two protocols')",
+    )
+    group.add_argument(
+        "--learning-rate", type=number(float, 0), default=1e-4, metavar="RATE", help="Adam's learning rate in cycle 0"
+    )
+    group.add_argument(
+        "--seed", type=number(int, 0, 2**31), default=seed, help="of the travelling order, the weights and the dropout"
+    )
+    return group
+
+
+def add_first_cycle_option(parser):
+    """``--first-cycle`` of the scripts that go on from a pre-trained model."""
+    parser.add_argument(
+        "--first-cycle",
+        type=number(int, 0),
+        metavar="CYCLE",
+        help="first cycle of this run (default: the one after the pre-trained model's)",
+    )
+
+
+def add_image_options(parser):
+    """``--cache-gb``, for every script that reads images."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    parser.add_argument(
+        "--cache-gb",
+        type=number(float, 0),
+        default=round(0.4 * memory, 1),
+        metavar="GB",
+        help="memory for decoded images; the others are read again whenever they are needed",
+    )
+
+
+def add_output_options(parser, default):
+    """``--output-folder`` and ``--overwrite``."""
+    parser.add_argument(
+        "--output-folder", type=Path, default=Path(default), metavar="FOLDER", help="for the models of every cycle"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run")

@@ -1,0 +1,98 @@
+"""How good the diagnoses are: counts, rates and the usual metrics, overall and by subgroup."""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.metrics import accuracy_score, f1_score, recall_score, roc_auc_score
+
+THRESHOLD = 0.5  # a prediction of at least this is a diagnosis of PD
+
+METRICS = ("accuracy", "sensitivity", "specificity", "AUC_ROC", "F1_SCORE")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a verification looks at: counts over the whole test set."""
+
+    false_positives: int
+    false_negatives: int
+    healthy: int
+    patients: int
+
+    @property
+    def accuracy(self):
+        """Share of right diagnoses."""
+        subjects = self.healthy + self.patients
+        return (subjects - self.false_positives - self.false_negatives) / subjects
+
+
+def diagnose(predictions):
+    """Predicted probabilities of PD -> 1 (PD) or 0 (HC)."""
+    return (np.asarray(predictions) >= THRESHOLD).astype(int)
+
+
+def evaluate(labels, predictions):
+    """Count the misdiagnoses; ``labels`` and ``predictions`` have shape (subjects,).
+
+    A prediction that is not a number is a misdiagnosis, whatever the label: such a model is of no use.
+    """
+    labels = np.asarray(labels)
+    wrong = (diagnose(predictions) != labels) | ~np.isfinite(predictions)
+    return Evaluation(
+        false_positives=int(np.sum(wrong & (labels == 0))),
+        false_negatives=int(np.sum(wrong & (labels == 1))),
+        healthy=int(np.sum(labels == 0)),
+        patients=int(np.sum(labels == 1)),
+    )
+
+
+def performance(labels, predictions):
+    """The METRICS as a dict; NaN where one is not defined (no subjects, or only one class)."""
+    labels = np.asarray(labels)
+    if len(labels) == 0:
+        return dict.fromkeys(METRICS, np.nan)
+    diagnoses = diagnose(predictions)
+    return {
+        "accuracy": accuracy_score(labels, diagnoses),
+        "sensitivity": recall_score(labels, diagnoses, pos_label=1, zero_division=np.nan),
+        "specificity": recall_score(labels, diagnoses, pos_label=0, zero_division=np.nan),
+        "AUC_ROC": roc_auc_score(labels, predictions) if len(np.unique(labels)) == 2 else np.nan,
+        "F1_SCORE": f1_score(labels, diagnoses, zero_division=np.nan),
+    }
+
+
+def age_groups(ages, edges):
+    """Boolean masks of the age groups that ``edges`` (years, increasing) separate, by name.
+
+    An age equal to an edge belongs to the older group; unknown ages (NaN) to none.
+    """
+    ages = np.asarray(ages, dtype=float)
+    bounds = [-np.inf, *edges, np.inf]
+    masks = {}
+    for low, high in itertools.pairwise(bounds):
+        if low == -np.inf:
+            name = f"age_below_{high:g}"
+        elif high == np.inf:
+            name = f"age_{low:g}_and_over"
+        else:
+            name = f"age_{low:g}_to_{high:g}"
+        masks[name] = (ages >= low) & (ages < high)
+    return masks
+
+
+def metrics_by_subgroup(labels, predictions, subgroups):
+    """The METRICS of all subjects and of each subgroup (name -> boolean mask), as one row for a table.
+
+    The columns of the published script come first, under their published names (``male AUC_ROC`` with a
+    space); what it lacks (F1 by sex, age groups) follows.
+    """
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    row = performance(labels, predictions)
+    later = {}
+    for name, members in subgroups.items():
+        for metric, value in performance(labels[members], predictions[members]).items():
+            published = name in ("male", "female") and metric != "F1_SCORE"
+            column = f"{name} {metric}" if published and metric == "AUC_ROC" else f"{name}_{metric}"
+            (row if published else later)[column] = value
+    return row | later

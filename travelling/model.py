@@ -1,0 +1,241 @@
+"""The travelling model: encoder, classifier and Adam, and all of their state that travels.
+
+What travels is listed once, in :attr:`TravellingModel.state`: the weights, the moving statistics of
+BatchNorm, Adam's moments and step count, the learning rate and the seed of the dropout. Train, predict, keep,
+restore, save and load all use that list.
+"""
+
+import json
+import zipfile
+from pathlib import Path
+
+from travelling import backend  # first: it prepares Keras
+from travelling.errors import InputError
+
+# isort: split
+import h5py
+import keras
+import numpy as np
+
+from travelling.run import RECORD, read_record
+from travelling.sfcn import FILTERS, build_classifier, build_encoder
+
+_RANDOM = "random_state"  # the key in a model's record that holds the state of the dropout's generator
+
+
+class TravellingModel:
+    """One network that is built and compiled once and then only changes its state."""
+
+    def __init__(self, encoder, classifier, learning_rate):
+        self.encoder = encoder
+        self.classifier = classifier
+        self.network = keras.Model(encoder.inputs, classifier(encoder.outputs[0]), name="travelling_model")
+        self.network.compile(
+            optimizer=keras.optimizers.Adam(learning_rate),
+            loss=keras.losses.BinaryCrossentropy(),
+            jit_compile=backend.JIT_COMPILE,
+        )
+        self.network.optimizer.build(self.network.trainable_variables)
+        self._training_step = backend.compile_training_step(self.network)
+        self._prediction = backend.compile_prediction(self.network)
+
+    @property
+    def state(self):
+        """Everything that travels, a list of Keras variables."""
+        return [*self.network.variables, *self.network.optimizer.variables]
+
+    @property
+    def _random_state(self):
+        """The variables of the dropout's generator: all that are not weights."""
+        weights = {id(weight) for weight in self.network.weights}
+        return [variable for variable in self.network.variables if id(variable) not in weights]
+
+    @property
+    def learning_rate(self):
+        """Adam's current learning rate."""
+        return float(self.network.optimizer.learning_rate)
+
+    @learning_rate.setter
+    def learning_rate(self, rate):
+        self.network.optimizer.learning_rate = rate
+
+    def train(self, images, labels):
+        """One step on one batch: images (batch, z, y, x, 1) float32, labels (batch,) 0 or 1. Returns the loss."""
+        return self._training_step(images, np.asarray(labels, np.float32)[:, None])
+
+    def predict(self, images):
+        """Probability of PD for each of images (batch, z, y, x, 1): float32 of shape (batch,)."""
+        return np.asarray(self._prediction(images))[:, 0]
+
+    def keep(self):
+        """A copy of everything that travels, on the device."""
+        return [keras.ops.copy(variable) for variable in self.state]
+
+    def restore(self, kept):
+        """Make everything that travels what it was at :meth:`keep`."""
+        for variable, value in zip(self.state, kept, strict=True):
+            variable.assign(value)
+
+    def save(self, encoder_path, classifier_path, record):
+        """Write the two halves as ``.keras`` files, each with its part of Adam's state and with ``record``.
+
+        ``record`` is a dict of plain values; ``cycle`` in it is the cycle that the model has just finished.
+        """
+        # Keras does not write the state of its random generators.
+        record = {**record, _RANDOM: [keras.ops.convert_to_numpy(seed).tolist() for seed in self._random_state]}
+        optimizer_variables = self.network.optimizer.variables
+        start = 2  # after Adam's step count and learning rate come two moments for each weight
+        for part, path in ((self.encoder, encoder_path), (self.classifier, classifier_path)):
+            part.compile(optimizer=keras.optimizers.Adam(), jit_compile=backend.JIT_COMPILE)
+            part.optimizer.build(part.trainable_variables)
+            own = part.optimizer.variables
+            end = start + len(own) - 2
+            for target, source in zip(own, [*optimizer_variables[:2], *optimizer_variables[start:end]], strict=True):
+                target.assign(source)
+            start = end
+            _write_keras_file(part, Path(path), record)
+
+    @classmethod
+    def build(cls, shape, width, learning_rate):
+        """A new model for images of ``shape`` (z, y, x) in voxels."""
+        encoder = build_encoder(shape, width)
+        return cls(encoder, build_classifier(encoder.output_shape[1]), learning_rate)
+
+    @classmethod
+    def load(cls, encoder_path, classifier_path, shape):
+        """Read a saved model for images of ``shape`` (z, y, x).
+
+        Takes ``.keras`` files as :meth:`save` writes them and ``.h5`` files as the published code saved them
+        with TensorFlow 2.10. Returns (model, record, notices): ``record`` is the dict given to :meth:`save`
+        (empty where the file has none) plus ``learning_rate``, Adam's saved one (None where the file has none);
+        ``notices`` says in words what could not be taken over.
+        Raises InputError for anything that is not such a model or does not fit the images.
+        """
+        (encoder, classifier), adam, record, notices = _read_pair(encoder_path, classifier_path, shape)
+        model = cls(encoder, classifier, learning_rate=record["learning_rate"] or 0.0)
+        optimizer = model.network.optimizer
+        optimizer.iterations.assign(adam["steps"])
+        for target, value in zip(optimizer.variables[2:], adam["moments"], strict=bool(adam["moments"])):
+            target.assign(value)
+        for target, value in zip(model._random_state, record.pop(_RANDOM, []), strict=False):
+            target.assign(value)
+        return model, record, notices
+
+    def read_weights(self, encoder_path, classifier_path):
+        """Take over the weights, and only them, of another saved model of this size; raises InputError."""
+        parts, *_ = _read_pair(encoder_path, classifier_path, self.encoder.input_shape[1:-1])
+        for own, part, path in zip(
+            (self.encoder, self.classifier), parts, (encoder_path, classifier_path), strict=True
+        ):
+            if [weight.shape for weight in own.weights] != [weight.shape for weight in part.weights]:
+                raise InputError(f"{path}: a network of another size than the models of the cycles before")
+            own.set_weights(part.get_weights())
+
+
+def _write_keras_file(part, path, record):
+    part.save(path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(RECORD, json.dumps(record))
+
+
+def _read_pair(encoder_path, classifier_path, shape):
+    """Read both halves: (encoder, classifier), Adam's state of both together, record, notices."""
+    encoder, adam, record, notices = _read_part(encoder_path, shape, build_encoder)
+    classifier, other_adam, other_record, other_notices = _read_part(
+        classifier_path, encoder.output_shape[1:], build_classifier
+    )
+    if classifier.output_shape[1:] != (1,):
+        raise InputError(f"{classifier_path}: a classifier has one output, this one has {classifier.output_shape[1:]}")
+    cycle, other_cycle = record.get("cycle"), other_record.get("cycle")
+    if cycle != other_cycle:
+        raise InputError(f"{classifier_path}: of cycle {other_cycle}, but {encoder_path} is of cycle {cycle}")
+    moments = adam["moments"] + other_adam["moments"] if adam["moments"] and other_adam["moments"] else []
+    record["learning_rate"] = adam["learning_rate"]
+    return (encoder, classifier), {"steps": adam["steps"], "moments": moments}, record, notices + other_notices
+
+
+def _read_part(path, input_shape, build_legacy):
+    """Read one half: (Keras model, Adam's state, record, notices).
+
+    ``input_shape`` is (z, y, x) for the encoder and (features,) for the classifier. Adam's state is a dict:
+    ``steps``, ``learning_rate`` (None: not known) and ``moments`` (in the order of Keras' Adam, or empty).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such model file")
+    try:
+        if path.suffix in (".h5", ".hdf5"):
+            part, adam, record, notices = _read_legacy_file(path, input_shape, build_legacy)
+        else:
+            part, adam, record, notices = _read_keras_file(path)
+    except InputError:
+        raise
+    except Exception as error:  # whatever the file makes Keras or HDF5 raise, the answer is the same
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"{path}: not a model that can be read ({reason[0][:200]})") from None
+    expected = (*input_shape, 1) if len(input_shape) == 3 else tuple(input_shape)
+    if part.input_shape[1:] != expected:
+        raise InputError(
+            f"{path}: the model takes inputs of shape {part.input_shape[1:]}, "
+            f"but the {'images have' if len(input_shape) == 3 else 'encoder gives'} {expected}"
+        )
+    return part, adam, record, notices
+
+
+def _read_keras_file(path):
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{path}: not a Keras model file")
+    part = keras.models.load_model(path, safe_mode=True)  # safe mode: a file that carries code is refused
+    record = read_record(path)
+    optimizer = part.optimizer
+    if not isinstance(optimizer, keras.optimizers.Adam):
+        return part, _NO_ADAM, record, [f"{path.name} holds no state of Adam: its moments start at zero"]
+    steps, rate, *moments = [keras.ops.convert_to_numpy(variable) for variable in optimizer.variables]
+    return part, {"steps": int(steps), "learning_rate": float(rate), "moments": moments}, record, []
+
+
+def _read_legacy_file(path, input_shape, build):
+    """Weights, learning rate, step count and moments of an HDF5 file saved by TensorFlow 2.10."""
+    with h5py.File(path) as file:
+        if "model_config" not in file.attrs or "model_weights" not in file:
+            raise InputError(f"{path}: an HDF5 file, but not a saved Keras model")
+        layers = json.loads(file.attrs["model_config"])["config"]["layers"]
+        saved_shape = tuple(layers[0]["config"]["batch_input_shape"][1:])
+        convolutions = [layer for layer in layers if layer["class_name"] == "Conv3D"]
+        adam, notices = _read_legacy_adam(path, file)
+    if build is build_encoder:
+        if not convolutions:
+            raise InputError(f"{path}: not an encoder (it has no 3-D convolution)")
+        width = convolutions[0]["config"]["filters"] / FILTERS[0]
+        part = build(saved_shape[:-1], width)
+    else:
+        part = build(saved_shape[0])
+    part.load_weights(path)
+    return part, adam, {}, notices
+
+
+_NO_ADAM = {"steps": 0, "learning_rate": None, "moments": []}
+
+
+def _read_legacy_adam(path, file):
+    """Adam's state as TensorFlow 2.10 saved it: the step count, all first moments, all second moments."""
+    notices = [
+        f"{path.name} (TensorFlow 2.10): the random state of the dropout is not in the file; it starts from the seed"
+    ]
+    adam = dict(_NO_ADAM)
+    settings = json.loads(file.attrs.get("training_config", "{}")).get("optimizer_config", {}).get("config", {})
+    if isinstance(settings.get("learning_rate"), float):
+        adam["learning_rate"] = settings["learning_rate"]
+    else:
+        notices.append(f"{path.name}: holds no learning rate")
+    group = file.get("optimizer_weights")
+    names = [] if group is None else list(group.attrs["weight_names"])
+    values = [np.asarray(group[name]) for name in names]
+    if values:
+        adam["steps"] = int(values[0])
+    firsts, seconds = values[1 : len(values) // 2 + 1], values[len(values) // 2 + 1 :]
+    if firsts and len(firsts) == len(seconds):
+        adam["moments"] = [moment for pair in zip(firsts, seconds, strict=True) for moment in pair]
+    else:
+        notices.append(f"{path.name}: holds no moments of Adam; they start at zero")
+    return adam, notices

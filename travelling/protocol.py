@@ -1,0 +1,59 @@
+"""The two protocols: what the paper describes, and what its published code does.
+
+Everything in which they differ is here and nowhere else:
+
+===========================  ==========================  =============================================
+..                           ``corrected`` (default)     ``published``
+===========================  ==========================  =============================================
+FPR, FNR                     FP / HC, FN / PD            FP / PD, FN / HC (can exceed 1)
+last short batch             trained                     dropped
+learning rate, resuming      ``rate * exp(-0.1 cycle)``  the saved one in the first resumed cycle, then
+at a cycle                                               ``rate * exp(-0.1 k)`` with k = 1, 2, ...
+===========================  ==========================  =============================================
+"""
+
+import math
+from dataclasses import dataclass
+
+DECAY = 0.1  # the learning rate is multiplied by exp(-DECAY) after every cycle
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One preset; see the table above."""
+
+    name: str
+    rates_by_own_class: bool
+    trains_short_batch: bool
+    decays_with_cycle: bool
+
+    def rates(self, false_positives, false_negatives, healthy, patients):
+        """Rates of misdiagnosis (FPR, FNR) from counts of test subjects."""
+        if self.rates_by_own_class:
+            return false_positives / healthy, false_negatives / patients
+        return false_positives / patients, false_negatives / healthy
+
+    def largest_rates(self, healthy, patients):
+        """(FPR, FNR) of a model that is always wrong: no rate can exceed these."""
+        return self.rates(healthy, patients, healthy, patients)
+
+    def learning_rate(self, initial, cycle, first_cycle=0, saved=None):
+        """Adam's learning rate in a cycle.
+
+        ``initial`` is that of cycle 0; ``first_cycle`` is the first cycle of this run and ``saved`` the rate
+        in the model it started from (None where it started from scratch).
+        """
+        if self.decays_with_cycle or saved is None:
+            return initial * math.exp(-DECAY * cycle)
+        if cycle == first_cycle:
+            return saved
+        return initial * math.exp(-DECAY * (cycle - first_cycle))
+
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol("corrected", rates_by_own_class=True, trains_short_batch=True, decays_with_cycle=True),
+        Protocol("published", rates_by_own_class=False, trains_short_batch=False, decays_with_cycle=False),
+    )
+}

@@ -1,0 +1,191 @@
+"""Decentralized quality control: verification, revisit and elimination (Souza et al. 2025).
+
+No image and no label of harmfulness is looked at: a training step is harmful if it raises the rates of
+misdiagnosis (FPR or FNR) on the home's test set by more than a tolerance. The trainer (see
+:mod:`travelling.trainer`) decides where training happens; the decisions are all made here.
+"""
+
+import csv
+import os
+from dataclasses import dataclass
+
+import pandas as pd
+
+from travelling.cohort import SEPARATOR, batches
+
+LOG_COLUMNS = (
+    "Cycle", "Subject", "Study", "ACC", "FP", "FN", "PFP", "PFN", "Ignored",  # as published
+    "Phase", "Subjects", "Tolerance", "Reference_PFP", "Reference_PFN", "Eliminated",
+)  # fmt: skip
+ROUNDING = 1e-9  # rates are ratios of counts: a smaller difference is floating-point noise, not a misdiagnosis
+
+
+@dataclass(frozen=True)
+class Verification:
+    """One training step and what it did to the test set."""
+
+    phase: str  # batch, subject or revisit
+    subjects: list
+    loss: float
+    rates: tuple  # (FPR, FNR) after the step
+    harmful: bool  # then the step was undone
+
+
+class QualityControl:
+    """The state of quality control, and its moves: :meth:`start`, :meth:`visit`, :meth:`revisit`.
+
+    ``centers`` maps each center to its subjects. ``error`` is the tolerated rise of FPR or FNR per image of
+    a training step, ``wait`` the number of cycles that a flagged subject waits for its revisit. ``log`` is
+    called with one row, a dict of LOG_COLUMNS, per verification.
+    """
+
+    def __init__(self, trainer, centers, protocol, error, wait, log):
+        self.trainer = trainer
+        self.protocol = protocol
+        self.error = error
+        self.wait = wait
+        self.log = log
+        self.center_of = {subject: center for center, subjects in centers.items() for subject in subjects}
+        self.reference = None  # (FPR, FNR) of the last accepted evaluation
+        self.flags = {subject: [] for subject in self.center_of}  # the cycles in which it was flagged
+        self.revisits = dict.fromkeys(self.center_of, 0)
+        self.waiting = {}  # subject -> cycle of its flag, in the order of the flags
+        self.eliminated = {}  # subject -> cycle of its elimination
+
+    def start(self):
+        """Evaluate the pre-trained model: the first reference and the first row of the log."""
+        evaluation = self.trainer.evaluate()
+        self.reference = self._rates(evaluation)
+        self._log_row(0, "baseline", [], evaluation)
+        return evaluation
+
+    def blind_directions(self, evaluation, batch_size):
+        """In words, the rates that are so high that no batch could raise them beyond its tolerance."""
+        largest = self.protocol.largest_rates(evaluation.healthy, evaluation.patients)
+        tolerance = batch_size * self.error
+        return [
+            f"{name} {rate:.3f} + tolerance {tolerance:.3f} >= {most:.3f}"
+            for name, rate, most in zip(("FPR", "FNR"), self._rates(evaluation), largest, strict=True)
+            if rate + tolerance >= most - ROUNDING
+        ]
+
+    def visit(self, cycle, subjects, batch_size, generator):
+        """A center's regular visit: verify its batches and, where a batch harms, its subjects one by one.
+
+        Subjects that are eliminated or wait for their revisit stay out. Yields every verification.
+        """
+        training = [subject for subject in subjects if subject not in self.waiting | self.eliminated]
+        for batch in batches(training, batch_size, generator, self.protocol.trains_short_batch):
+            verification = self._verify(cycle, "batch", batch)
+            yield verification
+            if verification.harmful:
+                for subject in batch:
+                    alone = self._verify(cycle, "subject", [subject])
+                    if alone.harmful:
+                        self.flags[subject].append(cycle)
+                        self.waiting[subject] = cycle
+                    yield alone
+
+    def revisit(self, cycle):
+        """After a cycle's centers: verify alone every subject that was flagged ``wait`` cycles ago.
+
+        One that harms again is eliminated; any other keeps its update and trains again from the next cycle
+        on. In the order of the flags. Yields every verification.
+        """
+        for subject in [subject for subject, flagged in self.waiting.items() if flagged + self.wait <= cycle]:
+            verification = self._verify(cycle, "revisit", [subject])
+            self.revisits[subject] += 1
+            del self.waiting[subject]
+            if verification.harmful:
+                self.eliminated[subject] = cycle
+            yield verification
+
+    def subject_table(self):
+        """One row per training subject: what happened to it so far."""
+        return pd.DataFrame(
+            {
+                "Subject": subject,
+                "Study": center,
+                "Times_flagged": len(self.flags[subject]),
+                "First_flagged_cycle": min(self.flags[subject], default=None),
+                "Revisits": self.revisits[subject],
+                "Eliminated": int(subject in self.eliminated),
+                "Eliminated_cycle": self.eliminated.get(subject),
+            }
+            for subject, center in self.center_of.items()
+        ).astype({"First_flagged_cycle": "Int64", "Eliminated_cycle": "Int64"})
+
+    def summary(self):
+        """The state in words, for the plain log."""
+        fpr, fnr = self.reference
+        return (
+            f"FPR {fpr:.3f}, FNR {fnr:.3f}; {len(self.waiting)} subjects wait for their revisit, "
+            f"{len(self.eliminated)} eliminated"
+        )
+
+    def _verify(self, cycle, phase, subjects):
+        """One training step, kept unless it harms."""
+        kept = self.trainer.keep()
+        loss = self.trainer.train(subjects)
+        evaluation = self.trainer.evaluate()
+        rates = self._rates(evaluation)
+        tolerance = len(subjects) * self.error
+        harmful = any(
+            rate > reference + tolerance + ROUNDING for rate, reference in zip(rates, self.reference, strict=True)
+        )
+        if harmful:
+            self.trainer.restore(kept)
+        self._log_row(cycle, phase, subjects, evaluation, tolerance, harmful)
+        if not harmful:
+            self.reference = rates
+        return Verification(phase, subjects, loss, rates, harmful)
+
+    def _rates(self, evaluation):
+        return self.protocol.rates(
+            evaluation.false_positives, evaluation.false_negatives, evaluation.healthy, evaluation.patients
+        )
+
+    def _log_row(self, cycle, phase, subjects, evaluation, tolerance=None, harmful=False):
+        fpr, fnr = self._rates(evaluation)
+        reference = (None, None) if phase == "baseline" else self.reference
+        row = {
+            "Cycle": cycle,
+            "Subject": {"baseline": "n/a", "batch": "batch"}.get(phase) or subjects[0],
+            "Study": self.center_of[subjects[0]] if subjects else "n/a",
+            "ACC": evaluation.accuracy,
+            "FP": evaluation.false_positives,
+            "FN": evaluation.false_negatives,
+            "PFP": fpr,
+            "PFN": fnr,
+            "Ignored": int(harmful),
+            "Phase": phase,
+            "Subjects": SEPARATOR.join(subjects),
+            "Tolerance": tolerance,
+            "Reference_PFP": reference[0],
+            "Reference_PFN": reference[1],
+            "Eliminated": int(harmful and phase == "revisit"),
+        }
+        self.log(row)
+
+
+class LogFile:
+    """The verification log: a CSV whose rows are on disk as soon as they are written."""
+
+    def __init__(self, path):
+        self._file = open(path, "w", newline="", encoding="utf-8")
+        self._writer = csv.DictWriter(self._file, LOG_COLUMNS, lineterminator="\n")
+        self._writer.writeheader()
+        self._flush()
+
+    def __call__(self, row):
+        """Append one row."""
+        self._writer.writerow(row)
+        self._flush()
+
+    def close(self):
+        """Close the file."""
+        self._file.close()
+
+    def _flush(self):
+        self._file.flush()
+        os.fsync(self._file.fileno())

@@ -1,0 +1,41 @@
+"""The network: a simple fully convolutional network (SFCN) for 3-D brain images.
+
+Source: Peng et al., "Accurate brain age prediction with lightweight deep neural networks", Medical Image
+Analysis 68 (2021), doi 10.1016/j.media.2020.101871; order of the layers as in Souza et al. 2025.
+"""
+
+import keras
+from keras import layers
+
+FILTERS = (32, 64, 128, 256, 256, 64)
+DROPOUT = 0.2
+
+
+def filters(width):
+    """Filters of the six convolutions for a width relative to the published network (1.0)."""
+    return [max(1, round(number * width)) for number in FILTERS]
+
+
+def build_encoder(shape, width=1.0):
+    """Image (batch, z, y, x, 1) -> features (batch, features); ``shape`` is (z, y, x) in voxels."""
+    *block_filters, last_filters = filters(width)
+    images = keras.Input((*shape, 1), name="images")
+    x = images
+    for block, number in enumerate(block_filters, start=1):
+        x = layers.Conv3D(number, 3, padding="same", name=f"conv{block}")(x)
+        x = layers.BatchNormalization(name=f"norm{block}")(x)
+        x = layers.MaxPooling3D(2, strides=2, padding="same", name=f"maxpool{block}")(x)
+        x = layers.ReLU(name=f"relu{block}")(x)
+    x = layers.Conv3D(last_filters, 1, padding="same", name="conv6")(x)
+    x = layers.BatchNormalization(name="norm6")(x)
+    x = layers.ReLU(name="relu6")(x)
+    x = layers.AveragePooling3D(2, name="average_pool")(x)
+    x = layers.Dropout(DROPOUT, name="dropout")(x)
+    x = layers.Flatten(name="features")(x)
+    return keras.Model(images, x, name="encoder")
+
+
+def build_classifier(features):
+    """Features (batch, features) -> probability of PD (batch, 1)."""
+    inputs = keras.Input((features,), name="encoded")
+    return keras.Model(inputs, layers.Dense(1, activation="sigmoid", name="pd")(inputs), name="classifier")

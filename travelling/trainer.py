@@ -1,0 +1,76 @@
+"""Training without quality control, and the trainer for the case that all images are on this machine."""
+
+import math
+
+from travelling.cohort import batches, travelling_order
+from travelling.metrics import evaluate
+from travelling.run import progress_bar
+
+
+def travel(trainer, centers, cycles, seed, epochs, batch_size, protocol, learning_rate, hand_on):
+    """The plain travelling model: in every cycle it visits all centers and trains on all their images.
+
+    ``centers`` maps each center to its subjects; ``learning_rate(cycle)`` gives Adam's; after every cycle
+    ``hand_on(cycle, loss)`` is called with the mean loss of its training steps.
+    """
+    images = sum(len(subjects) for subjects in centers.values())
+    with progress_bar(total=len(cycles) * epochs * images, unit="image") as bar:
+        for cycle, order, generator in travelling_order(centers, seed, cycles):
+            trainer.learning_rate = learning_rate(cycle)
+            losses = []
+            for center in order:
+                for _ in range(epochs):
+                    for batch in batches(centers[center], batch_size, generator, protocol.trains_short_batch):
+                        losses.append(trainer.train(batch))
+                        bar.set_postfix(cycle=cycle, center=center, loss=f"{losses[-1]:.3f}", refresh=False)
+                        bar.update(len(batch))
+            hand_on(cycle, sum(losses) / len(losses))
+
+
+class LocalTrainer:
+    """Brings model and images together; the travel loop and quality control speak of subjects only.
+
+    Any object with these methods can take its place: neither loop ever sees an image or a weight.
+    """
+
+    def __init__(self, model, volumes, training_set=None, test_set=None):
+        self._model = model
+        self._volumes = volumes
+        self._labels = {} if training_set is None else training_set["Group_bin"].to_dict()
+        self._test_set = test_set
+        # Some 2 million voxels at once keep a GPU busy; more only takes memory.
+        self._evaluation_batch = max(1, 2**21 // math.prod(volumes.shape))
+
+    @property
+    def learning_rate(self):
+        """Adam's learning rate."""
+        return self._model.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, rate):
+        self._model.learning_rate = rate
+
+    def train(self, subjects):
+        """One training step on the subjects as one batch, in this order. Returns the loss."""
+        return self._model.train(self._volumes.batch(subjects), [self._labels[subject] for subject in subjects])
+
+    def predict(self):
+        """Probability of PD for every subject of the test set, in its order: a list of floats."""
+        subjects = list(self._test_set["Subject"])
+        predictions = []
+        for start in range(0, len(subjects), self._evaluation_batch):
+            batch = subjects[start : start + self._evaluation_batch]
+            predictions.extend(self._model.predict(self._volumes.batch(batch)).tolist())
+        return predictions
+
+    def evaluate(self):
+        """Misdiagnoses on the test set: a :class:`travelling.metrics.Evaluation`."""
+        return evaluate(self._test_set["Group_bin"], self.predict())
+
+    def keep(self):
+        """Everything that travels, to :meth:`restore` later."""
+        return self._model.keep()
+
+    def restore(self, kept):
+        """Undo every step since :meth:`keep`."""
+        self._model.restore(kept)

@@ -1,0 +1,143 @@
+"""Brain images: NIfTI files in, arrays (z, y, x) out, each file decoded once as far as memory allows."""
+
+import gzip
+import math
+import os
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import SimpleITK as sitk
+
+from travelling.errors import InputError
+from travelling.run import progress_bar
+
+MINIMUM_VOXELS = 33  # per axis: five poolings by 2, rounded up, must leave 2 for the network's average pooling
+
+sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's own warnings; what matters is an InputError
+
+
+def open_image(path):
+    """Read a 3-D NIfTI image with one value per voxel as a SimpleITK image (axes x, y, z; mm).
+
+    Raises InputError for anything else; :func:`check_image` looks for damage inside the file, too.
+    """
+    reader = _read_header(path)
+    try:
+        return reader.Execute()
+    except (RuntimeError, MemoryError) as error:
+        raise InputError(f"{path}: unreadable image ({_reason(error)})") from None
+
+
+def check_image(path):
+    """Read an image as :func:`open_image` does and raise InputError if it is damaged or not finite."""
+    reader = _read_header(path)
+    expected = (
+        float(reader.GetMetaData("vox_offset")) + math.prod(reader.GetSize()) * int(reader.GetMetaData("bitpix")) / 8
+    )
+    try:  # ITK fills what a truncated file lacks with zeros and does not say so
+        length = _uncompressed_length(path)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{path}: damaged image ({error})") from None
+    if length < expected:
+        raise InputError(f"{path}: damaged image (truncated: {length} of {expected:.0f} bytes)")
+    image = open_image(path)
+    if not np.isfinite(sitk.GetArrayViewFromImage(image)).all():
+        raise InputError(f"{path}: the image has voxels that are NaN or infinite")
+    return image
+
+
+def _uncompressed_length(path):
+    if not str(path).endswith(".gz"):
+        return os.path.getsize(path)
+    with gzip.open(path) as file:  # reading to the end checks the checksum
+        return sum(len(chunk) for chunk in iter(lambda: file.read(2**22), b""))
+
+
+def _read_header(path):
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.SetImageIO("NiftiImageIO")
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise InputError(f"{path}: not a NIfTI image ({_reason(error)})") from None
+    if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
+        raise InputError(
+            f"{path}: a 3-D image with one value per voxel is needed, "
+            f"this one is {reader.GetDimension()}-D with {reader.GetNumberOfComponents()}"
+        )
+    return reader
+
+
+def to_array(image):
+    """SimpleITK image (x, y, z) -> array (z, y, x) of its own data type."""
+    return sitk.GetArrayFromImage(image)
+
+
+def _reason(error):
+    """The last line of ITK's message says what is wrong; the others say where in ITK."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1].removeprefix("ITK ERROR: ") if lines else type(error).__name__
+
+
+class Volumes:
+    """The images of one or more cohorts, which all must have one shape.
+
+    ``shape`` is (z, y, x) in voxels, known once a cohort is added. Decoded images stay in memory in their
+    own data type up to ``cache_gb`` (10^9 bytes); the others are read again whenever they are needed.
+    """
+
+    def __init__(self, cache_gb):
+        self.shape = None
+        self._first = None  # the image that set the shape
+        self._files = {}
+        self._cache = {}
+        self._free = cache_gb * 1e9  # bytes
+
+    def add(self, cohort):
+        """Add the images of a cohort, checking the headers only; raises InputError for the first bad one."""
+        for path in cohort["Path"]:
+            shape = tuple(reversed(_read_header(path).GetSize()))  # x, y, z -> z, y, x
+            if self.shape is None:
+                self.shape, self._first = shape, path
+            if shape != self.shape:
+                raise InputError(
+                    f"{path}: {_in_words(shape)} voxels, but {self._first} has {_in_words(self.shape)}; "
+                    "all images must have one shape"
+                )
+            if min(shape) < MINIMUM_VOXELS:
+                raise InputError(
+                    f"{path}: {_in_words(shape)} voxels; the network needs {MINIMUM_VOXELS} along every axis"
+                )
+        self._files.update(zip(cohort["Subject"], cohort["Path"], strict=True))
+
+    def decode(self):
+        """Decode every image once, to check its voxels and to fill the memory; raises InputError."""
+        paths = list(self._files.values())
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            try:
+                checked = progress_bar(
+                    pool.map(check_image, paths), total=len(paths), desc="reading images", unit="image"
+                )
+                for path, image in zip(paths, checked, strict=True):
+                    array = to_array(image)
+                    if array.nbytes <= self._free:
+                        self._cache[path] = array
+                        self._free -= array.nbytes
+            except InputError:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def batch(self, subjects):
+        """Images of the subjects as float32 of shape (subjects, z, y, x, 1)."""
+        images = np.empty((len(subjects), *self.shape, 1), np.float32)
+        for image, subject in zip(images, subjects, strict=True):
+            path = self._files[subject]
+            array = self._cache.get(path)
+            image[..., 0] = to_array(open_image(path)) if array is None else array
+        return images
+
+
+def _in_words(shape):
+    return " x ".join(str(voxels) for voxels in reversed(shape))  # as users know it: x, y, z

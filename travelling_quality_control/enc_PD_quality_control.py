@@ -1,0 +1,139 @@
+"""Go on training a pre-trained travelling model with decentralized quality control.
+
+After every training step the rates of misdiagnosis on the test set are verified. A step that raises them by
+more than the tolerance is undone and its images are tried one by one; one that harms alone is put aside,
+revisited some cycles later, and eliminated if it harms again.
+
+Example:
+    python enc_PD_quality_control.py -fn_train ./training_set.csv -fn_test ./test_set.csv -cycles 30
+        -en ./path_encoder -pd ./path_classifier -revisit 2 -error 0.02 -fn_save filename
+
+Writes <fn_save>.csv (one row per verification), <fn_save>_subjects.csv (one row per training subject),
+<fn_save>.log, and the models of every cycle in the output folder.
+"""
+
+from pathlib import Path
+
+from travelling import command
+
+PUBLISHED_SEED = 42
+
+
+def parse_arguments():
+    """The command line."""
+    parser = command.Parser(__doc__)
+    published = command.add_training_options(parser, step_options=False)
+    command.add_pretrained_options(published)
+    published.add_argument("-fn_test", type=Path, required=True, metavar="CSV", help="test set, which only home holds")
+    published.add_argument(
+        "-revisit",
+        type=command.number(int, 1),
+        default=2,
+        metavar="CYCLES",
+        help="cycles that a flagged image waits; it is revisited at the end of the last of them",
+    )
+    published.add_argument(
+        "-error",
+        type=command.number(float, 0, 1),
+        default=0.02,
+        metavar="RATE",
+        help="tolerated rise of FPR or FNR, as a fraction of 1, per image of a training step",
+    )
+    published.add_argument("-fn_save", type=Path, required=True, metavar="NAME", help="results, without '.csv'")
+    method = command.add_method_options(parser, PUBLISHED_SEED)
+    method.add_argument(
+        "--batch-size", type=command.number(int, 1), default=5, metavar="N", help="images per training step"
+    )
+    method.add_argument(
+        "--allow-saturated",
+        action="store_true",
+        help="go on where the pre-trained model errs so much that verification cannot see harm",
+    )
+    command.add_first_cycle_option(parser)
+    command.add_image_options(parser)
+    command.add_output_options(parser, default="<fn_save>_run")
+    arguments = parser.parse_args()
+    if arguments.output_folder == parser.get_default("output_folder"):
+        arguments.output_folder = arguments.fn_save.with_name(f"{arguments.fn_save.name}_run")
+    return arguments
+
+
+def main():
+    """Run the experiment."""
+    arguments = parse_arguments()
+    # Only now, so that --help answers at once.
+    from travelling.cohort import read_cohort, refuse_one_class, refuse_overlap, subjects_by_center, travelling_order
+    from travelling.errors import InputError
+    from travelling.protocol import PROTOCOLS
+    from travelling.quality_control import LogFile, QualityControl
+    from travelling.run import Run, cycles_to_run, progress_bar, write_csv
+    from travelling.trainer import LocalTrainer
+    from travelling.volumes import Volumes
+
+    protocol = PROTOCOLS[arguments.protocol]
+    pretrained = (arguments.en, arguments.pd)
+    training_set, test_set = read_cohort(arguments.fn_train), read_cohort(arguments.fn_test)
+    refuse_overlap(training_set, test_set, arguments.fn_train, arguments.fn_test)
+    refuse_one_class(test_set, arguments.fn_test)
+    centers = subjects_by_center(training_set)
+    cycles = cycles_to_run(*pretrained, arguments.first_cycle, arguments.cycles)
+    log_csv, subjects_csv, text_log = (
+        arguments.fn_save.with_name(arguments.fn_save.name + ending) for ending in (".csv", "_subjects.csv", ".log")
+    )
+    run = Run(arguments.output_folder, text_log.resolve(), [log_csv, subjects_csv], arguments.overwrite, pretrained)
+    volumes = Volumes(arguments.cache_gb)
+    volumes.add(training_set)
+    volumes.add(test_set)
+
+    # TensorFlow takes seconds to import: only now that the input is known to be good.
+    from travelling import backend
+    from travelling.model import TravellingModel
+
+    device = backend.start(arguments.seed)
+    model, record, notices = TravellingModel.load(*pretrained, volumes.shape)
+    volumes.decode()
+    log = run.begin(device, notices)
+    log.info("training set: %d images, %d centers; test set: %d images", len(training_set), len(centers), len(test_set))
+
+    verification_log = LogFile(log_csv)
+    trainer = LocalTrainer(model, volumes, training_set, test_set)
+    control = QualityControl(trainer, centers, protocol, arguments.error, arguments.revisit, verification_log)
+    baseline = control.start()
+    log.info("pre-trained model: FPR %.3f, FNR %.3f", *control.reference)
+    blind = control.blind_directions(baseline, arguments.batch_size)
+    if blind:
+        message = f"{arguments.en}: saturated, verification cannot see harm ({'; '.join(blind)})"
+        if not arguments.allow_saturated:
+            raise InputError(f"{message}; use a better pre-trained model or --allow-saturated")
+        log.warning("%s", message)
+
+    with progress_bar(total=len(cycles) * len(training_set), unit="image") as bar:
+        for cycle, order, generator in travelling_order(centers, arguments.seed, cycles):
+            trainer.learning_rate = protocol.learning_rate(
+                arguments.learning_rate, cycle, cycles[0], record["learning_rate"]
+            )
+            for center in order:
+                for step in control.visit(cycle, centers[center], arguments.batch_size, generator):
+                    show(bar, step, cycle, center)
+            for step in control.revisit(cycle):
+                show(bar, step, cycle, "revisits")
+            bar.update((cycles.index(cycle) + 1) * len(training_set) - bar.n)  # images that stayed out
+            run.save(model, cycle, arguments.batch_size)
+            write_csv(control.subject_table(), subjects_csv)
+            log.info("cycle %d: %s", cycle, control.summary())
+    verification_log.close()
+    log.info("done: %s, %s, models in %s", log_csv, subjects_csv, run.folder)
+
+
+def show(bar, step, cycle, center):
+    """Show a verification on the progress bar."""
+    fpr, fnr = step.rates
+    undone = " undone" if step.harmful else ""
+    bar.set_postfix_str(
+        f"cycle {cycle}, {center}: loss {step.loss:.3f}, FPR {fpr:.3f}, FNR {fnr:.3f}{undone}", refresh=False
+    )
+    bar.update(len(step.subjects) if step.phase == "batch" else 0)
+
+
+if __name__ == "__main__":
+    command.run(main)
