@@ -51,7 +51,10 @@ def test_help_answers_in_under_a_second(name, tmp_path):
 def test_standard_run_saves_every_cycle_and_a_log(pretrained):
     names = {path.name for path in pretrained.iterdir()}
     for cycle in range(8):
-        assert {f"encoder_distributed_BS5_{cycle:02d}.keras", f"classifier_PD_distributed_BS5_{cycle:02d}.keras"} <= names
+        assert {
+            f"encoder_distributed_BS5_{cycle:02d}.keras",
+            f"classifier_PD_distributed_BS5_{cycle:02d}.keras",
+        } <= names
     assert len(names) == 17
     log = (pretrained / "training.log").read_text()
     assert "-fn_train" in log
@@ -81,7 +84,12 @@ def test_quality_control_log_explains_itself(controlled):
     log = pd.read_csv(controlled / "qc.csv", keep_default_na=False)
     assert list(log.columns) == QC_COLUMNS
     baseline = log.iloc[0]
-    assert (baseline["Cycle"], baseline["Subject"], baseline["Study"], baseline["Phase"]) == (0, "n/a", "n/a", "baseline")
+    assert (baseline["Cycle"], baseline["Subject"], baseline["Study"], baseline["Phase"]) == (
+        0,
+        "n/a",
+        "n/a",
+        "baseline",
+    )
     reference = baseline[["PFP", "PFN"]].to_list()
     for _, row in log.iloc[1:].iterrows():
         assert [float(row["Reference_PFP"]), float(row["Reference_PFN"])] == reference
@@ -124,8 +132,8 @@ def test_inference_evaluates_the_chosen_cycles(cohort, pretrained, tmp_path):
 def test_same_seed_same_models(cohort, tmp_path):
     for name in ("first", "second"):
         done = run_script(
-            "standard", "-fn_train", cohort / "training_set.csv", "-cycles", 1, "--width", 0.05, "--output-folder", name,
-            cwd=tmp_path,
+            "standard", "-fn_train", cohort / "training_set.csv", "-cycles", 1, "--width", 0.05,
+            "--output-folder", name, cwd=tmp_path,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
     from travelling.model import TravellingModel

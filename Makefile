@@ -1,0 +1,33 @@
+# make install   the set-up alone: .venv with everything in requirements-dev.txt
+# make demo      watch the method find harmful images across 83 centers (see README)
+# make test      the checks that every change must pass
+.PHONY: install demo test test-slow clean
+
+# The newest Python at hand that TensorFlow supports; PYTHON=... chooses another.
+PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(shell \
+	$(name) -c 'import sys; print("$(name)" if (3, 11) <= sys.version_info[:2] <= (3, 13) else "")' 2>/dev/null)))
+INSTALLED := .venv/installed
+
+install: $(INSTALLED)
+
+$(INSTALLED): requirements.txt requirements-dev.txt pyproject.toml
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || \
+		{ echo "error: Python 3.11, 3.12 or 3.13 is needed (TensorFlow 2.21 runs on no other); found: \
+	$$(python3 --version 2>&1 || true). Try: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	"$(PYTHON)" -m venv --clear .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+demo: $(INSTALLED)
+	.venv/bin/python reproduce/demo.py
+
+test: $(INSTALLED)
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/python -m pytest -m "not slow"
+
+test-slow: $(INSTALLED)
+	.venv/bin/python -m pytest -m slow
+
+clean:
+	rm -rf .venv demo

@@ -1,0 +1,192 @@
+"""What travels: the network's shape, undoing a step bit for bit, saving and going on."""
+
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from travelling import backend
+from travelling.errors import InputError
+from travelling.model import TravellingModel
+from travelling.sfcn import build_classifier, build_encoder
+
+SHAPE = (33, 36, 34)
+LEGACY = Path(__file__).parent / "data"
+LABELS = [0, 1, 0, 1]
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.RandomState(0).rand(4, *SHAPE, 1).astype(np.float32)
+
+
+@pytest.fixture
+def model():
+    backend.start(seed=3)
+    return TravellingModel.build(SHAPE, width=0.05, learning_rate=1e-3)
+
+
+def values(model):
+    return [np.array(keras.ops.convert_to_numpy(variable)) for variable in model.state]
+
+
+def same(one, other):
+    return [np.array_equal(a, b) for a, b in zip(one, other, strict=True)]
+
+
+def test_full_size_network_is_the_published_one():
+    encoder = build_encoder((160, 192, 160))
+    classifier = build_classifier(encoder.output_shape[1])
+    assert encoder.output_shape == (None, 768)
+    assert classifier.output_shape == (None, 1)
+    assert encoder.count_params() + classifier.count_params() == 2_952_705
+    kinds = [type(layer).__name__ for layer in encoder.layers[1:]]
+    block = ["Conv3D", "BatchNormalization", "MaxPooling3D", "ReLU"]
+    assert kinds == block * 5 + ["Conv3D", "BatchNormalization", "ReLU", "AveragePooling3D", "Dropout", "Flatten"]
+    assert [layer.filters for layer in encoder.layers if isinstance(layer, keras.layers.Conv3D)] == [
+        32,
+        64,
+        128,
+        256,
+        256,
+        64,
+    ]
+    shapes = [layer.output.shape[1:4] for layer in encoder.layers if isinstance(layer, keras.layers.MaxPooling3D)]
+    assert shapes[0] == (80, 96, 80)
+    assert shapes[-1] == (5, 6, 5)
+
+
+def test_33_voxels_are_enough_and_width_scales_the_filters():
+    encoder = build_encoder((33, 33, 33), width=0.5)
+    assert encoder.output_shape == (None, 32)
+    assert encoder.get_layer("conv1").filters == 16
+
+
+def test_all_that_travels_is_listed(model):
+    names = [variable.path for variable in model.state]
+    for needed in ("moving_mean", "moving_variance", "seed_generator_state", "iteration", "learning_rate"):
+        assert any(needed in name for name in names), needed
+    weights = 6 * 4 + 2  # kernel, bias, gamma, beta of six blocks; the dense layer's two
+    assert sum("momentum" in name for name in names) == sum("velocity" in name for name in names) == weights
+    assert len(names) == weights + 6 * 2 + 1 + 2 * weights + 2  # + moving statistics, seed, moments, step and rate
+
+
+def test_a_training_step_changes_all_that_travels(model, images):
+    before = values(model)
+    model.train(images, LABELS)
+    unchanged = [v.path for v, equal in zip(model.state, same(before, values(model)), strict=True) if equal]
+    assert all("learning_rate" in name for name in unchanged)
+
+
+def test_restore_undoes_a_step_bit_for_bit(model, images):
+    model.train(images, LABELS)
+    kept, before = model.keep(), values(model)
+    prediction = model.predict(images)
+    model.learning_rate = 0.5
+    model.train(images, LABELS)
+    model.train(images[:1] * 255, LABELS[:1])
+    assert not np.array_equal(model.predict(images), prediction)
+    model.restore(kept)
+    assert all(same(before, values(model)))
+    assert np.array_equal(model.predict(images), prediction)
+
+
+def test_a_step_after_restore_is_the_step_that_was_undone(model, images):
+    kept = model.keep()
+    first = model.train(images, LABELS), values(model)
+    model.restore(kept)
+    second = model.train(images, LABELS), values(model)
+    assert first[0] == second[0]  # the dropout's seed is restored, too
+    assert all(same(first[1], second[1]))
+
+
+def test_kept_state_survives_further_steps(model, images):
+    kept = model.keep()
+    before = [np.array(keras.ops.convert_to_numpy(value)) for value in kept]
+    for _ in range(3):
+        model.train(images, LABELS)
+    assert all(same(before, [keras.ops.convert_to_numpy(value) for value in kept]))
+
+
+def test_saved_and_loaded_model_goes_on_identically(model, images, tmp_path):
+    pair = tmp_path / "encoder_distributed_BS5_04.keras", tmp_path / "classifier_PD_distributed_BS5_04.keras"
+    model.train(images, LABELS)
+    model.save(*pair, {"cycle": 4})
+    loaded, record, notices = TravellingModel.load(*pair, SHAPE)
+    assert record["cycle"] == 4
+    assert record["learning_rate"] == pytest.approx(1e-3)
+    assert notices == []
+    assert all(same(values(model), values(loaded)))
+    losses = [[one.train(images, LABELS) for _ in range(3)] for one in (model, loaded)]
+    assert losses[0] == losses[1]
+    assert all(same(values(model), values(loaded)))
+
+
+def test_prediction_does_not_depend_on_the_batch(model, images):
+    together = model.predict(images)
+    alone = [model.predict(image[None])[0] for image in images]
+    assert together == pytest.approx(alone, abs=1e-5)
+
+
+def test_evaluation_uses_moving_statistics_and_changes_nothing(model, images):
+    before = values(model)
+    first = model.predict(images[:1])
+    model.predict(images * 255)
+    assert np.array_equal(model.predict(images[:1]), first)
+    assert all(same(before, values(model)))
+
+
+def test_files_of_tensorflow_2_10_are_taken_over(images):
+    # Saved by the published layers in TensorFlow 2.10.1 after three steps of Adam(1e-4); its own predictions:
+    expected = [0.4925523102283478, 0.4921427071094513, 0.4898187220096588, 0.49139153957366943]
+    model, record, notices = TravellingModel.load(
+        LEGACY / "encoder_distributed_BS5_09.h5", LEGACY / "classifier_PD_distributed_BS5_09.h5", SHAPE
+    )
+    assert model.predict(images) == pytest.approx(expected, abs=1e-6)
+    assert model.learning_rate == pytest.approx(1e-4)
+    assert int(model.network.optimizer.iterations) == 3
+    assert "cycle" not in record
+    assert any("dropout" in notice for notice in notices)
+    moments = [variable for variable in model.network.optimizer.variables if "conv1_kernel_velocity" in variable.path]
+    assert np.all(keras.ops.convert_to_numpy(moments[0]) > 0)
+
+
+@pytest.mark.parametrize("kind", ["text", "empty", "zip", "image"])
+def test_what_is_no_model_is_refused(kind, model, tmp_path):
+    path = tmp_path / ("encoder_09.h5" if kind == "image" else "encoder_09.keras")
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("config.json", "{}")
+    else:
+        path.write_bytes({"text": b"hello", "empty": b"", "image": b"\0" * 400}[kind])
+    with pytest.raises(InputError) as error:
+        TravellingModel.load(path, path, SHAPE)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_that_does_not_fit_is_refused(model, tmp_path):
+    pair = tmp_path / "e.keras", tmp_path / "c.keras"
+    model.save(*pair, {"cycle": 1})
+    with pytest.raises(InputError, match="but the images have"):
+        TravellingModel.load(*pair, (40, 48, 40))
+    with pytest.raises(InputError, match="but the encoder gives"):
+        TravellingModel.load(pair[0], pair[0], SHAPE)
+    model.save(tmp_path / "e2.keras", tmp_path / "c2.keras", {"cycle": 2})
+    with pytest.raises(InputError, match=r"of cycle 2, but .* is of cycle 1"):
+        TravellingModel.load(pair[0], tmp_path / "c2.keras", SHAPE)
+    with pytest.raises(InputError, match="but the images have"):
+        TravellingModel.load(
+            LEGACY / "encoder_distributed_BS5_09.h5", LEGACY / "classifier_PD_distributed_BS5_09.h5", (40, 48, 40)
+        )
+
+
+def test_a_model_file_that_carries_code_is_refused(tmp_path):
+    inputs = keras.Input((*SHAPE, 1))
+    outputs = keras.layers.Lambda(lambda x: x, output_shape=(*SHAPE, 1))(inputs)
+    path = tmp_path / "encoder.keras"
+    keras.Model(inputs, keras.layers.GlobalAveragePooling3D()(outputs)).save(path)
+    with pytest.raises(InputError):
+        TravellingModel.load(path, path, SHAPE)

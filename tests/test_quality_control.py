@@ -1,0 +1,265 @@
+"""The method itself, with a fake trainer: what travels, who is fitted, what is undone, when."""
+
+import math
+
+import numpy as np
+import pytest
+
+from travelling.cohort import travelling_order
+from travelling.metrics import Evaluation
+from travelling.protocol import PROTOCOLS
+from travelling.quality_control import LOG_COLUMNS, QualityControl
+from travelling.trainer import travel
+
+HEALTHY, PATIENTS = 50, 100
+
+
+class FakeTrainer:
+    """Its only weight counts training steps; ``harm`` maps a subject to (FP, FN) it adds to the test set."""
+
+    def __init__(self, harm=(), start=(0, 0)):
+        self.weight = 0
+        self.learning_rate = None
+        self.harm = dict(harm)
+        self.misdiagnoses = np.array(start)
+        self.fitted = []  # every batch, in order
+        self.rates_seen = []
+        self.restored = 0
+
+    def train(self, subjects):
+        self.fitted.append(list(subjects))
+        self.rates_seen.append(self.learning_rate)
+        self.weight += 1
+        for subject in subjects:
+            self.misdiagnoses = self.misdiagnoses + self.harm.get(subject, (0, 0))
+        return 0.5
+
+    def evaluate(self):
+        return Evaluation(*(int(count) for count in self.misdiagnoses), HEALTHY, PATIENTS)
+
+    def keep(self):
+        return self.weight, self.misdiagnoses.copy()
+
+    def restore(self, kept):
+        self.weight, self.misdiagnoses = kept
+        self.restored += 1
+
+
+def control_over(centers, trainer, protocol="corrected", error=0.02, wait=2):
+    rows = []
+    control = QualityControl(trainer, centers, PROTOCOLS[protocol], error, wait, rows.append)
+    control.start()
+    return control, rows
+
+
+def run_cycles(control, centers, cycles, batch_size=5):
+    """What the script does, without images."""
+    for cycle, order, generator in travelling_order(centers, 42, cycles):
+        for center in order:
+            list(control.visit(cycle, centers[center], batch_size, generator))
+        list(control.revisit(cycle))
+
+
+def test_the_model_travels_through_all_centers_in_order():
+    centers = {"a": ["a1", "a2"], "b": ["b1"], "c": [f"c{i}" for i in range(7)]}
+    trainer = FakeTrainer()
+    handed_on = []
+    travel(
+        trainer, centers, range(3), seed=40, epochs=2, batch_size=5, protocol=PROTOCOLS["corrected"],
+        learning_rate=lambda cycle: 1 / (1 + cycle),
+        hand_on=lambda cycle, loss: handed_on.append((cycle, trainer.weight, loss)),
+    )  # fmt: skip
+    steps = 2 * (1 + 1 + 2)  # epochs x batches of the three centers
+    assert handed_on == [(0, steps, 0.5), (1, 2 * steps, 0.5), (2, 3 * steps, 0.5)]  # one weight goes through all
+    assert trainer.rates_seen == [1.0] * steps + [0.5] * steps + [1 / 3] * steps
+    visited = [batch[0][0] for batch in trainer.fitted]
+    expected = []
+    for _, order, _ in travelling_order(centers, 40, range(3)):
+        for center in order:
+            expected += [center] * (4 if center == "c" else 2)
+    assert visited == expected
+    for batch in trainer.fitted:
+        assert len({subject[0] for subject in batch}) == 1  # a batch never mixes centers
+    assert sorted(sum(trainer.fitted, [])) == sorted(sum(centers.values(), []) * 6)
+
+
+def test_accepted_steps_accumulate_and_move_the_reference():
+    centers = {"a": [f"a{i}" for i in range(5)]}
+    trainer = FakeTrainer(harm={"a0": (1, 0)})  # 1/50 = 0.02: far within 5 x 0.02
+    control, rows = control_over(centers, trainer)
+    run_cycles(control, centers, range(10, 13))
+    assert trainer.weight == 3
+    assert trainer.restored == 0
+    assert [row["Reference_PFP"] for row in rows] == [None, 0.0, 0.02, 0.04]
+    assert [row["PFP"] for row in rows] == [0.0, 0.02, 0.04, 0.06]
+    assert control.reference == (0.06, 0.0)
+
+
+@pytest.mark.parametrize(("false_positives", "harmful"), [(5, False), (6, True)])
+def test_the_tolerance_is_n_times_error_and_strict(false_positives, harmful):
+    # 5 images x 0.02 = 0.1 = 5 of 50 healthy subjects: just that is tolerated
+    trainer = FakeTrainer(harm={"a0": (false_positives, 0)})
+    control, rows = control_over({"a": [f"a{i}" for i in range(5)]}, trainer)
+    verification = next(control.visit(10, [f"a{i}" for i in range(5)], 5, np.random.RandomState(0)))
+    assert verification.harmful is harmful
+    assert rows[1]["Ignored"] == int(harmful)
+    assert rows[1]["Tolerance"] == pytest.approx(0.1)
+
+
+def test_every_rise_of_exactly_the_tolerance_is_accepted():
+    # 0.02 is one of 50: sums of such rates are not exact in floating point
+    for before in range(HEALTHY):
+        trainer = FakeTrainer(harm={"a": (1, 2)}, start=(before, before))
+        control, rows = control_over({"c": ["a"]}, trainer)
+        list(control.visit(10, ["a"], 5, np.random.RandomState(0)))
+        assert rows[1]["Ignored"] == 0, before
+
+
+def test_fnr_counts_as_fpr_does():
+    trainer = FakeTrainer(harm={"a": (0, 3)})  # 3 of 100 patients > 0.02
+    control, rows = control_over({"c": ["a"]}, trainer)
+    list(control.visit(10, ["a"], 5, np.random.RandomState(0)))
+    assert [row["Ignored"] for row in rows] == [0, 1, 1]
+    assert control.waiting == {"a": 10}
+
+
+def test_a_harmful_batch_is_undone_and_its_subjects_are_verified_alone():
+    subjects = ["a0", "a1", "bad", "a3", "a4"]
+    trainer = FakeTrainer(harm={"bad": (20, 0), "a1": (1, 0)})
+    control, rows = control_over({"a": subjects}, trainer)
+    list(control.visit(10, subjects, 5, np.random.RandomState(3)))
+    batch, *alone = trainer.fitted
+    assert sorted(batch) == sorted(subjects)
+    assert alone == [[subject] for subject in batch]  # in training order
+    assert trainer.weight == 4  # the four good ones; batch and bad one are undone
+    assert control.waiting == {"bad": 10}
+    assert [row["Phase"] for row in rows] == ["baseline", "batch"] + ["subject"] * 5
+    assert rows[1]["Subject"] == "batch"
+    assert rows[1]["Subjects"] == ";".join(batch)
+    assert {row["Subject"]: row["Ignored"] for row in rows[2:]} == {
+        subject: int(subject == "bad") for subject in subjects
+    }
+    assert all(row["Tolerance"] == 0.02 for row in rows[2:])
+    assert control.reference == (0.02, 0.0)
+
+
+def test_an_undone_step_leaves_no_trace():
+    trainer = FakeTrainer(harm={"bad": (20, 0)})
+    control, _ = control_over({"a": ["bad"]}, trainer)
+    list(control.visit(10, ["bad"], 5, np.random.RandomState(0)))
+    assert trainer.weight == 0
+    assert control.reference == (0.0, 0.0)
+    assert trainer.restored == 2  # the batch of one, then the subject
+
+
+@pytest.mark.parametrize("wait", [1, 2, 3])
+def test_revisit_and_elimination_come_at_their_time(wait):
+    centers = {"a": ["a0", "bad", "a2"], "b": ["b0"]}
+    trainer = FakeTrainer(harm={"bad": (30, 0)})
+    control, rows = control_over(centers, trainer, wait=wait)
+    run_cycles(control, centers, range(10, 10 + wait + 2))
+    of_bad = [(row["Cycle"], row["Phase"]) for row in rows if "bad" in row["Subjects"].split(";")]
+    assert of_bad == [(10, "batch"), (10, "subject"), (10 + wait, "revisit")]  # and never again
+    revisit = next(row for row in rows if row["Phase"] == "revisit")
+    assert (revisit["Ignored"], revisit["Eliminated"]) == (1, 1)
+    last_of_cycle = [row for row in rows if row["Cycle"] == 10 + wait][-1]
+    assert last_of_cycle is revisit  # after that cycle's centers
+    assert control.eliminated == {"bad": 10 + wait}
+    assert sum(row["Eliminated"] for row in rows) == 1
+
+
+def test_a_subject_that_no_longer_harms_is_back_in_the_next_cycle():
+    centers = {"a": ["a0", "was_bad"]}
+    trainer = FakeTrainer(harm={"was_bad": (30, 0)})
+    control, rows = control_over(centers, trainer, wait=2)
+    run_cycles(control, centers, range(10, 11))
+    trainer.harm = {"was_bad": (1, 0)}
+    weight = trainer.weight
+    run_cycles(control, centers, range(11, 14))
+    revisits = [row for row in rows if row["Phase"] == "revisit"]
+    assert [(row["Cycle"], row["Ignored"], row["Eliminated"]) for row in revisits] == [(12, 0, 0)]
+    assert trainer.weight == weight + 3 + 1  # three cycles of one batch, and the revisit's update stays
+    with_it = [row["Cycle"] for row in rows if row["Phase"] == "batch" and "was_bad" in row["Subjects"]]
+    assert with_it == [10, 13]
+    assert not control.waiting
+    assert not control.eliminated
+
+
+def test_it_can_be_flagged_again_after_its_return():
+    centers = {"a": ["a0", "bad"]}
+    trainer = FakeTrainer(harm={"bad": (30, 0)})
+    control, _ = control_over(centers, trainer, wait=1)
+    run_cycles(control, centers, [10])
+    trainer.harm = {}
+    run_cycles(control, centers, [11])
+    trainer.harm = {"bad": (30, 0)}
+    run_cycles(control, centers, [12, 13])
+    row = control.subject_table().set_index("Subject").loc["bad"]
+    assert row.to_dict() == {
+        "Study": "a", "Times_flagged": 2, "First_flagged_cycle": 10, "Revisits": 2, "Eliminated": 1,
+        "Eliminated_cycle": 13,
+    }  # fmt: skip
+
+
+def test_subject_table_has_every_training_subject():
+    centers = {"a": ["a0", "bad"], "b": ["b0"]}
+    control, _ = control_over(centers, FakeTrainer(harm={"bad": (30, 0)}))
+    run_cycles(control, centers, [10])
+    table = control.subject_table().set_index("Subject")
+    assert list(table.index) == ["a0", "bad", "b0"]
+    assert table["Times_flagged"].to_dict() == {"a0": 0, "bad": 1, "b0": 0}
+    assert table["First_flagged_cycle"].isna().to_dict() == {"a0": True, "bad": False, "b0": True}
+    assert table["Eliminated"].sum() == 0
+
+
+def test_the_log_has_the_published_columns_first():
+    _, rows = control_over({"a": ["a0"]}, FakeTrainer(start=(5, 10)))
+    assert tuple(rows[0]) == LOG_COLUMNS
+    assert LOG_COLUMNS[:9] == ("Cycle", "Subject", "Study", "ACC", "FP", "FN", "PFP", "PFN", "Ignored")
+    assert rows[0] == {
+        "Cycle": 0, "Subject": "n/a", "Study": "n/a", "ACC": 0.9, "FP": 5, "FN": 10, "PFP": 0.1, "PFN": 0.1,
+        "Ignored": 0, "Phase": "baseline", "Subjects": "", "Tolerance": None,
+        "Reference_PFP": None, "Reference_PFN": None, "Eliminated": 0,
+    }  # fmt: skip
+
+
+def test_published_rates_have_the_other_class_below():
+    _, rows = control_over({"a": ["a0"]}, FakeTrainer(start=(50, 10)), protocol="published")
+    assert (rows[0]["PFP"], rows[0]["PFN"]) == (50 / PATIENTS, 10 / HEALTHY)
+    assert PROTOCOLS["published"].largest_rates(HEALTHY, PATIENTS) == (0.5, 2.0)
+    assert PROTOCOLS["corrected"].largest_rates(HEALTHY, PATIENTS) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "start", "blind"),
+    [
+        ("corrected", (44, 0), []),
+        ("corrected", (45, 0), ["FPR"]),  # 45/50 + 5 x 0.02 = 1
+        ("corrected", (50, 95), ["FPR", "FNR"]),
+        ("published", (45, 0), ["FPR"]),  # 45/100 + 0.1 >= 50/100
+        ("published", (0, 94), []),  # 94/50 + 0.1 < 2
+        ("published", (0, 95), ["FNR"]),
+    ],
+)
+def test_saturation_is_noticed(protocol, start, blind):
+    control, _ = control_over({"a": ["a0"]}, FakeTrainer(start=start), protocol=protocol)
+    directions = control.blind_directions(control.trainer.evaluate(), batch_size=5)
+    assert [direction[:3] for direction in directions] == blind
+
+
+def test_learning_rates_of_the_protocols():
+    corrected, published = PROTOCOLS["corrected"], PROTOCOLS["published"]
+    for cycle in range(5):
+        from_scratch = 1e-4 * math.exp(-0.1 * cycle)
+        assert corrected.learning_rate(1e-4, cycle) == published.learning_rate(1e-4, cycle) == from_scratch
+    assert corrected.learning_rate(1e-4, 10, first_cycle=10, saved=7e-5) == pytest.approx(1e-4 * math.exp(-1))
+    assert published.learning_rate(1e-4, 10, first_cycle=10, saved=7e-5) == 7e-5
+    assert published.learning_rate(1e-4, 12, first_cycle=10, saved=7e-5) == pytest.approx(1e-4 * math.exp(-0.2))
+
+
+def test_published_protocol_drops_the_short_batch_of_a_visit():
+    subjects = [f"a{i}" for i in range(7)]
+    trainer = FakeTrainer()
+    control, _ = control_over({"a": subjects}, trainer, protocol="published")
+    list(control.visit(10, subjects, 5, np.random.RandomState(0)))
+    assert [len(batch) for batch in trainer.fitted] == [5]
