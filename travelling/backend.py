@@ -88,17 +88,23 @@ def compile_training_step(network):
     return train
 
 
-def compile_prediction(network):
-    """One compiled inference for all batch sizes: f(images) -> probabilities, NumPy (batch, 1)."""
-    if BACKEND != "tensorflow":
-        return network.predict_on_batch
+def compile_prediction(variables, predict, input_shape):
+    """Compile ``predict(values, images)`` for all batch sizes: f(images) -> probabilities, NumPy (batch, 1).
 
-    import tensorflow as tf
+    ``values`` are those that ``variables`` have when f is called; ``input_shape`` is that of one image.
+    """
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
 
-    signature = (tf.TensorSpec([None, *network.input_shape[1:]], tf.float32),)
+        @tf.function(input_signature=(tf.TensorSpec([None, *input_shape], tf.float32),))
+        def compiled(images):
+            return predict([variable.value for variable in variables], images)
 
-    @tf.function(input_signature=signature)
-    def predict(images):
-        return network(images, training=False)
+        return lambda images: compiled(images).numpy()
+    if BACKEND == "jax":
+        import jax
 
-    return lambda images: predict(images).numpy()
+        compiled = jax.jit(predict)
+    else:
+        compiled = predict
+    return lambda images: keras.ops.convert_to_numpy(compiled([variable.value for variable in variables], images))

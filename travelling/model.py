@@ -17,6 +17,7 @@ import h5py
 import keras
 import numpy as np
 
+from travelling.inference_network import prediction_function
 from travelling.run import RECORD, read_record
 from travelling.sfcn import FILTERS, build_classifier, build_encoder
 
@@ -37,7 +38,9 @@ class TravellingModel:
         )
         self.network.optimizer.build(self.network.trainable_variables)
         self._training_step = backend.compile_training_step(self.network)
-        self._prediction = backend.compile_prediction(self.network)
+        self._prediction = backend.compile_prediction(
+            *prediction_function(encoder, classifier), self.network.input_shape[1:]
+        )
 
     @property
     def state(self):
@@ -65,7 +68,7 @@ class TravellingModel:
 
     def predict(self, images):
         """Probability of PD for each of images (batch, z, y, x, 1): float32 of shape (batch,)."""
-        return np.asarray(self._prediction(images))[:, 0]
+        return self._prediction(images)[:, 0]
 
     def keep(self):
         """A copy of everything that travels, on the device."""
@@ -144,8 +147,15 @@ def _read_pair(encoder_path, classifier_path, shape):
     classifier, other_adam, other_record, other_notices = _read_part(
         classifier_path, encoder.output_shape[1:], build_classifier
     )
-    if classifier.output_shape[1:] != (1,):
-        raise InputError(f"{classifier_path}: a classifier has one output, this one has {classifier.output_shape[1:]}")
+    smallest = build_encoder(shape, width=0.01)
+    for path, part, like in (
+        (encoder_path, encoder, smallest),
+        (classifier_path, classifier, build_classifier(smallest.output_shape[1])),
+    ):
+        if [type(layer) for layer in part.layers] != [type(layer) for layer in like.layers]:
+            raise InputError(f"{path}: its layers are not those of the SFCN's {like.name}")
+    if classifier.output_shape != (None, 1):
+        raise InputError(f"{classifier_path}: a classifier has one output, this one has {classifier.output_shape[1]}")
     cycle, other_cycle = record.get("cycle"), other_record.get("cycle")
     if cycle != other_cycle:
         raise InputError(f"{classifier_path}: of cycle {other_cycle}, but {encoder_path} is of cycle {cycle}")
