@@ -16,7 +16,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 @contextlib.contextmanager
-def _quiet_import():
+def _quiet_start():
     """Keep the start-up chatter of the C++ libraries off the terminal (TF_CPP_MIN_LOG_LEVEL=0 shows it)."""
     if not _QUIET:
         yield
@@ -32,7 +32,7 @@ def _quiet_import():
         os.close(terminal)
 
 
-with _quiet_import():
+with _quiet_start():
     import keras
 
 BACKEND = keras.backend.backend()
@@ -46,14 +46,15 @@ def start(seed):
     if BACKEND == "tensorflow":
         import tensorflow as tf
 
-        gpus = tf.config.list_physical_devices("GPU")
+        with _quiet_start():
+            gpus = tf.config.list_physical_devices("GPU")
         for gpu in gpus:
             with contextlib.suppress(RuntimeError):  # devices are up already: the run goes on as they are
                 tf.config.experimental.set_memory_growth(gpu, True)
         if not gpus:
             tf.config.experimental.enable_op_determinism()
         names = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
-        return ", ".join(names) or "CPU (TensorFlow sees no GPU)"
+        return ", ".join(names) or "CPU (TensorFlow sees no GPU; TF_CPP_MIN_LOG_LEVEL=0 shows why)"
     if BACKEND == "jax":
         import jax
 
@@ -108,3 +109,27 @@ def compile_prediction(variables, predict, input_shape):
     else:
         compiled = predict
     return lambda images: keras.ops.convert_to_numpy(compiled([variable.value for variable in variables], images))
+
+
+def compile_keep_and_restore(variables):
+    """Functions (keep, restore): copies of all variables on their device, and the way back, in one call each."""
+    if BACKEND != "tensorflow":
+
+        def restore(kept):
+            for variable, value in zip(variables, kept, strict=True):
+                variable.assign(value)
+
+        return lambda: [keras.ops.copy(variable.value) for variable in variables], restore
+
+    import tensorflow as tf
+
+    @tf.function(input_signature=())
+    def keep():
+        return [tf.identity(variable.value) for variable in variables]
+
+    @tf.function
+    def restore(kept):
+        for variable, value in zip(variables, kept, strict=True):
+            variable.value.assign(value)
+
+    return keep, restore

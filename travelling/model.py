@@ -38,6 +38,7 @@ class TravellingModel:
         )
         self.network.optimizer.build(self.network.trainable_variables)
         self._training_step = backend.compile_training_step(self.network)
+        self._keep, self._restore = backend.compile_keep_and_restore(self.state)
         self._prediction = backend.compile_prediction(
             *prediction_function(encoder, classifier), self.network.input_shape[1:]
         )
@@ -72,12 +73,11 @@ class TravellingModel:
 
     def keep(self):
         """A copy of everything that travels, on the device."""
-        return [keras.ops.copy(variable) for variable in self.state]
+        return self._keep()
 
     def restore(self, kept):
         """Make everything that travels what it was at :meth:`keep`."""
-        for variable, value in zip(self.state, kept, strict=True):
-            variable.assign(value)
+        self._restore(kept)
 
     def save(self, encoder_path, classifier_path, record):
         """Write the two halves as ``.keras`` files, each with its part of Adam's state and with ``record``.

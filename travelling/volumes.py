@@ -94,6 +94,7 @@ class Volumes:
         self._files = {}
         self._cache = {}
         self._free = cache_gb * 1e9  # bytes
+        self._buffer = ()  # of batch()
 
     def add(self, cohort):
         """Add the images of a cohort, checking the headers only; raises InputError for the first bad one."""
@@ -130,8 +131,13 @@ class Volumes:
                 raise
 
     def batch(self, subjects):
-        """Images of the subjects as float32 of shape (subjects, z, y, x, 1)."""
-        images = np.empty((len(subjects), *self.shape, 1), np.float32)
+        """Images of the subjects as float32 of shape (subjects, z, y, x, 1).
+
+        The array is overwritten by the next call: fresh memory for every batch can cost more than the copy.
+        """
+        if len(subjects) > len(self._buffer):
+            self._buffer = np.empty((len(subjects), *self.shape, 1), np.float32)
+        images = self._buffer[: len(subjects)]
         for image, subject in zip(images, subjects, strict=True):
             path = self._files[subject]
             array = self._cache.get(path)

@@ -1,0 +1,482 @@
+"""Make the demo cohort: synthetic T1 volumes that any reader may have and share.
+
+    python reproduce/make_demo_cohort.py --output-folder demo/cohort
+
+NONE OF THIS IS PATIENT DATA. Every volume is the MNI152 template (the copy inside the nilearn wheel;
+nothing is downloaded), deformed and recoloured by a random number generator. Only the number of
+images by center, class and sex, and the scanner names, are those of the paper (centers.csv, beside this
+script). What the volumes can show is that the programs work, not how Parkinson's disease (PD) looks.
+
+Written to the output folder, the two CSV files last:
+
+    training_set.csv, test_set.csv   Subject, Study, Path, Group_bin (1 = PD), Sex, Age (years), Scanner
+    images/<Subject>.nii.gz          float32 in [0, 1], 0 outside the brain, MNI space, 160 x 192 x 160 mm
+
+How an image comes about:
+
+    anatomy      head size by sex, a smooth random deformation, ventricles and cortex by age
+    disease      substantia nigra, putamen and caudate darker, by an amount that varies between subjects
+    acquisition  gain, gamma, bias field and noise of the scanner model, plus a smaller part of the center
+
+Each subject has its own random stream, made of the seed and the subject's name: a subject is the same
+whatever else is made beside it, on any number of processes.
+"""
+
+import functools
+import math
+import os
+import zlib
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from travelling.command import Parser, number, run
+from travelling.errors import InputError
+
+# The modules that take a second to import (numpy, pandas, SimpleITK, nilearn, scipy) are imported inside
+# the functions, so that --help answers at once.
+
+CENTERS_FILE = Path(__file__).with_name("centers.csv")
+CELLS = [("HC", "F"), ("HC", "M"), ("PD", "F"), ("PD", "M")]  # as in the column names of centers.csv
+COLUMNS = ["Subject", "Study", "Path", "Group_bin", "Sex", "Age", "Scanner"]
+
+# Field of view; MNI coordinates are in mm, x to the right, y to the front, z up (RAS).
+FIELD_OF_VIEW = (160.0, 192.0, 160.0)  # mm, x y z
+BRAIN_CENTER = (0.0, -17.0, 5.0)  # mm, the middle of the template brain's bounding box
+SMALLEST_AXIS = 33  # voxels, below which the network's pooling has nothing left
+WARP_SPACING = 5.0  # mm, grid of the deformation and of the bias field, whatever the image's spacing
+
+# Anatomy
+AGE_RANGE = (45.0, 80.0)  # years, uniform, the same for PD and HC
+HEAD_SCALE = {"F": 0.915, "M": 0.952}  # of the template's length; men 4 % larger; fits the field of view
+HEAD_SCALE_SD = 0.018
+DEFORMATION_SD = 2.0  # mm, each of x, y, z
+DEFORMATION_SMOOTHNESS = 20.0  # mm, standard deviation of the Gaussian that smooths it
+VENTRICLE_GROWTH = 0.10  # mm of outward displacement of the ventricle's wall per year after 45
+VENTRICLE_SD = 0.5  # mm, between subjects of one age
+VENTRICLE_LIMITS = (-1.0, 4.5)  # mm, beyond which the deformation would fold
+CORTEX_LOSS = 0.008  # share of the grey matter beside the sulci that turns to CSF, per year after 45
+CSF_INTENSITY = 0.28  # of the template's maximum
+
+# Disease: share of the intensity of the nuclei that is lost, before gamma
+EFFECT_MEAN = 0.28  # of PD at --effect 1; HC have 0
+EFFECT_SD = 0.11  # between subjects, PD and HC alike: this is what makes the classes overlap
+NUCLEI = {  # MNI center (right side; the left is mirrored) and half-axes in mm, share of the effect
+    "substantia nigra": ((10.0, -18.0, -11.0), (5.0, 6.5, 5.0), 1.0),
+    "putamen": ((26.0, 3.0, 1.0), (6.5, 15.0, 9.5), 1.0),
+    "caudate": ((13.0, 14.0, 9.0), (5.5, 10.0, 10.0), 0.8),
+}
+
+# Acquisition: (standard deviation between scanner models, between centers with one model)
+GAIN_SD = (0.15, 0.05)  # of the logarithm; with the noise below it sets the signal-to-noise ratio
+GAMMA_SD = (0.10, 0.03)  # of the logarithm
+GAMMA = 1.4  # typical: brings the template's grey to white matter contrast to that of a T1 image
+BIAS_SD = (0.05, 0.025)  # of the logarithm
+BIAS_SMOOTHNESS = 40.0  # mm
+NOISE = 0.016  # Rician, in units of the template's maximum, for each voxel of the image as it is written
+NOISE_SD = (0.25, 0.10)  # of the logarithm
+WHITE_PERCENTILE = 99.5  # of the brain; becomes 1.0
+
+
+def parse_arguments():
+    """The command line, as an argparse namespace."""
+    parser = Parser(__doc__)
+    parser.add_argument(
+        "--output-folder", type=Path, required=True, metavar="FOLDER", help="where the cohort is written"
+    )
+    parser.add_argument("--spacing", type=float, default=4.0, metavar="MM", help="size of a voxel in mm")
+    parser.add_argument("--shrink", type=number(int, 1), default=4, metavar="N", help="divide the real numbers by this")
+    parser.add_argument(
+        "--effect", type=number(float, 0), default=1.0, metavar="X", help="strength of the disease; 0: none"
+    )
+    parser.add_argument(
+        "--seed", type=number(int, 0), default=42, metavar="N", help="of everything that is drawn at random"
+    )
+    parser.add_argument(
+        "--workers", type=number(int, 1), default=min(os.cpu_count() or 1, 8), metavar="N", help="processes"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a cohort that is already there")
+    return parser.parse_args()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Who is in the cohort
+
+
+def largest_remainder(seats, counts):
+    """Divide `seats` in proportion to `counts` (both whole numbers); a tie goes to the earlier one."""
+    total = sum(counts)
+    if total == 0:
+        return [0] * len(counts)
+    shares = [seats * count // total for count in counts]
+    by_remainder = sorted(range(len(counts)), key=lambda i: -(seats * counts[i] % total))
+    for i in by_remainder[: seats - sum(shares)]:
+        shares[i] += 1
+    return shares
+
+
+def training_numbers(centers, shrink):
+    """Training images by center and cell, shape (83, 4): every center keeps at least one image."""
+    counts = centers[[f"train_{group}_{sex}" for group, sex in CELLS]].to_numpy().tolist()
+    return [largest_remainder(math.ceil(sum(row) / shrink), row) for row in counts]
+
+
+def test_numbers(centers, shrink):
+    """Test images by center and cell, shape (83, 4): the balance of class and sex is kept first."""
+    counts = centers[[f"test_{group}_{sex}" for group, sex in CELLS]].to_numpy().T.tolist()
+    cell_totals = [sum(column) for column in counts]
+    seats = largest_remainder((2 * sum(cell_totals) + shrink) // (2 * shrink), cell_totals)
+    columns = [largest_remainder(n, column) for n, column in zip(seats, counts, strict=True)]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def plan_cohort(centers, shrink):
+    """Who is made: (training rows, test rows), each a list of {Subject, Study, Group_bin, Sex, Scanner}.
+
+    A subject is numbered by its place in the full-size center, so that its name, and with it its image,
+    does not depend on `shrink`.
+    """
+    numbers = {"train": training_numbers(centers, shrink), "test": test_numbers(centers, shrink)}
+    rows = {"train": [], "test": []}
+    for i, center in enumerate(centers.to_dict("records")):
+        first = 1
+        for part in rows:
+            for (group, sex), images in zip(CELLS, numbers[part][i], strict=True):
+                for k in range(images):
+                    rows[part].append(
+                        {
+                            "Subject": f"demo_{center['center']}_{first + k:03d}",
+                            "Study": center["center"],
+                            "Group_bin": int(group == "PD"),
+                            "Sex": sex,
+                            "Scanner": center["scanner"],
+                        }
+                    )
+                first += center[f"{part}_{group}_{sex}"]
+    return rows["train"], rows["test"]
+
+
+def generator(seed, name):
+    """The random stream of one subject, center or scanner model: from the seed and its name alone."""
+    import numpy as np
+
+    return np.random.default_rng(np.random.SeedSequence([seed, zlib.crc32(name.encode())]))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Images. SimpleITK counts sizes and points x, y, z and its world is LPS (x to the left, y to the back); its
+# arrays are z, y, x. MNI coordinates are RAS. Both turns are made only in the functions down to mni_axes.
+
+
+def to_lps(point):
+    """MNI point (x right, y front, z up; mm) as a SimpleITK point (x left, y back, z up; mm)."""
+    return (-point[0], -point[1], point[2])
+
+
+def empty_image(spacing, size):
+    """Image of `size` voxels (x, y, z) of `spacing` mm around BRAIN_CENTER, voxels in MNI (RAS) order."""
+    import SimpleITK as sitk
+
+    image = sitk.Image(size, sitk.sitkFloat32)
+    image.SetSpacing([spacing] * 3)
+    image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
+    image.SetOrigin(to_lps([c - (n - 1) * spacing / 2 for c, n in zip(BRAIN_CENTER, size, strict=True)]))
+    return image
+
+
+def template_image(array, affine):
+    """SimpleITK image of a nilearn template: array (x, y, z) of 1 mm voxels, whose axes run along MNI's."""
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(array.T)  # (x, y, z) -> (z, y, x)
+    image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
+    image.SetOrigin(to_lps(affine[:3, 3].tolist()))
+    return image
+
+
+def mni_axes(image):
+    """MNI coordinates (mm) of an image's voxels: x, y and z, shaped to broadcast to its array (z, y, x)."""
+    import numpy as np
+
+    (nx, ny, nz), (sx, sy, sz) = image.GetSize(), image.GetSpacing()
+    left, back, up = image.GetOrigin()  # LPS
+    x, y, z = -left + sx * np.arange(nx), -back + sy * np.arange(ny), up + sz * np.arange(nz)
+    return x, y[:, None], z[:, None, None]
+
+
+def image_size(spacing):
+    """Voxels along x, y, z of an image with `spacing` mm."""
+    return [round(length / spacing) for length in FIELD_OF_VIEW]
+
+
+def warp_grid():
+    """Coarse grid of the smooth fields; a margin of two voxels makes it cover every image's grid."""
+    return empty_image(WARP_SPACING, [round(length / WARP_SPACING) + 4 for length in FIELD_OF_VIEW])
+
+
+def smooth_noise(rng, smoothness, channels=1):
+    """Gaussian noise smoothed by `smoothness` mm on the warp grid, (channels, z, y, x), each of sd 1."""
+    import numpy as np
+    from scipy.ndimage import gaussian_filter
+
+    shape = (channels, *reversed(warp_grid().GetSize()))
+    sigma = smoothness / WARP_SPACING
+    noise = gaussian_filter(rng.standard_normal(shape), sigma=(0, sigma, sigma, sigma))
+    return noise / np.std(noise, axis=(1, 2, 3), keepdims=True)
+
+
+def on_warp_grid(array, is_vector=False):
+    """SimpleITK image of an array (z, y, x), or (3, z, y, x) for vectors in LPS mm, on the warp grid."""
+    import numpy as np
+    import SimpleITK as sitk
+
+    array = np.moveaxis(array, 0, -1) if is_vector else array
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array, dtype="float64"), isVector=is_vector)
+    image.CopyInformation(warp_grid())
+    return image
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The template
+
+
+def load_templates(shrink):
+    """T1, grey matter, white matter and brain mask of the MNI152 template, in [0, 1].
+
+    1 mm voxels, `shrink` of them (each way) averaged into one.
+    """
+    import SimpleITK as sitk
+    from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
+
+    templates = (load_mni152_template, load_mni152_gm_template, load_mni152_wm_template)
+    nilearn_images = [load(resolution=1) for load in templates]
+    images = [template_image(image.get_fdata(dtype="float32"), image.affine) for image in nilearn_images]
+    images.append(sitk.Cast(images[0] > 0, sitk.sitkFloat32))  # the T1 template is already skull-stripped
+    return [sitk.BinShrink(image, [shrink] * 3) for image in images]
+
+
+def nucleus_weight(name, image):
+    """The nucleus on both sides, (z, y, x) like `image`: 1 inside, 0 outside, soft at the border."""
+    import numpy as np
+
+    (cx, cy, cz), (rx, ry, rz), _ = NUCLEI[name]
+    x, y, z = mni_axes(image)
+    distance = np.sqrt(((np.abs(x) - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 + ((z - cz) / rz) ** 2)
+    return np.clip((1.15 - distance) / 0.3, 0, 1)
+
+
+@functools.cache
+def template_maps(spacing):
+    """What all subjects start from, made once in each process.
+
+    Returns four images in MNI space, smoothed for sampling at `spacing` mm, with values in [0, 1]:
+    T1 intensity, brain mask, nuclei (share of the disease effect), thinning cortex.
+    """
+    import numpy as np
+    import SimpleITK as sitk
+
+    images = load_templates(max(1, int(spacing / 2)))  # half the target's spacing is enough, and quicker
+    grid = images[0]
+    t1, grey, white, brain = (sitk.GetArrayFromImage(image) for image in images)  # (z, y, x)
+
+    def on_grid(array):
+        image = sitk.GetImageFromArray(array.astype("float32"))
+        image.CopyInformation(grid)
+        return image
+
+    tissue = np.clip(grey + white, 0, 1)
+    nuclei = np.max([share * nucleus_weight(name, grid) for name, (*_, share) in NUCLEI.items()], axis=0)
+    nuclei = nuclei * tissue  # not the ventricle beside the caudate
+    near_csf = sitk.GetArrayFromImage(sitk.SmoothingRecursiveGaussian(on_grid(brain * (1 - tissue)), 3.0))
+    thinning = grey * np.clip(near_csf / 0.15, 0, 1) * (nuclei == 0)
+
+    maps = [on_grid(m) for m in (t1, brain, nuclei, thinning)]
+    return [sitk.SmoothingRecursiveGaussian(m, 0.3 * spacing) for m in maps] if spacing > 1 else maps
+
+
+@functools.cache
+def ventricle_direction():
+    """Towards the middle of the lateral ventricles: (3, z, y, x) in LPS, longest 1, on the warp grid."""
+    import numpy as np
+    import SimpleITK as sitk
+
+    template, *_, brain = load_templates(2)
+    t1, brain = sitk.GetArrayFromImage(template), sitk.GetArrayFromImage(brain)
+    x, y, z = mni_axes(template)
+    box = (np.abs(x) < 36) & (y > -48) & (y < 38) & (z > -2) & (z < 34)
+    cisterns = (np.abs(x) < 10) & (y < -26)  # dark too, but not ventricle
+    ventricles = sitk.GetImageFromArray(((brain == 1) & (t1 < 0.5) & box & ~cisterns).astype("float32"))
+    ventricles.CopyInformation(template)
+    gradient = sitk.Gradient(sitk.SmoothingRecursiveGaussian(ventricles, 6.0), True, True)  # 6 mm; in LPS
+    vectors = np.moveaxis(sitk.GetArrayFromImage(sitk.Resample(gradient, warp_grid())), -1, 0)
+    return vectors / np.sqrt((vectors**2).sum(0)).max()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# One subject
+
+
+def draw_subject(row, effect, seed):
+    """Everything that is drawn about a subject before its image: a dict, and the stream to go on with.
+
+    The same numbers are drawn whatever class, sex and `effect` are, so that only their meaning differs.
+    """
+    rng = generator(seed, row["Subject"])
+    age = round(rng.uniform(*AGE_RANGE), 1)
+    lowest, highest = VENTRICLE_LIMITS
+    ventricles = VENTRICLE_GROWTH * (age - AGE_RANGE[0]) + rng.normal(0, VENTRICLE_SD)
+    traits = {
+        "age": age,  # years
+        "scale": HEAD_SCALE[row["Sex"]] + rng.normal(0, HEAD_SCALE_SD),  # of the template's length
+        "ventricles": min(max(ventricles, lowest), highest),  # mm
+        "darkening": effect * EFFECT_MEAN * row["Group_bin"] + rng.normal(0, EFFECT_SD),  # share
+    }
+    return traits, rng
+
+
+def anatomy_transform(traits, rng):
+    """The way from a point of the subject to its point of the template (resampling asks for it)."""
+    import SimpleITK as sitk
+
+    size = sitk.ScaleTransform(3, [1 / traits["scale"]] * 3)
+    size.SetCenter(to_lps(BRAIN_CENTER))
+    deformation = DEFORMATION_SD * smooth_noise(rng, DEFORMATION_SMOOTHNESS, channels=3)  # mm
+    ventricles = traits["ventricles"] * ventricle_direction()  # mm
+    # The last of the list is applied first: size, deformation, then the ventricles in template space.
+    return sitk.CompositeTransform(
+        [
+            sitk.DisplacementFieldTransform(on_warp_grid(ventricles, is_vector=True)),
+            sitk.DisplacementFieldTransform(on_warp_grid(deformation, is_vector=True)),
+            size,
+        ]
+    )
+
+
+def displacement_at_voxels(transform, image):
+    """`transform` worked out once for every voxel of `image`, so that several maps can share it."""
+    import SimpleITK as sitk
+
+    sampler = sitk.TransformToDisplacementFieldFilter()
+    sampler.SetReferenceImage(image)
+    return sitk.DisplacementFieldTransform(sampler.Execute(transform))
+
+
+@functools.cache
+def draw_acquisition(center, scanner, seed):
+    """How a center images: gain, gamma, noise level, and the logarithm of the bias field on the warp grid."""
+    streams = [generator(seed, name) for name in (f"scanner {scanner}", f"center {center}")]
+
+    def both(spreads, draw):
+        return sum(spread * draw(rng) for spread, rng in zip(spreads, streams, strict=True))
+
+    return {
+        "gain": math.exp(both(GAIN_SD, lambda rng: rng.standard_normal())),
+        "gamma": GAMMA * math.exp(both(GAMMA_SD, lambda rng: rng.standard_normal())),
+        "noise": NOISE * math.exp(both(NOISE_SD, lambda rng: rng.standard_normal())),
+        "log_bias": on_warp_grid(both(BIAS_SD, lambda rng: smooth_noise(rng, BIAS_SMOOTHNESS)[0])),
+    }
+
+
+def make_volume(row, traits, rng, spacing, seed):
+    """The image of one subject: SimpleITK float32, in [0, 1], exactly 0 outside the brain."""
+    import numpy as np
+    import SimpleITK as sitk
+
+    target = empty_image(spacing, image_size(spacing))
+    transform = displacement_at_voxels(anatomy_transform(traits, rng), target)
+    t1, brain, nuclei, thinning = (
+        sitk.GetArrayFromImage(sitk.Resample(m, target, transform, sitk.sitkLinear))  # (z, y, x)
+        for m in template_maps(spacing)
+    )
+    brain = brain > 0.5
+
+    t1 = t1 * (1 - traits["darkening"] * nuclei)
+    thinned = CORTEX_LOSS * (traits["age"] - AGE_RANGE[0]) * thinning
+    t1 = t1 + thinned * (CSF_INTENSITY - t1)
+
+    scanner = draw_acquisition(row["Study"], row["Scanner"], seed)
+    log_bias = sitk.GetArrayFromImage(sitk.Resample(scanner["log_bias"], target))  # (z, y, x)
+    signal = scanner["gain"] * np.exp(log_bias) * np.clip(t1, 0, None) ** scanner["gamma"]
+    real, imaginary = scanner["noise"] * rng.standard_normal((2, *signal.shape), dtype="float32")
+    magnitude = np.hypot(signal + real, imaginary)  # Rician
+
+    white = np.percentile(magnitude[brain], WHITE_PERCENTILE)
+    volume = sitk.GetImageFromArray(np.where(brain, np.clip(magnitude / white, 0, 1), 0).astype("float32"))
+    volume.CopyInformation(target)
+    return volume
+
+
+def write_subject(row, folder, spacing, effect, seed):
+    """Make and write one subject; returns its row for the CSV. Runs in a worker process."""
+    import SimpleITK as sitk
+
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # the processes are the parallelism
+    traits, rng = draw_subject(row, effect, seed)
+    path = Path(folder) / "images" / f"{row['Subject']}.nii.gz"
+    unfinished = path.with_name(f"unfinished_{path.name}")
+    sitk.WriteImage(make_volume(row, traits, rng, spacing, seed), str(unfinished), useCompression=True)
+    os.replace(unfinished, path)
+    return {**row, "Path": f"images/{path.name}", "Age": traits["age"]}
+
+
+# ---------------------------------------------------------------------------------------------------------
+
+
+def check_spacing(spacing):
+    """Refuse a voxel size (mm) with which no network could work."""
+    if not spacing > 0:
+        raise InputError(f"--spacing {spacing:g}: must be more than 0 mm")
+    size = image_size(spacing)
+    if min(size) < SMALLEST_AXIS:
+        raise InputError(
+            f"--spacing {spacing:g}: the images would have {' x '.join(map(str, size))} voxels; "
+            f"an axis must have at least {SMALLEST_AXIS} voxels"
+        )
+
+
+def prepare_folder(folder, overwrite):
+    """Make the folder; with `overwrite`, take away the files of an earlier cohort, and nothing else."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()) and not overwrite:
+            raise InputError(f"--output-folder {folder}: is not empty (--overwrite replaces a cohort in it)")
+        for name in ("training_set.csv", "test_set.csv"):
+            (folder / name).unlink(missing_ok=True)
+        for image in (folder / "images").glob("*demo_*.nii.gz"):
+            image.unlink()
+        (folder / "images").mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output-folder {folder}: cannot be written: {error.strerror}") from error
+
+
+def main():
+    """Plan the cohort, make its images on several processes, write the two CSV files."""
+    arguments = parse_arguments()
+    check_spacing(arguments.spacing)
+    if not math.isfinite(arguments.effect):
+        raise InputError(f"--effect {arguments.effect:g}: must be a finite number")
+
+    import pandas as pd
+    from tqdm import tqdm
+
+    training, test = plan_cohort(pd.read_csv(CENTERS_FILE), arguments.shrink)
+    if len({row["Group_bin"] for row in test}) < 2:
+        raise InputError(f"--shrink {arguments.shrink}: the test set would not hold both classes")
+    folder = arguments.output_folder
+    prepare_folder(folder, arguments.overwrite)
+
+    make = functools.partial(
+        write_subject, folder=folder, spacing=arguments.spacing, effect=arguments.effect, seed=arguments.seed
+    )
+    rows = training + test
+    with ProcessPoolExecutor(arguments.workers) as pool:
+        rows = list(tqdm(pool.map(make, rows), total=len(rows), unit="image"))
+
+    for name, part in (("training_set.csv", rows[: len(training)]), ("test_set.csv", rows[len(training) :])):
+        unfinished = folder / f"{name}.unfinished"
+        pd.DataFrame(part, columns=COLUMNS).to_csv(unfinished, index=False)
+        os.replace(unfinished, folder / name)
+    print(f"{len(training)} training and {len(test)} test images in {folder} (synthetic, no patient data)")
+
+
+if __name__ == "__main__":
+    run(main)
