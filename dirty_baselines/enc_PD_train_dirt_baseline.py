@@ -38,7 +38,12 @@ def main():
     training_set = read_cohort(arguments.fn_train)
     centers = subjects_by_center(training_set)
     cycles = cycles_to_run(*pretrained, arguments.first_cycle, arguments.cycles)
-    run = Run(arguments.output_folder, "training.log", overwrite=arguments.overwrite, reads=pretrained)
+    run = Run(
+        arguments.output_folder,
+        "training.log",
+        overwrite=arguments.overwrite,
+        reads=[arguments.fn_train, *pretrained],
+    )
     volumes = Volumes(arguments.cache_gb)
     volumes.add(training_set)
 

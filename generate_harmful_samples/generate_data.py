@@ -94,8 +94,9 @@ def make_experiment(arguments):
     harmful = choose(good, arguments, generator).rename(columns={"Path": "Source_path"})
     harmful["Source"] = harmful["Subject"]
     harmful["Subject"] += SUFFIX[kind]
-    for column, new in (("Subject", harmful), ("Study", harmful[~harmful["Study"].isin(harmful["Source_study"])])):
-        known = set(good[column]) & set(new[column])
+    new_names = {"Subject"} if arguments.experiment == "single" else {"Subject", "Study"}
+    for column in sorted(new_names):
+        known = set(good[column]) & set(harmful[column])
         if known:
             raise InputError(f"{arguments.fn_train}: has a {column} '{min(known)}' already")
     harmful["Path"] = [str(folder.resolve() / "images" / f"{file_name(name)}.nii.gz") for name in harmful["Subject"]]
@@ -126,7 +127,6 @@ def choose_for_new_centers(good, arguments, generator):
             f"--centers x --images: {number} sources are needed, the training set has {len(good)} subjects"
         )
     chosen = good.iloc[generator.choice(len(good), number, replace=False)].copy()
-    chosen["Source_study"] = chosen["Study"]
     chosen["Study"] = [f"harmful_{row // arguments.images + 1:02d}" for row in range(number)]
     return chosen
 
@@ -140,7 +140,7 @@ def choose_one_per_center(good, arguments, generator):
         raise InputError(f"--centers: {arguments.centers}, but the training set has {len(centers)}")
     chosen_centers = [centers[i] for i in generator.choice(len(centers), arguments.centers, replace=False)]
     rows = [generator.choice((good["Study"] == center).to_numpy().nonzero()[0]) for center in chosen_centers]
-    return good.iloc[rows].assign(Source_study=lambda table: table["Study"])
+    return good.iloc[rows].copy()
 
 
 def make_images(jobs, arguments, also=(), reads=()):
@@ -164,8 +164,11 @@ def make_images(jobs, arguments, also=(), reads=()):
             raise InputError(f"{path}: exists (--overwrite replaces it)")
     for source, *_ in progress_bar(jobs, desc="checking images", unit="image"):
         read_source(source, arguments.maximum)
-    for folder in {path.parent for path in (*also, *targets)}:
+    folders = {path.parent for path in (*also, *targets)}
+    for folder in folders:
         refuse_read_only(folder)
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
     for number, (source, kind, target) in enumerate(progress_bar(jobs, desc="writing images", unit="image")):
         write_harmful(source, kind, target, arguments.maximum, seed=(arguments.seed, number))
 
@@ -212,13 +215,10 @@ def add_noise(image, maximum, seed):
 
 def write_harmful(source, kind, target, maximum, seed):
     """Make one harmful image; ``target`` appears only when it is complete."""
-    import SimpleITK as sitk
+    from travelling.volumes import write_image
 
     image = read_source(source, maximum)
-    harmful = invert(image, maximum) if kind == "inverted" else add_noise(image, maximum, seed)
-    partial = target.with_name(f".part_{target.name}")
-    sitk.WriteImage(harmful, str(partial))
-    partial.replace(target)
+    write_image(invert(image, maximum) if kind == "inverted" else add_noise(image, maximum, seed), target)
 
 
 def harmful_path(folder, image, kind):

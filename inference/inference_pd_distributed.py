@@ -19,7 +19,9 @@ def parse_arguments():
     published.add_argument("-fn", type=Path, required=True, metavar="CSV", help="test set")
     published.add_argument("-en", type=Path, required=True, metavar="FOLDER", help="encoders")
     published.add_argument("-pd", type=Path, required=True, metavar="FOLDER", help="classifiers")
-    published.add_argument("-o", type=Path, required=True, metavar="NAME", help="results, without '_metrics.csv'")
+    published.add_argument(
+        "-o", type=command.result_name, required=True, metavar="NAME", help="results, without '_metrics.csv'"
+    )
     group = parser.add_argument_group("evaluation")
     cycle = command.number(int, 0)
     group.add_argument(
@@ -59,7 +61,14 @@ def main():
     metrics_csv, predictions_csv, text_log = (
         arguments.o.with_name(arguments.o.name + ending) for ending in ("_metrics.csv", "_predictions.csv", ".log")
     )
-    run = Run(arguments.o.parent, text_log.name, [metrics_csv, predictions_csv], arguments.overwrite, models=False)
+    run = Run(
+        arguments.o.parent,
+        text_log.name,
+        [metrics_csv, predictions_csv],
+        arguments.overwrite,
+        reads=[arguments.fn],
+        models=False,
+    )
     volumes = Volumes(arguments.cache_gb)
     volumes.add(test_set)
 

@@ -118,7 +118,8 @@ def plan(arguments):
         target = folder / f"{experiment}_{kind}" / "harmful"
         add(
             f"{experiment}_{kind}/harmful", "harm", "-fn_train", training_csv,
-            "--experiment", experiment, "--kind", kind, "--centers", arguments.centers, "--images", arguments.images, "--seed", seed, "--output-folder", target,
+            "--experiment", experiment, "--kind", kind, "--centers", arguments.centers, "--images", arguments.images,
+            "--seed", seed, "--output-folder", target,
             needs=["cohort"], results=[target / "training_set.csv", target / "truth.csv"],
         )  # fmt: skip
     for experiment, kind in EXPERIMENTS:

@@ -8,7 +8,7 @@ import pytest
 from travelling.cohort import travelling_order
 from travelling.metrics import Evaluation
 from travelling.protocol import PROTOCOLS
-from travelling.quality_control import LOG_COLUMNS, QualityControl
+from travelling.quality_control import LOG_COLUMNS, QualityControl, blind_directions
 from travelling.trainer import travel
 
 HEALTHY, PATIENTS = 50, 100
@@ -48,7 +48,7 @@ class FakeTrainer:
 def control_over(centers, trainer, protocol="corrected", error=0.02, wait=2):
     rows = []
     control = QualityControl(trainer, centers, PROTOCOLS[protocol], error, wait, rows.append)
-    control.start()
+    control.start(trainer.evaluate())
     return control, rows
 
 
@@ -226,8 +226,9 @@ def test_the_log_has_the_published_columns_first():
 def test_published_rates_have_the_other_class_below():
     _, rows = control_over({"a": ["a0"]}, FakeTrainer(start=(50, 10)), protocol="published")
     assert (rows[0]["PFP"], rows[0]["PFN"]) == (50 / PATIENTS, 10 / HEALTHY)
-    assert PROTOCOLS["published"].largest_rates(HEALTHY, PATIENTS) == (0.5, 2.0)
-    assert PROTOCOLS["corrected"].largest_rates(HEALTHY, PATIENTS) == (1.0, 1.0)
+    counts = Evaluation(50, 10, HEALTHY, PATIENTS)
+    assert PROTOCOLS["published"].largest_rates(counts) == (0.5, 2.0)
+    assert PROTOCOLS["corrected"].largest_rates(counts) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -242,8 +243,7 @@ def test_published_rates_have_the_other_class_below():
     ],
 )
 def test_saturation_is_noticed(protocol, start, blind):
-    control, _ = control_over({"a": ["a0"]}, FakeTrainer(start=start), protocol=protocol)
-    directions = control.blind_directions(control.trainer.evaluate(), batch_size=5)
+    directions = blind_directions(Evaluation(*start, HEALTHY, PATIENTS), PROTOCOLS[protocol], tolerance=5 * 0.02)
     assert [direction[:3] for direction in directions] == blind
 
 

@@ -5,6 +5,7 @@ Columns: ``Subject`` (unique id), ``Study`` (center), ``Path`` (image; relative 
 ``Age`` (years). Further columns are carried along.
 """
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -46,9 +47,9 @@ def read_cohort(path):
     ages = pd.to_numeric(table["Age"], errors="coerce")
     _refuse(path, (table["Age"] != "") & ~ages.between(0, 120), "Age must be years from 0 to 120", table["Age"])
 
-    files = [(path.parent / name).resolve() for name in table["Path"]]
-    _refuse(path, pd.Series([not file.is_file() for file in files]), "no such image", table["Path"])
-    table["Path"] = [str(file) for file in files]
+    files = table["Path"].map(lambda name: (path.parent / name).resolve())
+    _refuse(path, ~files.map(Path.is_file), "no such image", table["Path"])
+    table["Path"] = files.map(str)
     _refuse(path, table["Path"].duplicated(), "the image belongs to another subject, too", table["Path"])
 
     table["Group_bin"] = labels.astype(int)
@@ -57,24 +58,31 @@ def read_cohort(path):
 
 
 def _read_text_table(path):
-    """Every cell as text: an id such as 007 or NA must stay what it is."""
+    """Every cell as text (an id such as 007 or NA must stay what it is), blank lines left out."""
     try:
-        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # pandas would cut off surplus cells
+            table = pd.read_csv(
+                path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False, skip_blank_lines=False
+            )
+        return table[(table.fillna("") != "").any(axis=1)].fillna("")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
+    except pd.errors.ParserWarning:
+        raise InputError(f"{path}: its rows have more cells than its header (a decimal comma?)") from None
     except (ValueError, pd.errors.ParserError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else "empty"
         raise InputError(f"{path}: not a CSV file ({reason})") from None
 
 
 def _refuse(path, bad, reason, values=None):
-    """Raise InputError for the first row marked in the boolean Series ``bad``."""
+    """Raise InputError for the first row marked in ``bad``, a boolean Series indexed by the rows of the file."""
     if not bad.any():
         return
-    first = int(np.flatnonzero(bad.to_numpy())[0])
-    value = f" ('{values.iloc[first]}')" if values is not None else ""
+    first = bad.idxmax()
+    value = f" ('{values[first]}')" if values is not None else ""
     more = f" (and {int(bad.sum()) - 1} more rows)" if bad.sum() > 1 else ""
     raise InputError(f"{path}, row {first + 2}: {reason}{value}{more}")  # row 1 is the header
 
@@ -82,8 +90,8 @@ def _refuse(path, bad, reason, values=None):
 def refuse_overlap(training_set, test_set, training_path, test_path):
     """Raise InputError where a subject or an image is in both sets: the test set must be unseen."""
     for column in ("Subject", "Path"):
-        in_both = test_set[column].isin(set(training_set[column])).reset_index(drop=True)
-        _refuse(test_path, in_both, f"{column} is in {training_path}, too", test_set[column])
+        tested = test_set[column].reset_index(drop=True)
+        _refuse(test_path, tested.isin(set(training_set[column])), f"{column} is in {training_path}, too", tested)
 
 
 def refuse_one_class(test_set, path):

@@ -57,13 +57,20 @@ def number(kind, low=-math.inf, high=math.inf):
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not low <= value <= high:
+        if not low <= value <= high or math.isinf(value):
             word = "a whole number" if kind is int else "a number"
             bounds = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
             raise argparse.ArgumentTypeError(f"'{text}' is not {word} {bounds}")
         return value
 
     return parse
+
+
+def result_name(text):
+    """An argparse type: a path whose last part begins the names of the results."""
+    if not Path(text).name or text.endswith(("/", "..")):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a file name")
+    return Path(text)
 
 
 def add_training_options(parser, step_options=True):

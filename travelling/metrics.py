@@ -38,7 +38,7 @@ def evaluate(labels, predictions):
     A prediction that is not a number is a misdiagnosis, whatever the label: such a model is of no use.
     """
     labels = np.asarray(labels)
-    wrong = (diagnose(predictions) != labels) | ~np.isfinite(predictions)
+    wrong = _counted_diagnoses(labels, predictions) != labels
     return Evaluation(
         false_positives=int(np.sum(wrong & (labels == 0))),
         false_negatives=int(np.sum(wrong & (labels == 1))),
@@ -47,17 +47,23 @@ def evaluate(labels, predictions):
     )
 
 
+def _counted_diagnoses(labels, predictions):
+    """Diagnoses, of which one that rests on no number is wrong, whatever the label."""
+    return np.where(np.isfinite(predictions), diagnose(predictions), 1 - labels)
+
+
 def performance(labels, predictions):
-    """The METRICS as a dict; NaN where one is not defined (no subjects, or only one class)."""
+    """The METRICS as a dict; NaN where one is not defined (no subjects, only one class, predictions not finite)."""
     labels = np.asarray(labels)
     if len(labels) == 0:
         return dict.fromkeys(METRICS, np.nan)
-    diagnoses = diagnose(predictions)
+    diagnoses = _counted_diagnoses(labels, predictions)
+    ranks = len(np.unique(labels)) == 2 and np.isfinite(predictions).all()
     return {
         "accuracy": accuracy_score(labels, diagnoses),
         "sensitivity": recall_score(labels, diagnoses, pos_label=1, zero_division=np.nan),
         "specificity": recall_score(labels, diagnoses, pos_label=0, zero_division=np.nan),
-        "AUC_ROC": roc_auc_score(labels, predictions) if len(np.unique(labels)) == 2 else np.nan,
+        "AUC_ROC": roc_auc_score(labels, predictions) if ranks else np.nan,
         "F1_SCORE": f1_score(labels, diagnoses, zero_division=np.nan),
     }
 

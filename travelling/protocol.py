@@ -13,7 +13,7 @@ at a cycle                                               ``rate * exp(-0.1 k)`` 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 DECAY = 0.1  # the learning rate is multiplied by exp(-DECAY) after every cycle
 
@@ -27,15 +27,15 @@ class Protocol:
     trains_short_batch: bool
     decays_with_cycle: bool
 
-    def rates(self, false_positives, false_negatives, healthy, patients):
-        """Rates of misdiagnosis (FPR, FNR) from counts of test subjects."""
+    def rates(self, counts):
+        """Rates of misdiagnosis (FPR, FNR) of a :class:`travelling.metrics.Evaluation`."""
         if self.rates_by_own_class:
-            return false_positives / healthy, false_negatives / patients
-        return false_positives / patients, false_negatives / healthy
+            return counts.false_positives / counts.healthy, counts.false_negatives / counts.patients
+        return counts.false_positives / counts.patients, counts.false_negatives / counts.healthy
 
-    def largest_rates(self, healthy, patients):
-        """(FPR, FNR) of a model that is always wrong: no rate can exceed these."""
-        return self.rates(healthy, patients, healthy, patients)
+    def largest_rates(self, counts):
+        """(FPR, FNR) of a model that is always wrong on the same test set: no rate can exceed these."""
+        return self.rates(replace(counts, false_positives=counts.healthy, false_negatives=counts.patients))
 
     def learning_rate(self, initial, cycle, first_cycle=0, saved=None):
         """Adam's learning rate in a cycle.

@@ -52,22 +52,10 @@ class QualityControl:
         self.waiting = {}  # subject -> cycle of its flag, in the order of the flags
         self.eliminated = {}  # subject -> cycle of its elimination
 
-    def start(self):
-        """Evaluate the pre-trained model: the first reference and the first row of the log."""
-        evaluation = self.trainer.evaluate()
-        self.reference = self._rates(evaluation)
-        self._log_row(0, "baseline", [], evaluation)
-        return evaluation
-
-    def blind_directions(self, evaluation, batch_size):
-        """In words, the rates that are so high that no batch could raise them beyond its tolerance."""
-        largest = self.protocol.largest_rates(evaluation.healthy, evaluation.patients)
-        tolerance = batch_size * self.error
-        return [
-            f"{name} {rate:.3f} + tolerance {tolerance:.3f} >= {most:.3f}"
-            for name, rate, most in zip(("FPR", "FNR"), self._rates(evaluation), largest, strict=True)
-            if rate + tolerance >= most - ROUNDING
-        ]
+    def start(self, baseline):
+        """Take the pre-trained model's evaluation as the first reference and the first row of the log."""
+        self.reference = self.protocol.rates(baseline)
+        self._log_row(0, "baseline", [], baseline)
 
     def visit(self, cycle, subjects, batch_size, generator):
         """A center's regular visit: verify its batches and, where a batch harms, its subjects one by one.
@@ -128,7 +116,7 @@ class QualityControl:
         kept = self.trainer.keep()
         loss = self.trainer.train(subjects)
         evaluation = self.trainer.evaluate()
-        rates = self._rates(evaluation)
+        rates = self.protocol.rates(evaluation)
         tolerance = len(subjects) * self.error
         harmful = any(
             rate > reference + tolerance + ROUNDING for rate, reference in zip(rates, self.reference, strict=True)
@@ -140,13 +128,8 @@ class QualityControl:
             self.reference = rates
         return Verification(phase, subjects, loss, rates, harmful)
 
-    def _rates(self, evaluation):
-        return self.protocol.rates(
-            evaluation.false_positives, evaluation.false_negatives, evaluation.healthy, evaluation.patients
-        )
-
     def _log_row(self, cycle, phase, subjects, evaluation, tolerance=None, harmful=False):
-        fpr, fnr = self._rates(evaluation)
+        fpr, fnr = self.protocol.rates(evaluation)
         reference = (None, None) if phase == "baseline" else self.reference
         row = {
             "Cycle": cycle,
@@ -166,6 +149,17 @@ class QualityControl:
             "Eliminated": int(harmful and phase == "revisit"),
         }
         self.log(row)
+
+
+def blind_directions(baseline, protocol, tolerance):
+    """In words, the rates of the pre-trained model that are so high that no step could exceed the tolerance."""
+    return [
+        f"{name} {rate:.3f} + tolerance {tolerance:.3f} >= {most:.3f}"
+        for name, rate, most in zip(
+            ("FPR", "FNR"), protocol.rates(baseline), protocol.largest_rates(baseline), strict=True
+        )
+        if rate + tolerance >= most - ROUNDING
+    ]
 
 
 class LogFile:

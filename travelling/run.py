@@ -23,7 +23,7 @@ class Run:
     """A run and its folder. Nothing is written or removed before :meth:`begin`.
 
     ``log`` is the plain log, in the folder unless it is an absolute path; ``files`` are further results outside
-    the folder, ``reads`` the model files the run starts from, and ``models`` tells whether it saves models.
+    the folder, ``reads`` the CSVs and models that it reads, and ``models`` tells whether it saves models.
     Raises InputError where a place cannot be written, or where it already holds such results and
     ``overwrite`` is false.
     """
@@ -33,16 +33,19 @@ class Run:
         self._log_file = self.folder / log
         self._results = [self._log_file, *map(Path, files)]
         self._models = models
-        for place in {self.folder, *(file.parent for file in self._results)}:
+        self._folders = {self.folder, *(file.parent for file in self._results)}
+        for place in self._folders:
             refuse_read_only(place)
         for path in self._earlier_results():
             if path.resolve() in {Path(file).resolve() for file in reads}:
-                raise InputError(f"{path}: this run starts from it; choose another --output-folder")
+                raise InputError(f"{path}: this run starts from it; choose another place for the results")
             if not overwrite:
                 raise InputError(f"{path}: is another run's result (--overwrite replaces that run's results)")
 
     def begin(self, device, notices=()):
         """Remove an earlier run's results, start the log and return it (a ``logging.Logger``)."""
+        for folder in self._folders:
+            folder.mkdir(parents=True, exist_ok=True)
         for path in self._earlier_results():
             path.unlink()
         log = logging.getLogger("travelling")
@@ -69,15 +72,17 @@ class Run:
             os.replace(source, target)
 
     def _earlier_results(self):
-        models = [path for path in self.folder.iterdir() if self._models and MODEL_FILE.fullmatch(path.name)]
+        files = self.folder.iterdir() if self._models and self.folder.is_dir() else ()
+        models = [path for path in files if MODEL_FILE.fullmatch(path.name)]
         return [path for path in (*self._results, *models) if path.exists()]
 
 
 def refuse_read_only(folder):
-    """Make a folder and raise InputError where nothing can be written to it."""
+    """Raise InputError where nothing can be written to a folder, or where it cannot be made."""
+    folder = Path(folder).absolute()
+    above = next(place for place in (folder, *folder.parents) if place.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        tempfile.TemporaryFile(dir=above).close()
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
 

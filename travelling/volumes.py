@@ -1,8 +1,10 @@
 """Brain images: NIfTI files in, arrays (z, y, x) out, each file decoded once as far as memory allows."""
 
+import errno
 import gzip
 import math
 import os
+import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +14,9 @@ import SimpleITK as sitk
 from travelling.errors import InputError
 from travelling.run import progress_bar
 
+# NIfTI-1's data types that can hold values that are not finite, by its code.
+FLOATING_TYPES = {16: "f4", 64: "f8"}
+LARGEST_OFFSET = 2**20  # bytes of header and extensions; more means that the header is damaged
 MINIMUM_VOXELS = 33  # per axis: five poolings by 2, rounded up, must leave 2 for the network's average pooling
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's own warnings; what matters is an InputError
@@ -30,31 +35,45 @@ def open_image(path):
 
 
 def check_image(path):
-    """Read an image as :func:`open_image` does and raise InputError if it is damaged or not finite."""
+    """Read an image as :func:`open_image` does and raise InputError if it is damaged or not finite.
+
+    Looks at the file's bytes as well, because ITK says nothing of two kinds of damage: what a truncated file
+    lacks it takes for zeros, and a NaN or infinite voxel, too, becomes zero.
+    """
     reader = _read_header(path)
-    expected = (
-        float(reader.GetMetaData("vox_offset")) + math.prod(reader.GetSize()) * int(reader.GetMetaData("bitpix")) / 8
-    )
-    try:  # ITK fills what a truncated file lacks with zeros and does not say so
-        length = _uncompressed_length(path)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    offset = float(reader.GetMetaData("vox_offset"))
+    length = math.prod(reader.GetSize()) * int(reader.GetMetaData("bitpix")) // 8
+    if not 0 <= offset <= LARGEST_OFFSET:
+        raise InputError(f"{path}: damaged image (its voxels begin at byte {offset:g})")
+    try:
+        found, finite = _scan_voxels(path, int(offset), int(reader.GetMetaData("datatype")))
+    except (EOFError, OSError, struct.error, zlib.error) as error:
         raise InputError(f"{path}: damaged image ({error})") from None
-    if length < expected:
-        raise InputError(f"{path}: damaged image (truncated: {length} of {expected:.0f} bytes)")
+    if found < length:
+        raise InputError(f"{path}: damaged image (truncated: {found} of {length} bytes of voxels)")
     image = open_image(path)
-    if not np.isfinite(sitk.GetArrayViewFromImage(image)).all():
+    if not finite or not np.isfinite(sitk.GetArrayViewFromImage(image)).all():
         raise InputError(f"{path}: the image has voxels that are NaN or infinite")
     return image
 
 
-def _uncompressed_length(path):
-    if not str(path).endswith(".gz"):
-        return os.path.getsize(path)
-    with gzip.open(path) as file:  # reading to the end checks the checksum
-        return sum(len(chunk) for chunk in iter(lambda: file.read(2**22), b""))
+def _scan_voxels(path, offset, data_type):
+    """Read a file from byte ``offset`` to its end, which also checks an archive: (bytes, whether all are finite)."""
+    length, finite = 0, True
+    with gzip.open(path) if str(path).endswith(".gz") else open(path, "rb") as file:
+        byte_order = "<" if struct.unpack("<i", file.read(4))[0] == 348 else ">"  # a header begins with its size
+        kind = np.dtype(byte_order + FLOATING_TYPES[data_type]) if data_type in FLOATING_TYPES else None
+        file.seek(offset)
+        for chunk in iter(lambda: file.read(2**22), b""):
+            length += len(chunk)
+            if kind:
+                finite &= bool(np.isfinite(np.frombuffer(chunk, kind, len(chunk) // kind.itemsize)).all())
+    return length, finite
 
 
 def _read_header(path):
+    if not str(path).endswith((".nii", ".nii.gz")):
+        raise InputError(f"{path}: not a .nii or .nii.gz file")
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.SetImageIO("NiftiImageIO")
@@ -68,6 +87,22 @@ def _read_header(path):
             f"this one is {reader.GetDimension()}-D with {reader.GetNumberOfComponents()}"
         )
     return reader
+
+
+def write_image(image, path):
+    """Write a SimpleITK image such that ``path`` is at any moment the old file or the whole new one.
+
+    Raises OSError where that fails, for example on a full disk.
+    """
+    partial = path.with_name(f".part_{path.name}")
+    try:
+        sitk.WriteImage(image, str(partial))
+        check_image(partial)  # ITK does not notice every failure
+        partial.replace(path)
+    except (RuntimeError, InputError):
+        raise OSError(errno.EIO, "could not be written", str(path)) from None
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def to_array(image):

@@ -39,7 +39,9 @@ def parse_arguments():
         metavar="RATE",
         help="tolerated rise of FPR or FNR, as a fraction of 1, per image of a training step",
     )
-    published.add_argument("-fn_save", type=Path, required=True, metavar="NAME", help="results, without '.csv'")
+    published.add_argument(
+        "-fn_save", type=command.result_name, required=True, metavar="NAME", help="results, without '.csv'"
+    )
     method = command.add_method_options(parser, PUBLISHED_SEED)
     method.add_argument(
         "--batch-size", type=command.number(int, 1), default=5, metavar="N", help="images per training step"
@@ -65,7 +67,7 @@ def main():
     from travelling.cohort import read_cohort, refuse_one_class, refuse_overlap, subjects_by_center, travelling_order
     from travelling.errors import InputError
     from travelling.protocol import PROTOCOLS
-    from travelling.quality_control import LogFile, QualityControl
+    from travelling.quality_control import LogFile, QualityControl, blind_directions
     from travelling.run import Run, cycles_to_run, progress_bar, write_csv
     from travelling.trainer import LocalTrainer
     from travelling.volumes import Volumes
@@ -80,7 +82,13 @@ def main():
     log_csv, subjects_csv, text_log = (
         arguments.fn_save.with_name(arguments.fn_save.name + ending) for ending in (".csv", "_subjects.csv", ".log")
     )
-    run = Run(arguments.output_folder, text_log.resolve(), [log_csv, subjects_csv], arguments.overwrite, pretrained)
+    run = Run(
+        arguments.output_folder,
+        text_log.absolute(),
+        [log_csv, subjects_csv],
+        arguments.overwrite,
+        reads=[arguments.fn_train, arguments.fn_test, *pretrained],
+    )
     volumes = Volumes(arguments.cache_gb)
     volumes.add(training_set)
     volumes.add(test_set)
@@ -92,21 +100,20 @@ def main():
     device = backend.start(arguments.seed)
     model, record, notices = TravellingModel.load(*pretrained, volumes.shape)
     volumes.decode()
+    trainer = LocalTrainer(model, volumes, training_set, test_set)
+    baseline = trainer.evaluate()
+    blind = blind_directions(baseline, protocol, arguments.batch_size * arguments.error)
+    if blind:
+        notices.append(f"{arguments.en}: saturated, verification cannot see harm ({'; '.join(blind)})")
+        if not arguments.allow_saturated:
+            raise InputError(f"{notices[-1]}; use a better pre-trained model or --allow-saturated")
+
     log = run.begin(device, notices)
     log.info("training set: %d images, %d centers; test set: %d images", len(training_set), len(centers), len(test_set))
-
     verification_log = LogFile(log_csv)
-    trainer = LocalTrainer(model, volumes, training_set, test_set)
     control = QualityControl(trainer, centers, protocol, arguments.error, arguments.revisit, verification_log)
-    baseline = control.start()
+    control.start(baseline)
     log.info("pre-trained model: FPR %.3f, FNR %.3f", *control.reference)
-    blind = control.blind_directions(baseline, arguments.batch_size)
-    if blind:
-        message = f"{arguments.en}: saturated, verification cannot see harm ({'; '.join(blind)})"
-        if not arguments.allow_saturated:
-            raise InputError(f"{message}; use a better pre-trained model or --allow-saturated")
-        log.warning("%s", message)
-
     with progress_bar(total=len(cycles) * len(training_set), unit="image") as bar:
         for cycle, order, generator in travelling_order(centers, arguments.seed, cycles):
             trainer.learning_rate = protocol.learning_rate(

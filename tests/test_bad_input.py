@@ -1,0 +1,751 @@
+"""Bad input: one line on stderr that names what is wrong, a non-zero exit status, and nothing written or lost.
+
+Each kind of bad input is given to a script as a user gives it. Where the script only answers to more of the
+same, it runs in this process, or only the function that must raise the InputError does: that spares the imports.
+"""
+
+import contextlib
+import csv
+import gzip
+import io
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from unittest import mock
+
+import numpy as np
+import pandas as pd
+import pytest
+import SimpleITK as sitk
+from conftest import SCRIPTS, run_script, write_image
+
+from travelling.errors import InputError
+from travelling.metrics import performance
+from travelling.run import Run, cycles_to_run, model_pairs
+from travelling.volumes import Volumes, check_image
+
+SHAPE = (35, 34, 33)  # of the toy cohort's images: z, y, x
+NO_PROC = "/proc/none/below"  # cannot be made, not even by root
+
+
+def contents(folder):
+    """Every file below a folder, byte for byte."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def run_here(name, *arguments, cwd):
+    """The same as run_script, in this process."""
+    command_line = [str(SCRIPTS[name]), *map(str, arguments)]
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        contextlib.chdir(cwd),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        mock.patch.object(sys, "argv", command_line),
+        pytest.raises(SystemExit) as end,
+    ):
+        runpy.run_path(command_line[0], run_name="__main__")
+    return subprocess.CompletedProcess(command_line, end.value.code, out.getvalue(), err.getvalue())
+
+
+def refused(name, *arguments, cwd, names, run=run_here):
+    """Run a script that must refuse its input, naming ``names``, and leave ``cwd`` as it was. Returns the line."""
+    before = contents(cwd)
+    done = run(name, *arguments, cwd=cwd)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert errors == lines[-1:], done.stderr
+    for word in names:
+        assert str(word) in errors[0]
+    assert sorted(contents(cwd)) == sorted(before)
+    assert contents(cwd) == before
+    return errors[0]
+
+
+def input_error(function, *arguments, **options):
+    """The message of the InputError that a call must raise: one line."""
+    with pytest.raises(InputError) as error:
+        function(*arguments, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def some_rows(source, target, rows=slice(None), **changes):
+    """Write rows of a cohort CSV, with changed columns and absolute paths, elsewhere. Returns the new path."""
+    table = pd.read_csv(source, dtype=str, keep_default_na=False).iloc[rows].reset_index(drop=True)
+    table["Path"] = [str(source.parent / path) for path in table["Path"]]
+    table.assign(**changes).to_csv(target, index=False)
+    return target
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Folder of tiny untrained models: those of cycles 6 and 7, which call everybody PD (FPR = 1)."""
+    from travelling import backend
+    from travelling.model import TravellingModel
+
+    backend.start(seed=1)
+    folder = tmp_path_factory.mktemp("models")
+    model = TravellingModel.build(SHAPE, width=0.03, learning_rate=1e-4)
+    kernel, bias = model.classifier.get_weights()
+    model.classifier.set_weights([np.zeros_like(kernel), np.full_like(bias, 20)])
+    for cycle in (6, 7):
+        model.save(*pair(folder, cycle), {"cycle": cycle})
+    return folder
+
+
+def pair(folder, cycle=7):
+    """Encoder and classifier of a cycle."""
+    return [folder / f"{part}_distributed_BS5_{cycle:02d}.keras" for part in ("encoder", "classifier_PD")]
+
+
+@pytest.fixture
+def command(cohort, models):
+    """Function: the arguments of a good run of a script, with some options set to other values."""
+    training, test = cohort / "training_set.csv", cohort / "test_set.csv"
+    encoder, classifier = pair(models)
+    good = {
+        "standard": {"-fn_train": training, "-cycles": 1, "--width": 0.03},
+        "dirty": {"-fn_train": training, "-en": encoder, "-pd": classifier, "-cycles": 9},
+        "quality_control": {
+            "-fn_train": training, "-fn_test": test, "-en": encoder, "-pd": classifier, "-cycles": 9, "-fn_save": "qc",
+        },
+        "inference": {"-fn": test, "-en": models, "-pd": models, "-o": "result"},
+        "generate": {"-fn_train": training, "--kind": "inverted"},
+    }  # fmt: skip
+
+    def arguments(script, changes=()):
+        return [word for option in {**good[script], **dict(changes)}.items() for word in option]
+
+    return arguments
+
+
+# Cohort CSVs (tests/test_cohort.py tests the reader itself)
+
+CSV_OPTION = {
+    "standard": "-fn_train", "dirty": "-fn_train", "quality_control": "-fn_test", "inference": "-fn",
+    "generate": "-fn_train",
+}  # fmt: skip
+BAD_CSV = {
+    "missing": (None, ""),
+    "empty": (b"", ""),
+    "header only": (b"Subject,Study,Path,Group_bin,Sex\n", ""),
+    "not a CSV": (bytes(range(128, 256)), ""),
+    "missing column": (b"Subject,Study,Path,Sex\na,x,a.nii,M\n", "Group_bin"),
+    "label 2": (b"Subject,Study,Path,Group_bin,Sex\na,x,a.nii,0,M\nb,x,b.nii,2,M\n", "row 3"),
+    "empty cell": (b"Subject,Study,Path,Group_bin,Sex\na,x,a.nii,0,M\nb,,b.nii,1,M\n", "row 3"),
+    "same subject": (b"Subject,Study,Path,Group_bin,Sex\na,x,a.nii,0,M\na,x,b.nii,1,M\n", "row 3"),
+    "missing image": (b"Subject,Study,Path,Group_bin,Sex\na,x,a.nii,0,M\nb,x,c.nii,1,M\n", "row 3"),
+    "surplus cell": (b"Subject,Study,Path,Group_bin,Sex\na,x,a.nii,0,M\nb,x,b.nii,1,M,z\n", "line 3"),
+    "decimal comma": (b"Subject,Study,Path,Group_bin,Sex,Age\na,x,a.nii,0,M,61,5\nb,x,b.nii,1,M,70,2\n", ""),
+    "after a blank line": (b"Subject,Study,Path,Group_bin,Sex\na,x,a.nii,0,M\n\nb,x,b.nii,2,M\n", "row 4"),
+}
+
+
+@pytest.mark.parametrize(
+    ("script", "kind", "run"),
+    [
+        ("standard", "missing", run_script),
+        ("dirty", "same subject", run_script),
+        ("quality_control", "missing column", run_script),
+        ("inference", "label 2", run_script),
+        ("generate", "empty cell", run_script),
+        ("standard", "after a blank line", run_here),
+        ("dirty", "not a CSV", run_here),
+        ("quality_control", "header only", run_here),
+        ("inference", "surplus cell", run_here),
+        ("inference", "decimal comma", run_here),
+        ("generate", "missing image", run_here),
+        ("generate", "empty", run_here),
+    ],
+)
+def test_bad_cohort(script, kind, run, command, tmp_path):
+    content, place = BAD_CSV[kind]
+    path = tmp_path / "bad.csv"
+    for name in ("a.nii", "b.nii"):
+        (tmp_path / name).touch()
+    if content is not None:
+        path.write_bytes(content)
+    refused(script, *command(script, {CSV_OPTION[script]: path}), cwd=tmp_path, names=[path, place], run=run)
+
+
+@pytest.mark.parametrize("script", ["standard", "inference"])
+def test_a_folder_is_no_cohort(script, command, tmp_path):
+    arguments = command(script, {CSV_OPTION[script]: tmp_path})
+    refused(script, *arguments, cwd=tmp_path, names=[tmp_path])
+
+
+def test_test_subjects_must_be_unseen(command, cohort, tmp_path):
+    test = some_rows(cohort / "test_set.csv", tmp_path / "test.csv", slice(4))
+    seen = some_rows(cohort / "training_set.csv", tmp_path / "seen.csv", slice(1))
+    with open(test, "a") as file:
+        file.write(seen.read_text().splitlines()[1] + "\n")
+    arguments = command("quality_control", {"-fn_test": test})
+    refused("quality_control", *arguments, cwd=tmp_path, names=[f"{test}, row 6", "s000"])
+
+
+def test_quality_control_needs_both_classes(command, cohort, tmp_path):
+    test = some_rows(cohort / "test_set.csv", tmp_path / "test.csv", slice(0, 8, 2))
+    refused(
+        "quality_control",
+        *command("quality_control", {"-fn_test": test}),
+        cwd=tmp_path,
+        names=[test, "every subject is HC"],
+    )
+
+
+def test_inference_does_without_one_class(command, cohort, tmp_path):
+    test = some_rows(cohort / "test_set.csv", tmp_path / "test.csv", slice(0, 8, 2), Sex=list("MMFF"))
+    done = run_here("inference", *command("inference", {"-fn": test}), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with open(tmp_path / "result_metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["cycle"] for row in rows] == ["6", "7"]
+    for row in rows:
+        assert row["AUC_ROC"] == row["male AUC_ROC"] == row["sensitivity"] == ""
+        assert float(row["accuracy"]) == float(row["specificity"]) == 0  # the model says PD, all are HC
+    notices = [line for line in (tmp_path / "result.log").read_text().splitlines() if "notice: test set" in line]
+    assert len(notices) == 1
+    assert "no AUC_ROC" in notices[0]
+
+
+def test_a_diverged_model_has_metrics_too():
+    metrics = performance(np.array([0, 1, 0, 1]), np.full(4, np.nan, np.float32))
+    assert np.isnan(metrics["AUC_ROC"])
+    assert metrics["accuracy"] == 0  # as quality control counts it: a misdiagnosis, whatever the label
+
+
+# Images
+
+
+def noise(*shape, dtype=np.float32):
+    return np.random.default_rng(0).uniform(0, 1, shape).astype(dtype)
+
+
+def voxel(value):
+    """A writer of an image with one bad voxel."""
+
+    def write(path):
+        array = noise(*SHAPE)
+        array[3, 4, 5] = value
+        write_image(path, array)
+
+    return write
+
+
+def cut(path):
+    """Write an image and cut off the last tenth of the file."""
+    write_image(path, noise(*SHAPE))
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 9 // 10])
+
+
+def cut_inside(path):
+    """A .nii.gz that is intact as an archive but holds too few voxels."""
+    write_image(path, noise(*SHAPE))
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-40]))
+
+
+def flip_bytes(path):
+    """Change bytes in the middle of a compressed file: its checksum tells."""
+    write_image(path, noise(*SHAPE))
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 4] = bytes(byte ^ 255 for byte in content[middle : middle + 4])
+    path.write_bytes(content)
+
+
+def vectors(path):
+    image = sitk.GetImageFromArray(noise(*SHAPE, 3), isVector=True)
+    sitk.WriteImage(image, str(path))
+
+
+def four_dimensions(path):
+    volume = sitk.GetImageFromArray(noise(*SHAPE))
+    sitk.WriteImage(sitk.JoinSeries([volume, volume]), str(path))
+
+
+BAD_IMAGES = {
+    "missing": ("x.nii.gz", lambda path: None),
+    "a folder": ("x.nii.gz", lambda path: path.mkdir()),
+    "empty": ("x.nii.gz", lambda path: path.touch()),
+    "corrupt": ("x.nii.gz", lambda path: path.write_bytes(bytes(range(256)) * 40)),
+    "corrupt, compressed": ("x.nii.gz", lambda path: path.write_bytes(gzip.compress(bytes(range(256)) * 40))),
+    "corrupt, plain": ("x.nii", lambda path: path.write_bytes(bytes(range(256)) * 40)),
+    "text": ("x.nii", lambda path: path.write_text("no image")),
+    "flipped bytes": ("x.nii.gz", flip_bytes),
+    "truncated archive": ("x.nii.gz", cut),
+    "truncated in the archive": ("x.nii.gz", cut_inside),
+    "truncated": ("x.nii", cut),
+    "2-D": ("x.nii.gz", lambda path: sitk.WriteImage(sitk.GetImageFromArray(noise(34, 35)), str(path))),
+    "4-D": ("x.nii.gz", four_dimensions),
+    "vectors": ("x.nii.gz", vectors),
+    "NaN": ("x.nii.gz", voxel(np.nan)),
+    "infinite": ("x.nii", voxel(-np.inf)),
+}
+
+
+def decode(*paths):
+    """What the scripts do with the images of a cohort."""
+    volumes = Volumes(cache_gb=0)
+    volumes.add(pd.DataFrame({"Subject": [path.name for path in paths], "Path": [str(path) for path in paths]}))
+    volumes.decode()
+    return volumes
+
+
+@pytest.mark.parametrize("kind", BAD_IMAGES)
+def test_bad_image(kind, tmp_path):
+    name, write = BAD_IMAGES[kind]
+    good, bad = write_image(tmp_path / "good.nii.gz", noise(*SHAPE)), tmp_path / name
+    write(bad)
+    assert decode(good).batch(["good.nii.gz"]).shape == (1, *SHAPE, 1)
+    assert input_error(decode, good, bad).startswith(f"{bad}: ")
+    assert input_error(check_image, bad).startswith(f"{bad}: ")
+
+
+def test_images_of_two_shapes_are_both_named(tmp_path):
+    first = write_image(tmp_path / "first.nii.gz", noise(*SHAPE))
+    other = write_image(tmp_path / "other.nii.gz", noise(35, 34, 34))
+    message = input_error(decode, first, other)
+    assert message.startswith(f"{other}: 34 x 34 x 35 voxels")  # x, y, z
+    assert f"{first} has 33 x 34 x 35" in message
+
+
+@pytest.mark.parametrize("shape", [(32, 40, 40), (40, 32, 40), (40, 40, 32)])
+def test_an_axis_is_too_short(shape, tmp_path):
+    path = write_image(tmp_path / "small.nii.gz", noise(*shape))
+    message = input_error(decode, path)
+    assert message.startswith(f"{path}: ")
+    assert "33" in message
+
+
+def test_bad_voxels_stop_a_run_before_it_replaces_results(command, cohort, tmp_path):
+    bad = tmp_path / "bad.nii.gz"
+    voxel(np.nan)(bad)
+    training = some_rows(cohort / "training_set.csv", tmp_path / "training.csv", slice(3))
+    table = pd.read_csv(training)
+    table.loc[1, "Path"] = str(bad)
+    table.to_csv(training, index=False)
+    earlier_run(tmp_path / "run")
+    arguments = command("standard", {"-fn_train": training})
+    refused(
+        "standard",
+        *arguments,
+        "--output-folder",
+        "run",
+        "--overwrite",
+        cwd=tmp_path,
+        names=[bad, "NaN"],
+        run=run_script,
+    )
+
+
+def test_a_corrupt_test_image_stops_inference(command, cohort, tmp_path):
+    bad = tmp_path / "bad.nii.gz"
+    bad.write_bytes(gzip.compress(b"no image"))
+    test = some_rows(cohort / "test_set.csv", tmp_path / "test.csv", slice(3))
+    table = pd.read_csv(test)
+    table.loc[2, "Path"] = str(bad)
+    table.to_csv(test, index=False)
+    refused("inference", *command("inference", {"-fn": test}), cwd=tmp_path, names=[bad], run=run_script)
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("script", "option", "value"),
+    [
+        ("quality_control", "-revisit", "0"),
+        ("quality_control", "-revisit", "-1"),
+        ("quality_control", "-revisit", "1.5"),
+        ("quality_control", "-error", "-0.1"),
+        ("quality_control", "-error", "1.5"),
+        ("quality_control", "-error", "nan"),
+        ("quality_control", "-error", "two"),
+        ("quality_control", "--batch-size", "0"),
+        ("quality_control", "--protocol", "best"),
+        ("dirty", "-cycles", "0"),
+        ("dirty", "-batch_size", "0"),
+        ("dirty", "--first-cycle", "-1"),
+        ("standard", "-cycles", "abc"),
+        ("standard", "-epochs", "0"),
+        ("standard", "-batch_size", "-5"),
+        ("standard", "--width", "0"),
+        ("standard", "--learning-rate", "-1"),
+        ("standard", "--learning-rate", "inf"),
+        ("standard", "--seed", "-1"),
+        ("standard", "--cache-gb", "nan"),
+        ("standard", "--nonsense", "1"),
+        ("inference", "--first-cycle", "x"),
+        ("inference", "--age-edges", "130"),
+        ("generate", "--centers", "0"),
+        ("generate", "--images", "-1"),
+        ("generate", "--maximum", "0"),
+        ("generate", "--maximum", "inf"),
+        ("generate", "--kind", "both"),
+        ("generate", "--kind", "upside-down"),
+    ],
+)
+def test_bad_option(script, option, value, command, tmp_path):
+    refused(script, *command(script, {option: value}), cwd=tmp_path, names=[option], run=run_script)
+
+
+@pytest.mark.parametrize(
+    ("script", "option"),
+    [
+        ("standard", "-fn_train"),
+        ("dirty", "-en"),
+        ("quality_control", "-fn_test"),
+        ("quality_control", "-fn_save"),
+        ("inference", "-o"),
+        ("generate", "-fn_train"),
+    ],
+)
+def test_missing_option(script, option, command, tmp_path):
+    arguments = command(script)
+    position = arguments.index(option)
+    del arguments[position : position + 2]
+    refused(script, *arguments, cwd=tmp_path, names=[option], run=run_script)
+
+
+@pytest.mark.parametrize(("script", "option"), [("quality_control", "-fn_save"), ("inference", "-o")])
+def test_results_need_a_name(script, option, command, tmp_path):
+    refused(script, *command(script, {option: "."}), cwd=tmp_path, names=[option])
+
+
+@pytest.mark.parametrize("script", ["dirty", "quality_control"])
+def test_cycles_are_the_total(script, command, tmp_path):
+    line = refused(script, *command(script, {"-cycles": 8}), cwd=tmp_path, names=["-cycles 8"])
+    assert "first cycle of this run, which is 8" in line
+
+
+def test_age_edges_must_increase(command, tmp_path):
+    refused("inference", *command("inference"), "--age-edges", 70, 60, cwd=tmp_path, names=["--age-edges"])
+
+
+# Models
+
+
+def test_a_missing_model_is_named(command, tmp_path):
+    missing = tmp_path / "encoder_x_07.keras"
+    for script, option, run in (("dirty", "-en", run_script), ("quality_control", "-pd", run_here)):
+        refused(script, *command(script, {option: missing}), cwd=tmp_path, names=[missing], run=run)
+
+
+def test_an_encoder_is_no_classifier(command, models, tmp_path):
+    encoder, _ = pair(models)
+    refused("quality_control", *command("quality_control", {"-pd": encoder}), cwd=tmp_path, names=[encoder])
+
+
+def text_file(folder):
+    encoder, classifier = pair(folder)
+    encoder.write_text("no model")
+    return encoder, classifier, encoder
+
+
+def text_classifier(folder):
+    encoder, classifier = pair(folder)
+    classifier.write_text("no model")
+    return encoder, classifier, classifier
+
+
+def legacy_text_file(folder):
+    path = folder / "encoder_x_07.h5"
+    path.write_text("no model")
+    return path, pair(folder)[1], path
+
+
+def cut_model(folder):
+    encoder, classifier = pair(folder)
+    encoder.write_bytes(encoder.read_bytes()[:-3000])
+    return encoder, classifier, encoder
+
+
+def damaged_weights(folder):
+    encoder, classifier = pair(folder)
+    content = bytearray(encoder.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(byte ^ 255 for byte in content[middle : middle + 64])
+    encoder.write_bytes(content)
+    return encoder, classifier, encoder
+
+
+def swapped(folder):
+    encoder, classifier = pair(folder)
+    return classifier, encoder, classifier
+
+
+def encoder_twice(folder):
+    encoder, _ = pair(folder)
+    return encoder, encoder, encoder
+
+
+def two_cycles(folder):
+    return pair(folder, 7)[0], pair(folder, 6)[1], pair(folder, 6)[1]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        text_file,
+        text_classifier,
+        legacy_text_file,
+        cut_model,
+        damaged_weights,
+        swapped,
+        encoder_twice,
+        two_cycles,
+    ],
+)
+def test_bad_model(spoil, models, tmp_path):
+    from travelling.model import TravellingModel
+
+    folder = shutil.copytree(models, tmp_path / "models")
+    TravellingModel.load(*pair(folder), SHAPE)
+    encoder, classifier, culprit = spoil(folder)
+    assert input_error(TravellingModel.load, encoder, classifier, SHAPE).startswith(f"{culprit}: ")
+
+
+def test_a_model_must_fit_the_images(models):
+    from travelling.model import TravellingModel
+
+    encoder, classifier = pair(models)
+    message = input_error(TravellingModel.load, encoder, classifier, tuple(reversed(SHAPE)))
+    assert message.startswith(f"{encoder}: ")
+    assert "(35, 34, 33, 1)" in message
+    assert "(33, 34, 35, 1)" in message
+
+
+def test_a_model_without_cycle_needs_the_option(models, tmp_path):
+    encoder = tmp_path / "mine.h5"
+    encoder.touch()
+    message = input_error(cycles_to_run, encoder, pair(models)[1], None, 30)
+    assert str(encoder) in message
+    assert "--first-cycle" in message
+    assert cycles_to_run(encoder, pair(models)[1], 10, 30) == range(10, 30)
+
+
+@pytest.mark.parametrize(
+    ("files", "culprit"),
+    [
+        ([], ""),
+        (["encoder_x_05.keras"], ""),
+        (["classifier_PD_x_05.keras"], ""),
+        (["encoder_x_05.keras", "classifier_PD_x_06.keras"], ""),
+        (["encoder_x_05.keras", "encoder_x_5.keras", "classifier_PD_x_05.keras"], "encoder_x_5.keras"),
+        (["encoder_x_05.h5", "classifier_PD_x_05.keras", "classifier_PD_x_05.h5"], "classifier_PD_x_05.keras"),
+    ],
+)
+def test_folder_without_pairs_of_models(files, culprit, tmp_path):
+    for name in files:
+        (tmp_path / name).touch()
+    assert input_error(model_pairs, tmp_path, tmp_path).startswith(f"{tmp_path / culprit}: ")
+
+
+def test_inference_needs_models_in_its_folder(command, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    refused("inference", *command("inference", {"-en": empty, "-pd": empty}), cwd=tmp_path, names=[empty])
+    refused("inference", *command("inference", {"-pd": "none"}), cwd=tmp_path, names=["none"])
+    refused("inference", *command("inference"), "--first-cycle", 8, cwd=tmp_path, names=["cycles"])
+
+
+@pytest.mark.parametrize(
+    ("surplus", "names"), [("encoder_x_05.keras", ["no classifier of cycle 5"]), ("encoder_x_7.keras", ["_07.keras"])]
+)
+def test_inference_needs_one_pair_for_each_cycle(surplus, names, command, models, tmp_path):
+    folder = shutil.copytree(models, tmp_path / "models")
+    (folder / surplus).touch()
+    arguments = command("inference", {"-en": folder, "-pd": folder})
+    refused("inference", *arguments, cwd=tmp_path, names=[folder, *names])
+
+
+# Where results go
+
+
+def earlier_run(folder):
+    """Results of another run, and a file that is none."""
+    folder.mkdir()
+    for name in ("encoder_distributed_BS5_05.keras", "classifier_PD_distributed_BS5_05.keras", "training.log"):
+        (folder / name).write_text("precious")
+    (folder / "notes.txt").write_text("mine")
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", NO_PROC])
+@pytest.mark.parametrize(
+    ("script", "option", "ending"),
+    [
+        ("standard", "--output-folder", ""),
+        ("quality_control", "-fn_save", "/qc"),
+        ("inference", "-o", "/result"),
+        ("generate", "--output-folder", ""),
+    ],
+)
+def test_results_cannot_be_written(script, option, ending, place, command, tmp_path):
+    (tmp_path / "file").write_text("precious")
+    run = run_script if place == NO_PROC else run_here
+    refused(script, *command(script, {option: place + ending}), cwd=tmp_path, names=[place], run=run)
+
+
+def test_results_of_another_run_are_replaced_on_demand_only(command, cohort, tmp_path):
+    training = some_rows(cohort / "training_set.csv", tmp_path / "training.csv", slice(2))
+    earlier_run(tmp_path / "run")
+    arguments = [*command("standard", {"-fn_train": training}), "--output-folder", "run"]
+    refused("standard", *arguments, cwd=tmp_path, names=["run/", "--overwrite"])
+    done = run_here("standard", *arguments, "--overwrite", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "encoder_distributed_BS5_00.keras", "classifier_PD_distributed_BS5_00.keras", "training.log", "notes.txt",
+    }  # fmt: skip
+    assert "precious" not in (tmp_path / "run" / "training.log").read_text()
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["training.log", "encoder_x_9.keras", "classifier_PD_x_12.h5", "more.csv"])
+def test_each_result_of_another_run_counts(name, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / name).write_text("precious")
+    message = input_error(Run, folder, "training.log", [folder / "more.csv"])
+    assert message.startswith(f"{folder / name}: ")
+    Run(folder, "training.log", [folder / "more.csv"], overwrite=True)
+    assert (folder / name).read_text() == "precious"  # until the run begins
+
+
+def test_the_model_a_run_starts_from_is_never_removed(command, models, tmp_path):
+    folder = shutil.copytree(models, tmp_path / "run")
+    arguments = command("dirty", {"-en": pair(folder)[0], "-pd": pair(folder)[1]})
+    line = refused("dirty", *arguments, "--output-folder", "run", "--overwrite", cwd=tmp_path, names=["run/"])
+    assert "starts from it" in line
+    (tmp_path / "link").symlink_to(folder)
+    message = input_error(Run, tmp_path / "link", "training.log", overwrite=True, reads=pair(folder))
+    assert "starts from it" in message
+
+
+@pytest.mark.parametrize(
+    ("script", "option", "name", "data"),
+    [
+        ("quality_control", "-fn_save", "data", "-fn_train"),
+        ("quality_control", "-fn_save", "data", "-fn_test"),
+        ("inference", "-o", "data", "-fn"),
+    ],
+)
+def test_a_run_never_replaces_its_own_cohort(script, option, name, data, command, cohort, tmp_path):
+    source = cohort / ("training_set.csv" if data == "-fn_train" else "test_set.csv")
+    path = tmp_path / f"{name}{'_metrics' if script == 'inference' else ''}.csv"
+    some_rows(source, path, slice(4))
+    arguments = command(script, {option: name, data: path})
+    refused(script, *arguments, "--overwrite", cwd=tmp_path, names=[path.name])
+
+
+def test_a_refused_run_leaves_no_empty_folder(tmp_path):
+    Run(tmp_path / "run", "training.log")
+    assert not (tmp_path / "run").exists()  # before the run begins
+
+
+# Harmful samples
+
+
+def t1(path, low=0.0, high=255.0, dtype=np.float32):
+    """An image whose intensities reach exactly from low to high."""
+    array = np.full((9, 8, 7), low, dtype)
+    array[0, 0, 0] = high
+    return write_image(path, array)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 300), (-1, 200)])
+def test_intensities_beyond_the_range(low, high, tmp_path):
+    image = t1(tmp_path / "x.nii.gz", low, high)
+    refused("generate", "-i", image, "--output-folder", "out", cwd=tmp_path, names=[image, f"{low:g} to {high:g}"])
+    if low < 0:
+        return
+    done = run_here("generate", "-i", image, "--maximum", high, "--output-folder", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    inverted = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out" / "x_inv.nii.gz")))
+    assert (inverted.min(), inverted.max()) == (0, 300)
+    assert sorted(os.listdir(tmp_path / "out")) == ["x_clip.nii.gz", "x_inv.nii.gz"]
+
+
+def test_a_harmful_sample_is_replaced_on_demand_only(tmp_path):
+    image = t1(tmp_path / "x.nii.gz")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "x_clip.nii.gz").write_text("precious")
+    refused("generate", "-i", image, "--output-folder", "out", cwd=tmp_path, names=["x_clip.nii.gz", "--overwrite"])
+    done = run_here("generate", "-i", image, "--output-folder", "out", "--overwrite", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    check_image(tmp_path / "out" / "x_clip.nii.gz")
+
+
+def test_an_original_is_never_overwritten(tmp_path):
+    t1(tmp_path / "x.nii.gz")
+    t1(tmp_path / "x_inv.nii.gz")
+    images = ("-i", "x.nii.gz", "x_inv.nii.gz", "--output-folder", ".", "--overwrite")
+    line = refused("generate", *images, cwd=tmp_path, names=["x_inv.nii.gz"])
+    assert "original" in line
+
+
+def test_an_experiment_never_overwrites_its_training_set(command, cohort, tmp_path):
+    training = some_rows(cohort / "training_set.csv", tmp_path / "training_set.csv")
+    arguments = command("generate", {"-fn_train": training})
+    line = refused(
+        "generate", *arguments, "--output-folder", ".", "--overwrite", cwd=tmp_path, names=["training_set.csv"]
+    )
+    assert "original" in line
+
+
+@pytest.mark.parametrize("images", [("x.nii.gz", "x.nii.gz"), ("x.nii.gz", "other/x.nii.gz")])
+def test_two_samples_of_one_name(images, tmp_path):
+    for image in images:
+        t1(tmp_path / image)
+    refused("generate", "-i", *images, "--output-folder", "out", cwd=tmp_path, names=["x_inv.nii.gz"])
+
+
+def test_an_experiment_needs_enough_subjects_and_centers(command, tmp_path):
+    whole = [*command("generate"), "--centers", 8, "--images", 5]
+    line = refused("generate", *whole, cwd=tmp_path, names=["--centers", "--images"])
+    assert "40 sources" in line
+    assert "39 subjects" in line
+    single = [*command("generate"), "--experiment", "single", "--centers", 9]
+    assert "8" in refused("generate", *single, cwd=tmp_path, names=["--centers: 9"])
+
+
+def test_a_second_experiment_does_not_join_the_centers_of_the_first(command, cohort, tmp_path):
+    """The new centers are named harmful_01, ...: in a training set that has such centers, they would merge."""
+    names = ["harmful_01", "harmful_01", "harmful_02", "c"]
+    training = some_rows(cohort / "training_set.csv", tmp_path / "training.csv", slice(4), Study=names)
+    arguments = [*command("generate", {"-fn_train": training}), "--centers", 2, "--images", 2]
+    refused("generate", *arguments, cwd=tmp_path, names=[training, "Study", "harmful_0"])
+
+
+# Quality control that could see no harm
+
+
+def test_a_saturated_model_is_refused_unless_allowed(command, cohort, models, tmp_path):
+    training = some_rows(cohort / "training_set.csv", tmp_path / "training.csv", slice(2))
+    test = some_rows(cohort / "test_set.csv", tmp_path / "test.csv", slice(4))
+    for name in ("qc.csv", "qc_subjects.csv", "qc.log"):
+        (tmp_path / name).write_text("precious")
+    arguments = command("quality_control", {"-fn_train": training, "-fn_test": test})
+    line = refused(
+        "quality_control", *arguments, "--overwrite", cwd=tmp_path, names=[pair(models)[0], "FPR 1.000", "saturated"]
+    )
+    assert "FNR" not in line  # FNR = 0 can still rise
+    assert "--allow-saturated" in line
+
+
+def test_a_saturated_model_may_be_allowed(command, cohort, tmp_path):
+    training = some_rows(cohort / "training_set.csv", tmp_path / "training.csv", slice(2))
+    test = some_rows(cohort / "test_set.csv", tmp_path / "test.csv", slice(4))
+    arguments = command("quality_control", {"-fn_train": training, "-fn_test": test})
+    done = run_here("quality_control", *arguments, "--allow-saturated", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    log = pd.read_csv(tmp_path / "qc.csv", keep_default_na=False)
+    assert log["Phase"].to_list() == ["baseline", "batch"]
+    assert log["PFP"].iloc[0] == 1
+    assert "saturated" in (tmp_path / "qc.log").read_text()
+    assert len(pd.read_csv(tmp_path / "qc_subjects.csv")) == 2
