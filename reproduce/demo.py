@@ -2,20 +2,24 @@
 
 Makes the cohort, trains the travelling model, adds harmful images in four experiments (whole centers or single
 images, inverted or noise), goes on with and without quality control, and prints who was found and what it did to
-the diagnoses. Every step is one of the repository's scripts, run by its own command line; two steps that do not
-need each other run at once. A step whose result is there is not run again.
+the diagnoses. Every step is one of the repository's scripts, run by its own command line; steps that do not need
+each other run at once. A step whose result is there is not run again.
 
 Example:
     python reproduce/demo.py --output-folder demo
 """
 
+import gc
 import hashlib
+import multiprocessing
 import os
+import runpy
 import shlex
-import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from travelling import command
@@ -42,24 +46,26 @@ def parse_arguments():
     parser.add_argument("--output-folder", type=Path, default=Path("demo"), metavar="FOLDER", help="for everything")
     parser.add_argument("--shrink", type=count, default=4, metavar="N", help="divides the paper's numbers of images")
     parser.add_argument("--spacing", type=factor, default=4.0, metavar="MM", help="voxel size")
-    parser.add_argument("--width", type=factor, default=0.25, metavar="FACTOR", help="filters, relative to the paper's")
+    parser.add_argument(
+        "--width", type=factor, default=0.125, metavar="FACTOR", help="filters, relative to the paper's"
+    )
     parser.add_argument(
         "--pretraining-rate",
         type=command.number(float, 0),
-        default=4e-4,
+        default=1e-3,
         metavar="RATE",
         help="learning rate of cycle 0 in pre-training: a narrow network needs more than the paper's 1e-4",
     )
     parser.add_argument("--pretrained-cycles", type=count, default=10, metavar="N", help="cycles of pre-training")
     parser.add_argument(
-        "--further-cycles", type=count, default=3, metavar="N", help="cycles after those, for all models"
+        "--further-cycles", type=count, default=2, metavar="N", help="cycles after those, for all models"
     )
     parser.add_argument("--centers", type=count, default=5, metavar="N", help="centers with harmful images")
     parser.add_argument("--images", type=count, default=5, metavar="K", help="images of each whole harmful center")
     parser.add_argument("--error", type=command.number(float, 0, 1), default=0.02, metavar="RATE", help="tolerance")
     parser.add_argument("--seed", type=command.number(int, 0), default=42, help="of the cohort and of the harm")
     parser.add_argument(
-        "--jobs", type=count, default=min(2, os.cpu_count()), metavar="N", help="steps that run at the same time"
+        "--jobs", type=count, default=min(4, os.cpu_count()), metavar="N", help="steps that run at the same time"
     )
     return parser.parse_args()
 
@@ -69,7 +75,7 @@ def main():
     arguments = parse_arguments()
     start = time.monotonic()
     folder = arguments.output_folder
-    run_steps(plan(arguments), folder, arguments.jobs)
+    run_study(plan(arguments), folder, arguments.jobs)
 
     # Only now, so that --help answers at once.
     from demo_results import detection_table, draw, performance_table
@@ -97,7 +103,7 @@ def plan(arguments):
     steps = []
 
     def add(name, script, *options, needs=(), results=()):
-        steps.append((name, [SCRIPTS[script], *options, "--overwrite"], list(needs), list(results)))
+        steps.append((name, [str(word) for word in (SCRIPTS[script], *options, "--overwrite")], needs, results))
 
     def add_inference(name):
         models = folder / name
@@ -148,26 +154,43 @@ def plan(arguments):
     return steps
 
 
-def run_steps(steps, folder, jobs):
-    """Run the steps whose results are missing or were made by other commands, ``jobs`` at a time."""
+def run_study(steps, folder, jobs):
+    """Run every step whose result is missing or was made by another command, each after those it needs.
+
+    What all others need comes first, with all cores; then ``jobs`` steps run at once, with their share of the cores.
+    """
     from travelling.run import progress_bar
 
-    keys, futures = {}, {}
-    with progress_bar(total=len(steps), unit="step") as bar, ThreadPoolExecutor(jobs) as pool:
-        for name, line, needs, results in steps:
-            line = [str(word) for word in line]
-            keys[name] = hashlib.sha256(repr([line, [keys[need] for need in needs]]).encode()).hexdigest()
-            awaited = [futures[need] for need in needs]
-            futures[name] = pool.submit(run_step, name, line, keys[name], awaited, results, folder, bar)
-        try:
-            for future in futures.values():
-                future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    keys = {}
+    for name, line, needs, _ in steps:
+        keys[name] = hashlib.sha256(repr([line, [keys[need] for need in needs]]).encode()).hexdigest()
+    first = [step for step in steps if step[0] in ("cohort", "pretrained")]
+    with progress_bar(total=len(steps), unit="step") as bar:
+        for group, workers in ((first, 1), ([step for step in steps if step not in first], jobs)):
+            if workers > 1:  # they must not compete for the cores
+                os.environ["TF_NUM_INTRAOP_THREADS"] = str(max(1, os.cpu_count() // workers))
+                os.environ["TF_NUM_INTEROP_THREADS"] = "1"
+            with workers_for_scripts(workers) as scripts, ThreadPoolExecutor(workers) as pool:
+                futures = {}
+                for name, line, needs, results in group:
+                    awaited = [futures[need] for need in needs if need in futures]
+                    futures[name] = pool.submit(
+                        run_step, name, line, keys[name], awaited, results, folder, bar, scripts
+                    )
+                try:
+                    for future in futures.values():
+                        future.result()
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
 
 
-def run_step(name, line, key, awaited, results, folder, bar):
+def workers_for_scripts(number):
+    """Processes that run scripts, one after another: TensorFlow takes longer to import than some steps take."""
+    return ProcessPoolExecutor(number, mp_context=multiprocessing.get_context("spawn"))
+
+
+def run_step(name, line, key, awaited, results, folder, bar, scripts):
     """Run one step unless it is done; its output goes to ``<folder>/steps/<name>.txt``."""
     for future in awaited:  # earlier in the queue, so it is running or done: this cannot wait for ever
         future.result()
@@ -178,17 +201,29 @@ def run_step(name, line, key, awaited, results, folder, bar):
         done.unlink(missing_ok=True)
         output.parent.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
-        with open(output, "w", encoding="utf-8") as file:
-            file.write(f"{shlex.join(line)}\n")
-            file.flush()
-            status = subprocess.run(
-                [sys.executable, *line], stdout=file, stderr=subprocess.STDOUT, check=False
-            ).returncode
+        try:
+            status = scripts.submit(run_script, line, output).result()
+        except BrokenProcessPool:
+            status = "its process died"
         if status:
-            raise InputError(f"{output}: step '{name}' failed: {output.read_text().strip().splitlines()[-1]}")
+            last_line = output.read_text().strip().splitlines()[-1]
+            raise InputError(f"{output}: step '{name}' failed ({status}): {last_line}")
         done.write_text(key)
         bar.write(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr)
     bar.update()
+
+
+def run_script(line, output):
+    """Run a script of this repository by its command line, in this process; returns its exit status."""
+    with open(output, "w", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
+        print(shlex.join(line), flush=True)
+        sys.argv = line
+        try:
+            runpy.run_path(line[0], run_name="__main__")
+        except SystemExit as end:
+            return end.code
+        finally:
+            gc.collect()  # the model of this step
 
 
 if __name__ == "__main__":

@@ -409,12 +409,12 @@ def write_subject(row, folder, spacing, effect, seed):
     """Make and write one subject; returns its row for the CSV. Runs in a worker process."""
     import SimpleITK as sitk
 
+    from travelling.volumes import write_image
+
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # the processes are the parallelism
     traits, rng = draw_subject(row, effect, seed)
     path = Path(folder) / "images" / f"{row['Subject']}.nii.gz"
-    unfinished = path.with_name(f"unfinished_{path.name}")
-    sitk.WriteImage(make_volume(row, traits, rng, spacing, seed), str(unfinished), useCompression=True)
-    os.replace(unfinished, path)
+    write_image(make_volume(row, traits, rng, spacing, seed), path)
     return {**row, "Path": f"images/{path.name}", "Age": traits["age"]}
 
 
@@ -456,7 +456,8 @@ def main():
         raise InputError(f"--effect {arguments.effect:g}: must be a finite number")
 
     import pandas as pd
-    from tqdm import tqdm
+
+    from travelling.run import progress_bar, write_csv
 
     training, test = plan_cohort(pd.read_csv(CENTERS_FILE), arguments.shrink)
     if len({row["Group_bin"] for row in test}) < 2:
@@ -469,12 +470,10 @@ def main():
     )
     rows = training + test
     with ProcessPoolExecutor(arguments.workers) as pool:
-        rows = list(tqdm(pool.map(make, rows), total=len(rows), unit="image"))
+        rows = list(progress_bar(pool.map(make, rows), total=len(rows), unit="image"))
 
     for name, part in (("training_set.csv", rows[: len(training)]), ("test_set.csv", rows[len(training) :])):
-        unfinished = folder / f"{name}.unfinished"
-        pd.DataFrame(part, columns=COLUMNS).to_csv(unfinished, index=False)
-        os.replace(unfinished, folder / name)
+        write_csv(pd.DataFrame(part, columns=COLUMNS), folder / name)
     print(f"{len(training)} training and {len(test)} test images in {folder} (synthetic, no patient data)")
 
 

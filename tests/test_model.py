@@ -28,6 +28,32 @@ def model():
     return TravellingModel.build(SHAPE, width=0.05, learning_rate=1e-3)
 
 
+def test_a_fused_norm_does_what_the_layer_does():
+    """Outputs, moving statistics and gradients of the layer in training, and its outputs at inference."""
+    results = []
+    for fuse in (backend.fuse, lambda layer: None):
+        norm = keras.layers.BatchNormalization(momentum=0.9)
+        norm.build((None, 3, 4, 5, 2))
+        norm.set_weights(np.array([[2.0, 0.5], [1.0, -3.0], [0.25, 4.0], [1.5, 0.5]]))
+        fuse(norm)
+        volume = keras.Variable(np.random.RandomState(1).normal(3, 2, (2, 3, 4, 5, 2)).astype(np.float32))
+        if backend.BACKEND == "tensorflow":
+            import tensorflow as tf
+
+            with tf.GradientTape() as tape:
+                outputs = norm(volume.value, training=True)
+                loss = tf.reduce_sum(outputs * outputs * outputs)
+            gradients = tape.gradient(loss, [volume.value, norm.gamma.value, norm.beta.value])
+        else:
+            outputs, gradients = norm(volume.value, training=True), []
+        arrays = [outputs, norm.moving_mean.value, norm.moving_variance.value, norm(volume.value), *gradients]
+        results.append([keras.ops.convert_to_numpy(array) for array in arrays])
+    assert [array.shape for array in results[0]][:2] == [(2, 3, 4, 5, 2), (2,)]
+    assert np.abs(results[0][1] - [0.25, 4.0]).min() > 0.05  # the moving mean has moved
+    for fused, composed in zip(*results, strict=True):
+        np.testing.assert_allclose(fused, composed, rtol=2e-4, atol=2e-4)
+
+
 def values(model):
     return [np.array(keras.ops.convert_to_numpy(variable)) for variable in model.state]
 

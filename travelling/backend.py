@@ -62,6 +62,36 @@ def start(seed):
     return BACKEND
 
 
+def fuse(norm):
+    """Make a BatchNormalization layer train on one fused operation, where the backend has it for volumes.
+
+    Keras composes the layer of simple operations, each a pass over the largest arrays of the network: with the
+    fused one, a training step is up to a third faster on a CPU. The mathematics is the same.
+    """
+    if BACKEND != "tensorflow":
+        return
+    import tensorflow as tf
+
+    composed = norm.call
+
+    def call(inputs, training=None, mask=None):
+        if not training:
+            return composed(inputs, training=training, mask=mask)
+        batch, depth, height, width = tf.unstack(tf.shape(inputs)[:4])
+        flat = tf.reshape(inputs, (batch, depth * height, width, inputs.shape[-1]))  # the operation's fast form
+        output, mean, variance = tf.compat.v1.nn.fused_batch_norm(
+            flat, norm.gamma, norm.beta, epsilon=norm.epsilon, is_training=True
+        )
+        # The operation reports the unbiased variance, Keras keeps the variance that it divides by.
+        number = tf.cast(batch * depth * height * width, variance.dtype)
+        variance *= (number - 1) / number
+        for moving, new in ((norm.moving_mean, mean), (norm.moving_variance, variance)):
+            moving.assign(moving * norm.momentum + new * (1 - norm.momentum))
+        return tf.reshape(output, tf.shape(inputs))
+
+    norm.call = call
+
+
 def compile_training_step(network):
     """One compiled step for all batch sizes: f(images, labels) -> loss, changing the network's state.
 

@@ -30,6 +30,9 @@ class TravellingModel:
     def __init__(self, encoder, classifier, learning_rate):
         self.encoder = encoder
         self.classifier = classifier
+        for layer in encoder.layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                backend.fuse(layer)
         self.network = keras.Model(encoder.inputs, classifier(encoder.outputs[0]), name="travelling_model")
         self.network.compile(
             optimizer=keras.optimizers.Adam(learning_rate),
@@ -126,13 +129,13 @@ class TravellingModel:
 
     def read_weights(self, encoder_path, classifier_path):
         """Take over the weights, and only them, of another saved model of this size; raises InputError."""
-        parts, *_ = _read_pair(encoder_path, classifier_path, self.encoder.input_shape[1:-1])
-        for own, part, path in zip(
-            (self.encoder, self.classifier), parts, (encoder_path, classifier_path), strict=True
-        ):
-            if [weight.shape for weight in own.weights] != [weight.shape for weight in part.weights]:
-                raise InputError(f"{path}: a network of another size than the models of the cycles before")
-            own.set_weights(part.get_weights())
+        for part, path in ((self.encoder, encoder_path), (self.classifier, classifier_path)):
+            try:
+                part.load_weights(path)
+            except Exception as error:  # whatever the file makes Keras or HDF5 raise, the answer is the same
+                raise InputError(
+                    f"{path}: not a model of the same network as in the cycles before ({_first_line(error)})"
+                ) from None
 
 
 def _write_keras_file(part, path, record):
@@ -181,8 +184,7 @@ def _read_part(path, input_shape, build_legacy):
     except InputError:
         raise
     except Exception as error:  # whatever the file makes Keras or HDF5 raise, the answer is the same
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"{path}: not a model that can be read ({reason[0][:200]})") from None
+        raise InputError(f"{path}: not a model that can be read ({_first_line(error)})") from None
     expected = (*input_shape, 1) if len(input_shape) == 3 else tuple(input_shape)
     if part.input_shape[1:] != expected:
         raise InputError(
@@ -190,6 +192,11 @@ def _read_part(path, input_shape, build_legacy):
             f"but the {'images have' if len(input_shape) == 3 else 'encoder gives'} {expected}"
         )
     return part, adam, record, notices
+
+
+def _first_line(error):
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]
 
 
 def _read_keras_file(path):
