@@ -27,11 +27,7 @@ def open_image(path):
 
     Raises InputError for anything else; :func:`check_image` looks for damage inside the file, too.
     """
-    reader = _read_header(path)
-    try:
-        return reader.Execute()
-    except (RuntimeError, MemoryError) as error:
-        raise InputError(f"{path}: unreadable image ({_reason(error)})") from None
+    return _read_voxels(_read_header(path), path)
 
 
 def check_image(path):
@@ -51,7 +47,7 @@ def check_image(path):
         raise InputError(f"{path}: damaged image ({error})") from None
     if found < length:
         raise InputError(f"{path}: damaged image (truncated: {found} of {length} bytes of voxels)")
-    image = open_image(path)
+    image = _read_voxels(reader, path)
     if not finite or not np.isfinite(sitk.GetArrayViewFromImage(image)).all():
         raise InputError(f"{path}: the image has voxels that are NaN or infinite")
     return image
@@ -87,6 +83,13 @@ def _read_header(path):
             f"this one is {reader.GetDimension()}-D with {reader.GetNumberOfComponents()}"
         )
     return reader
+
+
+def _read_voxels(reader, path):
+    try:
+        return reader.Execute()
+    except (RuntimeError, MemoryError) as error:
+        raise InputError(f"{path}: unreadable image ({_reason(error)})") from None
 
 
 def write_image(image, path):
