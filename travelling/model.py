@@ -35,7 +35,7 @@ class TravellingModel:
                 backend.fuse(layer)
         self.network = keras.Model(encoder.inputs, classifier(encoder.outputs[0]), name="travelling_model")
         self.network.compile(
-            optimizer=keras.optimizers.Adam(learning_rate),
+            optimizer=keras.optimizers.Adam(learning_rate, name="adam"),
             loss=keras.losses.BinaryCrossentropy(),
             jit_compile=backend.JIT_COMPILE,
         )
@@ -92,7 +92,7 @@ class TravellingModel:
         optimizer_variables = self.network.optimizer.variables
         start = 2  # after Adam's step count and learning rate come two moments for each weight
         for part, path in ((self.encoder, encoder_path), (self.classifier, classifier_path)):
-            part.compile(optimizer=keras.optimizers.Adam(), jit_compile=backend.JIT_COMPILE)
+            part.compile(optimizer=keras.optimizers.Adam(name="adam"), jit_compile=backend.JIT_COMPILE)
             part.optimizer.build(part.trainable_variables)
             own = part.optimizer.variables
             end = start + len(own) - 2
