@@ -38,12 +38,8 @@ def main():
     training_set = read_cohort(arguments.fn_train)
     centers = subjects_by_center(training_set)
     cycles = cycles_to_run(*pretrained, arguments.first_cycle, arguments.cycles)
-    run = Run(
-        arguments.output_folder,
-        "training.log",
-        overwrite=arguments.overwrite,
-        reads=[arguments.fn_train, *pretrained],
-    )
+    inputs = {"fn_train": arguments.fn_train, "en": arguments.en, "pd": arguments.pd}
+    run = Run(arguments.output_folder, "training.log", arguments, inputs)
     volumes = Volumes(arguments.cache_gb)
     volumes.add(training_set)
 
@@ -56,13 +52,15 @@ def main():
     volumes.decode()
     log = run.begin(device, notices)
     log.info("training set: %d images, %d centers", len(training_set), len(centers))
+    trainer = LocalTrainer(model, volumes, training_set)
+    reached = run.go_on(trainer)
 
     def hand_on(cycle, loss):
         run.save(model, cycle, arguments.batch_size)
         log.info("cycle %d: learning rate %.3g, mean loss %.4f", cycle, model.learning_rate, loss)
 
     travel(
-        LocalTrainer(model, volumes, training_set),
+        trainer,
         centers,
         cycles,
         seed=arguments.seed,
@@ -73,7 +71,10 @@ def main():
             arguments.learning_rate, cycle, cycles[0], record["learning_rate"]
         ),
         hand_on=hand_on,
+        reached=reached,
+        checkpoint=lambda record: run.checkpoint(record, trainer),
     )
+    run.finish()
     log.info("done: models of cycles %d to %d in %s", cycles[0], cycles[-1], run.folder)
 
 

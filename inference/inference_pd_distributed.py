@@ -37,7 +37,7 @@ def parse_arguments():
         help="ages at which a new age group begins",
     )
     command.add_image_options(parser)
-    parser.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run")
+    command.add_overwrite_option(parser)
     return parser.parse_args()
 
 
@@ -61,13 +61,17 @@ def main():
     metrics_csv, predictions_csv, text_log = (
         arguments.o.with_name(arguments.o.name + ending) for ending in ("_metrics.csv", "_predictions.csv", ".log")
     )
+    # A run is the same only as long as its models are: they count as its input, file by file.
+    inputs = {"fn": arguments.fn, **{f"model {path.name}": path for pair in models.values() for path in pair}}
+    name = arguments.o.name
     run = Run(
         arguments.o.parent,
         text_log.name,
-        [metrics_csv, predictions_csv],
-        arguments.overwrite,
-        reads=[arguments.fn],
+        arguments,
+        inputs,
+        files=[metrics_csv, predictions_csv],
         models=False,
+        record=f"{name}_run.json",
     )
     volumes = Volumes(arguments.cache_gb)
     volumes.add(test_set)
@@ -92,26 +96,39 @@ def main():
         if not healthy or not patients:
             log.info("notice: %s: %d HC and %d PD, so it has no AUC_ROC", name, healthy, patients)
 
-    rows, predictions = [], []
+    metrics, predictions = finished_cycles(metrics_csv, predictions_csv) if run.resumes else ([], [])
+    finished = {int(cycle) for table in metrics for cycle in table["cycle"]}
+    columns = [column for column in test_set.columns if column != "Path"]
     for cycle in progress_bar(cycles, unit="cycle"):
+        if cycle in finished:
+            continue
         model.read_weights(*models[cycle])
         probabilities = trainer.predict()
-        rows.append({"cycle": cycle, **metrics_by_subgroup(test_set["Group_bin"], probabilities, subgroups)})
-        predictions.append(
-            test_set.assign(
-                cycle=cycle, ground_truth=test_set["Group_bin"], preds=diagnose(probabilities), preds_raw=probabilities
-            )
-        )
-        overall = rows[-1]
+        row = {"cycle": cycle, **metrics_by_subgroup(test_set["Group_bin"], probabilities, subgroups)}
+        metrics.append(pd.DataFrame([row]))
+        result = {"cycle": cycle, "ground_truth": test_set["Group_bin"], "preds": diagnose(probabilities)}
+        predictions.append(pd.DataFrame({**result, "preds_raw": probabilities, **test_set[columns]}))
+        write_csv(pd.concat([table.astype(object) for table in predictions]), predictions_csv)
+        write_csv(pd.concat([table.astype(object) for table in metrics]), metrics_csv)  # last: the cycle is finished
         log.info(
             "cycle %d: AUROC %.3f, accuracy %.3f, sensitivity %.3f, specificity %.3f",
-            *(overall[name] for name in ("cycle", "AUC_ROC", "accuracy", "sensitivity", "specificity")),
+            *(row[name] for name in ("cycle", "AUC_ROC", "accuracy", "sensitivity", "specificity")),
         )
-    first = ["cycle", "ground_truth", "preds", "preds_raw"]
-    table = pd.concat(predictions)
-    write_csv(pd.DataFrame(rows), metrics_csv)
-    write_csv(table[first + [column for column in test_set.columns if column != "Path"]], predictions_csv)
+        command.stop_if_asked()
     log.info("done: %s, %s", metrics_csv, predictions_csv)
+    run.finish()
+
+
+def finished_cycles(metrics_csv, predictions_csv):
+    """What an interrupted run has written: tables of text of its metrics and its predictions, each in a list."""
+    import pandas as pd
+
+    if not metrics_csv.is_file():
+        return [], []
+    metrics, predictions = (
+        pd.read_csv(path, dtype=str, keep_default_na=False) for path in (metrics_csv, predictions_csv)
+    )
+    return [metrics], [predictions[predictions["cycle"].isin(metrics["cycle"])]]
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def main():
     protocol = PROTOCOLS[arguments.protocol]
     training_set = read_cohort(arguments.fn_train)
     centers = subjects_by_center(training_set)
-    run = Run(arguments.output_folder, "training.log", overwrite=arguments.overwrite)
+    run = Run(arguments.output_folder, "training.log", arguments, inputs={"fn_train": arguments.fn_train})
     volumes = Volumes(arguments.cache_gb)
     volumes.add(training_set)
     volumes.decode()
@@ -55,13 +55,15 @@ def main():
     model = TravellingModel.build(volumes.shape, arguments.width, arguments.learning_rate)
     log = run.begin(device)
     log.info("training set: %d images, %d centers", len(training_set), len(centers))
+    trainer = LocalTrainer(model, volumes, training_set)
+    reached = run.go_on(trainer)
 
     def hand_on(cycle, loss):
         run.save(model, cycle, arguments.batch_size)
         log.info("cycle %d: learning rate %.3g, mean loss %.4f", cycle, model.learning_rate, loss)
 
     travel(
-        LocalTrainer(model, volumes, training_set),
+        trainer,
         centers,
         range(arguments.cycles),
         seed=arguments.seed,
@@ -70,7 +72,10 @@ def main():
         protocol=protocol,
         learning_rate=lambda cycle: protocol.learning_rate(arguments.learning_rate, cycle),
         hand_on=hand_on,
+        reached=reached,
+        checkpoint=lambda record: run.checkpoint(record, trainer),
     )
+    run.finish()
     log.info("done: models of %d cycles in %s", arguments.cycles, run.folder)
 
 

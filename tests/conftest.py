@@ -1,8 +1,12 @@
 """A toy cohort small enough to train on in seconds: PD is a bright blob in a dim cube."""
 
+import contextlib
+import io
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -25,6 +29,21 @@ def run_script(name, *arguments, cwd):
     return subprocess.run(
         [sys.executable, SCRIPTS[name], *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=False
     )
+
+
+def run_here(name, *arguments, cwd):
+    """The same as run_script, in this process."""
+    command_line = [str(SCRIPTS[name]), *map(str, arguments)]
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        contextlib.chdir(cwd),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        mock.patch.object(sys, "argv", command_line),
+        pytest.raises(SystemExit) as end,
+    ):
+        runpy.run_path(command_line[0], run_name="__main__")
+    return subprocess.CompletedProcess(command_line, end.value.code, out.getvalue(), err.getvalue())
 
 
 def write_image(path, array, spacing=(4.0, 4.0, 4.5)):
@@ -97,3 +116,33 @@ def last_model(pretrained):
         "-en", pretrained / "encoder_distributed_BS5_07.keras",
         "-pd", pretrained / "classifier_PD_distributed_BS5_07.keras",
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def dirty_cohort(cohort, tmp_path_factory):
+    """An experiment of the toy cohort: two new centers of three inverted images each."""
+    folder = tmp_path_factory.mktemp("harmful")
+    done = run_script(
+        "generate", "-fn_train", cohort / "training_set.csv", "--experiment", "whole_centers", "--kind", "inverted",
+        "--centers", 2, "--images", 3, "--output-folder", folder, cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def control_options(cohort, last_model, dirty_cohort):
+    """Arguments of the quality-control run that ``controlled`` holds."""
+    return (
+        "-fn_train", dirty_cohort / "training_set.csv", "-fn_test", cohort / "test_set.csv",
+        "-cycles", 11, *last_model, "-revisit", 1, "-error", 0.02, "-fn_save", "qc", "--learning-rate", 0.0005,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def controlled(control_options, tmp_path_factory):
+    """Folder of a quality-control run over cycles 8 to 10."""
+    folder = tmp_path_factory.mktemp("qc")
+    done = run_script("quality_control", *control_options, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder

@@ -4,22 +4,17 @@ Each kind of bad input is given to a script as a user gives it. Where the script
 same, it runs in this process, or only the function that must raise the InputError does: that spares the imports.
 """
 
-import contextlib
 import csv
 import gzip
-import io
 import os
-import runpy
 import shutil
-import subprocess
-import sys
-from unittest import mock
+from argparse import Namespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
-from conftest import SCRIPTS, run_script, write_image
+from conftest import run_here, run_script, write_image
 
 from travelling.errors import InputError
 from travelling.metrics import performance
@@ -33,21 +28,6 @@ NO_PROC = "/proc/none/below"  # cannot be made, not even by root
 def contents(folder):
     """Every file below a folder, byte for byte."""
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def run_here(name, *arguments, cwd):
-    """The same as run_script, in this process."""
-    command_line = [str(SCRIPTS[name]), *map(str, arguments)]
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        contextlib.chdir(cwd),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        mock.patch.object(sys, "argv", command_line),
-        pytest.raises(SystemExit) as end,
-    ):
-        runpy.run_path(command_line[0], run_name="__main__")
-    return subprocess.CompletedProcess(command_line, end.value.code, out.getvalue(), err.getvalue())
 
 
 def refused(name, *arguments, cwd, names, run=run_here):
@@ -601,6 +581,7 @@ def test_results_of_another_run_are_replaced_on_demand_only(command, cohort, tmp
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "encoder_distributed_BS5_00.keras", "classifier_PD_distributed_BS5_00.keras", "training.log", "notes.txt",
+        "run.json", ".run.lock",
     }  # fmt: skip
     assert "precious" not in (tmp_path / "run" / "training.log").read_text()
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
@@ -611,9 +592,9 @@ def test_each_result_of_another_run_counts(name, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / name).write_text("precious")
-    message = input_error(Run, folder, "training.log", [folder / "more.csv"])
+    message = input_error(Run, folder, "training.log", Namespace(overwrite=False), {}, [folder / "more.csv"])
     assert message.startswith(f"{folder / name}: ")
-    Run(folder, "training.log", [folder / "more.csv"], overwrite=True)
+    Run(folder, "training.log", Namespace(overwrite=True), {}, [folder / "more.csv"])
     assert (folder / name).read_text() == "precious"  # until the run begins
 
 
@@ -623,7 +604,8 @@ def test_the_model_a_run_starts_from_is_never_removed(command, models, tmp_path)
     line = refused("dirty", *arguments, "--output-folder", "run", "--overwrite", cwd=tmp_path, names=["run/"])
     assert "starts from it" in line
     (tmp_path / "link").symlink_to(folder)
-    message = input_error(Run, tmp_path / "link", "training.log", overwrite=True, reads=pair(folder))
+    inputs = dict(zip(("en", "pd"), pair(folder), strict=True))
+    message = input_error(Run, tmp_path / "link", "training.log", Namespace(overwrite=True), inputs)
     assert "starts from it" in message
 
 
@@ -644,7 +626,7 @@ def test_a_run_never_replaces_its_own_cohort(script, option, name, data, command
 
 
 def test_a_refused_run_leaves_no_empty_folder(tmp_path):
-    Run(tmp_path / "run", "training.log")
+    Run(tmp_path / "run", "training.log", Namespace(overwrite=False), {})
     assert not (tmp_path / "run").exists()  # before the run begins
 
 

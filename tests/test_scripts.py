@@ -1,42 +1,23 @@
 """The five command lines, run as a user runs them, end to end."""
 
+import json
+import random
+import signal
+import subprocess
+import sys
 import time
+import zipfile
 
 import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
-from conftest import SCRIPTS, run_script
+from conftest import SCRIPTS, run_here, run_script
 
 QC_COLUMNS = [
     "Cycle", "Subject", "Study", "ACC", "FP", "FN", "PFP", "PFN", "Ignored",
     "Phase", "Subjects", "Tolerance", "Reference_PFP", "Reference_PFN", "Eliminated",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def dirty_cohort(cohort, tmp_path_factory):
-    """An experiment of the toy cohort: two new centers of three inverted images each."""
-    folder = tmp_path_factory.mktemp("harmful")
-    done = run_script(
-        "generate", "-fn_train", cohort / "training_set.csv", "--experiment", "whole_centers", "--kind", "inverted",
-        "--centers", 2, "--images", 3, "--output-folder", folder, cwd=folder,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
-@pytest.fixture(scope="module")
-def controlled(cohort, last_model, dirty_cohort, tmp_path_factory):
-    """Folder of a quality-control run over cycles 8 to 10."""
-    folder = tmp_path_factory.mktemp("qc")
-    done = run_script(
-        "quality_control", "-fn_train", dirty_cohort / "training_set.csv", "-fn_test", cohort / "test_set.csv",
-        "-cycles", 11, *last_model, "-revisit", 1, "-error", 0.02, "-fn_save", "qc", "--learning-rate", 0.0005,
-        cwd=folder,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return folder
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -55,7 +36,7 @@ def test_standard_run_saves_every_cycle_and_a_log(pretrained):
             f"encoder_distributed_BS5_{cycle:02d}.keras",
             f"classifier_PD_distributed_BS5_{cycle:02d}.keras",
         } <= names
-    assert len(names) == 17
+    assert len(names) == 19  # and training.log, run.json, .run.lock
     log = (pretrained / "training.log").read_text()
     assert "-fn_train" in log
     assert "cycle 7: " in log
@@ -129,9 +110,10 @@ def test_inference_evaluates_the_chosen_cycles(cohort, pretrained, tmp_path):
     assert "Path" not in predictions.columns
 
 
+@pytest.mark.slow
 def test_same_seed_same_models(cohort, tmp_path):
     for name in ("first", "second"):
-        done = run_script(
+        done = run_here(
             "standard", "-fn_train", cohort / "training_set.csv", "-cycles", 1, "--width", 0.05,
             "--output-folder", name, cwd=tmp_path,
         )  # fmt: skip
@@ -183,3 +165,110 @@ def test_single_experiment_adds_one_image_to_each_of_n_centers(cohort, tmp_path)
     for path in (tmp_path / "one" / "images").iterdir():  # seeded
         same = tmp_path / "two" / "images" / path.name
         assert np.array_equal(*(sitk.GetArrayFromImage(sitk.ReadImage(str(file))) for file in (path, same)))
+
+
+# Runs that survive (tests/test_resume.py kills at every step, with a fake trainer)
+
+
+def start(name, *arguments, cwd):
+    return subprocess.Popen(
+        [sys.executable, SCRIPTS[name], *map(str, arguments)], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def rows(path):
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+def wait_for(condition):
+    while not condition():
+        time.sleep(0.01)
+
+
+def models(folder):
+    """Everything in the models of a run but the date of their saving."""
+    contents = {}
+    for path in sorted(folder.glob("*.keras")):
+        with zipfile.ZipFile(path) as archive:
+            contents[path.name] = {n: archive.read(n) for n in archive.namelist() if n != "metadata.json"}
+    return contents
+
+
+def test_quality_control_killed_and_resumed_equals_uninterrupted(controlled, control_options, tmp_path):
+    log = tmp_path / "qc.csv"
+    process = start("quality_control", *control_options, cwd=tmp_path)
+    wait_for(lambda: rows(log) > 12 or process.poll() is not None)
+    process.kill()
+    _, errors = process.communicate()
+    assert (process.returncode, b"Traceback" in errors) == (-signal.SIGKILL, False)
+
+    done = run_script("quality_control", *control_options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "going on in cycle" in done.stderr
+    for name in ("qc.csv", "qc_subjects.csv"):
+        assert (tmp_path / name).read_bytes() == (controlled / name).read_bytes()
+    assert models(tmp_path / "qc_run") == models(controlled / "qc_run")
+
+
+def test_the_audit_agrees_with_a_run(controlled, control_options):
+    options = dict(zip(control_options[::2], control_options[1::2], strict=True))
+    audit = subprocess.run(
+        [
+            sys.executable, SCRIPTS["quality_control"].with_name("audit.py"), controlled / "qc.csv",
+            "--train", options["-fn_train"], "--test", options["-fn_test"], "--revisit", "1",
+        ],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert audit.returncode == 0, audit.stdout
+    assert audit.stdout.startswith("consistent: 3 cycles (8 to 10)")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.slow
+def test_a_signal_finishes_the_step_and_says_how_to_go_on(number, status, control_options, tmp_path):
+    process = start("quality_control", *control_options, cwd=tmp_path)
+    wait_for(lambda: rows(tmp_path / "qc.csv") > 4 or process.poll() is not None)
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == status, errors
+    assert errors.splitlines()[-1].startswith(b"interrupted; the same command goes on")
+
+
+def test_inference_skips_what_it_has_finished(cohort, controlled, tmp_path):
+    folder = controlled / "qc_run"
+    arguments = ("-fn", cohort / "test_set.csv", "-en", folder, "-pd", folder, "-o", "result")
+    assert run_here("inference", *arguments, cwd=tmp_path).returncode == 0
+    results = [tmp_path / "result_metrics.csv", tmp_path / "result_predictions.csv"]
+    whole = [path.read_bytes() for path in results]
+
+    record = tmp_path / "result_run.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "finished": None}))
+    results[0].write_bytes(b"".join(whole[0].splitlines(keepends=True)[:2]))  # killed after the second predictions
+    results[1].write_bytes(b"".join(whole[1].splitlines(keepends=True)[:81]))
+    done = run_here("inference", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [f"cycle {cycle}: AUROC" in done.stderr for cycle in (8, 9, 10)] == [False, True, True]
+    assert [path.read_bytes() for path in results] == whole
+
+
+@pytest.mark.slow
+def test_quality_control_survives_fifty_kills(controlled, control_options, tmp_path):
+    generator = random.Random(50)
+    kills = 0
+    folder = tmp_path / "0"
+    folder.mkdir()
+    while kills < 50:
+        process = start("quality_control", *control_options, cwd=folder)
+        try:
+            process.wait(timeout=generator.uniform(5, 20))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            kills += 1
+        _, errors = process.communicate()
+        assert b"Traceback" not in errors, errors
+        if process.returncode == 0:  # the next kills hit another run
+            for name in ("qc.csv", "qc_subjects.csv"):
+                assert (folder / name).read_bytes() == (controlled / name).read_bytes()
+            assert models(folder / "qc_run") == models(controlled / "qc_run")
+            folder = tmp_path / str(kills)
+            folder.mkdir(exist_ok=True)

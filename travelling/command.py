@@ -10,23 +10,56 @@ import signal
 import sys
 from pathlib import Path
 
-from travelling.errors import InputError
+from travelling.errors import AlreadyDone, InputError, Stopped
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+at_end = []  # functions to call when main() has ended, however it ended
+_asked = []  # the signals that came since the steps began
 
 
 def run(main):
     """Call ``main()`` and exit with a status that says how it went; an error is one line on stderr.
 
-    0: done. 1: the machine failed (disk full, no permission). 2: the input is wrong. 130: interrupted.
+    0: done. 1: the machine failed (disk full, no permission). 2: the input is wrong. 130, 143: interrupted.
     """
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
         main()
+    except AlreadyDone as message:
+        print(message, file=sys.stderr)
+    except Stopped as stop:
+        _fail(128 + stop.signal, "interrupted; the same command goes on after the last finished center")
     except InputError as error:
         _fail(2, f"error: {error}")
     except OSError as error:
         _fail(1, f"error: {error.filename or 'input/output'}: {error.strerror or error}")
     except KeyboardInterrupt:
         _fail(128 + signal.SIGINT, "interrupted")
+    finally:
+        while at_end:
+            at_end.pop()()
+        _asked.clear()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     sys.exit(0)
+
+
+def finish_steps_on_signals():
+    """From now on Ctrl-C and SIGTERM only ask: :func:`stop_if_asked` stops. A second one stops at once."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, _ask)
+
+
+def _ask(number, _frame):
+    _asked.append(number)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def stop_if_asked():
+    """To be called after every step: raises Stopped if there was a signal."""
+    if _asked:
+        raise Stopped(_asked[0])
 
 
 def _fail(status, message):
@@ -138,4 +171,20 @@ def add_output_options(parser, default):
     parser.add_argument(
         "--output-folder", type=Path, default=Path(default), metavar="FOLDER", help="for the models of every cycle"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run")
+    parser.add_argument(
+        "--keep-every",
+        type=number(int, 1),
+        default=1,
+        metavar="N",
+        help="keep the models of every N-th cycle (and of the last) only",
+    )
+    add_overwrite_option(parser)
+
+
+def add_overwrite_option(parser):
+    """``--overwrite``."""
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace the results of another or of a complete run; an interrupted run goes on",
+    )

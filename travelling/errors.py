@@ -1,4 +1,4 @@
-"""The one error that a user is meant to see."""
+"""What ends a run early and is meant to be seen by the user."""
 
 
 class InputError(Exception):
@@ -7,3 +7,15 @@ class InputError(Exception):
     The message is one line, names the file (and the row or the option), and is printed without a
     traceback by :func:`travelling.command.run`, which then exits with status 2.
     """
+
+
+class AlreadyDone(Exception):
+    """The same command has run to its end before: its message is printed, and the exit status is 0."""
+
+
+class Stopped(Exception):
+    """Ctrl-C or SIGTERM (``signal``) asked the run to stop, and its current step is finished."""
+
+    def __init__(self, signal):
+        super().__init__(signal)
+        self.signal = signal

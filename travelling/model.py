@@ -82,6 +82,15 @@ class TravellingModel:
         """Make everything that travels what it was at :meth:`keep`."""
         self._restore(kept)
 
+    def export_state(self):
+        """Everything that travels, as NumPy arrays: for a checkpoint."""
+        return [keras.ops.convert_to_numpy(value) for value in self.keep()]
+
+    def import_state(self, arrays):
+        """Take over what :meth:`export_state` gave."""
+        for variable, array in zip(self.state, arrays, strict=True):
+            variable.assign(array)
+
     def save(self, encoder_path, classifier_path, record):
         """Write the two halves as ``.keras`` files, each with its part of Adam's state and with ``record``.
 

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from travelling.cohort import SEPARATOR, batches
+from travelling.cohort import SEPARATOR, batches, place, place_before, travelling_order
+from travelling.errors import InputError
 
 LOG_COLUMNS = (
     "Cycle", "Subject", "Study", "ACC", "FP", "FN", "PFP", "PFN", "Ignored",  # as published
     "Phase", "Subjects", "Tolerance", "Reference_PFP", "Reference_PFN", "Eliminated",
 )  # fmt: skip
+_STATE = ("reference", "flags", "revisits", "waiting", "eliminated")
 ROUNDING = 1e-9  # rates are ratios of counts: a smaller difference is floating-point noise, not a misdiagnosis
 
 
@@ -87,6 +89,44 @@ class QualityControl:
             if verification.harmful:
                 self.eliminated[subject] = cycle
             yield verification
+
+    def travel(
+        self,
+        centers,
+        cycles,
+        seed,
+        batch_size,
+        learning_rate,
+        hand_on,
+        reached=None,
+        checkpoint=lambda reached: None,
+    ):
+        """Quality control over all cycles; yields (cycle, center, verification), center "revisits" at a cycle's end.
+
+        ``centers`` maps each center to its subjects; ``learning_rate(cycle)`` gives Adam's; ``hand_on(cycle)`` is
+        called after every cycle. After every center, revisit and cycle ``checkpoint`` is called with a dict of plain
+        values, from which, as ``reached``, the travelling goes on.
+        """
+        for cycle, order, generator in travelling_order(centers, seed, cycles, reached):
+            self.trainer.learning_rate = learning_rate(cycle)
+            for left, center in zip(reversed(range(len(order))), order, strict=True):
+                for verification in self.visit(cycle, centers[center], batch_size, generator):
+                    yield cycle, center, verification
+                checkpoint(place(cycle, left, generator))
+            for verification in self.revisit(cycle):
+                yield cycle, "revisits", verification
+                checkpoint(place(cycle, 0, generator))
+            hand_on(cycle)
+            checkpoint(place_before(cycle + 1, centers))
+
+    def export_state(self):
+        """All that decides how quality control goes on, as plain values: for a checkpoint."""
+        return {name: getattr(self, name) for name in _STATE}
+
+    def import_state(self, state):
+        """Take over what :meth:`export_state` gave."""
+        for name in _STATE:
+            setattr(self, name, state[name])
 
     def subject_table(self):
         """One row per training subject: what happened to it so far."""
@@ -163,13 +203,28 @@ def blind_directions(baseline, protocol, tolerance):
 
 
 class LogFile:
-    """The verification log: a CSV whose rows are on disk as soon as they are written."""
+    """The verification log: a CSV whose rows are on disk as soon as they are written.
 
-    def __init__(self, path):
-        self._file = open(path, "w", newline="", encoding="utf-8")
+    ``length`` is what :attr:`length` (bytes) was when the run that goes on had last a checkpoint; later rows are cut
+    off, because that work is done again.
+    """
+
+    def __init__(self, path, length=0):
+        self._file = open(path, "r+" if length else "w", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._file, LOG_COLUMNS, lineterminator="\n")
-        self._writer.writeheader()
+        if length:
+            if self._file.seek(0, os.SEEK_END) < length:
+                raise InputError(f"{path}: shorter than when its run stopped; --overwrite starts anew")
+            self._file.truncate(length)
+            self._file.seek(length)
+        else:
+            self._writer.writeheader()
         self._flush()
+
+    @property
+    def length(self):
+        """Bytes written so far."""
+        return os.fstat(self._file.fileno()).st_size
 
     def __call__(self, row):
         """Append one row."""

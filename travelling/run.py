@@ -1,8 +1,10 @@
 """A run: its folder, its models, its log and its progress bar."""
 
+import fcntl
 import json
 import logging
 import os
+import platform
 import re
 import shlex
 import sys
@@ -13,7 +15,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from travelling.errors import InputError
+from travelling import command
+from travelling.checkpoint import Checkpoints, write_whole
+from travelling.errors import AlreadyDone, InputError
+from travelling.record import Record, describe, differences
 
 MODEL_FILE = re.compile(r"(encoder|classifier)_.*_(\d+)\.(keras|h5)")  # ..._<cycle>.<format>
 RECORD = "travelling.json"  # in a .keras file, beside what Keras writes: what else a model must carry
@@ -22,36 +27,91 @@ RECORD = "travelling.json"  # in a .keras file, beside what Keras writes: what e
 class Run:
     """A run and its folder. Nothing is written or removed before :meth:`begin`.
 
-    ``log`` is the plain log, in the folder unless it is an absolute path; ``files`` are further results outside
-    the folder, ``reads`` the CSVs and models that it reads, and ``models`` tells whether it saves models.
-    Raises InputError where a place cannot be written, or where it already holds such results and
-    ``overwrite`` is false.
+    ``arguments`` is the parsed command line, ``inputs`` maps the options that name CSVs and models to their
+    paths. ``log`` is the plain log, in the folder unless it is an absolute path; ``files`` are further results outside
+    the folder; ``models`` tells whether the run saves models; ``record`` is the file for its record.
+
+    The same command line goes on where an interrupted run stopped (:attr:`resumes`). Raises AlreadyDone where it is
+    complete, and InputError where a place cannot be written, another process writes there, or it holds another
+    run's results and ``--overwrite`` is not given.
     """
 
-    def __init__(self, folder, log, files=(), overwrite=False, reads=(), models=True):
+    def __init__(self, folder, log, arguments, inputs, files=(), models=True, record="run.json"):
         self.folder = Path(folder)
         self._log_file = self.folder / log
         self._results = [self._log_file, *map(Path, files)]
         self._models = models
+        self._overwrite = arguments.overwrite
+        self._reads = {Path(path).resolve() for path in inputs.values()}
+        self._keep_every = getattr(arguments, "keep_every", 1)
+        self._checkpoints = Checkpoints(self.folder / "checkpoints")
         self._folders = {self.folder, *(file.parent for file in self._results)}
         for place in self._folders:
             refuse_read_only(place)
+        self._record = Record(self.folder / record, describe(arguments, inputs))
+        self._lock = None
+        self._log = None
+        self.resumes = False
+        if self._record.path.exists():
+            self._take_lock()
+        self._look()
+
+    def _look(self):
+        """Find out what is there, and whether this run may begin or go on."""
+        earlier = None if self._overwrite and not self._is_readable() else self._record.read()
+        changes = differences(earlier, self._record.description) if earlier else []
+        self.resumes = bool(earlier) and not changes and not earlier.get("finished")
+        if self.resumes:
+            return
+        if earlier and not changes and not self._overwrite:
+            raise AlreadyDone(f"done already, {earlier['finished']}: {self._record.path} (--overwrite runs it again)")
         for path in self._earlier_results():
-            if path.resolve() in {Path(file).resolve() for file in reads}:
+            if path.resolve() in self._reads:
                 raise InputError(f"{path}: this run starts from it; choose another place for the results")
-            if not overwrite:
-                raise InputError(f"{path}: is another run's result (--overwrite replaces that run's results)")
+            if not self._overwrite:
+                difference = f"; {changes[0]}" if changes else ""
+                raise InputError(f"{path}: is another run's result (--overwrite replaces it{difference})")
+
+    def _is_readable(self):
+        try:
+            self._record.read()
+        except InputError:
+            return False
+        return True
+
+    def _take_lock(self):
+        """Hold the run folder until this process ends, however it ends."""
+        path = self._record.path.with_name(f".{self._record.path.stem}.lock")
+        lock = open(path, "a+", encoding="utf-8")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            owner = lock.read().strip() or "another process"
+            lock.close()
+            raise InputError(f"{self.folder}: {owner} is writing to it") from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {platform.node()}")
+        lock.flush()
+        self._lock = lock
+        command.at_end.append(lock.close)
 
     def begin(self, device, notices=()):
-        """Remove an earlier run's results, start the log and return it (a ``logging.Logger``)."""
+        """Remove an earlier run's results or go on with this one's; returns the log (a ``logging.Logger``)."""
         for folder in self._folders:
             folder.mkdir(parents=True, exist_ok=True)
-        for path in self._earlier_results():
-            path.unlink()
-        log = logging.getLogger("travelling")
+        if not self._lock:
+            self._take_lock()
+            self._look()  # another process may have been faster
+        if not self.resumes:
+            for path in self._earlier_results():
+                path.unlink()
+            self._checkpoints.remove()
+        self._log = log = logging.getLogger("travelling")
         log.setLevel(logging.INFO)
         log.propagate = False
-        log.handlers.clear()
+        self._close_log()
+        command.at_end.append(self._close_log)
         to_file = logging.FileHandler(self._log_file, encoding="utf-8")
         to_file.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
         log.addHandler(to_file)
@@ -60,16 +120,53 @@ class Run:
         log.info("device: %s", device)
         for notice in notices:
             log.info("notice: %s", notice)
+        if self.resumes:
+            self._record.resume(device)
+        else:
+            self._record.start(device)
+        command.finish_steps_on_signals()
         return log
 
+    def checkpoint(self, record, trainer):
+        """Save where the run stands: a dict of plain values, and all that travels."""
+        self._checkpoints.save(record, trainer.export_state())
+
+    def go_on(self, trainer):
+        """Give the trainer all that travelled at the last checkpoint; returns its dict, or None at the beginning."""
+        found = self._checkpoints.load() if self.resumes else None
+        if found is None:
+            return None
+        record, arrays, warnings = found
+        for warning in warnings:
+            self._log.warning("warning: %s", warning)
+        trainer.import_state(arrays)
+        self._log.info("going on in cycle %d, %d centers to visit", record["cycle"], record["centers_left"])
+        return record
+
+    def finish(self):
+        """Note that the run is complete."""
+        self._record.finish()
+        self._checkpoints.remove()
+        self._close_log()
+        self._lock.close()
+
+    def _close_log(self):
+        for handler in [*self._log.handlers]:
+            self._log.removeHandler(handler)
+            handler.close()
+
     def save(self, model, cycle, batch_size):
-        """Save the model of a cycle under its published names."""
+        """Save the model of a cycle under its published names; ``--keep-every`` decides which earlier ones stay."""
         names = (f"encoder_distributed_BS{batch_size}", f"classifier_PD_distributed_BS{batch_size}")
         whole = [self.folder / f"{name}_{cycle:02d}.keras" for name in names]
         partial = [path.with_name(f".{path.name}.part.keras") for path in whole]
         model.save(*partial, {"cycle": cycle})
         for source, target in zip(partial, whole, strict=True):
             os.replace(source, target)
+        if cycle % self._keep_every:  # then the model of the cycle before was only kept until this one is there
+            for path in (self.folder / f"{name}_{cycle - 1:02d}.keras" for name in names):
+                if path.resolve() not in self._reads:
+                    path.unlink(missing_ok=True)
 
     def _earlier_results(self):
         files = self.folder.iterdir() if self._models and self.folder.is_dir() else ()
@@ -101,13 +198,7 @@ def progress_bar(items=None, **options):
 
 def write_csv(table, path):
     """Write a DataFrame such that ``path`` is at any moment the old file or the whole new one."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.part")
-    with open(partial, "w", newline="", encoding="utf-8") as file:
-        table.to_csv(file, index=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    write_whole(path, table.to_csv(index=False, lineterminator="\n").encode())
 
 
 def model_pairs(encoder_folder, classifier_folder, first_cycle=None, last_cycle=None):

@@ -2,29 +2,49 @@
 
 import math
 
-from travelling.cohort import batches, travelling_order
+from travelling.cohort import batches, place, place_before, travelling_order
+from travelling.command import stop_if_asked
 from travelling.metrics import evaluate
 from travelling.run import progress_bar
 
 
-def travel(trainer, centers, cycles, seed, epochs, batch_size, protocol, learning_rate, hand_on):
+def travel(
+    trainer,
+    centers,
+    cycles,
+    seed,
+    epochs,
+    batch_size,
+    protocol,
+    learning_rate,
+    hand_on,
+    reached=None,
+    checkpoint=lambda reached: None,
+):
     """The plain travelling model: in every cycle it visits all centers and trains on all their images.
 
     ``centers`` maps each center to its subjects; ``learning_rate(cycle)`` gives Adam's; after every cycle
-    ``hand_on(cycle, loss)`` is called with the mean loss of its training steps.
+    ``hand_on(cycle, loss)`` is called with the mean loss of its training steps. After every center and cycle
+    ``checkpoint`` is called with a dict of plain values, from which, as ``reached``, the run goes on.
     """
     images = sum(len(subjects) for subjects in centers.values())
+    losses = reached["losses"] if reached else []
     with progress_bar(total=len(cycles) * epochs * images, unit="image") as bar:
-        for cycle, order, generator in travelling_order(centers, seed, cycles):
+        for cycle, order, generator in travelling_order(centers, seed, cycles, reached):
             trainer.learning_rate = learning_rate(cycle)
-            losses = []
-            for center in order:
+            done = cycles.index(cycle) * images + sum(map(len, centers.values()))
+            bar.update((done - sum(len(centers[center]) for center in order)) * epochs - bar.n)  # of earlier sessions
+            for left, center in zip(reversed(range(len(order))), order, strict=True):
                 for _ in range(epochs):
                     for batch in batches(centers[center], batch_size, generator, protocol.trains_short_batch):
                         losses.append(trainer.train(batch))
                         bar.set_postfix(cycle=cycle, center=center, loss=f"{losses[-1]:.3f}", refresh=False)
                         bar.update(len(batch))
+                        stop_if_asked()
+                checkpoint({**place(cycle, left, generator), "losses": losses})
             hand_on(cycle, sum(losses) / len(losses))
+            losses = []
+            checkpoint({**place_before(cycle + 1, centers), "losses": losses})
 
 
 class LocalTrainer:
@@ -74,3 +94,11 @@ class LocalTrainer:
     def restore(self, kept):
         """Undo every step since :meth:`keep`."""
         self._model.restore(kept)
+
+    def export_state(self):
+        """Everything that travels, a list of NumPy arrays: for a checkpoint."""
+        return self._model.export_state()
+
+    def import_state(self, arrays):
+        """Take over everything that travels from :meth:`export_state`."""
+        self._model.import_state(arrays)

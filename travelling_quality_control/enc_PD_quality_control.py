@@ -64,7 +64,7 @@ def main():
     """Run the experiment."""
     arguments = parse_arguments()
     # Only now, so that --help answers at once.
-    from travelling.cohort import read_cohort, refuse_one_class, refuse_overlap, subjects_by_center, travelling_order
+    from travelling.cohort import read_cohort, refuse_one_class, refuse_overlap, subjects_by_center
     from travelling.errors import InputError
     from travelling.protocol import PROTOCOLS
     from travelling.quality_control import LogFile, QualityControl, blind_directions
@@ -82,13 +82,8 @@ def main():
     log_csv, subjects_csv, text_log = (
         arguments.fn_save.with_name(arguments.fn_save.name + ending) for ending in (".csv", "_subjects.csv", ".log")
     )
-    run = Run(
-        arguments.output_folder,
-        text_log.absolute(),
-        [log_csv, subjects_csv],
-        arguments.overwrite,
-        reads=[arguments.fn_train, arguments.fn_test, *pretrained],
-    )
+    inputs = {name: getattr(arguments, name) for name in ("fn_train", "fn_test", "en", "pd")}
+    run = Run(arguments.output_folder, text_log.absolute(), arguments, inputs, files=[log_csv, subjects_csv])
     volumes = Volumes(arguments.cache_gb)
     volumes.add(training_set)
     volumes.add(test_set)
@@ -101,35 +96,53 @@ def main():
     model, record, notices = TravellingModel.load(*pretrained, volumes.shape)
     volumes.decode()
     trainer = LocalTrainer(model, volumes, training_set, test_set)
-    baseline = trainer.evaluate()
-    blind = blind_directions(baseline, protocol, arguments.batch_size * arguments.error)
-    if blind:
-        notices.append(f"{arguments.en}: saturated, verification cannot see harm ({'; '.join(blind)})")
-        if not arguments.allow_saturated:
-            raise InputError(f"{notices[-1]}; use a better pre-trained model or --allow-saturated")
+    if not run.resumes:
+        baseline = trainer.evaluate()
+        blind = blind_directions(baseline, protocol, arguments.batch_size * arguments.error)
+        if blind:
+            notices.append(f"{arguments.en}: saturated, verification cannot see harm ({'; '.join(blind)})")
+            if not arguments.allow_saturated:
+                raise InputError(f"{notices[-1]}; use a better pre-trained model or --allow-saturated")
 
     log = run.begin(device, notices)
     log.info("training set: %d images, %d centers; test set: %d images", len(training_set), len(centers), len(test_set))
-    verification_log = LogFile(log_csv)
+    reached = run.go_on(trainer)
+    verification_log = LogFile(log_csv, reached["log_length"] if reached else 0)
     control = QualityControl(trainer, centers, protocol, arguments.error, arguments.revisit, verification_log)
-    control.start(baseline)
-    log.info("pre-trained model: FPR %.3f, FNR %.3f", *control.reference)
+    if reached:
+        control.import_state(reached["control"])
+    else:
+        control.start(baseline if not run.resumes else trainer.evaluate())
+        log.info("pre-trained model: FPR %.3f, FNR %.3f", *control.reference)
+
+    def checkpoint(here):
+        run.checkpoint({**here, "control": control.export_state(), "log_length": verification_log.length}, trainer)
+
+    def hand_on(cycle):
+        run.save(model, cycle, arguments.batch_size)
+        write_csv(control.subject_table(), subjects_csv)
+        log.info("cycle %d: %s", cycle, control.summary())
+
     with progress_bar(total=len(cycles) * len(training_set), unit="image") as bar:
-        for cycle, order, generator in travelling_order(centers, arguments.seed, cycles):
-            trainer.learning_rate = protocol.learning_rate(
+        for cycle, center, step in control.travel(
+            centers,
+            cycles,
+            seed=arguments.seed,
+            batch_size=arguments.batch_size,
+            learning_rate=lambda cycle: protocol.learning_rate(
                 arguments.learning_rate, cycle, cycles[0], record["learning_rate"]
-            )
-            for center in order:
-                for step in control.visit(cycle, centers[center], arguments.batch_size, generator):
-                    show(bar, step, cycle, center)
-            for step in control.revisit(cycle):
-                show(bar, step, cycle, "revisits")
-            bar.update((cycles.index(cycle) + 1) * len(training_set) - bar.n)  # images that stayed out
-            run.save(model, cycle, arguments.batch_size)
-            write_csv(control.subject_table(), subjects_csv)
-            log.info("cycle %d: %s", cycle, control.summary())
+            ),
+            hand_on=hand_on,
+            reached=reached,
+            checkpoint=checkpoint,
+        ):
+            bar.update(max(0, cycles.index(cycle) * len(training_set) - bar.n))  # out, or of an earlier session
+            show(bar, step, cycle, center)
+            command.stop_if_asked()
+        bar.update(bar.total - bar.n)
     verification_log.close()
     log.info("done: %s, %s, models in %s", log_csv, subjects_csv, run.folder)
+    run.finish()
 
 
 def show(bar, step, cycle, center):

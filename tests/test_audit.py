@@ -1,0 +1,562 @@
+"""The audit of a quality-control log: it agrees with what quality control does, and finds what was tampered with.
+
+The logs are made by quality control itself, with a fake trainer. No image exists: the audit needs none.
+"""
+
+import contextlib
+import csv
+import io
+import runpy
+import subprocess
+import sys
+from collections import Counter
+from unittest import mock
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from travelling.cohort import travelling_order
+from travelling.metrics import Evaluation
+from travelling.protocol import PROTOCOLS
+from travelling.quality_control import LOG_COLUMNS, LogFile, QualityControl
+from travelling.run import write_csv
+
+AUDIT = ROOT / "travelling_quality_control" / "audit.py"
+HEALTHY, PATIENTS = 30, 20
+SIZES = (7, 1, 12, 3, 5, 6, 2, 9)  # of the centers
+BAD = ("c0_3", "c1_0", "c2_5", "c2_6", "c5_1")
+CYCLES = range(10, 16)
+
+
+class FakeTrainer:
+    """Training moves the counts of misdiagnoses a little by chance, and by a lot with a bad subject.
+
+    One that harms at times only is flagged, comes back, and can be flagged again.
+    """
+
+    def __init__(self, seed, bad=BAD, harm=9, often=0.6):
+        self.random = np.random.RandomState(seed)
+        self.bad, self.harm, self.often = bad, harm, often
+        self.counts = (4, 5)
+
+    def train(self, subjects):
+        moved = np.add(self.counts, self.random.randint(-1, 2, size=2))
+        for _ in set(subjects) & set(self.bad):
+            moved[self.random.randint(2)] += self.harm * (self.random.uniform() < self.often)
+        self.counts = tuple(int(count) for count in np.clip(moved, 1, (HEALTHY, PATIENTS)))
+        return 0.5
+
+    def evaluate(self):
+        return Evaluation(*self.counts, HEALTHY, PATIENTS)
+
+    def keep(self):
+        return self.counts
+
+    def restore(self, kept):
+        self.counts = kept
+
+
+def write_rows(path, rows, columns=None):
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns or list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_rows(path):
+    """Rows as text; row 2 of the file is the first."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def make_run(folder, protocol="corrected", wait=2, seed=0, cycles=CYCLES, error=0.02, trainer=None):
+    """The CSVs, log and subject table of a run; returns its QualityControl."""
+    centers = {f"c{number}": [f"c{number}_{i}" for i in range(size)] for number, size in enumerate(SIZES)}
+    subjects = [(subject, center) for center, members in centers.items() for subject in members]
+    subjects = [subjects[i] for i in np.random.RandomState(1).permutation(len(subjects))]  # centers interleave
+    centers = {}
+    for subject, center in subjects:
+        centers.setdefault(center, []).append(subject)
+    write_rows(
+        folder / "train.csv",
+        [{"Subject": name, "Study": center, "Path": f"{name}.nii.gz"} for name, center in subjects],
+    )
+    write_rows(
+        folder / "test.csv",
+        [{"Subject": f"t{i}", "Study": "home", "Group_bin": int(i < PATIENTS)} for i in range(HEALTHY + PATIENTS)],
+    )
+    trainer = trainer or FakeTrainer(seed)
+    log = LogFile(folder / "log.csv")
+    control = QualityControl(trainer, centers, PROTOCOLS[protocol], error, wait, log)
+    control.start(trainer.evaluate())
+    for cycle, order, generator in travelling_order(centers, 42, cycles):
+        for center in order:
+            for _ in control.visit(cycle, centers[center], 5, generator):
+                pass
+        for _ in control.revisit(cycle):
+            pass
+        write_csv(control.subject_table(), folder / "log_subjects.csv")
+    log.close()
+    return control
+
+
+def audit(folder, *options, log="log.csv", train="train.csv", test="test.csv"):
+    """Run the script in this process; returns (exit status, lines of stdout, stderr)."""
+    files = [folder / log, "--train", folder / train, "--test", folder / test]
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        mock.patch.object(sys, "argv", [str(AUDIT), *map(str, files), *map(str, options)]),
+        pytest.raises(SystemExit) as end,
+    ):
+        runpy.run_path(str(AUDIT), run_name="__main__")
+    return end.value.code, out.getvalue().splitlines(), err.getvalue()
+
+
+def consistent(folder, *options):
+    status, lines, err = audit(folder, *options)
+    assert (status, len(lines), err) == (0, 1, ""), lines[:5]
+    assert lines[0].startswith("consistent: ")
+    return lines[0]
+
+
+def found(folder, *options, file="log.csv"):
+    """What follows "FILE, row " in every line, of an audit that must find something."""
+    status, lines, err = audit(folder, *options)
+    assert (status, err) == (1, ""), lines
+    start = f"{folder / file}, row "
+    assert lines[0].startswith(start), lines[0]
+    return [line.removeprefix(start) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run with everything in it: flags, returns, eliminations."""
+    folder = tmp_path_factory.mktemp("finished")
+    control = make_run(folder)
+    assert control.eliminated
+    assert any(len(flags) > 1 for flags in control.flags.values())  # came back and was flagged again
+    return folder
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of it, to tamper with: (folder, rows of the log as text)."""
+    for name in ("train.csv", "test.csv", "log.csv", "log_subjects.csv"):
+        (tmp_path / name).write_bytes((finished / name).read_bytes())
+    return tmp_path, read_rows(tmp_path / "log.csv")
+
+
+def first_index(rows, phase, start=1, **cells):
+    """Index of the first row of a phase from ``start`` on whose cells are these."""
+    return next(
+        i
+        for i in range(start, len(rows))
+        if rows[i]["Phase"] == phase and all(rows[i][column] == value for column, value in cells.items())
+    )
+
+
+@pytest.mark.parametrize("protocol", ["corrected", "published"])
+@pytest.mark.parametrize("wait", [1, 2, 3])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_it_agrees_with_quality_control(tmp_path, protocol, wait, seed):
+    control = make_run(tmp_path, protocol, wait, seed)
+    rows = read_rows(tmp_path / "log.csv")[1:]
+    phases = Counter(row["Phase"] for row in rows)
+    line = consistent(tmp_path, "--protocol", protocol, "--revisit", wait)
+    assert line == (
+        f"consistent: 6 cycles (10 to 15), {len(rows)} verifications ({phases['batch']} batch, {phases['subject']} "
+        f"subject, {phases['revisit']} revisit), {sum(row['Ignored'] == '1' for row in rows)} steps undone; subjects: "
+        f"{sum(map(bool, control.flags.values()))} flagged, {sum(map(bool, control.revisits.values()))} revisited, "
+        f"{len(control.eliminated)} eliminated; {tmp_path / 'log_subjects.csv'}"
+    )
+    assert phases["revisit"] > 3
+
+
+def test_published_spellings_and_no_subject_table(tmp_path):
+    make_run(tmp_path, wait=3, error=0.05)
+    (tmp_path / "log_subjects.csv").unlink()
+    assert consistent(tmp_path, "-revisit", 3, "-error", 0.05).endswith("; no subject table")
+
+
+def test_cycles_in_which_everybody_waits_have_no_rows(tmp_path):
+    everybody = [f"c{number}_{i}" for number, size in enumerate(SIZES) for i in range(size)]
+    make_run(tmp_path, wait=3, trainer=FakeTrainer(0, bad=everybody, harm=30, often=1))
+    assert {row["Cycle"] for row in read_rows(tmp_path / "log.csv")} == {"0", "10", "13"}
+    assert f"{len(everybody)} eliminated" in consistent(tmp_path, "--revisit", 3)
+
+
+def change(column, phase, text, **cells):
+    """Tampering: another text in a column of the first row like this after some tens of rows."""
+
+    def tamper(rows):
+        index = first_index(rows, phase, 30, **cells)
+        assert rows[index][column] != text
+        rows[index][column] = text
+        return index + 2
+
+    return tamper
+
+
+def drop(phase, **cells):
+    def tamper(rows):
+        index = first_index(rows, phase, 30, **cells)
+        del rows[index]
+        return index + 2  # now the row that followed
+
+    return tamper
+
+
+def swap_batches(rows):
+    index = next(
+        i for i in range(30, len(rows))
+        if all(row["Phase"] == "batch" and row["Ignored"] == "0" for row in rows[i : i + 2])
+    )  # fmt: skip
+    rows[index], rows[index + 1] = rows[index + 1], rows[index]
+    return index + 2
+
+
+def swap_revisits(rows):
+    index = next(i for i in range(1, len(rows)) if all(row["Phase"] == "revisit" for row in rows[i : i + 2]))
+    rows[index], rows[index + 1] = rows[index + 1], rows[index]
+    return index + 2
+
+
+def subject_of_another_center(rows):
+    index = first_index(rows, "batch", 30, Study="c2")
+    rows[index]["Subjects"] = ";".join(["c0_0", *rows[index]["Subjects"].split(";")[1:]])
+    return index + 2
+
+
+def a_subject_twice(rows):
+    index = first_index(rows, "batch", 30, Study="c2")
+    first, *others = rows[index]["Subjects"].split(";")
+    rows[index]["Subjects"] = ";".join([first, first, *others[1:]])
+    return index + 2
+
+
+def unknown_subject(rows):
+    index = first_index(rows, "batch", 30, Study="c2")
+    rows[index]["Subjects"] = rows[index]["Subjects"].replace("c2_", "x_", 1)
+    return index + 2
+
+
+def move_revisit(by):
+    """Tampering: a revisit moves to the end of another cycle."""
+
+    def tamper(rows):
+        index = first_index(rows, "revisit")
+        while not any(row["Cycle"] == str(int(rows[index]["Cycle"]) + by) for row in rows):
+            index = first_index(rows, "revisit", index + 1)
+        row = rows.pop(index)
+        row["Cycle"] = str(int(row["Cycle"]) + by)
+        place = max(i for i, other in enumerate(rows) if other["Cycle"] == row["Cycle"]) + 1
+        rows.insert(place, row)
+        return min(index, place) + 2
+
+    return tamper
+
+
+def train_an_eliminated_subject(rows):
+    index = first_index(rows, "revisit", Eliminated="1")
+    gone = rows[index]
+    again = first_index(rows, "batch", index, Study=gone["Study"])
+    rows[again]["Subjects"] += f";{gone['Subject']}"
+    rows[again]["Tolerance"] = str(0.02 * len(rows[again]["Subjects"].split(";")))
+    return again + 2
+
+
+def batch_in_another_order(rows):
+    index = first_index(rows, "batch", 30, Study="c2", Ignored="0")
+    rows[index]["Subjects"] = ";".join(reversed(rows[index]["Subjects"].split(";")))
+    return index + 2
+
+
+def drop_baseline(rows):
+    del rows[0]
+    return 2
+
+
+def drop_a_cycle(rows):
+    index = first_index(rows, "batch", Cycle="12")
+    rows[:] = [row for row in rows if row["Cycle"] != "12"]
+    return index + 2
+
+
+def change_baseline(column, text):
+    def tamper(rows):
+        rows[0][column] = text
+        return 2
+
+    return tamper
+
+
+@pytest.mark.parametrize(
+    ("tamper", "names"),
+    [
+        (change("PFP", "batch", "0.5"), "PFP is 0.5, should be "),
+        (change("PFN", "subject", "0.75"), "PFN is 0.75, should be "),
+        (change("PFP", "batch", "0.10000001"), "PFP is 0.10000001, should be "),
+        (change("ACC", "batch", "0.5"), "ACC is 0.5, should be "),
+        (change("FP", "batch", "31"), "FP is 31, but the test set has 30 HC"),
+        (change("FN", "batch", "0"), "ACC is "),
+        (change("Ignored", "batch", "1", Ignored="0"), "Ignored is 1, should be 0 (PFP "),
+        (change("Ignored", "batch", "0", Ignored="1"), "Ignored is 0, should be 1 (PFP "),
+        (change("Ignored", "subject", "0", Ignored="1"), "Ignored is 0, should be 1 (PFP "),
+        (change("Ignored", "subject", "1", Ignored="0"), "Ignored is 1, should be 0 (PFP "),
+        (change("Ignored", "revisit", "0", Ignored="1"), "Ignored is 0, should be 1 (PFP "),
+        (change("Ignored", "batch", "2", Ignored="1"), "Ignored is 2, should be 1 (PFP "),
+        (change("Tolerance", "batch", "0.9"), "Tolerance is 0.9, should be "),
+        (change("Tolerance", "batch", ""), "Tolerance is empty, should be "),
+        (change("Reference_PFP", "batch", "0.9"), "Reference_PFP is 0.9, should be "),
+        (change("Reference_PFN", "revisit", "0.001"), "Reference_PFN is 0.001, should be "),
+        (change("Eliminated", "revisit", "0", Eliminated="1"), "Eliminated is 0, should be 1 (Phase revisit, harmful)"),
+        (change("Eliminated", "revisit", "1", Eliminated="0"), "Eliminated is 1, should be 0"),
+        (change("Eliminated", "batch", "1", Ignored="1"), "Eliminated is 1, should be 0 (Phase batch, harmful)"),
+        (change("Study", "batch", "c1", Study="c2"), "Study is 'c1', should be 'c2' (the center of c2_"),
+        (change("Subject", "batch", "c2_0"), "Subject is 'c2_0', should be 'batch' (Phase batch)"),
+        (change("Subject", "subject", "batch"), "Subject is 'batch', should be 'c"),
+        (change("Phase", "batch", "subject", Subjects="c1_0"), "Phase is 'subject', should be 'batch'"),
+        (change("Phase", "revisit", "batch"), "Phase is 'batch', should be 'revisit'"),
+        (change("Cycle", "batch", "12", Cycle="11"), "Cycle is 12, should be 11"),
+        (change("Cycle", "batch", "999999", Cycle="11"), "Cycle is 999999, should be 11"),
+        (drop("batch", Ignored="0"), "Phase, Subjects: "),
+        (drop("batch", Ignored="1"), "Phase, Subjects: subject "),
+        (drop("subject", Ignored="0"), "Phase, Subjects: "),
+        (drop("subject", Ignored="1"), "Phase, Subjects: "),
+        (drop("revisit"), "Phase, Subjects: "),
+        (swap_batches, "Phase, Subjects: batch "),
+        (swap_revisits, "Phase, Subjects: revisit "),
+        (subject_of_another_center, "Phase, Subjects: batch c0_0;"),
+        (a_subject_twice, "Phase, Subjects: batch "),
+        (unknown_subject, "Phase, Subjects: batch "),
+        (move_revisit(-1), "Phase, Subjects: revisit "),
+        (move_revisit(1), "Phase, Subjects: "),
+        (train_an_eliminated_subject, "Phase, Subjects: batch "),
+        (batch_in_another_order, "Subjects is 'c2_"),
+        (drop_baseline, "Phase is 'batch', should be 'baseline'"),
+        (drop_a_cycle, "Phase, Subjects: batch "),
+        (change_baseline("Cycle", "9"), "Cycle is 9, should be 0 (baseline)"),
+        (change_baseline("Subject", ""), "Subject is empty, should be 'n/a' (baseline)"),
+        (change_baseline("Ignored", "1"), "Ignored is 1, should be 0 (baseline)"),
+        (change_baseline("Tolerance", "0.1"), "Tolerance is 0.1, should be empty (baseline)"),
+        (change_baseline("Subjects", "c0_0"), "Subjects is 'c0_0', should be empty (baseline)"),
+    ],
+)
+def test_tampering_is_found_where_it_is(run, tamper, names):
+    folder, rows = run
+    row = tamper(rows)
+    write_rows(folder / "log.csv", rows)
+    lines = found(folder, "--show", 1000)
+    assert lines[0].startswith(f"{row}: {names}"), lines[:3]
+    assert len(lines) < 20, lines  # one fault is no flood
+
+
+@pytest.mark.parametrize("column", ["ACC", "Ignored", "Tolerance", "Reference_PFP", "Eliminated", "Subject", "Study"])
+def test_a_cell_that_nothing_else_rests_on_is_one_line(run, column):
+    folder, rows = run
+    index = first_index(rows, "subject", 30, Ignored="1")
+    rows[index][column] = {"Ignored": "0", "Eliminated": "1", "Subject": "batch", "Study": "c"}.get(column, "0.4567")
+    write_rows(folder / "log.csv", rows)
+    assert [line.split(" is ")[0] for line in found(folder)] == [f"{index + 2}: {column}"]
+
+
+def test_what_is_wrong_with_a_row_is_named_beside_its_place(run):
+    folder, rows = run
+    for tamper, names in (
+        (subject_of_another_center, "Study is 'c2', should be 'c0' (the center of c0_0)"),
+        (a_subject_twice, "2 times, should be once"),
+        (unknown_subject, "which is not in the training set"),
+    ):
+        tampered = [dict(row) for row in rows]
+        number = tamper(tampered)
+        write_rows(folder / "log.csv", tampered)
+        assert any(line.startswith(f"{number}: ") and names in line for line in found(folder)), names
+
+
+@pytest.mark.parametrize(
+    ("options", "row", "names"),
+    [
+        (("--error", 0.03), 3, "Tolerance is "),
+        (("--seed", 41), 3, "Phase, Subjects: batch "),
+        (("--protocol", "published"), 2, "PFP is "),
+        (("--batch-size", 4), None, "Phase, Subjects: batch "),
+        (("--revisit", 1), None, "Phase, Subjects: batch "),
+        (("--revisit", 3), None, "Phase, Subjects: revisit "),
+    ],
+)
+def test_other_options_than_the_runs_do_not_fit(run, options, row, names):
+    folder, rows = run
+    first = found(folder, *options)[0]
+    if options[0] == "--revisit":  # noticed where the first revisit is missing, or comes
+        place = first_index(rows, "batch", Cycle="12") if options[1] == 1 else first_index(rows, "revisit")
+        row = place + 2
+    assert names in first
+    assert row is None or first.startswith(f"{row}: ")
+
+
+@pytest.mark.parametrize("rows_left", [1, 2, 40])
+def test_an_interrupted_run(run, rows_left):
+    folder, rows = run
+    write_rows(folder / "log.csv", rows[:rows_left])
+    (folder / "log_subjects.csv").unlink()
+    place = "before the first cycle" if rows_left == 1 else f"in the middle of cycle {rows[rows_left - 1]['Cycle']}"
+    assert found(folder)[0].startswith(f"{rows_left + 1}: the log ends {place}")
+    line = consistent(folder, "--unfinished")
+    assert ("ends in the middle" in line) == (rows_left > 1)
+
+
+@pytest.mark.parametrize("cycles_in_table", [2, 3])
+def test_the_subject_table_of_an_interrupted_run_is_that_of_the_last_whole_cycle(
+    run, tmp_path_factory, cycles_in_table
+):
+    folder, rows = run
+    earlier = tmp_path_factory.mktemp("earlier")
+    make_run(earlier, cycles=CYCLES[:cycles_in_table])  # the same run, which ended then
+    (folder / "log_subjects.csv").write_bytes((earlier / "log_subjects.csv").read_bytes())
+    end = first_index(rows, "batch", Cycle="13")
+    write_rows(folder / "log.csv", rows[: end + 3])
+    if cycles_in_table == 3:
+        consistent(folder, "--unfinished")
+    else:
+        assert found(folder, "--unfinished", file="log_subjects.csv")
+    write_rows(folder / "log.csv", rows[:end])  # of cycle 12 all rows are there, the table perhaps not
+    consistent(folder, "--unfinished")
+    assert audit(folder)[0] == (1 if cycles_in_table == 2 else 0)
+
+
+@pytest.mark.parametrize(
+    ("column", "text"),
+    [
+        ("Study", "c9"), ("Times_flagged", "7"), ("First_flagged_cycle", ""), ("First_flagged_cycle", "11"),
+        ("Revisits", "0"), ("Eliminated", "0"), ("Eliminated_cycle", "99"), ("Eliminated_cycle", ""),
+    ],
+)  # fmt: skip
+def test_a_tampered_subject_table_is_found(run, column, text):
+    folder, rows = run
+    gone = next(row["Subject"] for row in rows if row["Eliminated"] == "1" and row["Cycle"] == "12")
+    table = read_rows(folder / "log_subjects.csv")
+    index = next(i for i, row in enumerate(table) if row["Subject"] == gone)
+    table[index][column] = text
+    write_rows(folder / "log_subjects.csv", table)
+    (line,) = found(folder, file="log_subjects.csv")  # one a row
+    assert line.startswith(f"{index + 2}: {column} is ")
+    elsewhere = (folder / "log_subjects.csv").rename(folder / "elsewhere.csv")
+    consistent(folder)  # no table beside the log
+    found(folder, "--subjects", elsewhere, file="elsewhere.csv")
+
+
+def test_rows_of_the_subject_table(run):
+    folder, _ = run
+    table = read_rows(folder / "log_subjects.csv")
+    write_rows(folder / "log_subjects.csv", [{**table[0], "Subject": "x"}, table[2], table[2], *table[3:]])
+    status, lines, _ = audit(folder)
+    assert status == 1
+    path = folder / "log_subjects.csv"
+    assert lines == [
+        f"{path}, row 2: Subject is 'x', which is not in the training set",
+        f"{path}, row 4: Subject is '{table[2]['Subject']}', as in row 3",
+        f"{path}: Subject '{table[0]['Subject']}' has no row",
+        f"{path}: Subject '{table[1]['Subject']}' has no row",
+    ]
+
+
+def test_at_most_so_many_violations_are_printed(run):
+    folder, rows = run
+    for row in rows[1:31]:
+        row["Tolerance"] = "0.5"
+    write_rows(folder / "log.csv", rows)
+    assert found(folder)[-1] == "and 20 more violations (--show N prints more)"
+    assert len(found(folder)) == 11
+    assert found(folder, "--show", 29)[-1] == "and 1 more violation (--show N prints more)"
+    assert len(found(folder, "--show", 30)) == 30
+
+
+def test_columns_in_another_order(run):
+    folder, rows = run
+    write_rows(folder / "log.csv", rows, columns=sorted(LOG_COLUMNS))
+    (line,) = found(folder)
+    assert line.startswith("1: columns are ACC, Cycle, ")
+
+
+def rewrite(name, function):
+    """Bad input: a file whose rows ``function`` changes in place."""
+
+    def spoil(folder):
+        rows = read_rows(folder / name)
+        function(rows)
+        write_rows(folder / name, rows)
+        return ()
+
+    return spoil
+
+
+def remove(name):
+    return lambda folder: (folder / name).unlink() or ()
+
+
+def overwrite(name, content):
+    def spoil(folder):
+        (folder / name).write_bytes(content)
+        return ()
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "names"),
+    [
+        (remove("log.csv"), "log.csv: no such file"),
+        (remove("train.csv"), "train.csv: no such file"),
+        (remove("test.csv"), "test.csv: no such file"),
+        (lambda folder: ("--subjects", folder / "none.csv"), "none.csv: no such file"),
+        (lambda folder: ("--subjects", folder), "Is a directory"),
+        (lambda folder: ("--error", "two"), "'two' is not a number"),
+        (lambda folder: ("--revisit", "0"), "'0' is not a whole number"),
+        (overwrite("log.csv", b""), "log.csv: missing column(s) Cycle"),
+        (overwrite("log.csv", b"\xff\xfe\x00"), "log.csv: not a CSV file"),
+        (overwrite("log.csv", (",".join(LOG_COLUMNS) + "\n").encode()), "log.csv: has no rows"),
+        (
+            rewrite("log.csv", lambda rows: [row.pop("Tolerance") for row in rows]),
+            "log.csv: missing column(s) Tolerance",
+        ),
+        (rewrite("log.csv", lambda rows: rows[5].update(FP="many")), "log.csv, row 7: FP 'many' is not a whole number"),
+        (rewrite("log.csv", lambda rows: rows[5].update(Cycle="-1")), "log.csv, row 7: Cycle '-1' is not"),
+        (rewrite("log.csv", lambda rows: rows[5].update(PFP="nan")), "log.csv, row 7: PFP 'nan' is not a number"),
+        (rewrite("log.csv", lambda rows: rows[5].update(ACC="")), "log.csv, row 7: ACC '' is not a number"),
+        (rewrite("log_subjects.csv", lambda rows: rows[1].update(Revisits="1.5")), "row 3: Revisits '1.5' is not"),
+        (rewrite("log_subjects.csv", lambda rows: [row.pop("Study") for row in rows]), "missing column(s) Study"),
+        (rewrite("train.csv", lambda rows: [row.pop("Study") for row in rows]), "train.csv: missing column(s) Study"),
+        (rewrite("train.csv", lambda rows: rows.append(rows[0])), "train.csv, row 2, too"),
+        (rewrite("train.csv", lambda rows: rows[3].update(Subject=" ")), "train.csv, row 5: Subject is empty"),
+        (rewrite("train.csv", lambda rows: rows[3].update(Subject="t4")), "test.csv, row 6: Subject 't4' is in"),
+        (rewrite("train.csv", lambda rows: [row.update(Subject=f"x{row['Subject']}") for row in rows]), "no subject"),
+        (rewrite("test.csv", lambda rows: rows[3].update(Group_bin="2")), "test.csv: Group_bin must be 0 (HC) and 1"),
+        (rewrite("test.csv", lambda rows: [row.update(Group_bin="0") for row in rows]), "test.csv: Group_bin must be"),
+        (rewrite("test.csv", lambda rows: rows[3].update(Group_bin="PD")), "test.csv, row 5: Group_bin 'PD' is not"),
+    ],
+)
+def test_bad_input_is_one_line(run, spoil, names):
+    folder, _ = run
+    status, lines, err = audit(folder, *spoil(folder))
+    assert (status, lines) == (2, []), err
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) == 1
+    assert names in err
+
+
+def test_it_shares_no_code_with_quality_control(finished):
+    """As a user runs it, and what it imported by then."""
+    command = f"import runpy, sys\ntry:\n    runpy.run_path({str(AUDIT)!r}, run_name='__main__')\n"
+    command += "finally:\n    print(*sys.modules)"
+    files = [finished / "log.csv", "--train", finished / "train.csv", "--test", finished / "test.csv"]
+    done = subprocess.run(
+        [sys.executable, "-c", command, *map(str, files)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    line, modules = done.stdout.splitlines()
+    assert line.startswith("consistent: ")
+    shared = {name for name in modules.split() if name.startswith("travelling")}
+    assert shared == {"travelling", "travelling.command", "travelling.errors"}

@@ -1,0 +1,283 @@
+"""Runs that survive: interrupted and resumed equals uninterrupted, and a run folder has one run and one owner."""
+
+import csv
+import errno
+import json
+import os
+import random
+from argparse import Namespace
+from unittest import mock
+
+import numpy as np
+import pytest
+from test_quality_control import FakeTrainer
+
+from travelling import checkpoint, command
+from travelling.checkpoint import Checkpoints, write_whole
+from travelling.errors import AlreadyDone, InputError
+from travelling.protocol import PROTOCOLS
+from travelling.quality_control import LogFile, QualityControl
+from travelling.run import Run
+from travelling.trainer import travel
+
+CENTERS = {f"c{number}": [f"s{number}{i}" for i in range(size)] for number, size in enumerate((7, 1, 5, 3, 12, 2))}
+HARM = {"s02": (9, 0), "s10": (30, 0), "s41": (0, 20), "s44": (4, 4), "s50": (7, 7)}
+CYCLES = range(10, 14)
+
+
+class Killed(BaseException):
+    """What a kill -9 is to the loop: nothing after it runs."""
+
+
+class MortalTrainer(FakeTrainer):
+    """A trainer whose state fits a checkpoint, and that dies at its n-th training step."""
+
+    def __init__(self, dies_at=None):
+        super().__init__(harm=HARM, start=(5, 8))
+        self.dies_at = dies_at
+
+    def train(self, subjects):
+        if len(self.fitted) == self.dies_at:
+            raise Killed
+        return super().train(subjects) + len(self.fitted)
+
+    def export_state(self):
+        return [np.array(self.weight), np.array(self.misdiagnoses)]
+
+    def import_state(self, arrays):
+        self.weight, self.misdiagnoses = int(arrays[0]), arrays[1].copy()
+
+
+def control(folder, dies_at=None, protocol="corrected", dies_saving=None):
+    """One session of quality control, as the script does it; returns the trainer."""
+    trainer = MortalTrainer(dies_at)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    found = checkpoints.load()
+    reached = found[0] if found else None
+    log = LogFile(folder / "qc.csv", reached["log_length"] if reached else 0)
+    quality = QualityControl(trainer, CENTERS, PROTOCOLS[protocol], 0.02, 1, log)
+    if reached:
+        quality.import_state(reached["control"])
+        trainer.import_state(found[1])
+    else:
+        quality.start(trainer.evaluate())
+    saved = []
+
+    def save(here):
+        if len(saved) == dies_saving:
+            with mock.patch.object(checkpoint.os, "replace", side_effect=Killed):
+                checkpoints.save({**here, "control": quality.export_state(), "log_length": log.length}, [np.zeros(2)])
+        saved.append(here)
+        arrays = trainer.export_state()
+        checkpoints.save({**here, "control": quality.export_state(), "log_length": log.length}, arrays)
+
+    steps = quality.travel(
+        CENTERS, CYCLES, 42, 5, lambda cycle: 1 / cycle, lambda cycle: None, reached=reached, checkpoint=save
+    )
+    for _ in steps:
+        pass
+    log.close()
+    quality.subject_table().to_csv(folder / "subjects.csv", index=False)
+    return trainer
+
+
+def files(folder):
+    return [(folder / name).read_bytes() for name in ("qc.csv", "subjects.csv")]
+
+
+@pytest.mark.parametrize("protocol", ["corrected", "published"])
+def test_quality_control_killed_at_any_step_ends_as_if_it_had_not_been(protocol, tmp_path):
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    uninterrupted = control(whole, protocol=protocol)
+    steps = len(uninterrupted.fitted)
+    assert steps > 30
+    eliminated = [row for row in csv.DictReader((whole / "qc.csv").open()) if row["Eliminated"] == "1"]
+    assert eliminated
+    for dies_at in range(steps):
+        folder = tmp_path / str(dies_at)
+        folder.mkdir()
+        with pytest.raises(Killed):
+            control(folder, dies_at, protocol)
+        resumed = control(folder, protocol=protocol)
+        assert files(folder) == files(whole)
+        assert resumed.weight == uninterrupted.weight
+        assert len(resumed.fitted) <= steps - dies_at + 11  # at most the work of one center is repeated
+
+
+def test_quality_control_killed_again_and_again_and_while_saving(tmp_path):
+    whole, folder = tmp_path / "whole", tmp_path / "folder"
+    whole.mkdir()
+    folder.mkdir()
+    uninterrupted = control(whole)
+    generator = random.Random(7)
+    kills = 0
+    for _ in range(200):
+        try:
+            resumed = control(folder, dies_at=generator.randint(6, 25), dies_saving=generator.randint(1, 4))
+            break
+        except Killed:
+            kills += 1
+    assert kills > 3
+    assert files(folder) == files(whole)
+    assert resumed.weight == uninterrupted.weight
+
+
+def test_the_travelling_model_killed_at_any_step_ends_as_if_it_had_not_been(tmp_path):
+    def session(dies_at=None, reached=None, state=None):
+        trainer, losses, kept = MortalTrainer(dies_at), [], {}
+        if reached:
+            trainer.import_state(state)
+
+        def save(here):
+            kept.update(reached=json.loads(json.dumps(here)), state=trainer.export_state())
+
+        try:
+            travel(
+                trainer, CENTERS, CYCLES, 42, 2, 5, PROTOCOLS["corrected"], lambda cycle: 1 / cycle,
+                lambda cycle, loss: losses.append((cycle, trainer.weight)), reached, save,
+            )  # fmt: skip
+        except Killed:
+            return trainer, losses, kept
+        return trainer, losses, None
+
+    uninterrupted, all_losses, _ = session()
+    for dies_at in range(len(uninterrupted.fitted)):
+        first, losses, kept = session(dies_at)
+        second, more_losses, _ = session(**kept)
+        assert losses + more_losses == all_losses
+        repeated = dies_at + len(second.fitted) - len(uninterrupted.fitted)
+        assert 0 <= repeated < 2 * 3  # steps of a visit to the largest center, two epochs
+        assert first.fitted[: dies_at - repeated] + second.fitted == uninterrupted.fitted
+
+
+def test_a_damaged_checkpoint_is_replaced_by_the_one_before(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    assert checkpoints.load() is None
+    for cycle in range(4):
+        checkpoints.save({"cycle": cycle}, [np.full(3, cycle), np.array(cycle)])
+    paths = sorted(checkpoints.folder.iterdir())
+    assert len(paths) == 2
+    record, arrays, warnings = checkpoints.load()
+    assert (record, [array.tolist() for array in arrays], warnings) == ({"cycle": 3}, [[3, 3, 3], 3], [])
+    for damage in (lambda content: content[:-5], lambda content: content[:200] + b"?" + content[201:], lambda _: b""):
+        content = paths[1].read_bytes()
+        paths[1].write_bytes(damage(content))
+        record, arrays, warnings = checkpoints.load()
+        assert record == {"cycle": 2}
+        assert len(warnings) == 1
+        assert str(paths[1]) in warnings[0]
+        paths[1].write_bytes(content)
+    for path in paths:
+        path.write_bytes(b"nothing")
+    with pytest.raises(InputError, match="every checkpoint is damaged"):
+        checkpoints.load()
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with (
+        mock.patch.object(checkpoint.os, "fsync", side_effect=OSError(errno.ENOSPC, "No space left on device")),
+        pytest.raises(OSError, match="No space left"),
+    ):
+        write_whole(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_log_shorter_than_its_checkpoint_is_refused(tmp_path):
+    log = LogFile(tmp_path / "qc.csv")
+    log.close()
+    with pytest.raises(InputError, match="shorter than when its run stopped"):
+        LogFile(tmp_path / "qc.csv", length=10_000)
+
+
+# One run, one owner
+
+
+@pytest.fixture
+def new_run(tmp_path):
+    """Function: a Run in the folder "run", with options and the content of its CSV."""
+    source = tmp_path / "training.csv"
+
+    def make(content="a", overwrite=False, **options):
+        source.write_text(content)
+        arguments = Namespace(fn_train=source, overwrite=overwrite, cache_gb=random.random(), **options)
+        return Run(tmp_path / "run", "training.log", arguments, {"fn_train": source})
+
+    yield make
+    end()
+
+
+def end():
+    """What command.run does at the end of a script: it lets go of the run folder."""
+    while command.at_end:
+        command.at_end.pop()()
+
+
+def interrupted(run):
+    """What a killed process leaves: everything but its lock."""
+    run.begin("CPU")
+    run._checkpoints.save({"cycle": 1, "centers_left": 2}, [np.zeros(1)])
+    end()
+
+
+def test_the_same_command_goes_on_and_is_done_once(new_run, tmp_path):
+    interrupted(new_run(error=0.02))
+    for overwrite in (False, True):
+        run = new_run(error=0.02, overwrite=overwrite)
+        assert run.resumes
+        end()
+    run = new_run(error=0.02)
+    run.begin("CPU")
+    trainer = MortalTrainer()
+    trainer.import_state = lambda arrays: None
+    assert run.go_on(trainer)["cycle"] == 1
+    run.finish()
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["finished"]
+    assert len(record["sessions"]) == 2
+    assert {"command_line", "packages", "python", "device", "git_commit"} <= set(record["sessions"][0])
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    with pytest.raises(AlreadyDone, match="done already"):
+        new_run(error=0.02)
+    end()
+    assert not new_run(error=0.02, overwrite=True).resumes
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"error": 0.05}, "error is 0.02 there and 0.05 here"),
+        ({"error": 0.02, "protocol": "published"}, "protocol is None there and published here"),
+        ({"error": 0.02, "content": "b"}, "content of fn_train"),
+    ],
+)
+def test_another_command_is_refused_with_the_difference(changes, difference, new_run):
+    interrupted(new_run(error=0.02))
+    with pytest.raises(InputError, match=difference):
+        new_run(**changes)
+    end()
+    assert not new_run(**changes, overwrite=True).resumes
+
+
+def test_a_run_folder_has_one_owner(new_run):
+    owner = new_run(error=0.02)
+    late = new_run(error=0.02)  # both see an empty folder
+    owner.begin("CPU")
+    for another in (lambda: new_run(error=0.02), lambda: late.begin("CPU")):
+        with pytest.raises(InputError, match=f"process {os.getpid()} .* is writing to it"):
+            another()
+    owner.finish()
+    with pytest.raises(AlreadyDone):  # the late one does not overwrite what the other has made in the meantime
+        late.begin("CPU")
+
+
+def test_a_damaged_record_is_one_error(new_run, tmp_path):
+    interrupted(new_run(error=0.02))
+    (tmp_path / "run" / "run.json").write_text("{")
+    with pytest.raises(InputError, match=r"run.json: not a record"):
+        new_run(error=0.02)
+    end()
+    assert not new_run(error=0.02, overwrite=True).resumes

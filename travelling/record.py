@@ -1,0 +1,134 @@
+"""The record of a run (``run.json``): what was run, on what, with what, and when."""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from travelling.checkpoint import write_whole
+from travelling.errors import InputError
+
+PACKAGES = ("tensorflow", "jax", "keras", "numpy", "pandas", "scikit-learn", "SimpleITK", "h5py")
+# These change where results go or how fast they come, not what they are.
+INDIFFERENT = {"output_folder", "overwrite", "cache_gb", "keep_every"}
+
+
+def describe(arguments, inputs):
+    """What decides a run's results: its options by name, and its input files by content.
+
+    ``inputs`` maps the names of options to the files that they name.
+    """
+    options = {name: _plain(value) for name, value in sorted(vars(arguments).items())}
+    hashes = {name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for name, path in inputs.items()}
+    return {"script": Path(sys.argv[0]).name, "options": options, "inputs_sha256": hashes}
+
+
+def _plain(value):
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, (bool, int, float)) else str(value)
+
+
+def differences(earlier, now):
+    """In words, what decides the results and is not the same in two descriptions."""
+    found = []
+    if earlier.get("script") != now["script"]:
+        found.append(f"script is {earlier.get('script')} there and {now['script']} here")
+    for name, value in now["options"].items():
+        there = earlier.get("options", {}).get(name)
+        if name not in INDIFFERENT and name not in now["inputs_sha256"] and there != value:
+            found.append(f"{name} is {there} there and {value} here")
+    for name, digest in now["inputs_sha256"].items():
+        if earlier.get("inputs_sha256", {}).get(name) != digest:
+            found.append(f"the content of {name} ({now['options'].get(name, name)}) is another")
+    return found
+
+
+class Record:
+    """``run.json``: read at the start, then kept up to date."""
+
+    def __init__(self, path, description):
+        self.path = Path(path)
+        self.description = description
+        self._content = None
+
+    def read(self):
+        """The earlier content, or None where there is no such file; raises InputError for anything else."""
+        if not self.path.is_file():
+            return None
+        try:
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+            return content if isinstance(content, dict) else {}
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.path}: not a record of a run ({error}); --overwrite replaces it") from None
+
+    def start(self, device):
+        """Write the record of a run that begins."""
+        self._content = {
+            **self.description,
+            "seed": self.description["options"].get("seed"),
+            "protocol": self.description["options"].get("protocol"),
+            "started": _now(),
+            "sessions": [],
+            "finished": None,
+        }
+        self._add_session(device)
+
+    def resume(self, device):
+        """Add to the record that the run goes on."""
+        self._content = self.read()
+        self._add_session(device)
+
+    def finish(self):
+        """Add to the record that the run is complete."""
+        self._content["finished"] = _now()
+        self._write()
+
+    def _add_session(self, device):
+        commit, is_dirty = git_state()
+        self._content["sessions"].append(
+            {
+                "started": _now(),
+                "command_line": shlex.join(sys.argv),
+                "device": device,
+                "python": platform.python_version(),
+                "platform": platform.platform(),
+                "packages": dict(_versions()),
+                "git_commit": commit,
+                "git_tree_was_dirty": is_dirty,
+            }
+        )
+        self._write()
+
+    def _write(self):
+        write_whole(self.path, json.dumps(self._content, indent=2).encode() + b"\n")
+
+
+def _now():
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _versions():
+    for name in PACKAGES:
+        try:
+            yield name, importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+
+
+def git_state():
+    """(commit of this repository, whether files differ from it); (None, None) where git cannot tell."""
+    folder = Path(__file__).resolve().parent.parent
+    try:
+        commit, status = (
+            subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True, check=True, timeout=20).stdout
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain"))
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+    return commit.strip(), bool(status.strip())

@@ -1,0 +1,521 @@
+"""Audit the log of a quality-control run: replay it and check every row and every decision.
+
+What must stand in the log is derived anew from the method's description and the two CSVs. No image is needed,
+and no line of code that made the decisions is shared.
+
+Example:
+    python audit.py filename.csv --train ./training_set.csv --test ./test_set.csv
+
+Prints one line "consistent: ..." (exit status 0), or the first violations, one a line with the row of the file
+(row 1 is the header; exit status 1). Input that cannot be audited is one line on stderr (exit status 2).
+"""
+
+import argparse
+import csv
+import itertools
+import math
+import sys
+from pathlib import Path
+
+from travelling import command
+from travelling.errors import InputError
+
+INTEGERS = ("Cycle", "FP", "FN", "Ignored", "Eliminated")
+NUMBERS = ("ACC", "PFP", "PFN")
+OPTIONAL_NUMBERS = ("Tolerance", "Reference_PFP", "Reference_PFN")  # empty in the baseline row
+COLUMNS = (
+    "Cycle", "Subject", "Study", "ACC", "FP", "FN", "PFP", "PFN", "Ignored",
+    "Phase", "Subjects", "Tolerance", "Reference_PFP", "Reference_PFN", "Eliminated",
+)  # fmt: skip
+TABLE_COLUMNS = (
+    "Subject", "Study", "Times_flagged", "First_flagged_cycle", "Revisits", "Eliminated", "Eliminated_cycle",
+)  # fmt: skip
+ROUNDING = 1e-9  # smaller differences do not count
+LARGEST = 2**31  # of seed and of cycle: NumPy takes seeds below 2**32
+
+
+def parse_arguments():
+    """The command line."""
+    parser = command.Parser(__doc__)
+    needed = {"type": Path, "required": True, "metavar": "CSV", "default": argparse.SUPPRESS}
+    parser.add_argument("log", type=Path, metavar="LOG", help="the log, <fn_save>.csv")
+    parser.add_argument("--train", help="training set of the run", **needed)
+    parser.add_argument("--test", help="test set of the run", **needed)
+    parser.add_argument(
+        "--subjects",
+        type=Path,
+        default=argparse.SUPPRESS,
+        metavar="CSV",
+        help="<fn_save>_subjects.csv, checked as well (default: the file of that name beside LOG, if it is there)",
+    )
+    parser.add_argument(
+        "--unfinished", action="store_true", help="the run was interrupted: the log may end in the middle of a cycle"
+    )
+    parser.add_argument("--show", type=command.number(int, 1), default=10, metavar="N", help="violations to print")
+    group = parser.add_argument_group("options of the run")
+    group.add_argument(
+        "--protocol", choices=["corrected", "published"], default="corrected", help="README, 'Two protocols'"
+    )
+    group.add_argument(
+        "--revisit",
+        "-revisit",
+        type=command.number(int, 1),
+        default=2,
+        metavar="CYCLES",
+        help="cycles that a flagged image waits",
+    )
+    group.add_argument(
+        "--error",
+        "-error",
+        type=command.number(float, 0, 1),
+        default=0.02,
+        metavar="RATE",
+        help="tolerated rise of FPR or FNR, as a fraction of 1, per image of a training step",
+    )
+    group.add_argument("--seed", type=command.number(int, 0, LARGEST), default=42, help="of the travelling order")
+    group.add_argument(
+        "--batch-size", type=command.number(int, 1), default=5, metavar="N", help="images per training step"
+    )
+    return parser.parse_args()
+
+
+def main():
+    """Audit, print, and exit with status 1 if anything is wrong."""
+    arguments = parse_arguments()
+    centers, healthy, patients = read_cohorts(arguments.train, arguments.test)
+    log = read_log(arguments.log)
+    center_of = {subject: center for center, subjects in centers.items() for subject in subjects}
+    if len(log.rows) > 1 and not any(subject in center_of for row in log.rows for subject in row["Subjects"]):
+        raise InputError(f"{arguments.log}: no subject is in {arguments.train}; it is another training set's log")
+    beside = arguments.log.with_name(f"{arguments.log.stem}_subjects.csv")
+    table_path = getattr(arguments, "subjects", beside if beside.is_file() else None)
+    table = read_subject_table(table_path) if table_path else None
+
+    audit = Audit(log, centers, healthy, patients, arguments)
+    audit.check()
+    if table:
+        audit.check_table(table)
+    if audit.violations:
+        for violation in audit.violations[: arguments.show]:
+            print(violation)
+        more = len(audit.violations) - arguments.show
+        if more > 0:
+            print(f"and {more} more violation{'s' if more > 1 else ''} (--show N prints more)")
+        sys.exit(1)
+    print(f"consistent: {audit.summary()}; {table.path if table else 'no subject table'}")
+
+
+class Table:
+    """A CSV file: its ``path``, its ``header`` and its ``rows``, dicts; ``"row"`` is the number in the file."""
+
+    def __init__(self, path, columns, strip=False):
+        self.path = path
+        try:
+            with open(path, newline="", encoding="utf-8-sig") as file:
+                records = list(csv.reader(file, strict=True))
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file") from None
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror or error}") from None
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: not a CSV file ({error})") from None
+        self.header = records[0] if records else []
+        missing = [column for column in columns if column not in self.header]
+        if missing:
+            raise InputError(f"{path}: missing column(s) {', '.join(missing)}; needed are {', '.join(columns)}")
+        self.rows = []
+        for number, cells in enumerate(records[1:], start=2):
+            if len(cells) > len(self.header):
+                raise InputError(f"{path}, row {number}: has more cells than the header")
+            if any(cells):
+                cells = [cell.strip() if strip else cell for cell in cells]
+                values = dict(itertools.zip_longest(self.header, cells, fillvalue=""))
+                self.rows.append(values | {"row": number})
+        if not self.rows:
+            raise InputError(f"{path}: has no rows")
+
+    def convert(self, columns, kind, optional=False):
+        """Turn the cells of some columns into numbers, where ``optional`` empty ones into None."""
+        word = "a whole number of at least 0" if kind is int else "a number"
+        for row, column in itertools.product(self.rows, columns):
+            text = row[column]
+            try:
+                value = None if optional and text == "" else kind(text)
+            except ValueError:
+                value = math.nan
+            if value is not None and (not math.isfinite(value) or (kind is int and not 0 <= value < LARGEST)):
+                raise InputError(f"{self.path}, row {row['row']}: {column} '{text}' is not {word}")
+            row[column] = value
+
+
+def read_cohorts(train, test):
+    """The two CSVs: centers with their subjects, in order of first appearance, and the test set's HC and PD.
+
+    Read here and not by travelling.cohort, which wants to see the images.
+    """
+    training_set = Table(train, ("Subject", "Study"), strip=True)
+    test_set = Table(test, ("Subject", "Group_bin"), strip=True)
+    test_set.convert(["Group_bin"], float)
+    centers, seen = {}, {}
+    for table in (training_set, test_set):
+        for row in table.rows:
+            if not row["Subject"] or row["Subject"] in seen:
+                reason = f"'{row['Subject']}' is in {seen[row['Subject']]}, too" if row["Subject"] else "is empty"
+                raise InputError(f"{table.path}, row {row['row']}: Subject {reason}")
+            seen[row["Subject"]] = f"{table.path}, row {row['row']}"
+    for row in training_set.rows:
+        centers.setdefault(row["Study"], []).append(row["Subject"])
+    groups = [row["Group_bin"] for row in test_set.rows]
+    if set(groups) != {0, 1}:
+        raise InputError(f"{test}: Group_bin must be 0 (HC) and 1 (PD), and both must be there")
+    return centers, groups.count(0), groups.count(1)
+
+
+def read_log(path):
+    """The log, with its numbers as numbers and its subjects as lists."""
+    log = Table(path, COLUMNS)
+    log.convert(INTEGERS, int)
+    log.convert(NUMBERS, float)
+    log.convert(OPTIONAL_NUMBERS, float, optional=True)
+    for row in log.rows:
+        row["Subjects"] = row["Subjects"].split(";") if row["Subjects"] else []
+    return log
+
+
+def read_subject_table(path):
+    """The table of subjects, with its numbers as numbers."""
+    table = Table(path, TABLE_COLUMNS)
+    table.convert(("Times_flagged", "Revisits", "Eliminated"), int)
+    table.convert(("First_flagged_cycle", "Eliminated_cycle"), int, optional=True)
+    return table
+
+
+def travel(centers, seed, first_cycle):
+    """For cycle after cycle, without end: the cycle, its centers in visiting order, its random generator."""
+    import numpy as np  # only now, so that --help answers at once
+
+    order = np.array(list(centers), dtype=object)
+    np.random.RandomState(seed).shuffle(order)
+    for cycle in itertools.count(first_cycle):
+        generator = np.random.RandomState(seed + cycle)
+        generator.shuffle(order)
+        yield cycle, list(order), generator
+
+
+class Replay:
+    """Quality control without a model: :meth:`next_step` is what must come next, after what :meth:`happened`."""
+
+    def __init__(self, centers, first_cycle, options):
+        self.centers = centers
+        self.options = options
+        self.flags = {subject: [] for subjects in centers.values() for subject in subjects}  # cycles
+        self.revisits = dict.fromkeys(self.flags, 0)
+        self.waiting = {}  # subject -> cycle of its flag, in the order of the flags
+        self.eliminated = {}  # subject -> cycle
+        self._travel = travel(centers, options.seed, first_cycle)
+        self.begin_cycle()
+
+    def begin_cycle(self):
+        """Go on to the next cycle. Its batches depend on nothing that happens in it: each center is visited once."""
+        self.at_start = self.subject_table()
+        self.cycle, order, generator = next(self._travel)
+        self._batches = [batch for center in order for batch in self._cut(self.centers[center], generator)]
+        self._alone = []  # of a harmful batch
+
+    def _cut(self, subjects, generator):
+        """A center's batches."""
+        import numpy as np
+
+        present = [name for name in subjects if name not in self.waiting and name not in self.eliminated]
+        shuffled = np.array(present, dtype=object)
+        generator.shuffle(shuffled)
+        rest = list(shuffled)
+        size = self.options.batch_size
+        while rest:
+            batch, rest = rest[:size], rest[size:]
+            if self.options.protocol == "corrected" or len(batch) == min(size, len(present)):
+                yield batch
+
+    def rest_of_cycle(self):
+        """The next (phase, subjects) of this cycle; None after its last."""
+        if self._alone:
+            return "subject", self._alone[:1]
+        if self._batches:
+            return "batch", self._batches[0]
+        due = [subject for subject, flagged in self.waiting.items() if flagged + self.options.revisit == self.cycle]
+        return ("revisit", due[:1]) if due else None
+
+    def next_step(self):
+        """The next (phase, subjects), in a later cycle if this one is over; None if nothing can follow."""
+        for _ in range(self.options.revisit):
+            if self.rest_of_cycle():
+                break
+            self.begin_cycle()  # a cycle without a step is one in which every subject waits or is eliminated
+        return self.rest_of_cycle()
+
+    def happened(self, cycle, phase, subjects, harmful):
+        """A step was made."""
+        subjects = [subject for subject in subjects if subject in self.flags]
+        if phase == "batch":
+            del self._batches[:1]
+            self._alone = subjects if harmful else []
+        elif phase == "subject":
+            del self._alone[:1]
+            if harmful:
+                for subject in subjects:
+                    self.flags[subject].append(cycle)
+                    self.waiting[subject] = cycle
+        elif phase == "revisit":
+            for subject in subjects:
+                self.revisits[subject] += 1
+                self.waiting.pop(subject, None)
+                if harmful:
+                    self.eliminated[subject] = cycle
+
+    def subject_table(self):
+        """What the table of subjects must say now: subject -> its cells."""
+        return {
+            subject: {
+                "Study": center,
+                "Times_flagged": len(self.flags[subject]),
+                "First_flagged_cycle": min(self.flags[subject], default=None),
+                "Revisits": self.revisits[subject],
+                "Eliminated": int(subject in self.eliminated),
+                "Eliminated_cycle": self.eliminated.get(subject),
+            }
+            for center, subjects in self.centers.items()
+            for subject in subjects
+        }
+
+
+class Audit:
+    """Compares a log with its replay; ``violations`` are lines of text, in the order of the rows."""
+
+    def __init__(self, log, centers, healthy, patients, options):
+        self.log = log
+        self.options = options
+        self.healthy, self.patients = healthy, patients
+        self.center_of = {subject: center for center, subjects in centers.items() for subject in subjects}
+        # Where there are no rows after the baseline, no cycle has begun; the replay then only fills the table.
+        first_cycle = log.rows[1]["Cycle"] if len(log.rows) > 1 else 0
+        self.replay = Replay(centers, first_cycle, options)
+        self.lost = False  # after a step out of order: the order is checked again from the next cycle on
+        self.unfinished = False
+        self.reference = None  # (PFP, PFN) of the last accepted row
+        self.violations = []
+
+    def check(self):
+        """Check header, rows and end of the log."""
+        if tuple(self.log.header) != COLUMNS:
+            self._violation({"row": 1}, f"columns are {', '.join(self.log.header)}, should be {', '.join(COLUMNS)}")
+        first, *rows = self.log.rows
+        self._check_counts(first)
+        if first["Phase"] == "baseline":
+            self._check_baseline(first)
+        else:
+            self._violation(first, f"Phase is {shown(first['Phase'])}, should be 'baseline'; the row is not replayed")
+        self.reference = (first["PFP"], first["PFN"])
+        for row, following in itertools.zip_longest(rows, rows[1:]):
+            self._check_counts(row)
+            self._check_step(row, following)
+        self._check_end()
+
+    def check_table(self, table):
+        """Check the table of subjects, which is written whenever a cycle is over."""
+        if tuple(table.header) != TABLE_COLUMNS:
+            self._violation(
+                {"row": 1}, f"columns are {', '.join(table.header)}, should be {', '.join(TABLE_COLUMNS)}", table.path
+            )
+        given = {}
+        for row in table.rows:
+            subject = row["Subject"]
+            if subject not in self.center_of:
+                self._violation(row, f"Subject is {shown(subject)}, which is not in the training set", table.path)
+            elif subject in given:
+                self._violation(row, f"Subject is {shown(subject)}, as in row {given[subject]['row']}", table.path)
+            else:
+                given[subject] = row
+        implied = [self.replay.at_start if self.unfinished else self.replay.subject_table()]
+        if self.options.unfinished:  # the run may have ended just before the table was written again
+            implied.append(self.replay.at_start)
+        fits = [
+            should
+            for should in implied
+            if all(
+                row[column] == should[subject][column] for subject, row in given.items() for column in should[subject]
+            )
+        ]
+        should = (fits or implied)[0]
+        for subject, row in given.items():
+            differences = [
+                f"{column} is {shown(row[column])}, should be {shown(value)}"
+                for column, value in should[subject].items()
+                if row[column] != value
+            ]
+            if differences:
+                self._violation(row, f"{'; '.join(differences)} (of {subject}, by the log)", table.path)
+        for subject in self.center_of:
+            if subject not in given:
+                self.violations.append(f"{table.path}: Subject {shown(subject)} has no row")
+
+    def summary(self):
+        """What a consistent log holds, in words."""
+        rows = self.log.rows[1:]
+        cycles = range(rows[0]["Cycle"], rows[-1]["Cycle"] + 1) if rows else range(0)
+        phases = [row["Phase"] for row in rows]
+        by_phase = ", ".join(f"{phases.count(phase)} {phase}" for phase in ("batch", "subject", "revisit"))
+        replay = self.replay
+        flagged = sum(map(bool, replay.flags.values()))
+        revisited = sum(map(bool, replay.revisits.values()))
+        count = f"{len(cycles)} cycles ({cycles[0]} to {cycles[-1]})" if cycles else "0 cycles"
+        return (
+            f"{count}, {len(rows)} verifications ({by_phase}), "
+            f"{sum(row['Ignored'] for row in rows)} steps undone; subjects: {flagged} flagged, {revisited} revisited, "
+            f"{len(replay.eliminated)} eliminated"
+            + (f"; ends in the middle of cycle {replay.cycle}" if self.unfinished and cycles else "")
+        )
+
+    def _check_counts(self, row):
+        """ACC, PFP and PFN follow from FP and FN."""
+        total = self.healthy + self.patients
+        below = (self.healthy, self.patients)
+        for column, most, group in (("FP", self.healthy, "HC"), ("FN", self.patients, "PD")):
+            if row[column] > most:
+                self._violation(row, f"{column} is {row[column]}, but the test set has {most} {group}")
+        if self.options.protocol == "published":
+            below = below[::-1]
+        right = total - row["FP"] - row["FN"]
+        self._check(row, "ACC", right / total, f"FP {row['FP']}, FN {row['FN']} of {total}")
+        self._check(row, "PFP", row["FP"] / below[0], f"FP {row['FP']} / {below[0]}")
+        self._check(row, "PFN", row["FN"] / below[1], f"FN {row['FN']} / {below[1]}")
+
+    def _check_baseline(self, row):
+        for column in ("Subject", "Study"):
+            self._check(row, column, "n/a", "baseline")
+        self._check(row, "Subjects", [], "baseline")
+        for column in ("Cycle", "Ignored", "Eliminated"):
+            self._check(row, column, 0, "baseline")
+        for column in OPTIONAL_NUMBERS:
+            self._check(row, column, None, "baseline")
+
+    def _check_step(self, row, following):
+        """Check one verification, and tell the replay what happened."""
+        subjects = row["Subjects"]
+        cycle, phase = self._check_order(row)
+        if phase in ("subject", "revisit", "batch"):
+            self._check(row, "Subject", "batch" if phase == "batch" else ";".join(subjects), f"Phase {phase}")
+        for subject in subjects:
+            if subject not in self.center_of:
+                self._violation(row, f"Subjects has {shown(subject)}, which is not in the training set")
+        for subject in sorted({subject for subject in subjects if subjects.count(subject) > 1}):
+            self._violation(row, f"Subjects has {shown(subject)} {subjects.count(subject)} times, should be once")
+        # One line is enough where the center is wrong for every subject.
+        studies = {self.center_of[subject]: subject for subject in reversed(subjects) if subject in self.center_of}
+        for center, subject in studies.items():
+            self._check(row, "Study", center, f"the center of {subject}")
+
+        tolerance = len(subjects) * self.options.error
+        self._check(row, "Tolerance", tolerance, f"{len(subjects)} x {self.options.error:g}")
+        why = "the last accepted rate"
+        self._check(row, "Reference_PFP", self.reference[0], why)
+        self._check(row, "Reference_PFN", self.reference[1], why)
+        rates = (row["PFP"], row["PFN"])
+        risen = [rate - before - tolerance > ROUNDING for rate, before in zip(rates, self.reference, strict=True)]
+        compared = (
+            f"{name} {rate:.6g} {'>' if above else '<='} {before:.6g} + {tolerance:.6g}"
+            for name, rate, before, above in zip(("PFP", "PFN"), rates, self.reference, risen, strict=True)
+        )
+        self._check(row, "Ignored", int(any(risen)), ", ".join(compared))
+        harmful = any(risen)
+        if row["Ignored"] != harmful:
+            # Which of the two was acted upon? The next row's reference tells.
+            harmful = row["Ignored"] == 1
+            if following:
+                harmful = not same((following["Reference_PFP"], following["Reference_PFN"]), rates)
+        self._check(
+            row,
+            "Eliminated",
+            int(harmful and phase == "revisit"),
+            f"Phase {phase}, {'harmful' if harmful else 'not harmful'}",
+        )
+        self.replay.happened(cycle, phase, subjects, harmful)
+        if not harmful:
+            self.reference = rates
+
+    def _check_order(self, row):
+        """Compare a row with the step that must come now. Returns the (cycle, phase) it stands for."""
+        if self.lost and not self._catch_up(row):
+            return row["Cycle"], row["Phase"]
+        step = self.replay.next_step()
+        cycle = self.replay.cycle
+        found = f"{row['Phase']} {';'.join(row['Subjects'])} in cycle {row['Cycle']}"
+        if not step:
+            self._violation(row, f"Phase, Subjects: {found}, but no step can follow")
+            self.lost = True
+            return row["Cycle"], row["Phase"]
+        phase, subjects = step
+        if sorted(row["Subjects"]) == sorted(subjects):  # the right step, whatever else is wrong
+            self._check(row, "Cycle", cycle, "the order of the steps")
+            self._check(row, "Phase", phase, "the order of the steps")
+            self._check(row, "Subjects", subjects, "the order of the steps")
+            return cycle, phase
+        self._violation(
+            row,
+            f"Phase, Subjects: {found}, should be {phase} {';'.join(subjects)} in cycle {cycle} "
+            f"(the order in the rest of cycle {cycle} is not checked)",
+        )
+        self.lost = True
+        if row["Cycle"] > cycle:  # the cycle ended too early
+            return self._check_order(row)
+        return row["Cycle"], row["Phase"]
+
+    def _catch_up(self, row):
+        """Go on to the cycle of a row if it is a later one that can follow; then the order is checked again."""
+        if not 0 < row["Cycle"] - self.replay.cycle <= self.options.revisit:
+            return False
+        while self.replay.cycle < row["Cycle"]:
+            self.replay.begin_cycle()
+        self.lost = False
+        return True
+
+    def _check_end(self):
+        """A log ends with the last step of a cycle."""
+        step = None if self.lost else self.replay.rest_of_cycle()
+        if not step:
+            return
+        self.unfinished = True
+        if not self.options.unfinished:
+            place = (
+                f"in the middle of cycle {self.replay.cycle}" if len(self.log.rows) > 1 else "before the first cycle"
+            )
+            missing = f"; {step[0]} {';'.join(step[1])} should follow" if len(self.log.rows) > 1 else ""
+            self._violation(self.log.rows[-1], f"the log ends {place}{missing} (--unfinished allows that)")
+
+    def _check(self, row, column, should, why):
+        if not same(row[column], should):
+            self._violation(row, f"{column} is {shown(row[column])}, should be {shown(should)} ({why})")
+
+    def _violation(self, row, text, path=None):
+        self.violations.append(f"{path or self.log.path}, row {row['row']}: {text}")
+
+
+def same(value, other):
+    """Whether two cells agree: numbers up to rounding; of tuples, every cell."""
+    if isinstance(value, tuple):
+        return all(map(same, value, other))
+    if isinstance(value, float) and isinstance(other, float):
+        return abs(value - other) <= ROUNDING
+    return value == other
+
+
+def shown(value):
+    """A cell in words."""
+    if isinstance(value, list):
+        value = ";".join(value)
+    if value is None or value == "":
+        return "empty"
+    return f"'{value}'" if isinstance(value, str) else f"{value:.10g}"
+
+
+if __name__ == "__main__":
+    command.run(main)
