@@ -10,7 +10,8 @@ Examples:
         --centers 5 --images 5 --output-folder ./whole_centers_inverted
 
 An experiment writes the images, training_set.csv (all subjects, good and harmful) and truth.csv (the harmful
-ones: Subject, Study, Kind, Experiment, Source). Quality control never reads truth.csv.
+ones: Subject, Study, Kind, Experiment, Source). Quality control never reads truth.csv. An interrupted one goes
+on when its command is run again.
 """
 
 from pathlib import Path
@@ -85,7 +86,7 @@ def make_experiment(arguments):
 
     from travelling.cohort import read_cohort
     from travelling.errors import InputError
-    from travelling.run import write_csv
+    from travelling.run import Run, write_csv
 
     folder, kind = arguments.output_folder, arguments.kind
     good = read_cohort(arguments.fn_train)
@@ -106,7 +107,13 @@ def make_experiment(arguments):
         (Path(source), kind, Path(target))
         for source, target in zip(harmful["Source_path"], harmful["Path"], strict=True)
     ]
-    make_images(jobs, arguments, also=[training_csv, truth_csv], reads=[arguments.fn_train, *map(Path, good["Path"])])
+    results = [training_csv, truth_csv, *(target for *_, target in jobs)]
+    refuse_originals(results, reads=[arguments.fn_train, *map(Path, good["Path"])])
+    run = Run(folder, "harmful_samples.log", arguments, {"fn_train": arguments.fn_train}, results, models=False)
+    check_images(jobs, arguments.maximum)
+    log = run.begin("CPU")
+    # An image that is there is whole, and of this run: any other's would have been refused or removed.
+    write_images(jobs, arguments, finished={target for *_, target in jobs if target.exists()})
     write_csv(
         harmful[["Subject", "Study"]].assign(Kind=kind, Experiment=arguments.experiment, Source=harmful["Source"]),
         truth_csv,
@@ -114,7 +121,8 @@ def make_experiment(arguments):
     training_set = pd.concat([good, harmful[good.columns]])
     training_set["Path"] = [os.path.relpath(path, folder.resolve()) for path in training_set["Path"]]
     write_csv(training_set, training_csv)
-    print(f"{len(good)} good and {len(harmful)} harmful images: {training_csv}, {truth_csv}")
+    log.info("done: %d good and %d harmful images: %s, %s", len(good), len(harmful), training_csv, truth_csv)
+    run.finish()
 
 
 def choose_for_new_centers(good, arguments, generator):
@@ -143,34 +151,50 @@ def choose_one_per_center(good, arguments, generator):
     return good.iloc[rows].copy()
 
 
-def make_images(jobs, arguments, also=(), reads=()):
-    """Write the harmful version of every (source, kind, target) of ``jobs``.
-
-    Everything is checked before anything is written; ``also`` are further files that this run will write and
-    ``reads`` further ones that it must not.
-    """
+def make_images(jobs, arguments):
+    """Write the harmful version of every (source, kind, target) of ``jobs``; all are checked before."""
     from travelling.errors import InputError
-    from travelling.run import progress_bar, refuse_read_only
+    from travelling.run import refuse_read_only
 
     targets = [target for *_, target in jobs]
+    refuse_originals(targets, reads=[source for source, *_ in jobs])
     for target in targets:
-        if targets.count(target) > 1:
-            raise InputError(f"{target.name}: two harmful images would have this name")
-    sources = {source.resolve() for source, *_ in jobs} | {path.resolve() for path in reads}
-    for path in (*also, *targets):
-        if path.resolve() in sources:
+        if target.exists() and not arguments.overwrite:
+            raise InputError(f"{target}: exists (--overwrite replaces it)")
+    check_images(jobs, arguments.maximum)
+    refuse_read_only(arguments.output_folder)
+    arguments.output_folder.mkdir(parents=True, exist_ok=True)
+    write_images(jobs, arguments)
+
+
+def refuse_originals(results, reads):
+    """Raise InputError where two results would have one name, or one is a file that is read."""
+    from travelling.errors import InputError
+
+    reads = {path.resolve() for path in reads}
+    for path in results:
+        if results.count(path) > 1:
+            raise InputError(f"{path.name}: two harmful images would have this name")
+        if path.resolve() in reads:
             raise InputError(f"{path}: an original is never overwritten; choose another --output-folder")
-        if path.exists() and not arguments.overwrite:
-            raise InputError(f"{path}: exists (--overwrite replaces it)")
+
+
+def check_images(jobs, maximum):
+    """Read every source of ``jobs``, so that a bad one is found before anything is written."""
+    from travelling.run import progress_bar
+
     for source, *_ in progress_bar(jobs, desc="checking images", unit="image"):
-        read_source(source, arguments.maximum)
-    folders = {path.parent for path in (*also, *targets)}
-    for folder in folders:
-        refuse_read_only(folder)
-    for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
+        read_source(source, maximum)
+
+
+def write_images(jobs, arguments, finished=()):
+    """Write the target of every (source, kind, target) of ``jobs`` but the finished ones."""
+    from travelling.run import progress_bar
+
     for number, (source, kind, target) in enumerate(progress_bar(jobs, desc="writing images", unit="image")):
-        write_harmful(source, kind, target, arguments.maximum, seed=(arguments.seed, number))
+        if target not in finished:
+            write_harmful(source, kind, target, arguments.maximum, seed=(arguments.seed, number))
+            command.stop_if_asked()
 
 
 def read_source(path, maximum):

@@ -10,9 +10,10 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from conftest import run_here
 from test_quality_control import FakeTrainer
 
-from travelling import checkpoint, command
+from travelling import checkpoint, command, volumes
 from travelling.checkpoint import Checkpoints, write_whole
 from travelling.errors import AlreadyDone, InputError
 from travelling.protocol import PROTOCOLS
@@ -23,6 +24,7 @@ from travelling.trainer import travel
 CENTERS = {f"c{number}": [f"s{number}{i}" for i in range(size)] for number, size in enumerate((7, 1, 5, 3, 12, 2))}
 HARM = {"s02": (9, 0), "s10": (30, 0), "s41": (0, 20), "s44": (4, 4), "s50": (7, 7)}
 CYCLES = range(10, 14)
+RESULTS = (".gz", ".csv")
 
 
 class Killed(BaseException):
@@ -191,6 +193,44 @@ def test_a_log_shorter_than_its_checkpoint_is_refused(tmp_path):
     log.close()
     with pytest.raises(InputError, match="shorter than when its run stopped"):
         LogFile(tmp_path / "qc.csv", length=10_000)
+
+
+@pytest.mark.parametrize("kind", ["inverted", "noise"])
+def test_a_harmful_experiment_killed_at_any_image_ends_as_if_it_had_not_been(kind, cohort, tmp_path):
+    options = ("-fn_train", cohort / "training_set.csv", "--kind", kind, "--centers", 2, "--images", 2)
+
+    def contents(folder):
+        return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*") if path.suffix in RESULTS}
+
+    whole, folder = tmp_path / "whole", tmp_path / "folder"
+    assert run_here("generate", *options, "--output-folder", whole, cwd=tmp_path).returncode == 0
+    written = []
+    write_image = volumes.write_image
+
+    def write_or_die(image, path):
+        if len(written) % 2:  # in every session the second image kills
+            written.append(None)
+            path.with_name(f".part_{path.name}").write_bytes(b"half")
+            raise Killed
+        written.append(path)
+        write_image(image, path)
+
+    with mock.patch.object(volumes, "write_image", write_or_die):
+        for _ in range(3):
+            with pytest.raises(Killed):
+                run_here("generate", *options, "--output-folder", folder, cwd=tmp_path)
+            assert not (folder / "training_set.csv").exists()
+        done = run_here("generate", *options, "--output-folder", folder, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(written) == 4 + 3  # no image was written twice
+    assert contents(folder) == contents(whole)
+    assert len(json.loads((folder / "run.json").read_text())["sessions"]) == 4
+    again = run_here("generate", *options, "--output-folder", folder, cwd=tmp_path)
+    assert (again.returncode, again.stderr.count("\n")) == (0, 1)
+    assert "done already" in again.stderr
+    other = run_here("generate", *options, "--seed", 1, "--output-folder", folder, cwd=tmp_path)
+    assert other.returncode == 2
+    assert "seed is 42 there and 1 here" in other.stderr
 
 
 # One run, one owner

@@ -28,7 +28,7 @@ def run(main):
     except AlreadyDone as message:
         print(message, file=sys.stderr)
     except Stopped as stop:
-        _fail(128 + stop.signal, "interrupted; the same command goes on after the last finished center")
+        _fail(128 + stop.signal, "interrupted; the same command goes on from here")
     except InputError as error:
         _fail(2, f"error: {error}")
     except OSError as error:
