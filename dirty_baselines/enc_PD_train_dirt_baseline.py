@@ -18,6 +18,7 @@ def parse_arguments():
     command.add_pretrained_options(command.add_training_options(parser))
     command.add_method_options(parser, PUBLISHED_SEED)
     command.add_first_cycle_option(parser)
+    command.add_device_options(parser)
     command.add_image_options(parser)
     command.add_output_options(parser, default="dirty_baseline_run")
     return parser.parse_args()
@@ -47,7 +48,7 @@ def main():
     from travelling import backend
     from travelling.model import TravellingModel
 
-    device = backend.start(arguments.seed)
+    device = backend.start(arguments.seed, arguments.deterministic)
     model, record, notices = TravellingModel.load(*pretrained, volumes.shape)
     volumes.decode()
     log = run.begin(device, notices)

@@ -36,6 +36,7 @@ def parse_arguments():
         metavar="YEARS",
         help="ages at which a new age group begins",
     )
+    command.add_device_options(parser)
     command.add_image_options(parser)
     command.add_overwrite_option(parser)
     return parser.parse_args()
@@ -80,7 +81,7 @@ def main():
     from travelling import backend
     from travelling.model import TravellingModel
 
-    device = backend.start(seed=0)
+    device = backend.start(seed=0, deterministic=arguments.deterministic)
     cycles = list(models)
     model, _, _ = TravellingModel.load(*models[cycles[0]], volumes.shape)
     volumes.decode()

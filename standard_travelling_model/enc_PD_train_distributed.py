@@ -24,6 +24,7 @@ def parse_arguments():
         metavar="FACTOR",
         help="filters of every convolution, relative to the published network",
     )
+    command.add_device_options(parser)
     command.add_image_options(parser)
     command.add_output_options(parser, default="standard_travelling_model_run")
     return parser.parse_args()
@@ -51,7 +52,7 @@ def main():
     from travelling import backend
     from travelling.model import TravellingModel
 
-    device = backend.start(arguments.seed)
+    device = backend.start(arguments.seed, arguments.deterministic)
     model = TravellingModel.build(volumes.shape, arguments.width, arguments.learning_rate)
     log = run.begin(device)
     log.info("training set: %d images, %d centers", len(training_set), len(centers))

@@ -2,6 +2,7 @@
 
 import zipfile
 from pathlib import Path
+from unittest import mock
 
 import keras
 import numpy as np
@@ -52,6 +53,24 @@ def test_a_fused_norm_does_what_the_layer_does():
     assert np.abs(results[0][1] - [0.25, 4.0]).min() > 0.05  # the moving mean has moved
     for fused, composed in zip(*results, strict=True):
         np.testing.assert_allclose(fused, composed, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.skipif(backend.BACKEND != "tensorflow", reason="TensorFlow's switch")
+@pytest.mark.parametrize(
+    ("gpus", "deterministic", "switched_on"), [([], False, 1), (["gpu"], False, 0), (["gpu"], True, 1)]
+)
+def test_equal_bits_always_on_a_cpu_and_on_demand_on_a_gpu(gpus, deterministic, switched_on):
+    config = "tensorflow.config.experimental"
+    with (
+        mock.patch("tensorflow.config.list_physical_devices", return_value=gpus),
+        mock.patch(f"{config}.set_memory_growth") as growth,
+        mock.patch(f"{config}.get_device_details", return_value={"device_name": "NVIDIA X"}),
+        mock.patch(f"{config}.enable_op_determinism") as switch,
+    ):
+        device = backend.start(seed=1, deterministic=deterministic)
+    assert switch.call_count == switched_on
+    assert growth.call_count == len(gpus)
+    assert device == ("NVIDIA X" if gpus else mock.ANY)
 
 
 def values(model):

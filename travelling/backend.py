@@ -40,8 +40,12 @@ BACKEND = keras.backend.backend()
 JIT_COMPILE = "auto" if BACKEND == "jax" else False
 
 
-def start(seed):
-    """Seed everything, let GPU memory grow as needed, and return the device in words."""
+def start(seed, deterministic=False):
+    """Seed everything, let GPU memory grow as needed, and return the device in words.
+
+    On a CPU equal runs give equal bits in any case; on a GPU they do so if ``deterministic``. Call it before anything
+    is computed.
+    """
     keras.utils.set_random_seed(seed)
     if BACKEND == "tensorflow":
         import tensorflow as tf
@@ -51,11 +55,13 @@ def start(seed):
         for gpu in gpus:
             with contextlib.suppress(RuntimeError):  # devices are up already: the run goes on as they are
                 tf.config.experimental.set_memory_growth(gpu, True)
-        if not gpus:
+        if deterministic or not gpus:
             tf.config.experimental.enable_op_determinism()
         names = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
         return ", ".join(names) or "CPU (TensorFlow sees no GPU; TF_CPP_MIN_LOG_LEVEL=0 shows why)"
     if BACKEND == "jax":
+        if deterministic:  # read when the first device is used, not at the import
+            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
         import jax
 
         return ", ".join(f"{device.platform.upper()} {device.device_kind}" for device in jax.devices())

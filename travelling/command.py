@@ -154,6 +154,15 @@ def add_first_cycle_option(parser):
     )
 
 
+def add_device_options(parser):
+    """``--deterministic``, for every script that computes on a GPU where there is one."""
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="the same results to the last bit in every run on the same GPU; slower (a CPU does it always)",
+    )
+
+
 def add_image_options(parser):
     """``--cache-gb``, for every script that reads images."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9

@@ -52,6 +52,7 @@ def parse_arguments():
         help="go on where the pre-trained model errs so much that verification cannot see harm",
     )
     command.add_first_cycle_option(parser)
+    command.add_device_options(parser)
     command.add_image_options(parser)
     command.add_output_options(parser, default="<fn_save>_run")
     arguments = parser.parse_args()
@@ -92,7 +93,7 @@ def main():
     from travelling import backend
     from travelling.model import TravellingModel
 
-    device = backend.start(arguments.seed)
+    device = backend.start(arguments.seed, arguments.deterministic)
     model, record, notices = TravellingModel.load(*pretrained, volumes.shape)
     volumes.decode()
     trainer = LocalTrainer(model, volumes, training_set, test_set)
