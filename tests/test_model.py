@@ -57,7 +57,7 @@ def test_a_fused_norm_does_what_the_layer_does():
 
 @pytest.mark.skipif(backend.BACKEND != "tensorflow", reason="TensorFlow's switch")
 @pytest.mark.parametrize(
-    ("gpus", "deterministic", "switched_on"), [([], False, 1), (["gpu"], False, 0), (["gpu"], True, 1)]
+    ("gpus", "deterministic", "switched_on"), [([], False, 1), ([mock.Mock()], False, 0), ([mock.Mock()], True, 1)]
 )
 def test_equal_bits_always_on_a_cpu_and_on_demand_on_a_gpu(gpus, deterministic, switched_on):
     config = "tensorflow.config.experimental"
