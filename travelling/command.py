@@ -79,7 +79,10 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    pass
+    def _get_help_string(self, action):
+        if action.default in (None, False):  # nothing to show: a required option, a flag, or said in words
+            return action.help
+        return super()._get_help_string(action)
 
 
 def number(kind, low=-math.inf, high=math.inf):
