@@ -41,7 +41,7 @@ def main():
     cycles = cycles_to_run(*pretrained, arguments.first_cycle, arguments.cycles)
     inputs = {"fn_train": arguments.fn_train, "en": arguments.en, "pd": arguments.pd}
     run = Run(arguments.output_folder, "training.log", arguments, inputs)
-    volumes = Volumes(arguments.cache_gb)
+    volumes = Volumes(arguments.cache_gb, run.cache_folder)
     volumes.add(training_set)
 
     # TensorFlow takes seconds to import: only now that the input is known to be good.
@@ -50,7 +50,7 @@ def main():
 
     device = backend.start(arguments.seed, arguments.deterministic)
     model, record, notices = TravellingModel.load(*pretrained, volumes.shape)
-    volumes.decode()
+    notices += volumes.decode()
     log = run.begin(device, notices)
     log.info("training set: %d images, %d centers", len(training_set), len(centers))
     trainer = LocalTrainer(model, volumes, training_set)

@@ -36,6 +36,7 @@ def parse_arguments():
         metavar="YEARS",
         help="ages at which a new age group begins",
     )
+    command.add_evaluation_options(parser)
     command.add_device_options(parser)
     command.add_image_options(parser)
     command.add_overwrite_option(parser)
@@ -74,7 +75,7 @@ def main():
         models=False,
         record=f"{name}_run.json",
     )
-    volumes = Volumes(arguments.cache_gb)
+    volumes = Volumes(arguments.cache_gb, run.cache_folder)
     volumes.add(test_set)
 
     # TensorFlow takes seconds to import: only now that the input is known to be good.
@@ -84,9 +85,8 @@ def main():
     device = backend.start(seed=0, deterministic=arguments.deterministic)
     cycles = list(models)
     model, _, _ = TravellingModel.load(*models[cycles[0]], volumes.shape)
-    volumes.decode()
-    log = run.begin(device)
-    trainer = LocalTrainer(model, volumes, test_set=test_set)
+    log = run.begin(device, volumes.decode())
+    trainer = LocalTrainer(model, volumes, test_set=test_set, evaluation_batch=arguments.eval_batch_size)
     subgroups = {
         "male": (test_set["Sex"] == "M").to_numpy(),
         "female": (test_set["Sex"] == "F").to_numpy(),

@@ -44,9 +44,9 @@ def main():
     training_set = read_cohort(arguments.fn_train)
     centers = subjects_by_center(training_set)
     run = Run(arguments.output_folder, "training.log", arguments, inputs={"fn_train": arguments.fn_train})
-    volumes = Volumes(arguments.cache_gb)
+    volumes = Volumes(arguments.cache_gb, run.cache_folder)
     volumes.add(training_set)
-    volumes.decode()
+    notices = volumes.decode()
 
     # TensorFlow takes seconds to import: only now that the input is known to be good.
     from travelling import backend
@@ -54,7 +54,7 @@ def main():
 
     device = backend.start(arguments.seed, arguments.deterministic)
     model = TravellingModel.build(volumes.shape, arguments.width, arguments.learning_rate)
-    log = run.begin(device)
+    log = run.begin(device, notices)
     log.info("training set: %d images, %d centers", len(training_set), len(centers))
     trainer = LocalTrainer(model, volumes, training_set)
     reached = run.go_on(trainer)

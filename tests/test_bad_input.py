@@ -271,7 +271,7 @@ BAD_IMAGES = {
 
 def decode(*paths):
     """What the scripts do with the images of a cohort."""
-    volumes = Volumes(cache_gb=0)
+    volumes = Volumes(cache_gb=0, cache_folder=paths[0].parent / "cache")
     volumes.add(pd.DataFrame({"Subject": [path.name for path in paths], "Path": [str(path) for path in paths]}))
     volumes.decode()
     return volumes

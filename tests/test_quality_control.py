@@ -24,6 +24,7 @@ class FakeTrainer:
         self.misdiagnoses = np.array(start)
         self.fitted = []  # every batch, in order
         self.rates_seen = []
+        self.expected = []
         self.restored = 0
 
     def train(self, subjects):
@@ -33,6 +34,9 @@ class FakeTrainer:
         for subject in subjects:
             self.misdiagnoses = self.misdiagnoses + self.harm.get(subject, (0, 0))
         return 0.5
+
+    def expect(self, subjects):
+        self.expected.append(subjects)
 
     def evaluate(self):
         return Evaluation(*(int(count) for count in self.misdiagnoses), HEALTHY, PATIENTS)
@@ -81,6 +85,21 @@ def test_the_model_travels_through_all_centers_in_order():
     for batch in trainer.fitted:
         assert len({subject[0] for subject in batch}) == 1  # a batch never mixes centers
     assert sorted(sum(trainer.fitted, [])) == sorted(sum(centers.values(), []) * 6)
+
+
+@pytest.mark.parametrize("controlled", [False, True])
+def test_at_every_center_the_next_one_is_expected(controlled):
+    centers = {"a": ["a1", "a2"], "b": ["b1"], "c": ["c1", "c2"]}
+    trainer = FakeTrainer()
+    if controlled:
+        control, _ = control_over(centers, trainer)
+        list(control.travel(centers, range(2), 42, 5, lambda cycle: 1, lambda cycle: None))
+    else:
+        travel(trainer, centers, range(2), 42, 1, 5, PROTOCOLS["corrected"], lambda cycle: 1, lambda cycle, loss: None)
+    expected = []
+    for _, order, _ in travelling_order(centers, 42, range(2)):
+        expected += [centers[center] for center in order[1:]] + [[]]
+    assert trainer.expected == expected
 
 
 def test_accepted_steps_accumulate_and_move_the_reference():

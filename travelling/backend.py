@@ -7,6 +7,8 @@ import contextlib
 import os
 import sys
 
+import numpy as np
+
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 # TensorFlow leaves its oneDNN kernels and memory pool off on CPUs without AVX-512, where they are worth a
 # factor of five for 3-D convolutions just as well.
@@ -126,9 +128,10 @@ def compile_training_step(network):
 
 
 def compile_prediction(variables, predict, input_shape):
-    """Compile ``predict(values, images)`` for all batch sizes: f(images) -> probabilities, NumPy (batch, 1).
+    """Compile ``predict(values, images)``: f(images, largest_batch) -> probabilities, NumPy (batch, 1).
 
-    ``values`` are those that ``variables`` have when f is called; ``input_shape`` is that of one image.
+    ``values`` are those that ``variables`` have when f is called; ``input_shape`` is that of one image. JAX compiles
+    for every size of a batch anew, and therefore fills up those that are smaller than the largest.
     """
     if BACKEND == "tensorflow":
         import tensorflow as tf
@@ -137,14 +140,18 @@ def compile_prediction(variables, predict, input_shape):
         def compiled(images):
             return predict([variable.value for variable in variables], images)
 
-        return lambda images: compiled(images).numpy()
+        return lambda images, largest_batch: compiled(images).numpy()
     if BACKEND == "jax":
         import jax
 
-        compiled = jax.jit(predict)
-    else:
-        compiled = predict
-    return lambda images: keras.ops.convert_to_numpy(compiled([variable.value for variable in variables], images))
+        predict = jax.jit(predict)
+
+    def padded(images, largest_batch):
+        padding = [(0, (largest_batch or len(images)) - len(images))] + [(0, 0)] * len(input_shape)
+        result = predict([variable.value for variable in variables], np.pad(images, padding))
+        return keras.ops.convert_to_numpy(result)[: len(images)]
+
+    return padded
 
 
 def compile_keep_and_restore(variables):

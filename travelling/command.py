@@ -5,7 +5,6 @@ Imports nothing that is slow, so that ``--help`` answers at once.
 
 import argparse
 import math
-import os
 import signal
 import sys
 from pathlib import Path
@@ -157,6 +156,16 @@ def add_first_cycle_option(parser):
     )
 
 
+def add_evaluation_options(parser):
+    """``--eval-batch-size``, for the scripts that evaluate."""
+    parser.add_argument(
+        "--eval-batch-size",
+        type=number(int, 1),
+        metavar="N",
+        help="test images at a time (default: as many as make two million voxels, at full size one)",
+    )
+
+
 def add_device_options(parser):
     """``--deterministic``, for every script that computes on a GPU where there is one."""
     parser.add_argument(
@@ -167,14 +176,19 @@ def add_device_options(parser):
 
 
 def add_image_options(parser):
-    """``--cache-gb``, for every script that reads images."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    """``--cache-gb`` and ``--cache-dir``, for every script that reads images."""
     parser.add_argument(
         "--cache-gb",
         type=number(float, 0),
-        default=round(0.4 * memory, 1),
         metavar="GB",
-        help="memory for decoded images; the others are read again whenever they are needed",
+        help="memory for decoded images (default: half of what is free)",
+    )
+    parser.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="FOLDER",
+        help="for the decoded images beyond that; it stays and may be shared by runs "
+        "(default: image_cache in the folder of the results, removed at the end)",
     )
 
 

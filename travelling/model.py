@@ -70,9 +70,12 @@ class TravellingModel:
         """One step on one batch: images (batch, z, y, x, 1) float32, labels (batch,) 0 or 1. Returns the loss."""
         return self._training_step(images, np.asarray(labels, np.float32)[:, None])
 
-    def predict(self, images):
-        """Probability of PD for each of images (batch, z, y, x, 1): float32 of shape (batch,)."""
-        return self._prediction(images)[:, 0]
+    def predict(self, images, largest_batch=None):
+        """Probability of PD for each of images (batch, z, y, x, 1): float32 of shape (batch,).
+
+        ``largest_batch`` is that of the evaluation that these images are a part of (None: they are all).
+        """
+        return self._prediction(images, largest_batch)[:, 0]
 
     def keep(self):
         """A copy of everything that travels, on the device."""

@@ -110,6 +110,7 @@ class QualityControl:
         for cycle, order, generator in travelling_order(centers, seed, cycles, reached):
             self.trainer.learning_rate = learning_rate(cycle)
             for left, center in zip(reversed(range(len(order))), order, strict=True):
+                self.trainer.expect(centers[order[-left]] if left else [])
                 for verification in self.visit(cycle, centers[center], batch_size, generator):
                     yield cycle, center, verification
                 checkpoint(place(cycle, left, generator))

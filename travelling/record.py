@@ -15,7 +15,7 @@ from travelling.errors import InputError
 
 PACKAGES = ("tensorflow", "jax", "keras", "numpy", "pandas", "scikit-learn", "SimpleITK", "h5py")
 # These change where results go or how fast they come, not what they are.
-INDIFFERENT = {"output_folder", "overwrite", "cache_gb", "keep_every"}
+INDIFFERENT = {"output_folder", "overwrite", "cache_gb", "cache_dir", "keep_every"}
 
 
 def describe(arguments, inputs):

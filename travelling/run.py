@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import sys
 import tempfile
 import zipfile
@@ -49,6 +50,8 @@ class Run:
         for place in self._folders:
             refuse_read_only(place)
         self._record = Record(self.folder / record, describe(arguments, inputs))
+        self._own_cache = self._record.path.with_name(f"{self._record.path.stem}_image_cache")
+        self.cache_folder = getattr(arguments, "cache_dir", None) or self._own_cache  # for decoded images
         self._lock = None
         self._log = None
         self.resumes = False
@@ -147,6 +150,7 @@ class Run:
         """Note that the run is complete."""
         self._record.finish()
         self._checkpoints.remove()
+        shutil.rmtree(self._own_cache, ignore_errors=True)
         self._close_log()
         self._lock.close()
 

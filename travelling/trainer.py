@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 from travelling.cohort import batches, place, place_before, travelling_order
 from travelling.command import stop_if_asked
 from travelling.metrics import evaluate
@@ -35,6 +37,7 @@ def travel(
             done = cycles.index(cycle) * images + sum(map(len, centers.values()))
             bar.update((done - sum(len(centers[center]) for center in order)) * epochs - bar.n)  # of earlier sessions
             for left, center in zip(reversed(range(len(order))), order, strict=True):
+                trainer.expect(centers[order[-left]] if left else [])
                 for _ in range(epochs):
                     for batch in batches(centers[center], batch_size, generator, protocol.trains_short_batch):
                         losses.append(trainer.train(batch))
@@ -53,13 +56,13 @@ class LocalTrainer:
     Any object with these methods can take its place: neither loop ever sees an image or a weight.
     """
 
-    def __init__(self, model, volumes, training_set=None, test_set=None):
+    def __init__(self, model, volumes, training_set=None, test_set=None, evaluation_batch=None):
         self._model = model
         self._volumes = volumes
         self._labels = {} if training_set is None else training_set["Group_bin"].to_dict()
         self._test_set = test_set
         # Some 2 million voxels at once keep a GPU busy; more only takes memory.
-        self._evaluation_batch = max(1, 2**21 // math.prod(volumes.shape))
+        self._evaluation_batch = evaluation_batch or max(1, 2**21 // math.prod(volumes.shape))
 
     @property
     def learning_rate(self):
@@ -74,14 +77,20 @@ class LocalTrainer:
         """One training step on the subjects as one batch, in this order. Returns the loss."""
         return self._model.train(self._volumes.batch(subjects), [self._labels[subject] for subject in subjects])
 
+    def expect(self, subjects):
+        """Training on these subjects comes soon: their images may be fetched meanwhile."""
+        self._volumes.expect(subjects)
+
     def predict(self):
         """Probability of PD for every subject of the test set, in its order: a list of floats."""
-        subjects = list(self._test_set["Subject"])
-        predictions = []
-        for start in range(0, len(subjects), self._evaluation_batch):
-            batch = subjects[start : start + self._evaluation_batch]
-            predictions.extend(self._model.predict(self._volumes.batch(batch)).tolist())
-        return predictions
+        # Batches of nearly one size: where a backend pads the last one, it computes little in vain.
+        number = math.ceil(len(self._test_set) / self._evaluation_batch)
+        batches = [list(subjects) for subjects in np.array_split(self._test_set["Subject"].to_numpy(), number)]
+        return [
+            probability
+            for images in self._volumes.batches(batches)
+            for probability in self._model.predict(images, len(batches[0])).tolist()
+        ]
 
     def evaluate(self):
         """Misdiagnoses on the test set: a :class:`travelling.metrics.Evaluation`."""

@@ -1,16 +1,19 @@
-"""Brain images: NIfTI files in, arrays (z, y, x) out, each file decoded once as far as memory allows."""
+"""Brain images: NIfTI files in, arrays (z, y, x) out, each file decoded once."""
 
+import contextlib
 import errno
 import gzip
 import math
 import os
 import struct
+import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import SimpleITK as sitk
 
+from travelling.cache import SHARE, ArrayFiles, free_memory
 from travelling.errors import InputError
 from travelling.run import progress_bar
 
@@ -120,19 +123,23 @@ def _reason(error):
 
 
 class Volumes:
-    """The images of one or more cohorts, which all must have one shape.
+    """The images of one or more cohorts, which all must have one shape; each is decoded once.
 
-    ``shape`` is (z, y, x) in voxels, known once a cohort is added. Decoded images stay in memory in their
-    own data type up to ``cache_gb`` (10^9 bytes); the others are read again whenever they are needed.
+    ``shape`` is (z, y, x) in voxels, known once a cohort is added. Decoded images are kept in their own data type: in
+    memory up to ``cache_gb`` (10^9 bytes; None: half of what is free), as a rule those that were added first, the
+    others in files in ``cache_folder``, which is made when the first one needs it.
     """
 
-    def __init__(self, cache_gb):
+    def __init__(self, cache_gb, cache_folder):
         self.shape = None
         self._first = None  # the image that set the shape
-        self._files = {}
-        self._cache = {}
-        self._free = cache_gb * 1e9  # bytes
-        self._buffer = ()  # of batch()
+        self._files = {}  # subject -> NIfTI file
+        self._memory = {}  # NIfTI file -> array
+        self._array_files = ArrayFiles(cache_folder)
+        self._stored = {}  # NIfTI file -> .npy file
+        self._free = SHARE * free_memory() if cache_gb is None else cache_gb * 1e9  # bytes
+        self._reservation = threading.Lock()
+        self._buffers = [np.empty((0,)), np.empty((0,))]  # of batch()
 
     def add(self, cohort):
         """Add the images of a cohort, checking the headers only; raises InputError for the first bad one."""
@@ -152,35 +159,78 @@ class Volumes:
         self._files.update(zip(cohort["Subject"], cohort["Path"], strict=True))
 
     def decode(self):
-        """Decode every image once, to check its voxels and to fill the memory; raises InputError."""
+        """Decode and check every image once; raises InputError for a bad one, OSError where a file cannot be written.
+
+        Returns what a log should say of it: a list of lines, empty where all fits into memory.
+        """
         paths = list(self._files.values())
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             try:
-                checked = progress_bar(
-                    pool.map(check_image, paths), total=len(paths), desc="reading images", unit="image"
-                )
-                for path, image in zip(paths, checked, strict=True):
-                    array = to_array(image)
-                    if array.nbytes <= self._free:
-                        self._cache[path] = array
-                        self._free -= array.nbytes
-            except InputError:
+                for _ in progress_bar(
+                    pool.map(self._decode, paths), total=len(paths), desc="reading images", unit="image"
+                ):
+                    pass
+            except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
+        if not self._stored:
+            return []
+        size = sum(path.stat().st_size for path in self._stored.values()) / 1e9
+        return [
+            f"{len(self._memory)} decoded images are in memory (--cache-gb), "
+            f"{len(self._stored)} in {self._array_files.folder} ({size:.1f} GB, --cache-dir)"
+        ]
+
+    def _decode(self, path):
+        stored = self._array_files.find(path)
+        array = to_array(check_image(path)) if stored is None else np.load(stored, mmap_mode="r")
+        with self._reservation:
+            fits = array.nbytes <= self._free
+            self._free -= array.nbytes if fits else 0
+        if fits:
+            self._memory[path] = np.array(array) if stored else array
+        else:
+            self._stored[path] = stored or self._array_files.store(path, array)
 
     def batch(self, subjects):
         """Images of the subjects as float32 of shape (subjects, z, y, x, 1).
 
-        The array is overwritten by the next call: fresh memory for every batch can cost more than the copy.
+        The array is overwritten by the next call but one: fresh memory for every batch can cost more than the copy.
         """
-        if len(subjects) > len(self._buffer):
-            self._buffer = np.empty((len(subjects), *self.shape, 1), np.float32)
-        images = self._buffer[: len(subjects)]
+        buffer, other = self._buffers
+        if len(subjects) > len(buffer):
+            buffer = np.empty((len(subjects), *self.shape, 1), np.float32)
+        self._buffers = [other, buffer]
+        images = buffer[: len(subjects)]
         for image, subject in zip(images, subjects, strict=True):
-            path = self._files[subject]
-            array = self._cache.get(path)
-            image[..., 0] = to_array(open_image(path)) if array is None else array
+            image[..., 0] = self._array(self._files[subject])
         return images
+
+    def batches(self, groups):
+        """Yield :meth:`batch` of every group of subjects; the next is made ready while the caller works on one."""
+        with ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(self.batch, groups[0])
+            for following in groups[1:]:
+                images = ahead.result()
+                ahead = pool.submit(self.batch, following)
+                yield images
+            yield ahead.result()
+
+    def expect(self, subjects):
+        """Have the system read the files of these subjects in the background: a batch of them is needed soon."""
+        for subject in subjects:
+            path = self._files[subject]
+            if path not in self._memory:
+                with contextlib.suppress(OSError), open(self._stored.get(path, path), "rb") as file:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+
+    def _array(self, path):
+        if path in self._memory:
+            return self._memory[path]
+        try:
+            return np.load(self._stored[path], mmap_mode="r")
+        except (OSError, ValueError):  # somebody has cleaned up
+            return to_array(open_image(path))
 
 
 def _in_words(shape):

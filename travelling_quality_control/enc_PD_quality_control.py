@@ -52,6 +52,7 @@ def parse_arguments():
         help="go on where the pre-trained model errs so much that verification cannot see harm",
     )
     command.add_first_cycle_option(parser)
+    command.add_evaluation_options(parser)
     command.add_device_options(parser)
     command.add_image_options(parser)
     command.add_output_options(parser, default="<fn_save>_run")
@@ -85,9 +86,9 @@ def main():
     )
     inputs = {name: getattr(arguments, name) for name in ("fn_train", "fn_test", "en", "pd")}
     run = Run(arguments.output_folder, text_log.absolute(), arguments, inputs, files=[log_csv, subjects_csv])
-    volumes = Volumes(arguments.cache_gb)
+    volumes = Volumes(arguments.cache_gb, run.cache_folder)
+    volumes.add(test_set)  # first: it is needed most often
     volumes.add(training_set)
-    volumes.add(test_set)
 
     # TensorFlow takes seconds to import: only now that the input is known to be good.
     from travelling import backend
@@ -95,8 +96,8 @@ def main():
 
     device = backend.start(arguments.seed, arguments.deterministic)
     model, record, notices = TravellingModel.load(*pretrained, volumes.shape)
-    volumes.decode()
-    trainer = LocalTrainer(model, volumes, training_set, test_set)
+    notices += volumes.decode()
+    trainer = LocalTrainer(model, volumes, training_set, test_set, arguments.eval_batch_size)
     if not run.resumes:
         baseline = trainer.evaluate()
         blind = blind_directions(baseline, protocol, arguments.batch_size * arguments.error)
