@@ -48,7 +48,7 @@ def main():
     from travelling import backend
     from travelling.model import TravellingModel
 
-    device = backend.start(arguments.seed, arguments.deterministic)
+    device = backend.start(arguments.seed, arguments.deterministic, arguments.precision)
     model, record, notices = TravellingModel.load(*pretrained, volumes.shape)
     notices += volumes.decode()
     log = run.begin(device, notices)

@@ -82,7 +82,7 @@ def main():
     from travelling import backend
     from travelling.model import TravellingModel
 
-    device = backend.start(seed=0, deterministic=arguments.deterministic)
+    device = backend.start(0, arguments.deterministic, arguments.precision)
     cycles = list(models)
     model, _, _ = TravellingModel.load(*models[cycles[0]], volumes.shape)
     log = run.begin(device, volumes.decode())

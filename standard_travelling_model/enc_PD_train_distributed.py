@@ -52,7 +52,7 @@ def main():
     from travelling import backend
     from travelling.model import TravellingModel
 
-    device = backend.start(arguments.seed, arguments.deterministic)
+    device = backend.start(arguments.seed, arguments.deterministic, arguments.precision)
     model = TravellingModel.build(volumes.shape, arguments.width, arguments.learning_rate)
     log = run.begin(device, notices)
     log.info("training set: %d images, %d centers", len(training_set), len(centers))

@@ -23,6 +23,12 @@ def images():
     return np.random.RandomState(0).rand(4, *SHAPE, 1).astype(np.float32)
 
 
+@pytest.fixture(autouse=True)
+def float32_again():
+    yield
+    backend.start(seed=3)
+
+
 @pytest.fixture
 def model():
     backend.start(seed=3)
@@ -145,6 +151,55 @@ def test_a_step_after_restore_is_the_step_that_was_undone(model, images):
     second = model.train(images, LABELS), values(model)
     assert first[0] == second[0]  # the dropout's seed is restored, too
     assert all(same(first[1], second[1]))
+
+
+def test_mixed_precision_travels_and_diagnoses_in_float32(model, images, tmp_path):
+    """bfloat16: the arithmetic of the encoder and nothing else."""
+    exact = model.predict(images)
+    backend.start(seed=3, precision="bfloat16")
+    mixed = TravellingModel.build(SHAPE, width=0.05, learning_rate=1e-3)
+    assert {layer.compute_dtype for layer in mixed.encoder.layers[1:]} == {"bfloat16"}
+    assert all(same(values(model), values(mixed)))
+    rounded = mixed.predict(images)
+    assert rounded.dtype == np.float32
+    np.testing.assert_allclose(rounded, exact, atol=0.01)
+    assert not np.array_equal(rounded, rounded.astype(np.float16))  # not rounded again at the end
+    kept, before = mixed.keep(), values(mixed)
+    mixed.train(images, LABELS)
+    mixed.restore(kept)
+    assert all(same(before, values(mixed)))
+    mixed.train(images, LABELS)
+
+    files = tmp_path / "encoder.keras", tmp_path / "classifier.keras"
+    mixed.save(*files, {"cycle": 0})
+    for precision in ("float32", "bfloat16"):  # the run decides, not the file
+        backend.start(seed=3, precision=precision)
+        loaded, *_ = TravellingModel.load(*files, SHAPE)
+        assert {layer.compute_dtype for layer in loaded.encoder.layers[1:]} == {precision}
+        assert all(same(values(loaded), values(mixed)))
+    assert np.array_equal(loaded.predict(images), mixed.predict(images))
+
+
+def test_float16_scales_the_loss_and_the_scale_travels(images):
+    if backend.BACKEND == "tensorflow":
+        with (
+            mock.patch("tensorflow.config.list_physical_devices", return_value=[]),
+            pytest.raises(InputError, match="float16"),
+        ):
+            backend.start(seed=3, precision="float16")
+    else:
+        backend.start(seed=3, precision="float16")
+    model = TravellingModel.build(SHAPE, width=0.05, learning_rate=1e-3)
+    names = [variable.path for variable in model.state]
+    assert [sum(part in name for name in names) for part in ("dynamic_scale", "momentum", "iteration")] == [1, 26, 2]
+    model.learning_rate = 0.25
+    assert model.learning_rate == model.network.optimizer.inner_optimizer.learning_rate == 0.25
+    if backend.BACKEND != "tensorflow":
+        kept, before = model.keep(), values(model)
+        model.train(images, LABELS)
+        assert not any(np.isnan(value).any() for value in values(model))
+        model.restore(kept)
+        assert all(same(before, values(model)))
 
 
 def test_kept_state_survives_further_steps(model, images):

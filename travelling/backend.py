@@ -9,6 +9,8 @@ import sys
 
 import numpy as np
 
+from travelling.errors import InputError
+
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 # TensorFlow leaves its oneDNN kernels and memory pool off on CPUs without AVX-512, where they are worth a
 # factor of five for 3-D convolutions just as well.
@@ -42,13 +44,15 @@ BACKEND = keras.backend.backend()
 JIT_COMPILE = "auto" if BACKEND == "jax" else False
 
 
-def start(seed, deterministic=False):
+def start(seed, deterministic=False, precision="float32"):
     """Seed everything, let GPU memory grow as needed, and return the device in words.
 
+    ``precision`` is that of the models built or loaded from now on (float32, or Keras' mixed bfloat16 or float16).
     On a CPU equal runs give equal bits in any case; on a GPU they do so if ``deterministic``. Call it before anything
-    is computed.
+    is computed. Raises InputError where the device cannot compute in this precision.
     """
     keras.utils.set_random_seed(seed)
+    keras.config.set_dtype_policy(precision if precision == "float32" else f"mixed_{precision}")
     if BACKEND == "tensorflow":
         import tensorflow as tf
 
@@ -57,6 +61,8 @@ def start(seed, deterministic=False):
         for gpu in gpus:
             with contextlib.suppress(RuntimeError):  # devices are up already: the run goes on as they are
                 tf.config.experimental.set_memory_growth(gpu, True)
+        if precision == "float16" and not gpus:
+            raise InputError("--precision float16: TensorFlow pools volumes in float16 on a GPU only")
         if deterministic or not gpus:
             tf.config.experimental.enable_op_determinism()
         names = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]

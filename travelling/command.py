@@ -167,7 +167,13 @@ def add_evaluation_options(parser):
 
 
 def add_device_options(parser):
-    """``--deterministic``, for every script that computes on a GPU where there is one."""
+    """``--precision`` and ``--deterministic``, for every script that computes on a GPU where there is one."""
+    parser.add_argument(
+        "--precision",
+        choices=["float32", "bfloat16", "float16"],
+        default="float32",
+        help="of the encoder's arithmetic; weights, their updates and the diagnosis are float32 in any case",
+    )
     parser.add_argument(
         "--deterministic",
         action="store_true",

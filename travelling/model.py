@@ -58,13 +58,18 @@ class TravellingModel:
         return [variable for variable in self.network.variables if id(variable) not in weights]
 
     @property
+    def _adam(self):
+        """Adam itself: in float16, Keras wraps it in an optimizer that scales the loss."""
+        return getattr(self.network.optimizer, "inner_optimizer", self.network.optimizer)
+
+    @property
     def learning_rate(self):
         """Adam's current learning rate."""
-        return float(self.network.optimizer.learning_rate)
+        return float(self._adam.learning_rate)
 
     @learning_rate.setter
     def learning_rate(self, rate):
-        self.network.optimizer.learning_rate = rate
+        self._adam.learning_rate = rate
 
     def train(self, images, labels):
         """One step on one batch: images (batch, z, y, x, 1) float32, labels (batch,) 0 or 1. Returns the loss."""
@@ -101,10 +106,11 @@ class TravellingModel:
         """
         # Keras does not write the state of its random generators.
         record = {**record, _RANDOM: [keras.ops.convert_to_numpy(seed).tolist() for seed in self._random_state]}
-        optimizer_variables = self.network.optimizer.variables
+        optimizer_variables = self._adam.variables
         start = 2  # after Adam's step count and learning rate come two moments for each weight
         for part, path in ((self.encoder, encoder_path), (self.classifier, classifier_path)):
-            part.compile(optimizer=keras.optimizers.Adam(name="adam"), jit_compile=backend.JIT_COMPILE)
+            adam = keras.optimizers.Adam(name="adam")
+            part.compile(optimizer=adam, jit_compile=backend.JIT_COMPILE, auto_scale_loss=False)
             part.optimizer.build(part.trainable_variables)
             own = part.optimizer.variables
             end = start + len(own) - 2
@@ -131,7 +137,7 @@ class TravellingModel:
         """
         (encoder, classifier), adam, record, notices = _read_pair(encoder_path, classifier_path, shape)
         model = cls(encoder, classifier, learning_rate=record["learning_rate"] or 0.0)
-        optimizer = model.network.optimizer
+        optimizer = model._adam
         optimizer.iterations.assign(adam["steps"])
         for target, value in zip(optimizer.variables[2:], adam["moments"], strict=bool(adam["moments"])):
             target.assign(value)
@@ -176,7 +182,25 @@ def _read_pair(encoder_path, classifier_path, shape):
         raise InputError(f"{classifier_path}: of cycle {other_cycle}, but {encoder_path} is of cycle {cycle}")
     moments = adam["moments"] + other_adam["moments"] if adam["moments"] and other_adam["moments"] else []
     record["learning_rate"] = adam["learning_rate"]
-    return (encoder, classifier), {"steps": adam["steps"], "moments": moments}, record, notices + other_notices
+    return (
+        (_in_current_precision(encoder), classifier),
+        {"steps": adam["steps"], "moments": moments},
+        record,
+        notices + other_notices,
+    )
+
+
+def _in_current_precision(encoder):
+    """The encoder, computing as the models that are built now do: a file tells the precision of its own run."""
+    policy = keras.config.dtype_policy()
+    config = encoder.get_config()
+    if all(layer["config"]["dtype"] == keras.dtype_policies.serialize(policy) for layer in config["layers"][1:]):
+        return encoder
+    for layer in config["layers"][1:]:  # after the input
+        layer["config"]["dtype"] = policy.name
+    converted = keras.Model.from_config(config)
+    converted.set_weights(encoder.get_weights())
+    return converted
 
 
 def _read_part(path, input_shape, build_legacy):

@@ -36,6 +36,8 @@ def build_encoder(shape, width=1.0):
 
 
 def build_classifier(features):
-    """Features (batch, features) -> probability of PD (batch, 1)."""
+    """Features (batch, features) -> probability of PD (batch, 1), in float32 whatever the encoder's precision."""
     inputs = keras.Input((features,), name="encoded")
-    return keras.Model(inputs, layers.Dense(1, activation="sigmoid", name="pd")(inputs), name="classifier")
+    return keras.Model(
+        inputs, layers.Dense(1, activation="sigmoid", dtype="float32", name="pd")(inputs), name="classifier"
+    )

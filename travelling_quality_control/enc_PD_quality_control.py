@@ -94,7 +94,7 @@ def main():
     from travelling import backend
     from travelling.model import TravellingModel
 
-    device = backend.start(arguments.seed, arguments.deterministic)
+    device = backend.start(arguments.seed, arguments.deterministic, arguments.precision)
     model, record, notices = TravellingModel.load(*pretrained, volumes.shape)
     notices += volumes.decode()
     trainer = LocalTrainer(model, volumes, training_set, test_set, arguments.eval_batch_size)
