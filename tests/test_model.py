@@ -230,6 +230,31 @@ def test_prediction_does_not_depend_on_the_batch(model, images):
     assert together == pytest.approx(alone, abs=1e-5)
 
 
+@pytest.mark.skipif(backend.BACKEND != "tensorflow", reason="JAX compiles for every size of a batch")
+def test_one_trace_serves_all_batches(images, monkeypatch):
+    """A second one would be memory that grows and time that is lost, unnoticed."""
+    traces = []
+    network = keras.Model
+    monkeypatch.setattr(network, "train_step", counted("step", network.train_step, traces))
+    monkeypatch.setattr(network, "stateless_call", counted("prediction", network.stateless_call, traces))
+    model = TravellingModel.build(SHAPE, width=0.05, learning_rate=1e-3)
+    for size in (4, 1, 3, 2, 4, 1):
+        kept = model.keep()
+        model.train(images[:size], LABELS[:size])
+        model.predict(images[:size])
+        model.learning_rate = size / 1000
+        model.restore(kept)
+    assert sorted(traces) == ["prediction", "step"]
+
+
+def counted(name, function, calls):
+    def call(*arguments, **options):
+        calls.append(name)
+        return function(*arguments, **options)
+
+    return call
+
+
 def test_evaluation_uses_moving_statistics_and_changes_nothing(model, images):
     before = values(model)
     first = model.predict(images[:1])
