@@ -1,12 +1,12 @@
 """Benchmarks of quality control: what verification costs, beside the bare network and beside the published way.
 
-Times on one machine differ from minute to minute, so what is compared is measured in turns within one run, and the ratio is
-taken of the medians. Example:
+Times on one machine differ from minute to minute, so what is compared is measured in turns within one run, and the
+ratio is taken of the medians. Example:
 
     python tests/benchmarks/bench.py --output bench.json
 
-The published way is described by Souza et al.'s repository: for every image of every verification, the CSV is read, the NIfTI
-file is decoded, and a batch of one is predicted by the encoder and by the classifier. It is written here in its own words.
+The published way: for every image of every verification, the CSV is read, the NIfTI file is decoded, and a batch of
+one is predicted by the encoder and by the classifier.
 """
 
 import csv
@@ -105,7 +105,7 @@ def write_cohort(folder, size, volumes):
     return folder / "cohort.csv"
 
 
-def make_trainers(csv_path, size, width):
+def make_trainers(csv_path, size, width, decode=True):
     """The two ways to train and verify, on one model: (ours, published)."""
     from travelling.cohort import read_cohort
     from travelling.model import TravellingModel
@@ -115,7 +115,8 @@ def make_trainers(csv_path, size, width):
     cohort = read_cohort(csv_path)
     volumes = Volumes(None, csv_path.parent / "cache")
     volumes.add(cohort)
-    volumes.decode()
+    if decode:
+        volumes.decode()
     model = TravellingModel.build(size[::-1], width, 1e-5)
     return LocalTrainer(model, volumes, cohort, cohort), published_trainer(model, volumes, csv_path, csv_path)
 
@@ -151,7 +152,7 @@ def published_trainer(model, volumes, training_csv, test_csv):
 
 
 def in_turns(functions, rounds):
-    """Median seconds of each function, called one after another ``rounds`` times, after a first call that is not counted."""
+    """Median seconds of each function, called in turns ``rounds`` times after a first call that is not counted."""
     seconds = {name: [] for name in functions}
     for turn in range(rounds + 1):
         for name, function in functions.items():
@@ -230,7 +231,11 @@ def verification(folder, size, volumes, arguments):
 
 def peak_memory(csv_path, size, width, way):
     """Peak memory (GB) of a process that trains a step and verifies once."""
-    trainer = make_trainers(csv_path, size, width)[way]
+    os.environ.pop("TF_CPP_MIN_LOG_LEVEL")  # the parent's: backend sets it, and is quiet
+    from travelling import backend
+
+    backend.start(1)
+    trainer = make_trainers(csv_path, size, width, decode=way == 0)[way]
     trainer.train(list(trainer._labels)[:5])
     trainer.evaluate()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
