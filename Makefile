@@ -1,7 +1,8 @@
 # make install   the set-up alone: .venv with everything in requirements-dev.txt
 # make demo      watch the method find harmful images across 83 centers (see README)
 # make test      the checks that every change must pass
-.PHONY: install demo test test-slow clean
+# make bench     what verification costs (see tests/benchmarks/RESULTS.md)
+.PHONY: install demo test test-slow bench clean
 
 # The newest Python at hand that TensorFlow supports; PYTHON=... chooses another.
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(shell \
@@ -28,6 +29,9 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	.venv/bin/python -m pytest -m slow
+
+bench: $(INSTALLED)
+	.venv/bin/python tests/benchmarks/bench.py
 
 clean:
 	rm -rf .venv demo

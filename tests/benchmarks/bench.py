@@ -10,7 +10,6 @@ one is predicted by the encoder and by the classifier.
 """
 
 import csv
-import gc
 import json
 import multiprocessing
 import os
@@ -220,8 +219,6 @@ def verification(folder, size, volumes, arguments):
         "(e) keep and restore, ms": seconds["keep"] / 10 * 1e3,
         "(e) share of a verification of 407 volumes, %": seconds["keep"] / 10 / (per_volume * PAPER_TEST_SET) * 100,
     }
-    del ours, published, control
-    gc.collect()
     for name, way in (("(b)", 0), ("(c)", 1)):
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             peak = pool.apply(peak_memory, (csv_path, size, arguments.width, way))
