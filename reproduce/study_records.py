@@ -35,9 +35,9 @@ class TrainedModel:
     """One run that trained, and the inference on its models.
 
     ``seed`` is the name of its seed folder, "" where there is none; ``experiment`` and ``kind`` are "" for the clean
-    model. ``predictions`` has one row per cycle and test subject (None: no inference). ``cycle_seconds`` has the
-    duration of every cycle that its log tells, by cycle. ``records`` are its ``run.json`` and inference's, where they
-    exist.
+    model. ``predictions`` has one row per cycle and test subject (None: no inference), ``metrics`` one of METRICS per
+    cycle, indexed by cycle. ``cycle_seconds`` has the duration of every cycle that its log tells, by cycle. ``records``
+    are its ``run.json`` and inference's, where they exist.
     """
 
     seed: str
@@ -47,6 +47,7 @@ class TrainedModel:
     folder: Path
     finished: bool
     predictions: pd.DataFrame | None
+    metrics: pd.DataFrame | None
     cycle_seconds: dict
     records: dict
 
@@ -62,9 +63,9 @@ class ControlRun:
 
     ``log`` is the verification log, one row per verification, with ``Row`` (in the file; row 1 is the header).
     ``images`` has one row per training image, indexed by Subject: Study, Group_bin, Sex, Age (years), Path (of the
-    image; not checked), Harmful, Center_images (how many its center has), Times_flagged, First_flagged, Eliminated,
-    Eliminated_cycle. ``error`` is the tolerated rise of FPR or FNR per image, ``revisit`` the wait in cycles (None
-    where not recorded).
+    image; not checked), Harmful, Source (of a harmful image), Center_images (how many its center has), Times_flagged,
+    First_flagged, Eliminated, Eliminated_cycle. ``error`` is the tolerated rise of FPR or FNR per image, ``revisit``
+    the wait in cycles (None where not recorded).
     """
 
     seed: str
@@ -92,6 +93,10 @@ class Study:
     controls: list
     records: dict = field(default_factory=dict)
     notes: list = field(default_factory=list)
+
+    def note(self, path, text):
+        """Note what is not there."""
+        self.notes.append(f"{path.relative_to(self.folder)}: {text}")
 
     @property
     def keys(self):
@@ -135,18 +140,11 @@ def read_study(folder):
         _read_seed(study, place, seed)
     if not study.models:
         raise InputError(f"{folder}: not a study: neither clean/ nor <experiment>_<kind>/ with {', '.join(PARTS)}")
-    for key in study.keys:
-        _note_missing_seeds(study, key)
+    for experiment, kind in study.conditions:
+        for place in seeds:
+            if not (place / f"{experiment}_{kind}").is_dir():
+                study.note(place / f"{experiment}_{kind}", "missing")
     return study
-
-
-def _note_missing_seeds(study, key):
-    have = {model.seed for model in study.models if model.key == key}
-    for seed in study.seeds:
-        if seed not in have:
-            study.notes.append(
-                f"{seed}: no run {'/'.join(part for part in ('_'.join(key[:2]).strip('_'), key[2]) if part)}"
-            )
 
 
 def _conditions(folder):
@@ -165,13 +163,13 @@ def _read_seed(study, folder, seed):
     if (folder / CLEAN).is_dir():
         models.append(_read_model(study, folder / CLEAN, seed, "", "", CLEAN))
     else:
-        study.notes.append(f"{folder / CLEAN}: missing, so nothing can be compared with a clean model")
-    for place, experiment, kind in _conditions(folder):
+        study.note(folder / CLEAN, "missing, so nothing can be compared with a clean model")
+    for place, experiment, kind in sorted(_conditions(folder), key=lambda found: _place(*found[1:])):
         for part in (DIRTY, CONTROLLED):
             if (place / part).is_dir():
                 models.append(_read_model(study, place / part, seed, experiment, kind, part))
             else:
-                study.notes.append(f"{place / part}: missing")
+                study.note(place / part, "missing")
         if models and models[-1].name == CONTROLLED and models[-1].key[:2] == (experiment, kind):
             control = _read_control(study, place, seed, experiment, kind, models[-1])
             if control:
@@ -194,11 +192,15 @@ def _read_model(study, folder, seed, experiment, kind, name):
     record = records.get(folder / "run.json")
     finished = bool(record["finished"]) if record else bool(lines) and lines[-1][1].startswith("done:")
     if not finished:
-        study.notes.append(f"{folder}: not finished")
+        study.note(folder, "not finished")
     predictions = _read_predictions(folder)
+    metrics = None
     if predictions is None:
-        study.notes.append(f"{folder / 'inference_predictions.csv'}: missing, so its diagnoses are not known")
-    return TrainedModel(seed, experiment, kind, name, folder, finished, predictions, _cycle_seconds(lines), records)
+        study.note(folder / "inference_predictions.csv", "missing, so its diagnoses are not known")
+    else:
+        metrics = _metrics(folder, predictions)
+    seconds = _cycle_seconds(lines)
+    return TrainedModel(seed, experiment, kind, name, folder, finished, predictions, metrics, seconds, records)
 
 
 def read_record(path):
@@ -257,23 +259,24 @@ def _read_predictions(folder):
     sizes = table.groupby("cycle").size()
     if sizes.nunique() > 1:
         raise InputError(f"{path}: cycle {sizes.idxmin()} has {sizes.min()} subjects, others {sizes.max()}")
-    _compare_with_metrics(folder / "inference_metrics.csv", table)
     return table
 
 
-def _compare_with_metrics(path, predictions):
-    """Raise InputError where the metrics that inference wrote are not those of its predictions."""
-    if not path.is_file():
-        return
-    written = read_table(path, ("cycle", "accuracy", "AUC_ROC"), ("cycle", "accuracy", "AUC_ROC")).set_index("cycle")
-    for cycle, group in predictions.groupby("cycle"):
-        metrics = performance(group["ground_truth"], group["preds_raw"])
-        for metric in ("accuracy", "AUC_ROC"):
-            value = written[metric].get(cycle, np.nan)
-            if not np.isclose(value, metrics[metric], atol=1e-6, equal_nan=True):
-                raise InputError(
-                    f"{path}: {metric} of cycle {cycle} is {value:g}, its predictions say {metrics[metric]:g}"
-                )
+def _metrics(folder, predictions):
+    """The METRICS after every cycle; raises InputError where inference wrote others than its predictions tell."""
+    rows = {
+        cycle: performance(group["ground_truth"], group["preds_raw"]) for cycle, group in predictions.groupby("cycle")
+    }
+    metrics = pd.DataFrame.from_dict(rows, orient="index").rename_axis("cycle")
+    path = folder / "inference_metrics.csv"
+    if path.is_file():
+        columns = ("cycle", "accuracy", "AUC_ROC")
+        written = read_table(path, columns, columns).set_index("cycle")
+        for (cycle, metric), value in metrics[list(columns[1:])].stack(future_stack=True).items():
+            there = written[metric].get(cycle, np.nan)
+            if not np.isclose(there, value, atol=1e-6, equal_nan=True):
+                raise InputError(f"{path}: {metric} of cycle {cycle} is {there:g}, its predictions say {value:g}")
+    return metrics
 
 
 def _refuse(path, bad, reason):
@@ -322,7 +325,7 @@ def _read_control(study, folder, seed, experiment, kind, model):
     ]
     missing = [path for path in needed if not path.is_file()]
     for path in missing:
-        study.notes.append(f"{path}: missing, so what was found is not known")
+        study.note(path, "missing, so what was found is not known")
     if missing or not model.finished:
         return None
     truth_csv, training_csv, log_csv = needed
@@ -347,15 +350,17 @@ def _read_control(study, folder, seed, experiment, kind, model):
 
 def _read_images(training_csv, truth_csv, experiment, kind):
     images = read_table(training_csv, ("Subject", "Study", "Path", "Group_bin", "Sex"), ("Group_bin", "Age"))
-    truth = read_table(truth_csv, ("Subject", "Study", "Kind", "Experiment"))
+    truth = read_table(truth_csv, ("Subject", "Study", "Kind", "Experiment", "Source"))
     if set(truth["Kind"]) != {kind} or set(truth["Experiment"]) != {experiment}:
         raise InputError(f"{truth_csv}: its Experiment or Kind is not that of its folder ({experiment}, {kind})")
     _refuse(training_csv, images["Subject"].duplicated(), "Subject appears before, too")
+    _refuse(truth_csv, truth["Subject"].duplicated(), "Subject appears before, too")
     _refuse(truth_csv, ~truth["Subject"].isin(images["Subject"]), f"Subject is not in {training_csv}")
     if "Age" not in images.columns:
         images["Age"] = np.nan
     images["Path"] = [str((training_csv.parent / path).resolve()) for path in images["Path"]]
     images["Harmful"] = images["Subject"].isin(truth["Subject"])
+    images["Source"] = images["Subject"].map(truth.set_index("Subject")["Source"])
     images["Center_images"] = images.groupby("Study")["Subject"].transform("size")
     return images.set_index("Subject")
 

@@ -134,7 +134,8 @@ class Diagnoses:
             now = model.predictions[model.predictions["cycle"] == self.cycle].sort_values("Subject")
             if now.empty:
                 last = model.predictions["cycle"].max()
-                self.notes.append(f"{model.folder}: not tested after cycle {self.cycle} (the last is {last})")
+                place = model.folder.relative_to(study.folder)
+                self.notes.append(f"{place}: not tested after cycle {self.cycle} (the last is {last})")
             else:
                 tested.setdefault(model.seed, []).append((model.key, now))
         return tested
@@ -347,13 +348,24 @@ def _outcome(groups):
 
 
 def _outcome_of_whole_centers(runs):
-    """The same for centers that hold only harmful images: found whole or not."""
+    """The same for centers that hold only harmful images: found whole or not, and when the last image was."""
     if not runs:
         return {}
-    harmful = [run.images.groupby("Study").filter(lambda center: center["Harmful"].all()) for run in runs]
-    flagged = [(images["Times_flagged"] > 0).groupby(images["Study"]).all() for images in harmful]
-    eliminated = [images["Eliminated"].groupby(images["Study"]).all() for images in harmful]
-    return {"number": sum(map(len, flagged)), **_share("flagged", flagged), **_share("eliminated", eliminated)}
+    cycles = [_last_cycles(run.images.groupby("Study").filter(lambda center: center["Harmful"].all())) for run in runs]
+    every = pd.concat(cycles)
+    return {
+        "number": len(every),
+        **_share("flagged", [seed["First_flagged"].notna() for seed in cycles]),
+        "first_flagged_cycles": by_cycle(every["First_flagged"]),
+        **_share("eliminated", [seed["Eliminated_cycle"].notna() for seed in cycles]),
+        "eliminated_cycles": by_cycle(every["Eliminated_cycle"]),
+    }
+
+
+def _last_cycles(images):
+    """By center, the cycle in which its last image was flagged and eliminated; NA where one never was."""
+    columns = ["First_flagged", "Eliminated_cycle"]
+    return images.groupby("Study")[columns].agg(lambda cycles: cycles.max(skipna=False))
 
 
 def _share(name, marks):
