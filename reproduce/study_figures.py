@@ -19,6 +19,7 @@ from travelling.quality_control import ROUNDING
 
 DRAWN_METRICS = ("AUC_ROC", "accuracy", "sensitivity", "specificity")
 MOST_IMAGES = 24  # slices in one figure; more cannot be seen
+LONGEST_NAME = 30  # characters of a center's name beside a map; the tables have all of them
 DPI = 110
 
 # Okabe and Ito's palette (Color Universal Design, 2008), its lighter half on a dark page. Lines also differ in shape.
@@ -261,13 +262,17 @@ def _draw_flags(run, shown, flagged, eliminated, figure, colors):
             ([str(count)] if count else []) + ([f"\N{BLACK DOWN-POINTING TRIANGLE}{gone}"] if gone else [])
         )
         axis.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8)
-    labels = [f"{center} ({row['sum']} of {row['size']} harmful)" for center, row in shown.iterrows()]
+    labels = [f"{_short(center)} ({row['sum']} of {row['size']} harmful)" for center, row in shown.iterrows()]
     axis.set_yticks(np.arange(len(shown)) + 0.5, labels)
     axis.set_xticks(np.arange(len(cycles)) + 0.5, cycles)
     axis.invert_yaxis()
     axis.tick_params(length=0)
     axis.set_xlabel("cycle")
     figure.colorbar(image, ax=axis, label="share flagged", shrink=min(1, 3 / len(shown) + 0.3))
+
+
+def _short(name):
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def detection_by_threshold(run):

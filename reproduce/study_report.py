@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jinja2
 import pandas as pd
-from markupsafe import Markup
+from intervals import RESAMPLES
 from study_figures import render
 from study_records import CLEAN, CONTROLLED, DIRTY, in_words
 from study_tables import ALL, CLEAN_KEY, GOOD, HARMFUL, MISSING, MODEL_NAMES, by_cycle, number_text
@@ -23,7 +23,7 @@ PAPER = (
 PAPER_ADDRESS = "https://doi.org/10.1038/s41746-025-01499-0"
 
 
-def make_report(study, tables, figures, resamples):
+def make_report(study, tables, figures, resamples=RESAMPLES):
     """The report as HTML text.
 
     ``tables`` and ``figures`` are what :func:`study_tables.make_tables` and :func:`study_figures.make_figures` gave,
@@ -39,7 +39,7 @@ def make_report(study, tables, figures, resamples):
     script = (FOLDER / SCRIPT).read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template(TEMPLATE).render(
-        script=Markup(script),
+        script=script,
         script_digest=digest,
         lead=lead(study),
         summary=summarize(study, tables),
@@ -74,11 +74,11 @@ def lead(study):
     images = pd.concat([run.images for run in study.controls])
     harmful, good = images[images["Harmful"]], images[~images["Harmful"]]
     runs = f"{len(study.controls)} run{'s' if len(study.controls) != 1 else ''} of quality control"
+    flagged = int((good["Times_flagged"] > 0).sum())
     return (
         f"In {runs}, {harmful['Eliminated'].sum()} of {len(harmful)} harmful images were eliminated, and "
-        f"{good['Eliminated'].sum()} of {len(good)} good ones by mistake. {(good['Times_flagged'] > 0).sum()} good "
-        "images were "
-        "flagged, that is put aside for a while at least."
+        f"{good['Eliminated'].sum()} of {len(good)} good ones by mistake. {_images(flagged, 'good')} "
+        f"{'was' if flagged == 1 else 'were'} flagged, that is put aside for a while at least."
     )
 
 
@@ -277,35 +277,38 @@ def methods(study, tables, resamples):
         options = model.records.get(run.folder / "run.json", {"options": {}})["options"]
         good = run.images[~run.images["Harmful"]]
         cycles = run.log["Cycle"][1:]
+        batch = f", in batches of {options['batch_size']}" if "batch_size" in options else ""
+        rate = f", with Adam at {options['learning_rate']:g} in cycle 0" if "learning_rate" in options else ""
         protocol = f" (protocol '{options['protocol']}')" if "protocol" in options else ""
-        wait = f" {run.revisit} cycle{'s' if run.revisit != 1 else ''} later" if run.revisit else " later"
-        batch = f" in batches of {options['batch_size']}" if "batch_size" in options else ""
-        rate = (
-            f", with Adam (learning rate {options['learning_rate']:g} in cycle 0)" if "learning_rate" in options else ""
-        )
+        wait = f"{run.revisit} cycle{'s' if run.revisit != 1 else ''} later" if run.revisit else "later"
         sentences += [
             f"A pre-trained travelling model went on through {good['Study'].nunique()} centers with {len(good)} "
-            f"T1-weighted images ({(good['Group_bin'] == 0).sum()} HC, {(good['Group_bin'] == 1).sum()} "
-            f"PD){batch}{rate}, in cycles {cycles.min()} "
-            f"to {cycles.max()}, to which harmful images were added ({_harm_in_words(study)}).",
+            "T1-weighted "
+            f"images ({(good['Group_bin'] == 0).sum()} HC, {(good['Group_bin'] == 1).sum()} PD) in cycles "
+            f"{cycles.min()} "
+            f"to {cycles.max()}{batch}{rate}.",
+            f"Harmful images were added: {_harm_in_words(study)}.",
             f"Decentralized quality control{protocol} verified every training step on the test set: a step that "
-            "raised FPR or FNR by "
-            f"more than {run.error:g} per image was undone and its images were tried one by one; those that harmed "
-            "alone were "
-            f"flagged, revisited{wait}, and eliminated if they harmed again (Souza et al., 2025).",
+            "raised FPR "
+            f"or FNR by more than {run.error:g} per image was undone and its images were tried one by one; those that "
+            f"harmed alone were flagged, revisited {wait}, and eliminated if they harmed again (Souza et al., 2025).",
         ]
     frame = tables["performance"].frame
     known = frame[(frame["subgroup"] == ALL) & frame["value"].notna()]
     if len(known):
         first = known.iloc[0]
-        seeds = f", means over {len(study.seeds)} seeds" if len(study.seeds) > 1 else ""
+        seeds = f", as means over {len(study.seeds)} seeds" if len(study.seeds) > 1 else ""
+        clean = (
+            " and compared with those of a model that trained on the good images alone"
+            if CLEAN in set(known["model"])
+            else ""
+        )
         sentences.append(
             f"Diagnoses of {first['HC'] + first['PD']:.0f} test subjects ({first['HC']:.0f} HC, {first['PD']:.0f} "
-            "PD) after cycle "
-            f"{first['cycle']:.0f} were compared with those of a model trained on the good images alone{seeds}; "
-            "intervals are 95 % percentile "
-            f"intervals of {resamples} bootstrap resamples of the test subjects, stratified by class and paired "
-            "between models."
+            "PD) were "
+            f"evaluated after cycle {first['cycle']:.0f}{seeds}{clean}; intervals are 95 % percentile intervals of "
+            f"{resamples} "
+            "bootstrap resamples of the test subjects, stratified by class and paired between models."
         )
     sessions = _last_sessions(study)
     if sessions:

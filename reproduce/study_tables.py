@@ -125,6 +125,11 @@ class Diagnoses:
                     self.replicates[subgroup, key, name] = drawn[index]
         self.subgroups = list(dict.fromkeys(subgroup for subgroup, _ in self.sizes))
 
+    @property
+    def when(self):
+        """The cycle, in words."""
+        return "(no model was tested)" if self.cycle is None else f"after cycle {self.cycle}"
+
     def _tested(self, study):
         """{seed: [(model key, its predictions by Subject)]} of the models that were tested after the cycle."""
         tested = {}
@@ -184,7 +189,7 @@ def performance_table(study, diagnoses):
         view["p (AUROC)"] = [p_text(value) for value in others[others["metric"] == "AUC_ROC"]["p_value"]]
         views["Difference to the clean model, all subjects"] = view
     caption = (
-        f"Diagnoses of the test set after cycle {diagnoses.cycle}. Brackets: 95 % percentile intervals of a "
+        f"Diagnoses of the test set {diagnoses.when}. Brackets: 95 % percentile intervals of a "
         "bootstrap over test "
         "subjects, stratified by class. "
         + ("Metrics are means over seeds ± standard deviation over seeds. " if len(study.seeds) > 1 else "")
@@ -498,7 +503,7 @@ def fairness_table(study, diagnoses):
                 others, lambda row: with_interval(row, "change_to_clean", "change_low", "change_high", True)
             )
     caption = (
-        f"Gaps between subgroups of the test set after cycle {diagnoses.cycle}, with 95 % bootstrap intervals (each "
+        f"Gaps between subgroups of the test set {diagnoses.when}, with 95 % bootstrap intervals (each "
         "subgroup "
         "resampled on its own, stratified by class). Best minus worst age group is never below 0 and larger by "
         "chance alone "
