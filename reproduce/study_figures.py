@@ -171,15 +171,12 @@ def rates_along_run(run):
     undone, eliminated = int(run.log["Ignored"].sum()), int(run.log["Eliminated"].sum())
     caption = (
         f"FPR and FNR on the test set after every verification of quality control ({run.name}), before any undoing. "
-        "Crosses: "
-        "steps that were undone; triangles: an image eliminated; the lines join the steps that were kept."
+        "Crosses: steps that were undone; triangles: an image eliminated; the lines join the steps that were kept."
     )
     alternative = (
         f"Chart of FPR and FNR along {len(run.log) - 1} verifications in cycles {run.log['Cycle'][1]} to "
-        f"{run.log['Cycle'].iloc[-1]}. "
-        f"{undone} steps were undone, the worst with an FPR of {run.log['PFP'].max():.3f} or an FNR of "
-        f"{run.log['PFN'].max():.3f}; "
-        f"{eliminated} images were eliminated."
+        f"{run.log['Cycle'].iloc[-1]}. {undone} steps were undone, the worst with an FPR of {run.log['PFP'].max():.3f} "
+        f"or an FNR of {run.log['PFN'].max():.3f}; {eliminated} images were eliminated."
     )
     return Picture(
         _name("rates", run), f"Rates of misdiagnosis: {run.name}", caption, alternative, (10, 3.2),
@@ -228,9 +225,8 @@ def flags_by_center(run):
     )
     caption = (
         "Images flagged (numbers; shade: their share of the center's images) and eliminated (triangles and numbers) "
-        "by center and "
-        f"cycle ({run.name}). Of {len(harmful)} centers, the {len(harmful) - len(shown)} without any harmful or "
-        "flagged image are not shown."
+        f"by center and cycle ({run.name}). Of {len(harmful)} centers, the {len(harmful) - len(shown)} without any "
+        "harmful or flagged image are not shown."
     )
     rows = [
         f"{center}: {', '.join(f'{number} in cycle {cycle}' for cycle, number in flagged[center].items())}"
@@ -318,18 +314,16 @@ def flags_by_threshold(run):
     """What another -error would have flagged in the first cycle, as far as the log tells."""
     table = detection_by_threshold(run)
     caption = (
-        f"Share of images that other values of -error would have flagged in cycle {run.log['Cycle'][1]} "
-        f"({run.name}), from the rises that the "
-        "log records, per image, with the model and the reference that this run had at each step. With another value "
-        "other "
-        "steps would have been undone, and everything after them would differ: read it near the run's own value, the "
-        "dotted line. "
-        "Below that line, the bands add the images of batches that were not undone, which nobody tried alone."
+        f"Share of images that other values of -error would have flagged in cycle {run.log['Cycle'][1]} ({run.name}), "
+        "from the rises that the log records, per image, with the model and the reference that this run had at each "
+        "step. With another value other steps would have been undone, and everything after them would differ: read it "
+        "near the run's own value, the dotted line. Below that line, the bands add the images of batches that were "
+        "not undone, which nobody tried alone."
     )
     own = table[table["threshold"] >= run.error - ROUNDING].iloc[0]
     alternative = (
-        f"Step chart of the share of images flagged by threshold. At the run's {run.error:g}: {own['harmful']:.0%} "
-        "of harmful and "
+        f"Step chart of the share of images flagged by threshold. At the run's {run.error:g}: {own['harmful']:.0%} of "
+        "harmful and "
         f"{own['good']:.1%} of good images. " + _words_of_range(table)
     )
     return Picture(

@@ -47,7 +47,10 @@ def make_report(study, tables, figures, resamples=RESAMPLES):
         tables=tables,
         figures=[picture for picture in figures if picture.run is None],
         runs=[_run(run, figures) for run in study.controls],
-        records=[_record(study, path, record) for path, record in study.records.items()],
+        records=[
+            _record(study, path, record)
+            for path, record in sorted(study.records.items(), key=lambda item: (item[1].get("started") or "", item[0]))
+        ],
         differing=_differing_versions(study),
         methods=methods(study, tables, resamples),
         paper=PAPER,
@@ -106,11 +109,11 @@ def summarize(study, tables):
 def _found_in_words(harmful, good):
     if not harmful["seeds"]:
         return "Quality control has not finished, so what it finds is not known."
+    seeds = f" in {harmful['seeds']:.0f} seeds" if harmful["seeds"] > 1 else ""
     return (
-        f"Of {_images(harmful['number'], 'harmful')}, {harmful['flagged']:.0f} were flagged "
-        f"and {harmful['eliminated']:.0f} eliminated. Of {_images(good['number'], 'good')}, {good['flagged']:.0f} "
-        "were flagged "
-        f"and {good['eliminated']:.0f} eliminated."
+        f"Of {_images(harmful['number'], 'harmful')}{seeds}, {harmful['flagged']:.0f} were flagged and "
+        f"{harmful['eliminated']:.0f} eliminated. Of {_images(good['number'], 'good')}, {good['flagged']:.0f} were "
+        f"flagged and {good['eliminated']:.0f} eliminated."
     )
 
 
@@ -241,7 +244,9 @@ def _versions(session):
 
 
 def _last_sessions(study):
-    return [record["sessions"][-1] for record in study.records.values() if record["sessions"]]
+    """The last session of every run with a model; that harmful images were made without a device is no difference."""
+    records = [record for path, record in study.records.items() if path.parent.name != "harmful"]
+    return [record["sessions"][-1] for record in records if record["sessions"]]
 
 
 def _differing_versions(study):
@@ -283,15 +288,13 @@ def methods(study, tables, resamples):
         wait = f"{run.revisit} cycle{'s' if run.revisit != 1 else ''} later" if run.revisit else "later"
         sentences += [
             f"A pre-trained travelling model went on through {good['Study'].nunique()} centers with {len(good)} "
-            "T1-weighted "
-            f"images ({(good['Group_bin'] == 0).sum()} HC, {(good['Group_bin'] == 1).sum()} PD) in cycles "
-            f"{cycles.min()} "
-            f"to {cycles.max()}{batch}{rate}.",
+            f"T1-weighted images ({(good['Group_bin'] == 0).sum()} HC, {(good['Group_bin'] == 1).sum()} PD) in cycles "
+            f"{cycles.min()} to {cycles.max()}{batch}{rate}.",
             f"Harmful images were added: {_harm_in_words(study)}.",
             f"Decentralized quality control{protocol} verified every training step on the test set: a step that "
-            "raised FPR "
-            f"or FNR by more than {run.error:g} per image was undone and its images were tried one by one; those that "
-            f"harmed alone were flagged, revisited {wait}, and eliminated if they harmed again (Souza et al., 2025).",
+            f"raised FPR or FNR by more than {run.error:g} per image was undone and its images were tried one by one; "
+            f"those that harmed alone were flagged, revisited {wait}, and eliminated if they harmed again (Souza et "
+            "al., 2025).",
         ]
     frame = tables["performance"].frame
     known = frame[(frame["subgroup"] == ALL) & frame["value"].notna()]
@@ -304,11 +307,9 @@ def methods(study, tables, resamples):
             else ""
         )
         sentences.append(
-            f"Diagnoses of {first['HC'] + first['PD']:.0f} test subjects ({first['HC']:.0f} HC, {first['PD']:.0f} "
-            "PD) were "
-            f"evaluated after cycle {first['cycle']:.0f}{seeds}{clean}; intervals are 95 % percentile intervals of "
-            f"{resamples} "
-            "bootstrap resamples of the test subjects, stratified by class and paired between models."
+            f"Diagnoses of {first['HC'] + first['PD']:.0f} test subjects ({first['HC']:.0f} HC, {first['PD']:.0f} PD) "
+            f"were evaluated after cycle {first['cycle']:.0f}{seeds}{clean}; intervals are 95 % percentile intervals "
+            f"of {resamples} bootstrap resamples of the test subjects, stratified by class and paired between models."
         )
     sessions = _last_sessions(study)
     if sessions:

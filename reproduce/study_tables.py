@@ -189,14 +189,12 @@ def performance_table(study, diagnoses):
         view["p (AUROC)"] = [p_text(value) for value in others[others["metric"] == "AUC_ROC"]["p_value"]]
         views["Difference to the clean model, all subjects"] = view
     caption = (
-        f"Diagnoses of the test set {diagnoses.when}. Brackets: 95 % percentile intervals of a "
-        "bootstrap over test "
+        f"Diagnoses of the test set {diagnoses.when}. Brackets: 95 % percentile intervals of a bootstrap over test "
         "subjects, stratified by class. "
         + ("Metrics are means over seeds ± standard deviation over seeds. " if len(study.seeds) > 1 else "")
         + "Differences are paired (the same resamples for both models); p: two-sided, by the same bootstrap, not "
-        "corrected for "
-        "the number of comparisons. An interval without width means that the model diagnosed everybody of a class "
-        "alike. No interval says how another training run would differ."
+        "corrected for the number of comparisons. An interval without width means that the model diagnosed everybody "
+        "of a class alike. No interval says how another training run would differ."
     )
     return Table("performance", "Diagnoses", caption, frame, views, notes_of(study, diagnoses.notes))
 
@@ -238,11 +236,17 @@ def _performance(diagnoses, subgroup, key):
 
 
 def wide(part, cell):
-    """One row per model, one column per metric, from one row per model and metric; ``cell(row)`` gives the text."""
+    """One row per model, one column per metric, from one row per model and metric; ``cell(row)`` gives the text.
+
+    Where the study has several seeds, a column tells how many of them a row is about.
+    """
+    several = part["seeds"].max() > 1
     rows = []
     for key, group in part.groupby(["experiment", "kind", "model"], sort=False):
         by_metric = group.set_index("metric")
-        rows.append(identity_cells(*key) | {name: cell(by_metric.loc[metric]) for metric, name in METRIC_NAMES.items()})
+        seeds = {"seeds": count_text(group["seeds"].iloc[0])} if several else {}
+        cells = {name: cell(by_metric.loc[metric]) for metric, name in METRIC_NAMES.items()}
+        rows.append(identity_cells(*key) | seeds | cells)
     return pd.DataFrame(rows)
 
 
@@ -312,13 +316,11 @@ def detection_table(study):
     several = len(study.seeds) > 1
     caption = (
         "Images flagged (put aside at least once) and eliminated (harmful again at their revisit). The share of "
-        "harmful images is "
-        "the sensitivity of quality control, that of good ones its false alarms. "
-        + ("Numbers are sums over seeds, shares have their standard deviation over seeds. " if several else "")
-        + ("" if several else "Brackets: 95 % Wilson intervals. ")
+        "harmful images is the sensitivity of quality control, that of good ones its false alarms. "
+        + ("Numbers are sums over seeds, shares ± standard deviation over seeds. " if several else "")
+        + f"Brackets{' (single seeds)' if several else ''}: 95 % Wilson intervals. "
         + "Cycles: 'cycle: number of images', of the first flag and of the elimination. A center's size counts all "
-        "its images. "
-        "A harmful center counts as flagged or eliminated when all its images were."
+        "its images. A harmful center counts as flagged or eliminated when all its images were."
     )
     return Table(
         "detection",
@@ -390,14 +392,14 @@ def by_cycle(cycles):
 
 
 def _detection_view(frame):
+    several = frame["seeds"].max() > 1
     rows = []
     for _, row in frame.iterrows():
         if row["number"] == 0 or (row["images"] == WHOLE_CENTERS and row["seeds"] == 0):
             continue  # a group that the experiment does not have, such as whole centers among single images
-        cells = identity_cells(row["experiment"], row["kind"]) | {
-            "images": row["images"],
-            "number": count_text(row["number"]),
-        }
+        cells = identity_cells(row["experiment"], row["kind"])
+        cells |= {"seeds": count_text(row["seeds"])} if several else {}
+        cells |= {"images": row["images"], "number": count_text(row["number"])}
         for name, cycles in (("flagged", "first_flagged_cycles"), ("eliminated", "eliminated_cycles")):
             deviation = row[f"{name}_sd_over_seeds"]
             share = with_interval(row, f"{name}_share", f"{name}_low", f"{name}_high")
@@ -503,12 +505,10 @@ def fairness_table(study, diagnoses):
                 others, lambda row: with_interval(row, "change_to_clean", "change_low", "change_high", True)
             )
     caption = (
-        f"Gaps between subgroups of the test set {diagnoses.when}, with 95 % bootstrap intervals (each "
-        "subgroup "
-        "resampled on its own, stratified by class). Best minus worst age group is never below 0 and larger by "
-        "chance alone "
-        "the smaller the groups: compare it with the clean model's. n/a: a group lacks the class that the metric "
-        "needs, or its ages."
+        f"Gaps between subgroups of the test set {diagnoses.when}, with 95 % bootstrap intervals (each subgroup "
+        "resampled on its own, stratified by class). Best minus worst age group is never below 0 and larger by chance "
+        "alone the smaller the groups: compare it with the clean model's. n/a: a group lacks the class that the "
+        "metric needs, or its ages."
     )
     return Table("fairness", "Gaps between subgroups", caption, frame, views, notes_of(study, diagnoses.notes))
 
@@ -572,10 +572,8 @@ def elimination_table(study, age_edges, seed):
         view.append(cells)
     caption = (
         "Good images flagged and eliminated, by class, sex and age group of the subject. p: Fisher's exact test that "
-        "all groups of "
-        "one attribute have the same share, not corrected for the number of tests (n/a where there is nothing to "
-        "compare: nobody "
-        "or everybody, or several seeds, whose images are of the same people)."
+        "all groups of one attribute have the same share, not corrected for the number of tests (n/a where there is "
+        "nothing to compare: nobody or everybody, or several seeds, whose images are of the same people)."
     )
     views = {"Good images by subgroup": pd.DataFrame(view)}
     return Table("elimination", "Whose good images were lost", caption, frame, views, notes_of(study))
@@ -641,12 +639,10 @@ def cost_table(study):
         rows.append(row)
     frame = pd.DataFrame(rows, columns=columns)
     caption = (
-        "Wall-clock seconds per cycle (mean of the cycles that ran without interruption, from the plain logs; runs "
-        "on a shared "
-        "machine slow each other), 'times dirty' relative to the dirty baseline; the verifications of quality "
-        "control (sums over "
-        "seeds), how many of their steps were undone, in which phase, and how many undone batches held good images "
-        "only."
+        "Wall-clock seconds per cycle (mean of the cycles that ran without interruption, from the plain logs; runs on "
+        "a shared machine slow each other), 'times dirty' relative to the dirty baseline; the verifications of "
+        "quality control (sums over seeds), how many of their steps were undone, in which phase, and how many undone "
+        "batches held good images only."
     )
     views = {"Time and verifications": pd.DataFrame([_cost_cells(row) for _, row in frame.iterrows()])}
     return Table("cost", "Cost", caption, frame, views, notes_of(study))
