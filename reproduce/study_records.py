@@ -26,6 +26,7 @@ PARTS = ("harmful", DIRTY, CONTROLLED)
 EXPERIMENT_ORDER = ("", "whole_centers", "single")
 KIND_ORDER = ("", "inverted", "noise")
 LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3})  (.*)")
+TIME = "%Y-%m-%d %H:%M:%S,%f"
 CYCLE_LINE = re.compile(r"cycle (\d+): ")
 CYCLE_BEGINS_AFTER = ("training set:", "pre-trained model:", "cycle ")  # how the line before a cycle's begins
 
@@ -209,7 +210,10 @@ def read_record(path):
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a record of a run ({error})") from None
-    if not isinstance(record, dict) or not {"options", "sessions", "finished"} <= record.keys():
+    whole = isinstance(record, dict) and isinstance(record.get("options"), dict) and "finished" in record
+    if not whole or not all(
+        isinstance(part, dict) for part in (*record.get("sessions", [""]), record.get("inputs_sha256", {}))
+    ):
         raise InputError(f"{path}: not a record of a run")
     return record
 
@@ -253,7 +257,7 @@ def _read_predictions(folder):
     if "Age" not in table.columns:
         table["Age"] = np.nan
     _refuse(path, ~table["ground_truth"].isin([0, 1]), "ground_truth is not 0 or 1")
-    _refuse(path, table["cycle"].isna(), "cycle is empty")
+    _refuse(path, table["cycle"] % 1 != 0, "cycle is not a whole number")
     _refuse(path, table.duplicated(["cycle", "Subject"]), "this Subject of this cycle appears before, too")
     table = table.astype({"cycle": int, "ground_truth": int})
     sizes = table.groupby("cycle").size()
@@ -301,7 +305,8 @@ def _log_lines(path):
     if not path.is_file():
         return []
     matches = map(LOG_LINE.match, path.read_text(encoding="utf-8", errors="replace").splitlines())
-    return [(pd.to_datetime(match[1], format="%Y-%m-%d %H:%M:%S,%f"), match[2]) for match in matches if match]
+    lines = [(pd.to_datetime(match[1], format=TIME, errors="coerce"), match[2]) for match in matches if match]
+    return [(time, message) for time, message in lines if pd.notna(time)]
 
 
 def _cycle_seconds(lines):
@@ -337,6 +342,8 @@ def _read_control(study, folder, seed, experiment, kind, model):
     log_images = set(SEPARATOR.join(log["Subjects"][1:]).split(SEPARATOR))
     if not log_images <= set(images.index):
         raise InputError(f"{log_csv}: trained {min(log_images - set(images.index))}, who is not in {training_csv}")
+    centers = log["Subjects"][1:].str.split(SEPARATOR).str[0].map(images["Study"])
+    _refuse(log_csv, centers != log["Study"][1:], f"Study is not that of the subject in {training_csv}")
     _add_outcome(images, log)
     _compare_with_subjects(folder / CONTROLLED / "log_subjects.csv", images)
     errors = (log["Tolerance"] / log["Images"])[1:]
@@ -377,8 +384,14 @@ def read_log(path):
     _refuse(path, ~log["Phase"].isin(["baseline", "batch", "subject", "revisit"]), "unknown Phase")
     for column in ("Tolerance", "Reference_PFP", "Reference_PFN"):
         _refuse(path, log[column].isna() & (log["Phase"] != "baseline"), f"{column} is empty")
-    for column in ("Cycle", "PFP", "PFN", "Ignored", "Eliminated"):
+    for column in ("PFP", "PFN"):
         _refuse(path, log[column].isna(), f"{column} is empty")
+    _refuse(path, log["Cycle"] % 1 != 0, "Cycle is not a whole number")
+    alone = log["Phase"].isin(["subject", "revisit"])
+    _refuse(path, alone & (log["Subject"] != log["Subjects"]), "Subject and Subjects are not the same")
+    _refuse(
+        path, log["Eliminated"] != (log["Phase"] == "revisit") * log["Ignored"], "Eliminated is not what Ignored says"
+    )
     log["Images"] = log["Subjects"].str.count(SEPARATOR) + 1
     log["Row"] = log.index + 2
     # What the step did to the worse of the two rates, per image: harmful where it is above -error.
@@ -386,6 +399,9 @@ def read_log(path):
     log["Rise"] = rises.max(axis=1) / log["Images"]
     harmful = log["Rise"] * log["Images"] > log["Tolerance"] + ROUNDING
     _refuse(path, harmful != (log["Ignored"] == 1), "Ignored is not what rates, reference and tolerance say")
+    accepted = log[["PFP", "PFN"]].where(log["Ignored"] == 0).ffill().shift()[1:]
+    chained = np.isclose(log[["Reference_PFP", "Reference_PFN"]][1:], accepted).all(axis=1)
+    _refuse(path, pd.Series(~chained, log.index[1:]), "the reference is not the last accepted evaluation")
     return log.astype({"Cycle": int, "Ignored": int, "Eliminated": int})
 
 

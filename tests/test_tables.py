@@ -309,6 +309,26 @@ def other_decision(folder):
     return "log.csv, row 7: Ignored is not what"
 
 
+def other_reference(folder):
+    change(folder / CONDITION / CONTROLLED / "log.csv", "Reference_PFP", 0.19, Cycle=11, Subjects="b2;b3")
+    return "log.csv, row 16: the reference is not the last accepted"
+
+
+def other_center(folder):
+    change(folder / CONDITION / CONTROLLED / "log.csv", "Study", "C", Cycle=11, Subjects="b2;b3")
+    return "log.csv, row 16: Study is not that of the subject in"
+
+
+def other_subject(folder):
+    change(folder / CONDITION / CONTROLLED / "log.csv", "Subject", "b2", Cycle=10, Subjects="b3")
+    return "log.csv, row 10: Subject and Subjects are not the same"
+
+
+def other_elimination(folder):
+    change(folder / CONDITION / CONTROLLED / "log.csv", "Eliminated", 1, Cycle=11, Phase="revisit", Subject="b1")
+    return "log.csv, row 22: Eliminated is not what Ignored says"
+
+
 def other_subject_file(folder):
     change(folder / CONDITION / CONTROLLED / "log_subjects.csv", "Eliminated", 0, Subject="h1")
     return "log_subjects.csv: Eliminated of h1 is not what the log says"
@@ -357,8 +377,9 @@ def two_studies(folder):
 
 
 BREAKS = [
-    broken_predictions, other_labels, other_metrics, other_decision, other_subject_file, other_truth, other_kind,
-    other_training_set, no_columns, empty_log, torn_record, record_of_something_else, two_studies,
+    broken_predictions, other_labels, other_metrics, other_decision, other_reference, other_center,
+    other_subject, other_elimination, other_subject_file, other_truth, other_kind, other_training_set,
+    no_columns, empty_log, torn_record, record_of_something_else, two_studies,
 ]  # fmt: skip
 
 
