@@ -3,7 +3,8 @@
 Makes the cohort, trains the travelling model, adds harmful images in four experiments (whole centers or single
 images, inverted or noise), goes on with and without quality control, and prints who was found and what it did to
 the diagnoses. Every step is one of the repository's scripts, run by its own command line; steps that do not need
-each other run at once. A step whose result is there is not run again.
+each other run at once. A step whose result is there is not run again. Tables, figures and report are made from the
+records of the runs alone.
 
 Example:
     python reproduce/demo.py --output-folder demo

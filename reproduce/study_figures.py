@@ -345,8 +345,8 @@ def _words_of_range(table):
 
 def _draw_thresholds(run, table, figure, colors):
     axis = figure.subplots()
-    changing = table[(table["harmful_at_most"] > 0) | (table["good_at_most"] > 0)]["threshold"].max()
-    end = 1.3 * np.nanmax([changing, run.error, 0.01])
+    nothing = table[(table["harmful_at_most"].fillna(0) == 0) & (table["good_at_most"].fillna(0) == 0)]["threshold"]
+    end = 1.2 * max(nothing.min() if len(nothing) else table["threshold"].max(), 1.5 * run.error, 0.01)
     edges = np.append(table["threshold"], max(end, table["threshold"].max() + 1))
     for name, color, line in (("harmful", colors[DIRTY], "-"), ("good", colors[CONTROLLED], "--")):
         axis.stairs(

@@ -420,7 +420,9 @@ def _compare_with_subjects(path, images):
     if not path.is_file():
         return
     columns = ("Subject", "Times_flagged", "Eliminated")
-    subjects = read_table(path, columns, columns[1:]).set_index("Subject")
+    subjects = read_table(path, columns, columns[1:])
+    _refuse(path, subjects["Subject"].duplicated(), "Subject appears before, too")
+    subjects = subjects.set_index("Subject")
     for column in columns[1:]:
         bad = subjects[column].reindex(images.index) != images[column]
         if bad.any():

@@ -237,9 +237,9 @@ def test_one_seed_folder_is_a_study_too(tmp_path, tables):
     pd.testing.assert_frame_equal(made(tmp_path / "seeds")["performance"].frame, tables["performance"].frame)
 
 
-def test_same_input_same_output(folder, tmp_path):
-    for name in ("one", "two"):
-        write_tables(made(folder), tmp_path / name)
+def test_same_input_same_output(whole, tables, tmp_path):
+    write_tables(tables, tmp_path / "one")
+    write_tables(made(whole), tmp_path / "two")
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert len(files) == 18
     for name in files:
@@ -334,6 +334,12 @@ def other_subject_file(folder):
     return "log_subjects.csv: Eliminated of h1 is not what the log says"
 
 
+def subject_twice(folder):
+    path = folder / CONDITION / CONTROLLED / "log_subjects.csv"
+    path.write_text(path.read_text() + "h1,1,1\n")
+    return "log_subjects.csv, row 17: Subject appears before"
+
+
 def other_truth(folder):
     change(folder / CONDITION / "harmful" / "truth.csv", "Subject", "h9", Subject="h2")
     return "truth.csv, row 3: Subject is not in"
@@ -378,7 +384,7 @@ def two_studies(folder):
 
 BREAKS = [
     broken_predictions, other_labels, other_metrics, other_decision, other_reference, other_center,
-    other_subject, other_elimination, other_subject_file, other_truth, other_kind, other_training_set,
+    other_subject, other_elimination, other_subject_file, subject_twice, other_truth, other_kind, other_training_set,
     no_columns, empty_log, torn_record, record_of_something_else, two_studies,
 ]  # fmt: skip
 
