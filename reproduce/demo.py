@@ -3,7 +3,8 @@
 Makes the cohort, trains the travelling model, adds harmful images in four experiments (whole centers or single
 images, inverted or noise), goes on with and without quality control, and prints who was found and what it did to
 the diagnoses. Every step is one of the repository's scripts, run by its own command line; steps that do not need
-each other run at once. A step whose result is there is not run again.
+each other run at once. A step whose result is there is not run again. Tables, figures and report are made from the
+records of the runs alone.
 
 Example:
     python reproduce/demo.py --output-folder demo
@@ -78,16 +79,24 @@ def main():
     run_study(plan(arguments), folder, arguments.jobs)
 
     # Only now, so that --help answers at once.
-    from demo_results import detection_table, draw, performance_table
+    from study_figures import make_figures, overview, render, write_figures
+    from study_records import read_study
+    from study_report import make_report, write_report
+    from study_tables import make_tables, summary_of_detection, summary_of_performance, write_tables
 
+    study = read_study(folder)
+    tables, figures = make_tables(study), make_figures(study)
+    write_tables(tables, folder / "tables")
+    write_figures(figures, folder / "figures")
+    (folder / "demo.png").write_bytes(render(overview(study)))
+    report = folder / "report.html"
+    write_report(make_report(study, tables, figures), report)
     last_cycle = arguments.pretrained_cycles + arguments.further_cycles - 1
-    performance, detection = performance_table(folder, EXPERIMENTS), detection_table(folder, EXPERIMENTS)
-    performance.to_csv(folder / "performance.csv", index=False)
-    detection.to_csv(folder / "detection.csv", index=False)
-    draw(folder, folder / "demo.png")
+    performance, detection = summary_of_performance(tables["performance"]), summary_of_detection(tables["detection"])
     print(f"\nDiagnoses of the test set after cycle {last_cycle}\n\n{performance.to_string(index=False)}")
     print(f"\nImages found (numbers by cycle in brackets)\n\n{detection.to_string(index=False)}")
-    print(f"\nTables, picture and everything behind them: {folder} ({(time.monotonic() - start) / 60:.1f} minutes)")
+    print(f"\nTables, figures and everything behind them: {folder} ({(time.monotonic() - start) / 60:.1f} minutes)")
+    print(f"Read it all: {report}")
 
 
 def plan(arguments):

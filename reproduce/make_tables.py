@@ -1,0 +1,66 @@
+"""The paper's tables, from the raw records of a study folder and nothing else.
+
+Reads a folder as reproduce/demo.py makes it, or one with such a layout in each of seed_1, seed_2, ..., and writes every
+table as CSV (all numbers, one case a row), Markdown and LaTeX (for readers): performance, detection, centers, fairness,
+elimination and cost. What is not there is n/a, and the notes below a table say why.
+
+Example:
+    python reproduce/make_tables.py demo --out demo/tables
+"""
+
+from pathlib import Path
+
+from travelling import command
+
+
+def parse_arguments():
+    """The command line."""
+    parser = command.Parser(__doc__)
+    parser.add_argument("study", type=Path, metavar="STUDY_FOLDER", help="folder of a study")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="for the tables (default: STUDY_FOLDER/tables)")
+    add_evaluation_options(parser)
+    return parser.parse_args()
+
+
+def add_evaluation_options(parser):
+    """The options of all that compares the diagnoses of a study."""
+    parser.add_argument(
+        "--cycle",
+        type=command.number(int, 0),
+        metavar="CYCLE",
+        help="after which the diagnoses are compared (default: the last that any model was tested after)",
+    )
+    parser.add_argument(
+        "--age-edges",
+        type=command.number(float, 0, 120),
+        nargs="*",
+        default=[60.0, 70.0],
+        metavar="YEARS",
+        help="ages at which a new age group begins",
+    )
+    parser.add_argument(
+        "--resamples",
+        type=command.number(int, 99),
+        default=9999,
+        metavar="N",
+        help="bootstrap resamples of the test set",
+    )
+    parser.add_argument("--seed", type=command.number(int, 0), default=0, help="of the bootstrap")
+
+
+def main():
+    """Make the tables."""
+    arguments = parse_arguments()
+    # Only now, so that --help answers at once.
+    from study_records import read_study
+    from study_tables import make_tables, write_tables
+
+    study = read_study(arguments.study)
+    tables = make_tables(study, arguments.cycle, arguments.age_edges, arguments.resamples, arguments.seed)
+    folder = arguments.out or arguments.study / "tables"
+    write_tables(tables, folder)
+    print(f"{len(tables)} tables as CSV, Markdown and LaTeX: {folder}")
+
+
+if __name__ == "__main__":
+    command.run(main)

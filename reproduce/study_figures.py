@@ -1,0 +1,462 @@
+"""The figures of a study: what each shows, in words and as a drawing, in one style."""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from study_records import CLEAN, CONTROLLED, DIRTY, in_words
+from study_tables import METRIC_NAMES, MODEL_NAMES
+
+from travelling.checkpoint import write_whole
+from travelling.cohort import SEPARATOR
+from travelling.errors import InputError
+from travelling.quality_control import ROUNDING
+
+DRAWN_METRICS = ("AUC_ROC", "accuracy", "sensitivity", "specificity")
+MOST_IMAGES = 24  # slices in one figure; more cannot be seen
+LONGEST_NAME = 30  # characters of a center's name beside a map; the tables have all of them
+DPI = 110
+
+# Okabe and Ito's palette (Color Universal Design, 2008), its lighter half on a dark page. Lines also differ in shape.
+_LIGHT = {
+    "ink": "#1b1b1b", "page": "#ffffff", "faint": "#c8c8c8",
+    CLEAN: "#009E73", DIRTY: "#D55E00", CONTROLLED: "#0072B2", "FPR": "#0072B2", "FNR": "#D55E00",
+}  # fmt: skip
+_DARK = _LIGHT | {
+    "ink": "#e8e8e8", "page": "#16181c", "faint": "#4a4d52",
+    CLEAN: "#2fc79b", DIRTY: "#E69F00", CONTROLLED: "#56B4E9", "FPR": "#56B4E9", "FNR": "#E69F00",
+}  # fmt: skip
+_LINES = {CLEAN: (":", "o"), DIRTY: ("--", "s"), CONTROLLED: ("-", "D")}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure: ``draw(figure, colors)`` draws it on an empty matplotlib Figure of ``size`` (inches).
+
+    ``caption`` says what it shows and what it does not, ``alternative`` what it looks like for those who do not see it;
+    ``run`` is the run of quality control that it is about (None: the whole study).
+    """
+
+    name: str
+    title: str
+    caption: str
+    alternative: str
+    size: tuple
+    draw: Callable
+    run: object = None
+    has_images: bool = False
+
+
+def make_figures(study, with_images=False):
+    """All figures of a :class:`study_records.Study`, a list of :class:`Picture`.
+
+    ``with_images`` adds slices of images, which must exist then: InputError names one that does not.
+    """
+    figures = [metrics_by_cycle(study)] if any(model.predictions is not None for model in study.models) else []
+    for run in study.controls:
+        figures += [rates_along_run(run), flags_by_center(run), flags_by_threshold(run)]
+        if with_images:
+            figures += slices_of_images(run)
+    return figures
+
+
+def render(picture, file_format="png", dark=False):
+    """The bytes of a picture as a png or pdf file; the same picture gives the same bytes."""
+    colors = _DARK if dark else _LIGHT
+    style = {
+        "figure.facecolor": colors["page"],
+        "axes.facecolor": colors["page"],
+        "savefig.facecolor": colors["page"],
+        "text.parse_math": False,  # a center may have a dollar in its name
+        "font.size": 9,
+        "axes.titlesize": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "legend.frameon": False,
+        "pdf.fonttype": 42,
+        **{f"{part}.color": colors["ink"] for part in ("text", "xtick", "ytick")},
+        "axes.labelcolor": colors["ink"],
+        "axes.edgecolor": colors["ink"],
+    }
+    with mpl.rc_context(style):
+        figure = Figure(figsize=picture.size, dpi=DPI, layout="constrained")
+        picture.draw(figure, colors)
+        figure.draw_without_rendering()  # the layout of a second pass knows how wide the labels of the first were
+        content = io.BytesIO()
+        no_date = {"CreationDate": None} if file_format == "pdf" else {}
+        figure.savefig(content, format=file_format, dpi=DPI, metadata=no_date)
+    return content.getvalue()
+
+
+def write_figures(figures, folder):
+    """Write every figure as ``<name>.png`` and ``<name>.pdf`` to a folder, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for picture in figures:
+        for file_format in ("png", "pdf"):
+            write_whole(folder / f"{picture.name}.{file_format}", render(picture, file_format))
+
+
+def _name(what, run):
+    return "_".join(part for part in (what, run.experiment, run.kind, run.seed) if part)
+
+
+def metrics_by_cycle(study):
+    """Metrics on the test set after every cycle: clean, dirty and quality-controlled, one column per experiment."""
+    curves = {key: _curve([model for model in study.models if model.key == key]) for key in study.keys}
+    conditions = study.conditions or [("", "")]
+    several = len(study.seeds) > 1
+    caption = (
+        "The metrics on the test set after every cycle that was tested, for the clean, dirty and quality-controlled "
+        "model." + (" Lines: means over seeds; bands: smallest to largest." if several else "")
+    )
+    ends = [
+        f"{in_words(*key[:2])} {MODEL_NAMES[key[2]]}".strip() + f" {table['AUC_ROC']['mean'].iloc[-1]:.3f}"
+        for key, table in curves.items()
+        if table is not None
+    ]
+    names = ", ".join(METRIC_NAMES[name] for name in DRAWN_METRICS)
+    alternative = f"Line charts of {names} by cycle. Last AUROC: {'; '.join(ends)}."
+    return Picture(
+        "metrics_by_cycle", "Metrics by cycle", caption, alternative, (2.0 + 2.3 * len(conditions), 6.4),
+        partial(_draw_metrics, curves, conditions, several),
+    )  # fmt: skip
+
+
+def _curve(models):
+    """Mean, smallest and largest of the metrics over seeds, by cycle: columns (metric, statistic); None without any."""
+    tables = [model.metrics for model in models if model.metrics is not None]
+    return pd.concat(tables).groupby(level="cycle").agg(["mean", "min", "max"]) if tables else None
+
+
+def _draw_metrics(curves, conditions, several, figure, colors):
+    axes = figure.subplots(len(DRAWN_METRICS), len(conditions), sharex=True, sharey="row", squeeze=False)
+    for column, condition in zip(axes.T, conditions, strict=True):
+        column[0].set_title(in_words(*condition))
+        column[-1].set_xlabel("cycle")
+        column[-1].xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, nbins=6))
+        for key, curve in curves.items():
+            if curve is None or (key[2] != CLEAN and key[:2] != condition):
+                continue
+            line, marker = _LINES[key[2]]
+            for axis, metric in zip(column, DRAWN_METRICS, strict=True):
+                values = curve[metric]
+                axis.plot(
+                    values.index,
+                    values["mean"],
+                    line,
+                    marker=marker,
+                    markersize=3.5,
+                    color=colors[key[2]],
+                    label=MODEL_NAMES[key[2]],
+                )
+                if several:
+                    axis.fill_between(values.index, values["min"], values["max"], color=colors[key[2]], alpha=0.2, lw=0)
+    for row, metric in zip(axes, DRAWN_METRICS, strict=True):
+        row[0].set(ylabel=METRIC_NAMES[metric], ylim=(-0.04, 1.04))
+        for axis in row:
+            axis.grid(axis="y", color=colors["faint"], linewidth=0.5)
+    handles = {
+        label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3)
+
+
+def rates_along_run(run):
+    """FPR and FNR after every verification; undone steps and eliminations marked."""
+    undone, eliminated = int(run.log["Ignored"].sum()), int(run.log["Eliminated"].sum())
+    caption = (
+        f"FPR and FNR on the test set after every verification of quality control ({run.name}), before any undoing. "
+        "Crosses: steps that were undone; triangles: an image eliminated; the lines join the steps that were kept."
+    )
+    alternative = (
+        f"Chart of FPR and FNR along {len(run.log) - 1} verifications in cycles {run.log['Cycle'][1]} to "
+        f"{run.log['Cycle'].iloc[-1]}. {undone} steps were undone, the worst with an FPR of {run.log['PFP'].max():.3f} "
+        f"or an FNR of {run.log['PFN'].max():.3f}; {eliminated} images were eliminated."
+    )
+    return Picture(
+        _name("rates", run), f"Rates of misdiagnosis: {run.name}", caption, alternative, (10, 3.2),
+        partial(draw_rates, run), run,
+    )  # fmt: skip
+
+
+def draw_rates(run, figure, colors):
+    """Draw :func:`rates_along_run` on a figure or subfigure."""
+    log = run.log
+    axis = figure.subplots()
+    number = np.arange(len(log))
+    undone = (log["Ignored"] == 1).to_numpy()
+    top = max(1.0, log[["PFP", "PFN"]].to_numpy().max())  # the published protocol's rates can exceed 1
+    for column, name, marker in (("PFP", "FPR", "x"), ("PFN", "FNR", "+")):
+        axis.plot(number[~undone], log[column][~undone], color=colors[name], label=f"{name}, step kept", linewidth=1.2)
+        axis.plot(
+            number[undone], log[column][undone], marker, color=colors[name], label=f"{name}, step undone", markersize=5
+        )
+    eliminated = (log["Eliminated"] == 1).to_numpy()
+    axis.plot(
+        number[eliminated],
+        np.full(eliminated.sum(), 1.06 * top),
+        "v",
+        color=colors["ink"],
+        label="eliminated",
+        markersize=5,
+    )
+    cycles = log["Cycle"][1:].drop_duplicates()
+    for place, cycle in cycles.items():
+        axis.axvline(place, color=colors["faint"], linewidth=0.8, zorder=0)
+        if len(cycles) <= 12 or cycle % 5 == 0:
+            axis.text(place + 0.005 * len(log), 1.13 * top, f"cycle {cycle}", va="center")
+    axis.set(xlabel="verification", ylabel="rate of misdiagnosis", ylim=(-0.03 * top, 1.2 * top), xlim=(-1, len(log)))
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def flags_by_center(run):
+    """Which centers had images flagged and eliminated, in which cycle."""
+    flags = run.log[(run.log["Phase"] == "subject") & (run.log["Ignored"] == 1)]
+    flagged = flags.groupby(["Study", "Cycle"]).size()
+    eliminated = run.log[run.log["Eliminated"] == 1].groupby(["Study", "Cycle"]).size()
+    harmful = run.images.groupby("Study", sort=False)["Harmful"].agg(["sum", "size"])
+    shown = harmful[(harmful["sum"] > 0) | harmful.index.isin(flags["Study"])].sort_values(
+        "sum", ascending=False, kind="stable"
+    )
+    caption = (
+        "Images flagged (numbers; shade: their share of the center's images) and eliminated (triangles and numbers) "
+        f"by center and cycle ({run.name}). Of {len(harmful)} centers, the {len(harmful) - len(shown)} without any "
+        "harmful or flagged image are not shown."
+    )
+    rows = [
+        f"{center}: {', '.join(f'{number} in cycle {cycle}' for cycle, number in flagged[center].items())}"
+        for center in shown.index
+        if center in flagged.index
+    ]
+    alternative = f"Map of centers by cycles. Images flagged: {'; '.join(rows) or 'none'}."
+    return Picture(
+        _name("flags", run), f"Flags by center and cycle: {run.name}", caption, alternative,
+        (max(5.0, 3 + 0.45 * run.log["Cycle"][1:].nunique()), 1.2 + 0.3 * max(1, len(shown))),
+        partial(_draw_flags, run, shown, flagged, eliminated), run,
+    )  # fmt: skip
+
+
+def _draw_flags(run, shown, flagged, eliminated, figure, colors):
+    axis = figure.subplots()
+    cycles = list(run.log["Cycle"][1:].drop_duplicates())
+    if shown.empty:
+        axis.text(0.5, 0.5, "no harmful image, and none was flagged", ha="center", transform=axis.transAxes)
+        axis.axis("off")
+        return
+    counts = np.array([[flagged.get((center, cycle), 0) for cycle in cycles] for center in shown.index])
+    shares = counts / shown["size"].to_numpy()[:, None]
+    shade = mpl.colors.LinearSegmentedColormap.from_list("shade", [colors["page"], colors[DIRTY]])
+    image = axis.pcolormesh(shares, cmap=shade, vmin=0, vmax=1, edgecolors=colors["faint"], linewidth=0.5)
+    for (row, column), count in np.ndenumerate(counts):
+        gone = eliminated.get((shown.index[row], cycles[column]), 0)
+        text = "  ".join(
+            ([str(count)] if count else []) + ([f"\N{BLACK DOWN-POINTING TRIANGLE}{gone}"] if gone else [])
+        )
+        axis.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8)
+    labels = [f"{_short(center)} ({row['sum']} of {row['size']} harmful)" for center, row in shown.iterrows()]
+    axis.set_yticks(np.arange(len(shown)) + 0.5, labels)
+    axis.set_xticks(np.arange(len(cycles)) + 0.5, cycles)
+    axis.invert_yaxis()
+    axis.tick_params(length=0)
+    axis.set_xlabel("cycle")
+    figure.colorbar(image, ax=axis, label="share flagged", shrink=min(1, 3 / len(shown) + 0.3))
+
+
+def _short(name):
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
+def detection_by_threshold(run):
+    """What other values of -error would have flagged in the run's first cycle: a DataFrame, one row per threshold.
+
+    ``threshold`` (rise of FPR or FNR per image) takes all values at which something changes, and the run's own.
+    ``harmful`` and ``good`` are the shares of images for which the log shows that they would have been flagged: the
+    batch and then the image alone rose by more than the threshold. ``harmful_at_most`` and ``good_at_most`` add the
+    images of batches that a threshold below the run's own would have undone but the run did not, so that nobody tried
+    these images alone.
+
+    Every row is taken as recorded, with the model and reference that this run had then; with another threshold other
+    steps would have been undone and later rows would differ. Later cycles depend on the first, so it is the only one
+    used.
+    """
+    first = run.log[run.log["Cycle"] == run.log["Cycle"][1]]
+    batch_rise, own_rise = {}, {}
+    for _, row in first.iterrows():
+        for subject in row["Subjects"].split(SEPARATOR):
+            if row["Phase"] == "batch":
+                batch_rise[subject] = row["Rise"]
+            elif row["Phase"] == "subject":
+                own_rise[subject] = row["Rise"]
+    images = run.images.loc[list(batch_rise)]
+    batch, own = (
+        np.array([rises.get(subject, np.nan) for subject in images.index]) for rises in (batch_rise, own_rise)
+    )
+    harmful = images["Harmful"].to_numpy()
+    thresholds = np.unique(np.concatenate([[0, run.error], batch, own[~np.isnan(own)]]).clip(min=0).round(12))
+    rows = []
+    for threshold in thresholds:
+        known = (batch > threshold + ROUNDING) & (own > threshold + ROUNDING)
+        possible = known | (batch > threshold + ROUNDING) & np.isnan(own)
+        row = {"threshold": threshold}
+        for name, members in (("harmful", harmful), ("good", ~harmful)):
+            row[name] = known[members].mean() if members.any() else np.nan
+            row[f"{name}_at_most"] = possible[members].mean() if members.any() else np.nan
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def flags_by_threshold(run):
+    """What another -error would have flagged in the first cycle, as far as the log tells."""
+    table = detection_by_threshold(run)
+    caption = (
+        f"Share of images that other values of -error would have flagged in cycle {run.log['Cycle'][1]} ({run.name}), "
+        "from the rises that the log records, per image, with the model and the reference that this run had at each "
+        "step. With another value other steps would have been undone, and everything after them would differ: read it "
+        "near the run's own value, the dotted line. Below that line, the bands add the images of batches that were "
+        "not undone, which nobody tried alone."
+    )
+    own = table[table["threshold"] >= run.error - ROUNDING].iloc[0]
+    alternative = (
+        f"Step chart of the share of images flagged by threshold. At the run's {run.error:g}: {own['harmful']:.0%} of "
+        "harmful and "
+        f"{own['good']:.1%} of good images. " + _words_of_range(table)
+    )
+    return Picture(
+        _name("thresholds", run), f"Detection by threshold: {run.name}", caption, alternative, (6.5, 3.2),
+        partial(_draw_thresholds, run, table), run,
+    )  # fmt: skip
+
+
+def _words_of_range(table):
+    """Up to which threshold all harmful images that can be are flagged, in words."""
+    most = table["harmful"].max()
+    if not most > 0:
+        return "No threshold would have flagged a harmful image."
+    last = table[table["harmful"] >= most]["threshold"].max()
+    following = table[table["threshold"] > last]["threshold"]
+    until = following.min() if len(following) else last
+    return f"The most harmful images, {most:.0%}, are flagged with thresholds below {until:.3g}."
+
+
+def _draw_thresholds(run, table, figure, colors):
+    axis = figure.subplots()
+    nothing = table[(table["harmful_at_most"].fillna(0) == 0) & (table["good_at_most"].fillna(0) == 0)]["threshold"]
+    end = 1.2 * max(nothing.min() if len(nothing) else table["threshold"].max(), 1.5 * run.error, 0.01)
+    edges = np.append(table["threshold"], max(end, table["threshold"].max() + 1))
+    for name, color, line in (("harmful", colors[DIRTY], "-"), ("good", colors[CONTROLLED], "--")):
+        axis.stairs(
+            table[name], edges, baseline=None, color=color, linestyle=line, linewidth=1.6, label=f"{name} images"
+        )
+        axis.stairs(
+            table[f"{name}_at_most"],
+            edges,
+            baseline=table[name],
+            fill=True,
+            color=color,
+            alpha=0.2,
+            label=f"{name}, at most",
+        )
+    axis.axvline(run.error, color=colors["ink"], linestyle=":", linewidth=1, label=f"-error {run.error:g} of this run")
+    axis.set(
+        xlabel="-error (tolerated rise of FPR or FNR per image)",
+        ylabel="share flagged",
+        ylim=(-0.03, 1.05),
+        xlim=(0, end),
+    )
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def slices_of_images(run):
+    """Axial and sagittal middle slices of images eliminated, and of good images flagged: up to two pictures."""
+    images = run.images
+    groups = {
+        "eliminated": images[images["Eliminated"]],
+        "falsely_flagged": images[~images["Harmful"] & (images["Times_flagged"] > 0)],
+    }
+    pictures = []
+    for name, group in groups.items():
+        if group.empty:
+            continue
+        shown = group[:MOST_IMAGES]
+        words = f"{name.replace('_', ' ')} images"
+        caption = (
+            f"Axial and sagittal middle slices of {len(shown)} of {len(group)} {words} ({run.name}), each from its "
+            "smallest to its largest intensity."
+        )
+        alternative = f"Slices of the {words} of {', '.join(shown.index)}."
+        rows = -(-len(shown) // 4)
+        pictures.append(
+            Picture(
+                _name(name, run),
+                f"{words.capitalize()}: {run.name}",
+                caption,
+                alternative,
+                (11, 0.2 + 1.6 * rows),
+                partial(_draw_slices, shown),
+                run,
+                has_images=True,
+            )
+        )
+    return pictures
+
+
+def _draw_slices(images, figure, colors):
+    rows = -(-len(images) // 4)
+    axes = figure.subplots(rows, 8, squeeze=False).reshape(-1, 2)
+    for axis in axes.flat:
+        axis.axis("off")
+    for pair, (subject, path) in zip(axes, images["Path"].items(), strict=False):
+        _show_slices(pair, path, subject)
+
+
+def _show_slices(pair, path, title):
+    """Axial and sagittal middle slice of an image on two axes."""
+    from travelling.volumes import open_image, to_array
+
+    volume = to_array(open_image(path))  # z, y, x
+    middle = [size // 2 for size in volume.shape]
+    for axis, image in zip(pair, (volume[middle[0]], volume[:, :, middle[2]]), strict=True):
+        axis.imshow(image, cmap="gray", origin="lower")
+        axis.axis("off")
+    pair[0].set_title(f"{title}: {volume.min():.3g} to {volume.max():.3g}", loc="left", fontsize=8)
+
+
+def overview(study):
+    """The demo's picture: a good image and its two harmful versions, and the rates along the run on inverted centers.
+
+    Raises InputError where the study lacks quality control on whole centers of either kind, or their common source.
+    """
+    runs = {run.kind: run for run in study.controls if run.experiment == "whole_centers"}
+    if not {"inverted", "noise"} <= runs.keys():
+        raise InputError(
+            f"{study.folder}: no finished quality control on whole centers of inverted and of noise images"
+        )
+    versions = {
+        kind: runs[kind].images.dropna(subset="Source").set_index("Source")["Path"] for kind in ("inverted", "noise")
+    }
+    common = [source for source in versions["inverted"].index if source in versions["noise"].index]
+    if not common:
+        raise InputError(f"{study.folder}: its inverted and its noise images have no source in common")
+    good = runs["inverted"].images.loc[common[0], "Path"]
+    panels = {"good": good, **{kind: paths[common[0]] for kind, paths in versions.items()}}
+    return Picture(
+        "overview", "Harmful images and what they do", "", "", (11, 5.6),
+        partial(_draw_overview, panels, runs["inverted"]), runs["inverted"], has_images=True,
+    )  # fmt: skip
+
+
+def _draw_overview(panels, run, figure, colors):
+    top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.25])
+    axes = top.subplots(1, 2 * len(panels))
+    for pair, (name, path) in zip(axes.reshape(-1, 2), panels.items(), strict=True):
+        _show_slices(pair, path, name)
+    draw_rates(run, bottom, colors)
+    centers = run.images.groupby("Study")["Harmful"].all().sum()
+    bottom.suptitle(
+        f"Quality control over {run.images['Study'].nunique()} centers of which {centers} hold only inverted images"
+    )

@@ -1,0 +1,309 @@
+"""The report: whatever subjects are called, without a network, for keyboards and screen readers, in a real browser."""
+
+import base64
+import hashlib
+import html.parser
+import itertools
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import write_image
+from study_maker import REPRODUCE, make_study
+
+from travelling.errors import InputError
+
+sys.path.insert(0, str(REPRODUCE))
+from study_figures import detection_by_threshold, make_figures, overview, render, write_figures
+from study_records import read_study
+from study_report import make_report, methods
+from study_tables import make_tables
+
+NAMES = {
+    "h1": "<script>document.title = 'bad'</script>",
+    "b1": "{{ 7 * 7 }}\"'><b>b1",
+    "harmful_01": '"><img src=x onerror="document.title = 1">&amp; $x_1$ $',
+    "B": "</table></details><style>* { display: none }</style>",
+}
+BROWSER = os.environ.get("CHROMIUM") or next(
+    filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None
+)
+in_a_browser = pytest.mark.skipif(
+    not BROWSER,
+    reason="no Chromium on PATH or in CHROMIUM (apt-get install chromium): the report was not opened in a browser",
+)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return read_study(make_study(tmp_path_factory.mktemp("report") / "study", names=NAMES))
+
+
+@pytest.fixture(scope="module")
+def tables(study):
+    return make_tables(study, resamples=99)
+
+
+@pytest.fixture(scope="module")
+def figures(study):
+    return make_figures(study)
+
+
+@pytest.fixture(scope="module")
+def text(study, tables, figures):
+    return make_report(study, tables, figures, resamples=99)
+
+
+@pytest.fixture(scope="module")
+def page(text, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+class Elements(html.parser.HTMLParser):
+    """All elements of a page as (name, attributes), the text of its cells, and of its script."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.cells, self.scripts, self.open = [], [], [], None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+        self.open = tag
+        if tag in ("td", "script"):
+            (self.cells if tag == "td" else self.scripts).append("")
+
+    def handle_endtag(self, tag):
+        self.open = None
+
+    def handle_data(self, data):
+        if self.open == "td":
+            self.cells[-1] += data
+        elif self.open == "script":
+            self.scripts[-1] += data
+
+    def named(self, *tags):
+        return [attributes for tag, attributes in self.found if tag in tags]
+
+
+@pytest.fixture(scope="module")
+def elements(text):
+    return Elements(text)
+
+
+def test_names_that_are_markup_stay_text(elements, text):
+    assert len(elements.scripts) == 1
+    assert len(elements.named("style")) == 1
+    assert not [attributes for _, attributes in elements.found if any(name.startswith("on") for name in attributes)]
+    for name in NAMES.values():
+        assert name in [cell.strip() for cell in elements.cells]
+    assert "{{ 7 * 7 }}" in text
+
+
+def test_the_page_needs_no_network_and_runs_its_own_script_alone(elements):
+    for _, attributes in elements.found:
+        for name in ("src", "srcset", "href", "data", "action"):
+            address = attributes.get(name, "#")
+            assert address.startswith(("#", "data:", "https://doi.org/")), address
+    (policy,) = [meta["content"] for meta in elements.named("meta") if "http-equiv" in meta]
+    digest = base64.b64encode(hashlib.sha256(elements.scripts[0].encode()).digest()).decode()
+    assert "default-src 'none'" in policy
+    assert f"script-src 'sha256-{digest}'" in policy
+
+
+def test_the_page_is_there_for_everybody(elements, text):
+    assert elements.named("html") == [{"lang": "en"}]
+    assert elements.named("main")
+    ids = [attributes["id"] for _, attributes in elements.found if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for _, attributes in elements.found:
+        assert attributes.get("aria-labelledby", ids[0]) in ids
+        if attributes.get("href", "").startswith("#"):
+            assert attributes["href"][1:] in ids
+    assert all(len(image["alt"]) > 20 for image in elements.named("img"))
+    assert all(header.get("scope") == "col" for header in elements.named("th"))
+    assert len(elements.named("table")) == len(elements.named("caption")) > 10
+    assert all(region["aria-label"] for region in elements.named("div") if region.get("role") == "region")
+    levels = [int(tag[1]) for tag, _ in elements.found if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+
+
+def test_colors_can_be_read_in_light_and_dark(text):
+    def luminance(color):
+        digits = color if len(color) == 6 else "".join(2 * digit for digit in color)
+        channels = np.array([int(digits[place : place + 2], 16) for place in (0, 2, 4)]) / 255
+        linear = np.where(channels <= 0.03928, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        return linear @ [0.2126, 0.7152, 0.0722]
+
+    themes = [dict(re.findall(r"--(\w+): #(\w+);", rule)) for rule in re.findall(r":root {([^}]*)}", text)]
+    assert len(themes) == 2
+    for theme in themes:
+        for ink in ("ink", "quiet", "link"):
+            for paper in ("page", "band"):
+                light, dark = sorted((luminance(theme[ink]), luminance(theme[paper])), reverse=True)
+                assert (light + 0.05) / (dark + 0.05) >= 4.5  # WCAG 2.1, AA
+
+
+def test_what_was_decided_and_why(elements, text):
+    assert "2 of 2 harmful images were eliminated, and 0 of 13 good ones by mistake. 1 good image was flagged" in text
+    # h1: row 5 of the log flagged it, row 21 eliminated it; b1: row 8 and row 22
+    cells = [cell.strip() for cell in elements.cells]
+    start = cells.index(NAMES["h1"])
+    assert cells[start + 2 : start + 14] == [
+        "harmful", "1", "5", "10", "0.200 to 0.900", "0.250 to 0.000", "21", "11", "0.200 to 0.900", "0.250 to 0.000",
+        "0.05", "eliminated",
+    ]  # fmt: skip
+    start = cells.index(NAMES["b1"])
+    assert [cells[start + place] for place in (2, 4, 8, 13)] == ["good", "8", "22", "trains again"]
+
+
+def test_methods_have_the_studys_numbers(study, tables):
+    words = methods(study, tables, 99)
+    assert "through 4 centers with 13 T1-weighted images (8 HC, 5 PD) in cycles 10 to 12." in words
+    assert "whole centers, noise: 2 at 1 center" in words
+    assert "more than 0.05 per image" in words
+    assert "revisited 1 cycle later" in words
+    assert "10 test subjects (6 HC, 4 PD) were evaluated after cycle 12" in words
+    assert "99 bootstrap resamples" in words
+    assert "Python 3.12.1, keras 3.15.1" in words
+
+
+def test_a_study_without_anything_finished_has_a_report(study, tmp_path):
+    folder = shutil.copytree(study.folder, tmp_path / "study")
+    for name in ("inference_predictions.csv", "run.json", "log.log", "training.log", "inference_run.json"):
+        for path in folder.rglob(name):
+            path.unlink()
+    nothing = read_study(folder)
+    report = make_report(nothing, make_tables(nothing, resamples=99), make_figures(nothing), resamples=99)
+    assert "No run of quality control has finished" in report
+    assert "(no model was tested)" in report
+    assert "whole_centers_noise/quality_control: not finished" in report
+    assert "left no run.json" in report
+    assert not re.search(r"\b(nan|None|NaN)\b(?! has finished)", re.sub("(?s)<(script|style)>.*?</", "", report))
+
+
+def test_detection_by_threshold_by_hand(study):
+    table = detection_by_threshold(study.controls[0]).set_index("threshold")
+    # first cycle, rise per image: h1;h2 as a batch 0.8 / 2 = 0.4, alone 0.7 and 0; b1;b2;b3 0.25 / 3, alone 0.25, 0, 0
+    assert table.index.tolist() == pytest.approx([0, 0.05, 0.25 / 3, 0.25, 0.4, 0.7])
+    assert table["harmful"].tolist() == [0.5, 0.5, 0.5, 0.5, 0, 0]
+    assert table["good"].tolist() == pytest.approx([1 / 13, 1 / 13, 0, 0, 0, 0])
+    assert (table["good_at_most"] == table["good"]).all()
+
+
+def test_images_are_shown_only_on_demand(study, figures, tmp_path):
+    assert not any(picture.has_images for picture in figures)
+    folder = shutil.copytree(study.folder, tmp_path / "study")
+    copied = read_study(folder)
+    pictures = {picture.name: picture for picture in make_figures(copied, with_images=True)}
+    shown = {"eliminated_whole_centers_noise": ["h1", "h2"], "falsely_flagged_whole_centers_noise": ["b1"]}
+    assert {name for name, picture in pictures.items() if picture.has_images} == set(shown)
+    with pytest.raises(InputError, match=r"h1\.nii\.gz"):
+        render(pictures["eliminated_whole_centers_noise"])
+    for name, subjects in shown.items():
+        for subject in subjects:
+            path = copied.controls[0].folder.parent / "harmful" / f"{subject}.nii.gz"
+            write_image(path, np.arange(60, dtype=np.float32).reshape(3, 4, 5))
+        assert render(pictures[name]).startswith(b"\x89PNG")
+    with pytest.raises(InputError, match="inverted and of noise"):
+        overview(copied)
+
+
+def test_figures_are_files_and_the_same_every_time(figures, tmp_path):
+    names = [
+        "flags_whole_centers_noise",
+        "metrics_by_cycle",
+        "rates_whole_centers_noise",
+        "thresholds_whole_centers_noise",
+    ]
+    assert sorted(picture.name for picture in figures) == names
+    picture = next(picture for picture in figures if picture.name.startswith("flags"))
+    write_figures([picture], tmp_path)
+    for file_format, magic in (("png", b"\x89PNG"), ("pdf", b"%PDF")):
+        content = (tmp_path / f"{picture.name}.{file_format}").read_bytes()
+        assert content.startswith(magic)
+        assert render(picture, file_format) == content
+    assert render(picture, dark=True) != (tmp_path / f"{picture.name}.png").read_bytes()
+
+
+def test_the_scripts_say_what_is_wrong(tmp_path, monkeypatch, capsys):
+    for script in ("make_figures.py", "make_report.py"):
+        monkeypatch.setattr(sys, "argv", [script, str(tmp_path)])
+        monkeypatch.syspath_prepend(str(REPRODUCE))
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(REPRODUCE / script), run_name="__main__")
+        error = capsys.readouterr().err
+        assert (end.value.code, error.count("\n")) == (2, 1)
+        assert "not a study" in error
+
+
+def browse(page, *options, folder):
+    """Open a page in headless Chromium; returns (what it wrote to stdout, its console messages)."""
+    line = [
+        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
+        f"--user-data-dir={folder}", "--enable-logging=stderr", "--window-size=1200,1600", *options, page.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout, [message for message in done.stderr.splitlines() if "CONSOLE" in message]
+
+
+@in_a_browser
+def test_the_page_runs_without_errors_and_names_stay_text(page, tmp_path):
+    dom, console = browse(page, "--dump-dom", folder=tmp_path)
+    assert console == []
+    assert "<title>Travelling model with quality control: report</title>" in dom
+    assert dom.count("<script") == 1
+
+
+@in_a_browser
+def test_tables_are_sorted_by_their_buttons(page, tmp_path):
+    driver = """<script>
+    const tables = [...document.querySelectorAll("table")];
+    const table = tables.find((one) => one.caption.textContent.startsWith("All centers"));
+    const column = (place) => [...table.tBodies[0].rows].map((row) => row.cells[place].textContent).join();
+    const buttons = table.querySelectorAll("th button");
+    const seen = [column(1)];
+    for (const [button, place] of [[1, 1], [1, 1], [0, 1]]) { buttons[button].click(); seen.push(column(place)); }
+    seen.push([...table.querySelectorAll("th")].map((one) => one.getAttribute("aria-sort")).join());
+    const other = tables[0];
+    other.querySelectorAll("th button")[3].click();
+    seen.push([...other.tBodies[0].rows].map((row) => row.cells[2].textContent).join());
+    document.title = seen.join("|");
+    </script></body>"""
+    copy = tmp_path / "driven.html"
+    content = re.sub("<meta http-equiv[^>]*>", "", page.read_text(encoding="utf-8"))
+    copy.write_text(content.replace("</body>", driver), encoding="utf-8")
+    dom, console = browse(copy, "--dump-dom", folder=tmp_path)
+    assert console == []
+    before, up, down, by_name, sorted_by, by_auroc = re.search("<title>(.*?)</title>", dom)[1].split("|")
+    assert before == "1,3,7,2,2"
+    assert up == "1,2,2,3,7"
+    assert down == "7,3,2,2,1"
+    assert by_name == "2,3,1,7,2"  # the two names that begin with signs, then A, C, D
+    assert sorted_by == "ascending,,,,,"
+    assert by_auroc == "dirty,clean,quality-controlled"
+
+
+@in_a_browser
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_page_looks_like_something(theme, page, tmp_path):
+    from matplotlib.image import imread
+
+    path = tmp_path / "screenshot.png"
+    dark = ["--force-dark-mode", "--blink-settings=preferredColorScheme=0"] if theme == "dark" else []
+    browse(page, f"--screenshot={path}", *dark, folder=tmp_path / "profile")
+    picture = imread(path)[..., :3]
+    assert picture.shape == (1600, 1200, 3)
+    background = picture[0, 0].mean()
+    assert background < 0.2 if theme == "dark" else background > 0.9
+    written = np.abs(picture - picture[0, 0]).max(axis=2) > 0.3
+    assert 0.01 < written.mean() < 0.5
+    assert written.any(axis=1)[1200:].any()  # as far as the window reaches

@@ -1,0 +1,473 @@
+"""The paper's tables against numbers computed by hand, on a study made for that."""
+
+import json
+import runpy
+import shutil
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from study_maker import CLEAN, LABELS, REPRODUCE, STEPS, change, make_study, write_inference, write_record
+
+from travelling.errors import InputError
+from travelling.metrics import METRICS, performance
+
+sys.path.insert(0, str(REPRODUCE))
+from intervals import metric_replicates, paired_p_value, percentile_interval, wilson_interval
+from study_records import read_study
+from study_tables import (
+    Table,
+    make_tables,
+    summary_of_detection,
+    summary_of_performance,
+    to_latex,
+    to_markdown,
+    write_tables,
+)
+
+CONDITION = "whole_centers_noise"
+DIRTY, CONTROLLED = "dirty_baseline", "quality_control"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return make_study(tmp_path_factory.mktemp("whole") / "study")
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+    """A copy that a test may damage."""
+    return shutil.copytree(whole, tmp_path / "study")
+
+
+@pytest.fixture(scope="module")
+def tables(whole):
+    return made(whole)
+
+
+def made(folder, **options):
+    return make_tables(read_study(folder), resamples=199, **options)
+
+
+@pytest.fixture
+def run_script_here(monkeypatch, capsys):
+    """Function: run a script of reproduce/ in this process; returns (exit status, stderr)."""
+
+    def run(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(REPRODUCE / script), run_name="__main__")
+        return end.value.code, capsys.readouterr().err
+
+    return run
+
+
+def cell(table, column, **where):
+    """The one number of a table where other columns have the given values."""
+    rows = table.frame
+    for name, value in where.items():
+        rows = rows[rows[name] == value]
+    assert len(rows) == 1, where
+    return rows[column].iloc[0]
+
+
+def value(tables, model, metric, subgroup="all", column="value"):
+    return cell(tables["performance"], column, model=model, metric=metric, subgroup=subgroup)
+
+
+@pytest.mark.parametrize(
+    ("model", "metric", "expected"),
+    [
+        ("clean", "accuracy", 8 / 10),  # wrong: HC with 0.6, PD with 0.3
+        ("clean", "sensitivity", 3 / 4),
+        ("clean", "specificity", 5 / 6),
+        ("clean", "F1_SCORE", 2 * 3 / (2 * 3 + 1 + 1)),
+        ("clean", "AUC_ROC", (6 + 6 + 6 + 3.5) / 24),  # HC that each PD is above; one tie
+        (DIRTY, "accuracy", 3 / 10),
+        (DIRTY, "specificity", 0),
+        (DIRTY, "F1_SCORE", 2 * 3 / (2 * 3 + 6 + 1)),
+        (DIRTY, "AUC_ROC", (3 + 3 + 3 + 0) / 24),  # three PD tie with all HC
+        (CONTROLLED, "accuracy", 9 / 10),
+        (CONTROLLED, "specificity", 1),
+    ],
+)
+def test_metrics_by_hand(tables, model, metric, expected):
+    assert value(tables, model, metric) == pytest.approx(expected)
+
+
+def test_metrics_of_subgroups_by_hand(tables):
+    # men: HC 0.1, 0.3, 0.6 and PD 0.9, 0.7; women: HC 0.2, 0.4, 0.2 and PD 0.8, 0.3
+    assert value(tables, "clean", "accuracy", "male") == pytest.approx(4 / 5)
+    assert value(tables, "clean", "specificity", "male") == pytest.approx(2 / 3)
+    assert value(tables, "clean", "sensitivity", "female") == pytest.approx(1 / 2)
+    assert value(tables, "clean", "AUC_ROC", "female") == pytest.approx((3 + 2) / 6)
+    # an age equal to an edge belongs to the older group; the PD of unknown age to none
+    assert [value(tables, "clean", "accuracy", name, "HC") for name in ("age_below_60", "age_60_to_70")] == [2, 2]
+    assert value(tables, "clean", "accuracy", "age_70_and_over", "PD") == 1
+    assert value(tables, "clean", "specificity", "age_70_and_over") == pytest.approx(1 / 2)
+
+
+def test_differences_to_clean_by_hand(tables):
+    assert value(tables, DIRTY, "accuracy", column="difference_to_clean") == pytest.approx(-5 / 10)
+    assert value(tables, DIRTY, "AUC_ROC", column="difference_to_clean") == pytest.approx((9 - 21.5) / 24)
+    assert value(tables, CONTROLLED, "accuracy", column="difference_to_clean") == pytest.approx(1 / 10)
+    # the change from 0.6 to 0.4 passes no PD: always the same AUROC, whoever is drawn
+    for column in ("difference_to_clean", "difference_low", "difference_high"):
+        assert value(tables, CONTROLLED, "AUC_ROC", column=column) == 0
+    assert value(tables, CONTROLLED, "AUC_ROC", column="p_value") == 1
+    assert value(tables, DIRTY, "AUC_ROC", column="p_value") == pytest.approx(2 / 200)
+    assert np.isnan(value(tables, "clean", "AUC_ROC", column="difference_to_clean"))
+
+
+def test_gaps_by_hand(tables):
+    def gap(name, metric, model="clean", column="value"):
+        return cell(tables["fairness"], column, gap=name, metric=metric, model=model)
+
+    assert gap("male - female", "specificity") == pytest.approx(2 / 3 - 3 / 3)
+    assert gap("male - female", "sensitivity") == pytest.approx(2 / 2 - 1 / 2)
+    # ages below 60: 3 of 3 right; 60 to 70: 3 of 3; 70 and over: 2 of 3
+    assert gap("best - worst age group", "accuracy") == pytest.approx(1 - 2 / 3)
+    assert gap("best - worst age group", "accuracy", CONTROLLED) == 0
+    assert gap("best - worst age group", "accuracy", CONTROLLED, "change_to_clean") == pytest.approx(-1 / 3)
+
+
+def test_detection_by_hand(tables):
+    def found(images, column):
+        return cell(tables["detection"], column, images=images)
+
+    assert [found("harmful", name) for name in ("number", "flagged", "eliminated")] == [2, 2, 2]
+    assert found("harmful", "first_flagged_cycles") == "10: 1, 11: 1"
+    assert found("harmful", "eliminated_cycles") == "11: 1, 12: 1"
+    assert [found("good", name) for name in ("number", "flagged", "eliminated")] == [13, 1, 0]
+    assert found("good", "flagged_share") == pytest.approx(1 / 13)
+    assert [found("good, HC", name) for name in ("number", "flagged")] == [8, 1]
+    assert [found("good, PD", name) for name in ("number", "flagged")] == [5, 0]
+    assert [found("good, center of 1 image", name) for name in ("number", "flagged")] == [1, 0]
+    assert [found("good, center of 2 to 5 images", name) for name in ("number", "flagged")] == [5, 1]
+    assert [found("good, center of more than 5 images", name) for name in ("number", "flagged")] == [7, 0]
+    assert [found("whole harmful centers", name) for name in ("number", "flagged", "eliminated")] == [1, 1, 1]
+
+
+def test_centers_by_hand(tables):
+    frame = tables["centers"].frame.set_index("center")
+    assert frame.loc["harmful_01", ["images", "harmful", "harmful_eliminated", "good", "share_lost"]].tolist() == [
+        2, 2, 2, 0, 1,
+    ]  # fmt: skip
+    assert frame.loc["B", ["images", "good_flagged", "good_eliminated", "share_lost"]].tolist() == [3, 1, 0, 0]
+    (view,) = tables["centers"].views.values()
+    assert view["center"].tolist() == ["B", "harmful_01"]
+
+
+def test_losses_by_subgroup_by_hand(tables):
+    frame = tables["elimination"].frame.set_index("subgroup")
+    # b1 is the second image: a woman of 52; 1 of 8 HC against 0 of 5 PD leaves Fisher's p at 1
+    assert frame["flagged"][["HC", "PD", "male", "female", "age_below_60", "age_60_to_70"]].tolist() == [
+        1,
+        0,
+        0,
+        1,
+        1,
+        0,
+    ]
+    assert frame["number"][["male", "female", "age_below_60"]].tolist() == [7, 6, 5]
+    assert frame["flagged_p_value"]["HC"] == 1
+    assert frame["flagged_p_value"]["male"] == pytest.approx(6 / 13)
+    assert np.isnan(frame["eliminated_p_value"]["male"])
+
+
+def test_cost_by_hand(tables):
+    def cost(column, model=CONTROLLED):
+        return cell(tables["cost"], column, model=model)
+
+    # cycle 12 was interrupted, so only cycles 10 and 11 have a known duration
+    assert cost("seconds_per_cycle", "clean") == pytest.approx((10 + 20) / 2)
+    assert cost("seconds_per_cycle") == pytest.approx((100 + 200) / 2)
+    assert cost("times_dirty") == pytest.approx(10)
+    assert cost("verifications") == len(STEPS) == 26
+    assert cost("undone") == 8  # h1;h2, h1, b1..b3, b1, h2 twice, both revisits of harm
+    assert cost("undone_share") == pytest.approx(8 / 26)
+    assert [cost(f"{phase}_undone") for phase in ("batch", "subject", "revisit")] == [3, 3, 2]
+    assert cost("good_batches_undone") == 1
+    assert cost("cycles") == 3
+
+
+def test_every_number_depends_on_the_records(folder):
+    control, inference = folder / CONDITION / CONTROLLED, folder / "clean" / "inference_predictions.csv"
+    change(inference, "preds_raw", 0.2, Subject="t4", cycle=12)
+    shutil.rmtree(control)
+    make_study(folder.parent / "other", steps=[step for step in STEPS if step[:3] != (12, "revisit", "h2")])
+    shutil.copytree(folder.parent / "other" / CONDITION / CONTROLLED, control)
+    tables = made(folder)
+    assert value(tables, "clean", "specificity") == 1
+    assert value(tables, CONTROLLED, "accuracy", column="difference_to_clean") == 0
+    assert cell(tables["detection"], "eliminated", images="harmful") == 1
+    assert cell(tables["detection"], "eliminated", images="whole harmful centers") == 0
+    assert cell(tables["cost"], "verifications", model=CONTROLLED) == 25
+
+
+def test_another_cycle(folder):
+    tables = made(folder, cycle=11)  # everybody is called HC there
+    assert value(tables, "clean", "accuracy") == pytest.approx(6 / 10)
+    with pytest.raises(InputError, match=r"cycle 9; there are \[11, 12\]"):
+        made(folder, cycle=9)
+
+
+def test_seeds_are_averaged(tmp_path):
+    for name in ("seed_1", "seed_2"):
+        make_study(tmp_path / name)
+    write_inference(tmp_path / "seed_2" / "clean", [0.1, 0.2, 0.3, 0.4, 0.6, 0.6, 0.9, 0.8, 0.7, 0.6])
+    tables = made(tmp_path)
+    assert value(tables, "clean", "sensitivity") == pytest.approx((3 / 4 + 1) / 2)
+    assert value(tables, "clean", "sensitivity", column="sd_over_seeds") == pytest.approx(0.25 / np.sqrt(2))
+    assert value(tables, CONTROLLED, "specificity", column="difference_to_clean") == pytest.approx((1 / 6 + 2 / 6) / 2)
+    assert cell(tables["detection"], "number", images="harmful") == 4
+    assert cell(tables["detection"], "eliminated_sd_over_seeds", images="harmful") == 0
+    assert cell(tables["cost"], "verifications", model=CONTROLLED) == 52
+    assert "± 0.177" in to_markdown(tables["performance"])
+
+    shutil.rmtree(tmp_path / "seed_2" / CONDITION / DIRTY)
+    tables = made(tmp_path)
+    assert value(tables, DIRTY, "accuracy", column="seeds") == 1
+    assert any("dirty_baseline: missing" in note for note in tables["performance"].notes)
+
+
+def test_one_seed_folder_is_a_study_too(tmp_path, tables):
+    make_study(tmp_path / "seeds" / "seed_7")
+    pd.testing.assert_frame_equal(made(tmp_path / "seeds")["performance"].frame, tables["performance"].frame)
+
+
+def test_same_input_same_output(whole, tables, tmp_path):
+    write_tables(tables, tmp_path / "one")
+    write_tables(made(whole), tmp_path / "two")
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert len(files) == 18
+    for name in files:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_what_is_missing_is_not_available(folder):
+    (folder / CONDITION / CONTROLLED / "inference_predictions.csv").unlink()
+    write_record(folder / CONDITION / CONTROLLED / "run.json", finished=None)
+    write_inference(folder / CONDITION / DIRTY, CLEAN, cycles=(10, 11))
+    for path in (
+        folder / "clean" / "inference_predictions.csv",
+        folder / CONDITION / DIRTY / "inference_predictions.csv",
+    ):
+        pd.read_csv(path).drop(columns="Age").to_csv(path, index=False)
+    tables = made(folder)
+    assert value(tables, CONTROLLED, "accuracy", column="seeds") == 0
+    assert np.isnan(value(tables, DIRTY, "accuracy"))
+    assert np.isnan(value(tables, "clean", "accuracy", "age_below_60"))
+    assert value(tables, "clean", "accuracy") == 0.8
+    assert np.isnan(cell(tables["detection"], "flagged", images="harmful"))
+    text = "\n".join(map(to_markdown, tables.values()))
+    assert "not tested after cycle 12 (the last is 11)" in text
+    assert "quality\\_control: not finished" in text
+    assert "| n/a |" in text
+    assert summary_of_detection(tables["detection"])["harmful flagged"].tolist() == ["n/a"]
+    assert "nan" not in text
+
+
+def test_a_study_without_clean_model_has_no_differences(folder):
+    shutil.rmtree(folder / "clean")
+    tables = made(folder)
+    assert value(tables, DIRTY, "accuracy") == pytest.approx(0.3)
+    assert np.isnan(value(tables, DIRTY, "accuracy", column="difference_to_clean"))
+
+
+def test_one_class_subgroup(folder):
+    for path in folder.rglob("inference_predictions.csv"):
+        table = pd.read_csv(path)
+        table["Sex"] = np.where(table["ground_truth"] == 1, "M", "F")
+        table.to_csv(path, index=False)
+    tables = made(folder)
+    assert value(tables, "clean", "sensitivity", "male") == 0.75
+    assert np.isnan(value(tables, "clean", "specificity", "male"))
+    assert np.isnan(value(tables, "clean", "AUC_ROC", "male"))
+    assert np.isnan(cell(tables["fairness"], "value", gap="male - female", metric="AUC_ROC", model="clean"))
+
+
+def broken_predictions(folder):
+    change(folder / "clean" / "inference_predictions.csv", "preds_raw", "much", Subject="t4", cycle=12)
+    return "clean/inference_predictions.csv, row 16: preds_raw is not a number"
+
+
+def other_labels(folder):
+    for cycle in (11, 12):
+        change(folder / CONDITION / DIRTY / "inference_predictions.csv", "ground_truth", 1, Subject="t4", cycle=cycle)
+    return "dirty_baseline: tested on other subjects or labels than"
+
+
+def other_metrics(folder):
+    (folder / "clean" / "inference_metrics.csv").write_text("cycle,accuracy,AUC_ROC\n11,0.6,0.5\n12,0.9,0.8\n")
+    return "accuracy of cycle 12 is 0.9, its predictions say 0.8"
+
+
+def other_decision(folder):
+    change(folder / CONDITION / CONTROLLED / "log.csv", "Ignored", 0, Cycle=10, Subjects="b1;b2;b3")
+    return "log.csv, row 7: Ignored is not what"
+
+
+def other_reference(folder):
+    change(folder / CONDITION / CONTROLLED / "log.csv", "Reference_PFP", 0.19, Cycle=11, Subjects="b2;b3")
+    return "log.csv, row 16: the reference is not the last accepted"
+
+
+def other_center(folder):
+    change(folder / CONDITION / CONTROLLED / "log.csv", "Study", "C", Cycle=11, Subjects="b2;b3")
+    return "log.csv, row 16: Study is not that of the subject in"
+
+
+def other_subject(folder):
+    change(folder / CONDITION / CONTROLLED / "log.csv", "Subject", "b2", Cycle=10, Subjects="b3")
+    return "log.csv, row 10: Subject and Subjects are not the same"
+
+
+def other_elimination(folder):
+    change(folder / CONDITION / CONTROLLED / "log.csv", "Eliminated", 1, Cycle=11, Phase="revisit", Subject="b1")
+    return "log.csv, row 22: Eliminated is not what Ignored says"
+
+
+def other_subject_file(folder):
+    change(folder / CONDITION / CONTROLLED / "log_subjects.csv", "Eliminated", 0, Subject="h1")
+    return "log_subjects.csv: Eliminated of h1 is not what the log says"
+
+
+def subject_twice(folder):
+    path = folder / CONDITION / CONTROLLED / "log_subjects.csv"
+    path.write_text(path.read_text() + "h1,1,1\n")
+    return "log_subjects.csv, row 17: Subject appears before"
+
+
+def other_truth(folder):
+    change(folder / CONDITION / "harmful" / "truth.csv", "Subject", "h9", Subject="h2")
+    return "truth.csv, row 3: Subject is not in"
+
+
+def other_kind(folder):
+    (folder / CONDITION).rename(folder / "whole_centers_inverted")
+    return "truth.csv: its Experiment or Kind is not that of its folder"
+
+
+def other_training_set(folder):
+    path = folder / CONDITION / "harmful" / "training_set.csv"
+    table = pd.read_csv(path)
+    table[table["Subject"] != "c7"].to_csv(path, index=False)
+    return "log.csv: trained c7, who is not in"
+
+
+def no_columns(folder):
+    (folder / CONDITION / CONTROLLED / "log.csv").write_text("a,b\n1,2\n")
+    return "log.csv: missing column"
+
+
+def empty_log(folder):
+    (folder / CONDITION / CONTROLLED / "log.csv").write_text("")
+    return "log.csv: not a CSV file"
+
+
+def torn_record(folder):
+    (folder / "clean" / "run.json").write_text('{"script": ')
+    return "run.json: not a record of a run"
+
+
+def record_of_something_else(folder):
+    (folder / "clean" / "run.json").write_text(json.dumps(["a"]))
+    return "run.json: not a record of a run"
+
+
+def two_studies(folder):
+    shutil.copytree(folder / "clean", folder / "seed_1" / "clean")
+    return "has seed folders"
+
+
+BREAKS = [
+    broken_predictions, other_labels, other_metrics, other_decision, other_reference, other_center,
+    other_subject, other_elimination, other_subject_file, subject_twice, other_truth, other_kind, other_training_set,
+    no_columns, empty_log, torn_record, record_of_something_else, two_studies,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", BREAKS)
+def test_records_that_contradict_themselves_are_refused(damage, folder):
+    message = damage(folder)
+    with pytest.raises(InputError) as error:
+        read_study(folder)
+    assert message in str(error.value)
+
+
+def test_the_script_writes_and_says_what_is_wrong(folder, tmp_path, run_script_here):
+    assert run_script_here("make_tables.py", folder, "--resamples", 99) == (0, "")
+    assert sorted(path.stem for path in (folder / "tables").glob("*.tex")) == [
+        "centers", "cost", "detection", "elimination", "fairness", "performance",
+    ]  # fmt: skip
+    nowhere, empty = tmp_path / "nowhere", tmp_path / "empty"
+    empty.mkdir()
+    assert run_script_here("make_tables.py", nowhere) == (2, f"error: {nowhere}: no such folder\n")
+    status, message = run_script_here("make_tables.py", empty)
+    assert (status, message.count("\n")) == (2, 1)
+    assert "empty: not a study" in message
+
+
+def test_summaries_are_what_the_demo_prints(tables):
+    performance_rows = summary_of_performance(tables["performance"])
+    assert performance_rows["AUROC"].tolist() == ["0.896", "0.375", "0.896"]
+    assert performance_rows["model"].tolist() == ["clean", "dirty", "quality-controlled"]
+    (row,) = summary_of_detection(tables["detection"]).to_dict("records")
+    assert row == {
+        "experiment": "whole centers", "kind": "noise",
+        "harmful images": "2", "harmful flagged": "2 (10: 1, 11: 1)", "harmful eliminated": "2 (11: 1, 12: 1)",
+        "good images": "13", "good flagged": "1 (10: 1)", "good eliminated": "0",
+    }  # fmt: skip
+
+
+def test_text_that_is_markup_stays_text():
+    view = pd.DataFrame({"center": ["a|b_c <b>", "50 % & more #1\nx"]})
+    table = Table("t", "Title", "a_b", view, {"View": view}, [])
+    assert "| a\\|b\\_c \\<b\\> |" in to_markdown(table)
+    assert "| 50 % & more \\#1 x |" in to_markdown(table)
+    assert "a|b\\_c $<$b$>$" in to_latex(table)
+    assert "50 \\% \\& more \\#1 x" in to_latex(table)
+
+
+def test_replicates_are_the_metrics_of_resampled_subjects():
+    generator = np.random.default_rng(3)
+    labels = np.array(LABELS * 4)
+    predictions = np.round(generator.random((2, len(labels))), 1)  # with ties
+    drawn = metric_replicates(labels, predictions, seed=5, resamples=20000)
+    assert drawn.shape == (2, len(METRICS), 20000)
+    for model in range(2):
+        expected = performance(labels, predictions[model])
+        mean, deviation = drawn[model].mean(axis=1), drawn[model].std(axis=1)
+        for index, metric in enumerate(METRICS):
+            # the same subjects drawn with replacement: the mean is unbiased (F1, a ratio, nearly so)
+            assert mean[index] == pytest.approx(expected[metric], abs=0.01 if metric == "F1_SCORE" else 0.003)
+        rate = expected["sensitivity"]
+        assert deviation[METRICS.index("sensitivity")] == pytest.approx(np.sqrt(rate * (1 - rate) / 16), rel=0.03)
+    # DeLong's standard error of AUROC: the spread of each subject's share of pairs won
+    patients, healthy = predictions[0][labels == 1], predictions[0][labels == 0]
+    won = (np.sign(patients[:, None] - healthy) + 1) / 2
+    delong = np.sqrt(won.mean(axis=1).var(ddof=1) / len(patients) + won.mean(axis=0).var(ddof=1) / len(healthy))
+    assert drawn[0, METRICS.index("AUC_ROC")].std() == pytest.approx(delong, rel=0.05)
+
+
+def test_a_prediction_that_is_not_a_number_is_wrong_in_every_resample():
+    drawn = metric_replicates([0, 0, 1, 1], [[0.1, 0.1, np.nan, np.nan]], seed=0, resamples=99)[0]
+    assert (drawn[METRICS.index("sensitivity")] == 0).all()
+    assert np.isnan(drawn[METRICS.index("AUC_ROC")]).all()
+
+
+def test_too_few_subjects_have_no_interval():
+    assert np.isnan(metric_replicates([0, 0, 1], [[0.1, 0.2, 0.9]], seed=0, resamples=99)).all()
+    assert np.isnan(metric_replicates([], [[]], seed=0, resamples=99)).all()
+
+
+def test_interval_and_p_value_by_hand():
+    assert percentile_interval(np.arange(101) / 100).tolist() == pytest.approx([0.025, 0.975])
+    assert paired_p_value([-1, 1, 1, 1, 1, 1, 1, 1, 1]) == pytest.approx(2 * (1 + 1) / 10)
+    assert paired_p_value([0, 0, 0]) == 1
+    assert np.isnan(paired_p_value([1, np.nan]))
+    # Newcombe 1998, table I: 81 of 263
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert np.isnan(wilson_interval(0, 0)).all()
