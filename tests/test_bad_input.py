@@ -16,6 +16,7 @@ import pytest
 import SimpleITK as sitk
 from conftest import run_here, run_script, write_image
 
+import travelling.command
 from travelling.errors import InputError
 from travelling.metrics import performance
 from travelling.run import Run, cycles_to_run, model_pairs
@@ -702,6 +703,37 @@ def test_a_second_experiment_does_not_join_the_centers_of_the_first(command, coh
     training = some_rows(cohort / "training_set.csv", tmp_path / "training.csv", slice(4), Study=names)
     arguments = [*command("generate", {"-fn_train": training}), "--centers", 2, "--images", 2]
     refused("generate", *arguments, cwd=tmp_path, names=[training, "Study", "harmful_0"])
+
+
+class ResourceExhaustedError(Exception):
+    """As TensorFlow's."""
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (MemoryError(), 1),
+        (ResourceExhaustedError("OOM when allocating tensor"), 1),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate"), 1),
+        (OSError(28, "No space left on device", "models"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_what_the_machine_lacks_is_one_line(error, status, capsys):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        travelling.command.run(main)
+    assert end.value.code == status
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert ("memory" in line) == (not isinstance(error, (OSError, KeyboardInterrupt)))
+
+
+def test_what_nobody_foresaw_keeps_its_traceback():
+    with pytest.raises(RuntimeError, match="unforeseen"):
+        travelling.command.run(lambda: (_ for _ in ()).throw(RuntimeError("unforeseen")))
 
 
 # Quality control that could see no harm

@@ -34,6 +34,10 @@ def run(main):
         _fail(1, f"error: {error.filename or 'input/output'}: {error.strerror or error}")
     except KeyboardInterrupt:
         _fail(128 + signal.SIGINT, "interrupted")
+    except Exception as error:
+        if not _is_lack_of_memory(error):
+            raise
+        _fail(1, "error: not enough memory; smaller batches, --precision bfloat16 or a smaller --cache-gb take less")
     finally:
         while at_end:
             at_end.pop()()
@@ -41,6 +45,15 @@ def run(main):
         for number, handler in handlers.items():
             signal.signal(number, handler)
     sys.exit(0)
+
+
+def _is_lack_of_memory(error):
+    """Of the machine, or of the GPU as TensorFlow or JAX report it (told by name: neither is imported here)."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "ResourceExhaustedError"
+        or "RESOURCE_EXHAUSTED" in str(error)
+    )
 
 
 def finish_steps_on_signals():
