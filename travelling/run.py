@@ -10,7 +10,6 @@ import shlex
 import sys
 import tempfile
 import zipfile
-import zlib
 from pathlib import Path
 
 from tqdm import tqdm
@@ -241,7 +240,7 @@ def _files_by_cycle(folder, part):
 
 
 def read_record(path):
-    """What a saved model carries beside its weights (a dict, empty for other files); reads no weights."""
+    """What a saved model carries beside its weights (a dict, empty for other files); checks the whole archive."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such model file")
@@ -249,9 +248,14 @@ def read_record(path):
         return {}
     try:
         with zipfile.ZipFile(path) as archive:
-            return json.loads(archive.read(RECORD)) if RECORD in archive.namelist() else {}
-    except (ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: damaged model file ({error})") from None
+            if damaged := archive.testzip():  # a damaged name would look like a file without record
+                raise zipfile.BadZipFile(damaged)
+            record = json.loads(archive.read(RECORD)) if RECORD in archive.namelist() else {}
+        if not isinstance(record.get("cycle", 0), int):
+            raise ValueError("its cycle is not a number")
+    except Exception as error:  # whatever the file makes zipfile and its decompressors raise, the answer is the same
+        raise InputError(f"{path}: damaged model file ({error or type(error).__name__})") from None
+    return record
 
 
 def cycles_to_run(encoder_path, classifier_path, first_cycle, cycles):
