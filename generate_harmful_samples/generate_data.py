@@ -85,7 +85,6 @@ def make_experiment(arguments):
 
     from travelling.cohort import read_cohort
     from travelling.errors import InputError
-    from travelling.run import write_csv
 
     folder, kind = arguments.output_folder, arguments.kind
     good = read_cohort(arguments.fn_train)
@@ -106,14 +105,15 @@ def make_experiment(arguments):
         (Path(source), kind, Path(target))
         for source, target in zip(harmful["Source_path"], harmful["Path"], strict=True)
     ]
-    make_images(jobs, arguments, also=[training_csv, truth_csv], reads=[arguments.fn_train, *map(Path, good["Path"])])
-    write_csv(
-        harmful[["Subject", "Study"]].assign(Kind=kind, Experiment=arguments.experiment, Source=harmful["Source"]),
-        truth_csv,
-    )
+    truth = harmful[["Subject", "Study"]].assign(Kind=kind, Experiment=arguments.experiment, Source=harmful["Source"])
     training_set = pd.concat([good, harmful[good.columns]])
     training_set["Path"] = [os.path.relpath(path, folder.resolve()) for path in training_set["Path"]]
-    write_csv(training_set, training_csv)
+    make_images(
+        jobs,
+        arguments,
+        tables={truth_csv: truth, training_csv: training_set},
+        reads=[arguments.fn_train, *map(Path, good["Path"])],
+    )
     print(f"{len(good)} good and {len(harmful)} harmful images: {training_csv}, {truth_csv}")
 
 
@@ -143,34 +143,45 @@ def choose_one_per_center(good, arguments, generator):
     return good.iloc[rows].copy()
 
 
-def make_images(jobs, arguments, also=(), reads=()):
-    """Write the harmful version of every (source, kind, target) of ``jobs``.
+def make_images(jobs, arguments, tables=None, reads=()):
+    """Write the harmful version of every (source, kind, target) of ``jobs``, then ``tables`` (path -> DataFrame).
 
-    Everything is checked before anything is written; ``also`` are further files that this run will write and
-    ``reads`` further ones that it must not.
+    Everything is checked before anything is written; ``reads`` are further files that must not be written. Where
+    writing fails, for example on a full disk, nothing of it stays: the same command can be run again.
     """
     from travelling.errors import InputError
-    from travelling.run import progress_bar, refuse_read_only
+    from travelling.run import progress_bar, refuse_read_only, write_csv
 
+    tables = tables or {}
     targets = [target for *_, target in jobs]
     for target in targets:
         if targets.count(target) > 1:
             raise InputError(f"{target.name}: two harmful images would have this name")
     sources = {source.resolve() for source, *_ in jobs} | {path.resolve() for path in reads}
-    for path in (*also, *targets):
+    for path in (*tables, *targets):
         if path.resolve() in sources:
             raise InputError(f"{path}: an original is never overwritten; choose another --output-folder")
         if path.exists() and not arguments.overwrite:
             raise InputError(f"{path}: exists (--overwrite replaces it)")
     for source, *_ in progress_bar(jobs, desc="checking images", unit="image"):
         read_source(source, arguments.maximum)
-    folders = {path.parent for path in (*also, *targets)}
+    folders = {path.parent for path in (*tables, *targets)}
     for folder in folders:
         refuse_read_only(folder)
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
-    for number, (source, kind, target) in enumerate(progress_bar(jobs, desc="writing images", unit="image")):
-        write_harmful(source, kind, target, arguments.maximum, seed=(arguments.seed, number))
+    written = []
+    try:
+        for number, (source, kind, target) in enumerate(progress_bar(jobs, desc="writing images", unit="image")):
+            write_harmful(source, kind, target, arguments.maximum, seed=(arguments.seed, number))
+            written.append(target)
+        for path, table in tables.items():
+            write_csv(table, path)
+            written.append(path)
+    except BaseException:
+        for path in written:
+            path.unlink()
+        raise
 
 
 def read_source(path, maximum):

@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 
 from travelling import backend  # first: it prepares Keras
-from travelling.errors import InputError
+from travelling.errors import InputError, name_file
 
 # isort: split
 import h5py
@@ -173,9 +173,10 @@ class TravellingModel:
 
 
 def _write_keras_file(part, path, record):
-    part.save(path)
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr(RECORD, json.dumps(record))
+    with name_file(path):
+        part.save(path)
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(RECORD, json.dumps(record))
 
 
 def _read_pair(encoder_path, classifier_path, shape):

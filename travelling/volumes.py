@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
-from travelling.errors import InputError
+from travelling.errors import InputError, name_file
 from travelling.run import progress_bar
 
 # NIfTI's data types with one value per voxel, by its code.
@@ -58,8 +58,10 @@ def check_image(path):
     if found > header.length + LARGEST_OFFSET:
         raise InputError(f"{path}: damaged image (longer than the {header.length} bytes of voxels in its header)")
     image = _read_voxels(reader, path)
-    if not finite or not np.isfinite(sitk.GetArrayViewFromImage(image)).all():
-        raise InputError(f"{path}: the image has voxels that are NaN or infinite")
+    with np.errstate(over="ignore"):
+        voxels = sitk.GetArrayViewFromImage(image).astype(np.float32, copy=False)  # as batch() gives them
+    if not finite or not np.isfinite(voxels).all():
+        raise InputError(f"{path}: the image has voxels that are NaN or infinite (or too large for float32)")
     return image
 
 
@@ -173,9 +175,17 @@ def write_image(image, path):
         check_image(partial)  # ITK does not notice every failure
         partial.replace(path)
     except (RuntimeError, InputError):
+        with name_file(path):
+            _refuse_full_disk(partial, math.prod(image.GetSize()) * image.GetSizeOfPixelComponent())
         raise OSError(errno.EIO, "could not be written", str(path)) from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _refuse_full_disk(path, length):
+    """Raise OSError where a file cannot grow by ``length`` bytes: ITK does not say why it failed."""
+    with open(path, "ab") as file:
+        os.posix_fallocate(file.fileno(), file.tell(), length)
 
 
 def to_array(image):
