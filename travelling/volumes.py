@@ -28,6 +28,7 @@ HEADER = np.dtype(
     }
 )
 LARGEST_OFFSET = 2**20  # bytes of header and extensions; more means that the header is damaged
+LARGEST_LENGTH = 1e6  # mm, of a voxel or from the origin
 GZIP_RATIO = 1032  # no byte of a gzip file can stand for more bytes than that
 MINIMUM_VOXELS = 33  # per axis: five poolings by 2, rounded up, must leave 2 for the network's average pooling
 
@@ -106,8 +107,8 @@ def read_nifti_header(path):
         )
     geometry = [fields["pixdim"][:4]]
     geometry += [fields[name] for name, use in (("quatern", "qform_code"), ("srow", "sform_code")) if fields[use] > 0]
-    if not all(np.isfinite(numbers).all() for numbers in geometry):
-        raise InputError(f"{path}: damaged image (its voxel size or its orientation is not finite)")
+    if not all((np.abs(numbers) < LARGEST_LENGTH).all() for numbers in geometry):  # not of NaN either
+        raise InputError(f"{path}: damaged image (its voxel size or its orientation is no possible one)")
     offset = float(fields["vox_offset"])
     if not HEADER.itemsize + 4 <= offset <= LARGEST_OFFSET:
         raise InputError(f"{path}: damaged image (its voxels begin at byte {offset:g})")
