@@ -75,8 +75,8 @@ def main():
         reached=reached,
         checkpoint=lambda record: run.checkpoint(record, trainer),
     )
-    run.finish()
     log.info("done: models of cycles %d to %d in %s", cycles[0], cycles[-1], run.folder)
+    run.finish()
 
 
 if __name__ == "__main__":

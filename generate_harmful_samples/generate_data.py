@@ -113,7 +113,8 @@ def make_experiment(arguments):
     check_images(jobs, arguments.maximum)
     log = run.begin("CPU")
     # An image that is there is whole, and of this run: any other's would have been refused or removed.
-    write_images(jobs, arguments, finished={target for *_, target in jobs if target.exists()})
+    for _ in write_images(jobs, arguments, finished={target for *_, target in jobs if target.exists()}):
+        command.stop_if_asked()
     write_csv(
         harmful[["Subject", "Study"]].assign(Kind=kind, Experiment=arguments.experiment, Source=harmful["Source"]),
         truth_csv,
@@ -152,7 +153,10 @@ def choose_one_per_center(good, arguments, generator):
 
 
 def make_images(jobs, arguments):
-    """Write the harmful version of every (source, kind, target) of ``jobs``; all are checked before."""
+    """Write the harmful version of every (source, kind, target) of ``jobs``; all are checked before.
+
+    Where writing fails, for example on a full disk, nothing of it stays: the same command can be run again.
+    """
     from travelling.errors import InputError
     from travelling.run import refuse_read_only
 
@@ -164,7 +168,14 @@ def make_images(jobs, arguments):
     check_images(jobs, arguments.maximum)
     refuse_read_only(arguments.output_folder)
     arguments.output_folder.mkdir(parents=True, exist_ok=True)
-    write_images(jobs, arguments)
+    written = []
+    try:
+        for target in write_images(jobs, arguments):
+            written.append(target)
+    except BaseException:
+        for target in written:
+            target.unlink()
+        raise
 
 
 def refuse_originals(results, reads):
@@ -188,13 +199,13 @@ def check_images(jobs, maximum):
 
 
 def write_images(jobs, arguments, finished=()):
-    """Write the target of every (source, kind, target) of ``jobs`` but the finished ones."""
+    """Write the target of every (source, kind, target) of ``jobs`` but the finished ones; yields each."""
     from travelling.run import progress_bar
 
     for number, (source, kind, target) in enumerate(progress_bar(jobs, desc="writing images", unit="image")):
         if target not in finished:
             write_harmful(source, kind, target, arguments.maximum, seed=(arguments.seed, number))
-            command.stop_if_asked()
+            yield target
 
 
 def read_source(path, maximum):

@@ -76,8 +76,8 @@ def main():
         reached=reached,
         checkpoint=lambda record: run.checkpoint(record, trainer),
     )
-    run.finish()
     log.info("done: models of %d cycles in %s", arguments.cycles, run.folder)
+    run.finish()
 
 
 if __name__ == "__main__":

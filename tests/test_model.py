@@ -1,5 +1,6 @@
 """What travels: the network's shape, undoing a step bit for bit, saving and going on."""
 
+import resource
 import zipfile
 from pathlib import Path
 from unittest import mock
@@ -8,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 
+import travelling.model
 from travelling import backend
 from travelling.errors import InputError
 from travelling.model import TravellingModel
@@ -315,3 +317,26 @@ def test_a_model_file_that_carries_code_is_refused(tmp_path):
     keras.Model(inputs, keras.layers.GlobalAveragePooling3D()(outputs)).save(path)
     with pytest.raises(InputError):
         TravellingModel.load(path, path, SHAPE)
+
+
+def test_a_model_that_hdf5_would_read_for_ever_is_one_error(tmp_path):
+    content = bytearray((LEGACY / "classifier_PD_distributed_BS5_09.h5").read_bytes())
+    content[3640] = 0  # of the table of names
+    path = tmp_path / "encoder.h5"
+    path.write_bytes(content)
+    with (
+        mock.patch.object(travelling.model, "HDF5_TIMEOUT", 2),
+        pytest.raises(InputError, match=rf"{path}: damaged HDF5 file \(its reading does not end\)"),
+    ):
+        TravellingModel.load(path, path, SHAPE)
+
+
+def test_a_model_that_does_not_fit_on_the_disk_is_named(model, tmp_path):
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, usual[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as error:
+            model.save(tmp_path / "encoder.keras", tmp_path / "classifier.keras", {"cycle": 7})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert error.value.filename == str(tmp_path / "encoder.keras")

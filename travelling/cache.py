@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from travelling.errors import name_file
+
 _IDENTITY = 32  # letters
 SHARE = 0.5  # of the free memory; the rest is for the network and for the system's own cache of files
 
@@ -64,7 +66,10 @@ class ArrayFiles:
         """Write the array of ``original`` to its file and return that; raises OSError."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # images of patients
         path = self.folder / _name(original, array)
-        with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as partial:
+        with (
+            name_file(path),
+            tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as partial,
+        ):
             try:
                 np.save(partial, array)
                 partial.close()

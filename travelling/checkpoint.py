@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from travelling.errors import InputError
+from travelling.errors import InputError, name_file
 
 KEPT = 2
 
@@ -23,11 +23,12 @@ def write_whole(path, content):
     path = Path(path)
     partial = path.with_name(f".{path.name}.part")
     try:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        with name_file(path):
+            with open(partial, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
     except OSError:
         partial.unlink(missing_ok=True)
         raise

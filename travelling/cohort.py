@@ -5,6 +5,8 @@ Columns: ``Subject`` (unique id), ``Study`` (center), ``Path`` (image; relative 
 ``Age`` (years). Further columns are carried along.
 """
 
+import io
+import re
 import warnings
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from travelling.errors import InputError
 
 REQUIRED_COLUMNS = ("Subject", "Study", "Path", "Group_bin", "Sex")
 SEPARATOR = ";"  # joins subject ids in the log of quality control
+LINE_BREAK = re.compile(r"[\r\n]")
 RESERVED_IDS = ("batch", "n/a")  # stand for something else in that log
 
 
@@ -47,9 +50,9 @@ def read_cohort(path):
     ages = pd.to_numeric(table["Age"], errors="coerce")
     _refuse(path, (table["Age"] != "") & ~ages.between(0, 120), "Age must be years from 0 to 120", table["Age"])
 
-    files = table["Path"].map(lambda name: (path.parent / name).resolve())
-    _refuse(path, ~files.map(Path.is_file), "no such image", table["Path"])
-    table["Path"] = files.map(str)
+    files = table["Path"].map(lambda name: _find(path.parent / name))
+    _refuse(path, files == "", "no such image", table["Path"])
+    table["Path"] = files
     _refuse(path, table["Path"].duplicated(), "the image belongs to another subject, too", table["Path"])
 
     table["Group_bin"] = labels.astype(int)
@@ -57,15 +60,31 @@ def read_cohort(path):
     return table.set_index("Subject", drop=False).rename_axis(None)
 
 
+def _find(file):
+    """The absolute path of a file as text, empty where there is none."""
+    try:
+        file = file.resolve()
+        return str(file) if file.is_file() else ""
+    except (OSError, RuntimeError):  # a name too long, or links in a circle
+        return ""
+
+
 def _read_text_table(path):
     """Every cell as text (an id such as 007 or NA must stay what it is), blank lines left out."""
     try:
+        content = path.read_bytes()
+        if b"\0" in content:  # what follows it in a cell, pandas would cut off
+            raise ValueError("it holds a zero byte")
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # pandas would cut off surplus cells
             table = pd.read_csv(
-                path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False, skip_blank_lines=False
+                io.BytesIO(content),
+                dtype=str,
+                keep_default_na=False,
+                encoding="utf-8-sig",
+                index_col=False,
+                skip_blank_lines=False,
             )
-        return table[(table.fillna("") != "").any(axis=1)].fillna("")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
@@ -75,6 +94,13 @@ def _read_text_table(path):
     except (ValueError, pd.errors.ParserError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else "empty"
         raise InputError(f"{path}: not a CSV file ({reason})") from None
+    table = table[(table.fillna("") != "").any(axis=1)].fillna("")
+    # Between two stray quotation marks whole rows would become one cell.
+    reason = "a line break inside a cell (a quotation mark too many?)"
+    if any(LINE_BREAK.search(column) for column in table.columns):
+        raise InputError(f"{path}, row 1: {reason}")
+    _refuse(path, table.apply(lambda column: column.str.contains(LINE_BREAK)).any(axis=1), reason)
+    return table
 
 
 def _refuse(path, bad, reason, values=None):
@@ -82,7 +108,7 @@ def _refuse(path, bad, reason, values=None):
     if not bad.any():
         return
     first = bad.idxmax()
-    value = f" ('{values[first]}')" if values is not None else ""
+    value = f" ({values[first][:100]!r})" if values is not None else ""
     more = f" (and {int(bad.sum()) - 1} more rows)" if bad.sum() > 1 else ""
     raise InputError(f"{path}, row {first + 2}: {reason}{value}{more}")  # row 1 is the header
 

@@ -1,5 +1,7 @@
 """What ends a run early and is meant to be seen by the user."""
 
+import contextlib
+
 
 class InputError(Exception):
     """Something the user gave is wrong.
@@ -19,3 +21,13 @@ class Stopped(Exception):
     def __init__(self, signal):
         super().__init__(signal)
         self.signal = signal
+
+
+@contextlib.contextmanager
+def name_file(path):
+    """Make an OSError tell the file: where writing fails, for example on a full disk, it does not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise

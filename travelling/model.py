@@ -6,11 +6,13 @@ restore, save and load all use that list.
 """
 
 import json
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 from travelling import backend  # first: it prepares Keras
-from travelling.errors import InputError
+from travelling.errors import InputError, name_file
 
 # isort: split
 import h5py
@@ -21,6 +23,21 @@ from travelling.inference_network import prediction_function
 from travelling.run import RECORD, read_record
 from travelling.sfcn import FILTERS, build_classifier, build_encoder
 
+HDF5_TIMEOUT = 60  # seconds for a file of at most some 100 MB
+_READ_ALL = """
+import resource, sys
+import h5py
+
+def read(name, item):
+    list(item.attrs.values())
+    if isinstance(item, h5py.Dataset):
+        item[()]
+
+resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))
+with h5py.File(sys.argv[1]) as file:
+    read("", file)
+    file.visititems(read)
+"""
 _RANDOM = "random_state"  # the key in a model's record that holds the state of the dropout's generator
 
 
@@ -139,16 +156,24 @@ class TravellingModel:
         model = cls(encoder, classifier, learning_rate=record["learning_rate"] or 0.0)
         optimizer = model._adam
         optimizer.iterations.assign(adam["steps"])
-        for target, value in zip(optimizer.variables[2:], adam["moments"], strict=bool(adam["moments"])):
-            target.assign(value)
-        for target, value in zip(model._random_state, record.pop(_RANDOM, []), strict=False):
-            target.assign(value)
+        try:
+            for target, value in zip(optimizer.variables[2:], adam["moments"], strict=bool(adam["moments"])):
+                target.assign(value)
+            for target, value in zip(model._random_state, record.pop(_RANDOM, []), strict=False):
+                target.assign(value)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{encoder_path}: its state of Adam or of the dropout, or that of its classifier, "
+                f"is not that of this network ({_first_line(error)})"
+            ) from None
         return model, record, notices
 
     def read_weights(self, encoder_path, classifier_path):
         """Take over the weights, and only them, of another saved model of this size; raises InputError."""
         for part, path in ((self.encoder, encoder_path), (self.classifier, classifier_path)):
             try:
+                if _is_hdf5(Path(path)):
+                    _try_hdf5(path)
                 part.load_weights(path)
             except Exception as error:  # whatever the file makes Keras or HDF5 raise, the answer is the same
                 raise InputError(
@@ -157,9 +182,10 @@ class TravellingModel:
 
 
 def _write_keras_file(part, path, record):
-    part.save(path)
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr(RECORD, json.dumps(record))
+    with name_file(path):
+        part.save(path)
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(RECORD, json.dumps(record))
 
 
 def _read_pair(encoder_path, classifier_path, shape):
@@ -213,7 +239,7 @@ def _read_part(path, input_shape, build_legacy):
     if not path.is_file():
         raise InputError(f"{path}: no such model file")
     try:
-        if path.suffix in (".h5", ".hdf5"):
+        if _is_hdf5(path):
             part, adam, record, notices = _read_legacy_file(path, input_shape, build_legacy)
         else:
             part, adam, record, notices = _read_keras_file(path)
@@ -247,8 +273,29 @@ def _read_keras_file(path):
     return part, {"steps": int(steps), "learning_rate": float(rate), "moments": moments}, record, []
 
 
+def _is_hdf5(path):
+    return path.suffix in (".h5", ".hdf5")
+
+
+def _try_hdf5(path):
+    """Raise InputError where an HDF5 file cannot be read to its end.
+
+    HDF5 has no checksum, and its library can hang, crash or take all memory on a damaged file: another process tries.
+    """
+    try:
+        subprocess.run(
+            [sys.executable, "-c", _READ_ALL, path], capture_output=True, text=True, check=True, timeout=HDF5_TIMEOUT
+        )
+    except subprocess.TimeoutExpired:
+        raise InputError(f"{path}: damaged HDF5 file (its reading does not end)") from None
+    except subprocess.CalledProcessError as error:
+        reason = (error.stderr.strip().splitlines() or ["its reading crashed"])[-1][:200]
+        raise InputError(f"{path}: damaged HDF5 file ({reason})") from None
+
+
 def _read_legacy_file(path, input_shape, build):
     """Weights, learning rate, step count and moments of an HDF5 file saved by TensorFlow 2.10."""
+    _try_hdf5(path)
     with h5py.File(path) as file:
         if "model_config" not in file.attrs or "model_weights" not in file:
             raise InputError(f"{path}: an HDF5 file, but not a saved Keras model")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from travelling.cohort import SEPARATOR, batches, place, place_before, travelling_order
-from travelling.errors import InputError
+from travelling.errors import InputError, name_file
 
 LOG_COLUMNS = (
     "Cycle", "Subject", "Study", "ACC", "FP", "FN", "PFP", "PFN", "Ignored",  # as published
@@ -213,6 +213,10 @@ class LogFile:
     def __init__(self, path, length=0):
         self._file = open(path, "r+" if length else "w", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._file, LOG_COLUMNS, lineterminator="\n")
+        with name_file(path):
+            self._begin(path, length)
+
+    def _begin(self, path, length):
         if length:
             if self._file.seek(0, os.SEEK_END) < length:
                 raise InputError(f"{path}: shorter than when its run stopped; --overwrite starts anew")
@@ -229,8 +233,9 @@ class LogFile:
 
     def __call__(self, row):
         """Append one row."""
-        self._writer.writerow(row)
-        self._flush()
+        with name_file(self._file.name):
+            self._writer.writerow(row)
+            self._flush()
 
     def close(self):
         """Close the file."""

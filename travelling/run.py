@@ -1,5 +1,6 @@
 """A run: its folder, its models, its log and its progress bar."""
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -11,14 +12,13 @@ import shutil
 import sys
 import tempfile
 import zipfile
-import zlib
 from pathlib import Path
 
 from tqdm import tqdm
 
 from travelling import command
 from travelling.checkpoint import Checkpoints, write_whole
-from travelling.errors import AlreadyDone, InputError
+from travelling.errors import AlreadyDone, InputError, name_file
 from travelling.record import Record, describe, differences
 
 MODEL_FILE = re.compile(r"(encoder|classifier)_.*_(\d+)\.(keras|h5)")  # ..._<cycle>.<format>
@@ -93,10 +93,11 @@ class Run:
             owner = lock.read().strip() or "another process"
             lock.close()
             raise InputError(f"{self.folder}: {owner} is writing to it") from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {platform.node()}")
-        lock.flush()
         self._lock = lock
+        with name_file(path):
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {platform.node()}")
+            lock.flush()
         command.at_end.append(lock.close)
 
     def begin(self, device, notices=()):
@@ -110,12 +111,13 @@ class Run:
             for path in self._earlier_results():
                 path.unlink()
             self._checkpoints.remove()
+            self._record.start(device)  # first: whatever fails from now on, the same command goes on
         self._log = log = logging.getLogger("travelling")
         log.setLevel(logging.INFO)
         log.propagate = False
         self._close_log()
         command.at_end.append(self._close_log)
-        to_file = logging.FileHandler(self._log_file, encoding="utf-8")
+        to_file = _PlainLog(self._log_file, encoding="utf-8")
         to_file.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
         log.addHandler(to_file)
         log.info("command: %s", shlex.join(sys.argv))
@@ -125,8 +127,6 @@ class Run:
             log.info("notice: %s", notice)
         if self.resumes:
             self._record.resume(device)
-        else:
-            self._record.start(device)
         command.finish_steps_on_signals()
         return log
 
@@ -138,6 +138,9 @@ class Run:
         """Give the trainer all that travelled at the last checkpoint; returns its dict, or None at the beginning."""
         found = self._checkpoints.load() if self.resumes else None
         if found is None:
+            models = [path for path in self._earlier_results() if MODEL_FILE.fullmatch(path.name)]
+            if models:  # to begin anew would silently lose what was decided up to this cycle
+                raise InputError(f"{models[0]}: is there, but no checkpoint; --overwrite starts anew")
             return None
         record, arrays, warnings = found
         for warning in warnings:
@@ -157,16 +160,22 @@ class Run:
     def _close_log(self):
         for handler in [*self._log.handlers]:
             self._log.removeHandler(handler)
-            handler.close()
+            with contextlib.suppress(OSError):  # of a line that could not be written, which was an error already
+                handler.close()
 
     def save(self, model, cycle, batch_size):
         """Save the model of a cycle under its published names; ``--keep-every`` decides which earlier ones stay."""
         names = (f"encoder_distributed_BS{batch_size}", f"classifier_PD_distributed_BS{batch_size}")
         whole = [self.folder / f"{name}_{cycle:02d}.keras" for name in names]
         partial = [path.with_name(f".{path.name}.part.keras") for path in whole]
-        model.save(*partial, {"cycle": cycle})
-        for source, target in zip(partial, whole, strict=True):
-            os.replace(source, target)
+        try:
+            model.save(*partial, {"cycle": cycle})
+            for source, target in zip(partial, whole, strict=True):
+                os.replace(source, target)
+        except OSError:
+            for path in partial:
+                path.unlink(missing_ok=True)
+            raise
         if cycle % self._keep_every:  # then the model of the cycle before was only kept until this one is there
             for path in (self.folder / f"{name}_{cycle - 1:02d}.keras" for name in names):
                 if path.resolve() not in self._reads:
@@ -186,6 +195,17 @@ def refuse_read_only(folder):
         tempfile.TemporaryFile(dir=above).close()
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
+
+
+class _PlainLog(logging.FileHandler):
+    """A log file that says it where it cannot be written, as every other result does."""
+
+    def emit(self, record):
+        with name_file(self.baseFilename):
+            super().emit(record)
+
+    def handleError(self, record):
+        raise  # what emit() caught; logging would print a traceback and go on
 
 
 class _AboveTheBar(logging.Handler):
@@ -245,7 +265,7 @@ def _files_by_cycle(folder, part):
 
 
 def read_record(path):
-    """What a saved model carries beside its weights (a dict, empty for other files); reads no weights."""
+    """What a saved model carries beside its weights (a dict, empty for other files); checks the whole archive."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such model file")
@@ -253,9 +273,14 @@ def read_record(path):
         return {}
     try:
         with zipfile.ZipFile(path) as archive:
-            return json.loads(archive.read(RECORD)) if RECORD in archive.namelist() else {}
-    except (ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: damaged model file ({error})") from None
+            if damaged := archive.testzip():  # a damaged name would look like a file without record
+                raise zipfile.BadZipFile(damaged)
+            record = json.loads(archive.read(RECORD)) if RECORD in archive.namelist() else {}
+        if not isinstance(record.get("cycle", 0), int):
+            raise ValueError("its cycle is not a number")
+    except Exception as error:  # whatever the file makes zipfile and its decompressors raise, the answer is the same
+        raise InputError(f"{path}: damaged model file ({error or type(error).__name__})") from None
+    return record
 
 
 def cycles_to_run(encoder_path, classifier_path, first_cycle, cycles):

@@ -5,21 +5,34 @@ import errno
 import gzip
 import math
 import os
-import struct
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
 
 from travelling.cache import SHARE, ArrayFiles, free_memory
-from travelling.errors import InputError
+from travelling.errors import InputError, name_file
 from travelling.run import progress_bar
 
-# NIfTI-1's data types that can hold values that are not finite, by its code.
-FLOATING_TYPES = {16: "f4", 64: "f8"}
+# NIfTI's data types with one value per voxel, by its code.
+DATA_TYPES = {
+    2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8",
+}  # fmt: skip
+# What decides how a NIfTI-1 header is read, and where it is.
+HEADER = np.dtype(
+    {
+        "names": ["dim", "datatype", "pixdim", "vox_offset", "qform_code", "sform_code", "quatern", "srow", "magic"],
+        "formats": ["8i2", "i2", "8f4", "f4", "i2", "i2", "6f4", "12f4", "S4"],
+        "offsets": [40, 70, 76, 108, 252, 254, 256, 280, 344],
+        "itemsize": 348,
+    }
+)
 LARGEST_OFFSET = 2**20  # bytes of header and extensions; more means that the header is damaged
+LARGEST_LENGTH = 1e6  # mm, of a voxel or from the origin
+GZIP_RATIO = 1032  # no byte of a gzip file can stand for more bytes than that
 MINIMUM_VOXELS = 33  # per axis: five poolings by 2, rounded up, must leave 2 for the network's average pooling
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's own warnings; what matters is an InputError
@@ -30,7 +43,7 @@ def open_image(path):
 
     Raises InputError for anything else; :func:`check_image` looks for damage inside the file, too.
     """
-    return _read_voxels(_read_header(path), path)
+    return _read_voxels(_read_header(path)[0], path)
 
 
 def check_image(path):
@@ -39,40 +52,105 @@ def check_image(path):
     Looks at the file's bytes as well, because ITK says nothing of two kinds of damage: what a truncated file
     lacks it takes for zeros, and a NaN or infinite voxel, too, becomes zero.
     """
-    reader = _read_header(path)
-    offset = float(reader.GetMetaData("vox_offset"))
-    length = math.prod(reader.GetSize()) * int(reader.GetMetaData("bitpix")) // 8
-    if not 0 <= offset <= LARGEST_OFFSET:
-        raise InputError(f"{path}: damaged image (its voxels begin at byte {offset:g})")
+    reader, header = _read_header(path)
     try:
-        found, finite = _scan_voxels(path, int(offset), int(reader.GetMetaData("datatype")))
-    except (EOFError, OSError, struct.error, zlib.error) as error:
+        found, finite = _scan_voxels(path, header)
+    except (EOFError, OSError, zlib.error) as error:
         raise InputError(f"{path}: damaged image ({error})") from None
-    if found < length:
-        raise InputError(f"{path}: damaged image (truncated: {found} of {length} bytes of voxels)")
+    if found < header.length:
+        raise InputError(f"{path}: damaged image (truncated: {found} of {header.length} bytes of voxels)")
+    if found > header.length + LARGEST_OFFSET:
+        raise InputError(f"{path}: damaged image (longer than the {header.length} bytes of voxels in its header)")
     image = _read_voxels(reader, path)
-    if not finite or not np.isfinite(sitk.GetArrayViewFromImage(image)).all():
-        raise InputError(f"{path}: the image has voxels that are NaN or infinite")
+    with np.errstate(over="ignore"):
+        voxels = sitk.GetArrayViewFromImage(image).astype(np.float32, copy=False)  # as batch() gives them
+    if not finite or not np.isfinite(voxels).all():
+        raise InputError(f"{path}: the image has voxels that are NaN or infinite (or too large for float32)")
     return image
 
 
-def _scan_voxels(path, offset, data_type):
-    """Read a file from byte ``offset`` to its end, which also checks an archive: (bytes, whether all are finite)."""
+class NiftiHeader(NamedTuple):
+    """What the voxels of a NIfTI file are, and where."""
+
+    shape: tuple  # x, y, z
+    kind: np.dtype
+    offset: int  # bytes
+    length: int  # bytes
+
+
+def read_nifti_header(path):
+    """The :class:`NiftiHeader` of a 3-D image; raises InputError for anything else, and where it cannot be true.
+
+    ITK takes many a damaged header for a good one, prints its complaints about others, and allocates whatever size
+    a header claims.
+    """
+    try:
+        with _open_bytes(path) as file:
+            content = file.read(HEADER.itemsize)
+        most = os.stat(path).st_size * (GZIP_RATIO if str(path).endswith(".gz") else 1)
+    except (EOFError, OSError, zlib.error) as error:
+        raise InputError(f"{path}: not a NIfTI image ({getattr(error, 'strerror', None) or error})") from None
+    sizes = {"<": int.from_bytes(content[:4], "little"), ">": int.from_bytes(content[:4], "big")}
+    if 540 in sizes.values():
+        raise InputError(f"{path}: a NIfTI-2 image; NIfTI-1 is needed")
+    order = next((order for order, size in sizes.items() if size == HEADER.itemsize == len(content)), None)
+    if order is None:
+        raise InputError(f"{path}: not a NIfTI image (it does not begin with a header)")
+    fields = np.frombuffer(content, HEADER.newbyteorder(order))[0]
+    if fields["magic"] != b"n+1":
+        raise InputError(f"{path}: not a NIfTI image in one file (no 'n+1' at the end of its header)")
+    axes, *shape = (int(number) for number in fields["dim"])
+    if not 0 < axes <= len(shape) or min(shape[: min(axes, 3)]) < 1:
+        raise InputError(f"{path}: damaged image (its header tells {axes} axes of {shape} voxels)")
+    code = int(fields["datatype"])
+    if axes < 3 or max(shape[3:axes], default=1) > 1 or code not in DATA_TYPES:
+        raise InputError(
+            f"{path}: a 3-D image with one value per voxel is needed, "
+            f"this one is {_in_words(shape[:axes][::-1])}, data type {code}"
+        )
+    geometry = [fields["pixdim"][:4]]
+    geometry += [fields[name] for name, use in (("quatern", "qform_code"), ("srow", "sform_code")) if fields[use] > 0]
+    if not all((np.abs(numbers) < LARGEST_LENGTH).all() for numbers in geometry):  # not of NaN either
+        raise InputError(f"{path}: damaged image (its voxel size or its orientation is no possible one)")
+    offset = float(fields["vox_offset"])
+    if not HEADER.itemsize + 4 <= offset <= LARGEST_OFFSET:
+        raise InputError(f"{path}: damaged image (its voxels begin at byte {offset:g})")
+    kind = np.dtype(order + DATA_TYPES[code])
+    header = NiftiHeader(tuple(shape[:3]), kind, int(offset), math.prod(shape[:3]) * kind.itemsize)
+    if header.offset + header.length > most:
+        raise InputError(
+            f"{path}: damaged image (truncated: its header tells {header.length} bytes of voxels, "
+            f"the file has at most {max(most - header.offset, 0)})"
+        )
+    return header
+
+
+def _open_bytes(path):
+    return gzip.open(path) if str(path).endswith(".gz") else open(path, "rb")
+
+
+def _scan_voxels(path, header):
+    """Read a file from its first voxel on: (bytes, whether all voxels are finite).
+
+    Reads to the end, which checks an archive, unless that is much later than the header says.
+    """
     length, finite = 0, True
-    with gzip.open(path) if str(path).endswith(".gz") else open(path, "rb") as file:
-        byte_order = "<" if struct.unpack("<i", file.read(4))[0] == 348 else ">"  # a header begins with its size
-        kind = np.dtype(byte_order + FLOATING_TYPES[data_type]) if data_type in FLOATING_TYPES else None
-        file.seek(offset)
+    with _open_bytes(path) as file:
+        file.seek(header.offset)
         for chunk in iter(lambda: file.read(2**22), b""):
             length += len(chunk)
-            if kind:
-                finite &= bool(np.isfinite(np.frombuffer(chunk, kind, len(chunk) // kind.itemsize)).all())
+            if header.kind.kind == "f":
+                number = len(chunk) // header.kind.itemsize
+                finite &= bool(np.isfinite(np.frombuffer(chunk, header.kind, number)).all())
+            if length > header.length + LARGEST_OFFSET:
+                break
     return length, finite
 
 
 def _read_header(path):
     if not str(path).endswith((".nii", ".nii.gz")):
         raise InputError(f"{path}: not a .nii or .nii.gz file")
+    header = read_nifti_header(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.SetImageIO("NiftiImageIO")
@@ -80,12 +158,7 @@ def _read_header(path):
         reader.ReadImageInformation()
     except RuntimeError as error:
         raise InputError(f"{path}: not a NIfTI image ({_reason(error)})") from None
-    if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
-        raise InputError(
-            f"{path}: a 3-D image with one value per voxel is needed, "
-            f"this one is {reader.GetDimension()}-D with {reader.GetNumberOfComponents()}"
-        )
-    return reader
+    return reader, header
 
 
 def _read_voxels(reader, path):
@@ -106,9 +179,17 @@ def write_image(image, path):
         check_image(partial)  # ITK does not notice every failure
         partial.replace(path)
     except (RuntimeError, InputError):
+        with name_file(path):
+            _refuse_full_disk(partial, math.prod(image.GetSize()) * image.GetSizeOfPixelComponent())
         raise OSError(errno.EIO, "could not be written", str(path)) from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _refuse_full_disk(path, length):
+    """Raise OSError where a file cannot grow by ``length`` bytes: ITK does not say why it failed."""
+    with open(path, "ab") as file:
+        os.posix_fallocate(file.fileno(), file.tell(), length)
 
 
 def to_array(image):
@@ -144,7 +225,8 @@ class Volumes:
     def add(self, cohort):
         """Add the images of a cohort, checking the headers only; raises InputError for the first bad one."""
         for path in cohort["Path"]:
-            shape = tuple(reversed(_read_header(path).GetSize()))  # x, y, z -> z, y, x
+            _, header = _read_header(path)
+            shape = tuple(reversed(header.shape))  # x, y, z -> z, y, x
             if self.shape is None:
                 self.shape, self._first = shape, path
             if shape != self.shape:
