@@ -51,7 +51,7 @@ class FakeModel:
             self.threshold[0] += 100
         return float(images.mean())
 
-    def predict(self, images):
+    def predict(self, images, largest_batch):
         return (images.mean((1, 2, 3, 4)) > self.threshold[0]).astype(np.float32)
 
     def keep(self):
@@ -146,7 +146,7 @@ def run(err, argv, cwd, fault=None, pause=0.0):
 def serve():
     """Answer requests until stdin ends."""
     backend, model = types.ModuleType("travelling.backend"), types.ModuleType("travelling.model")
-    backend.start = lambda seed: "no device"
+    backend.start = lambda *_: "no device"
     model.TravellingModel = FakeModel
     sys.modules.update({"travelling.backend": backend, "travelling.model": model})
     travelling.backend, travelling.model = backend, model

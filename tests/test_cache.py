@@ -8,7 +8,7 @@ from unittest import mock
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import run_here, write_image
+from conftest import write_image
 
 from travelling import cache, volumes
 from travelling.cache import ArrayFiles, free_memory
@@ -200,18 +200,3 @@ def test_free_memory_heeds_the_limits_of_its_control_groups(version, tmp_path):
         assert free_memory() == 4_096_000_000
         del content["/proc/meminfo"]
         assert free_memory() == 0
-
-
-def test_a_script_removes_its_own_cache_and_keeps_a_given_one(cohort, pretrained, tmp_path):
-    results = []
-    for name, options in (("memory", ()), ("own", ()), ("given", ("--cache-dir", tmp_path / "cache"))):
-        done = run_here(
-            "inference", "-fn", cohort / "test_set.csv", "-en", pretrained, "-pd", pretrained, "--first-cycle", 7,
-            "-o", tmp_path / name, "--cache-gb", 1 if name == "memory" else 0.001, *options, cwd=tmp_path,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert ("in memory (--cache-gb)" in done.stderr) == (name != "memory")
-        results.append((tmp_path / f"{name}_predictions.csv").read_bytes())
-    assert results[0] == results[1] == results[2]
-    assert len(list((tmp_path / "cache").iterdir())) == 40 - 6  # 157 kB each
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["cache"]

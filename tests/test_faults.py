@@ -263,7 +263,7 @@ def silent():
 def read_volumes(path):
     """What the scripts do with an image: (check_image's, open_image's, the batch that is trained on)."""
     image = check_image(path)
-    volumes = Volumes(cache_gb=1)
+    volumes = Volumes(1, path.parent / "cache")
     with contextlib.redirect_stderr(io.StringIO()):  # the progress bar
         volumes.add(pd.DataFrame({"Subject": ["s"], "Path": [str(path)]}))
         volumes.decode()
@@ -652,7 +652,7 @@ def test_the_runs_of_the_fake_model_have_something_to_lose(uninterrupted):
     log = uninterrupted["quality_control"]["qc.csv"].decode().splitlines()
     assert sum(row.split(",")[-1] == "1" for row in log) == 2  # eliminations
     assert len(uninterrupted["standard"]) == 7
-    assert len(uninterrupted["generate"]) == 6
+    assert len(uninterrupted["generate"]) == 9
 
 
 # What was happening, when ("open" or "rename" of a file, and the how manieth) the disk was full, and for which file.

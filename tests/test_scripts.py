@@ -272,6 +272,21 @@ def test_a_signal_finishes_the_step_and_says_how_to_go_on(number, status, contro
     assert errors.splitlines()[-1].startswith(b"interrupted; the same command goes on")
 
 
+def test_a_script_removes_its_own_cache_and_keeps_a_given_one(cohort, pretrained, tmp_path):
+    results = []
+    for name, options in (("memory", ()), ("own", ()), ("given", ("--cache-dir", tmp_path / "cache"))):
+        done = run_here(
+            "inference", "-fn", cohort / "test_set.csv", "-en", pretrained, "-pd", pretrained, "--first-cycle", 7,
+            "-o", tmp_path / name, "--cache-gb", 1 if name == "memory" else 0.001, *options, cwd=tmp_path,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert ("in memory (--cache-gb)" in done.stderr) == (name != "memory")
+        results.append((tmp_path / f"{name}_predictions.csv").read_bytes())
+    assert results[0] == results[1] == results[2]
+    assert len(list((tmp_path / "cache").iterdir())) == 40 - 6  # 157 kB each
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["cache"]
+
+
 def test_inference_skips_what_it_has_finished(cohort, controlled, tmp_path):
     folder = controlled / "qc_run"
     arguments = ("-fn", cohort / "test_set.csv", "-en", folder, "-pd", folder, "-o", "result")
