@@ -193,7 +193,7 @@ def verification(folder, size, volumes, arguments):
         for _ in range(10):
             ours.restore(ours.keep())
 
-    subjects = [f"s{number}" for number in range(min(5, volumes))]
+    subjects = [f"s{number}" for number in range(training_batch(size))]
     seconds = in_turns(
         {
             "bare": bare,
@@ -225,6 +225,11 @@ def verification(folder, size, volumes, arguments):
     return figures
 
 
+def training_batch(size):
+    """Images of a training step that fit into the memory of a small machine: at full size five would take 18 GB."""
+    return 5 if size[0] * size[1] * size[2] < 1e6 else 1
+
+
 def peak_memory(csv_path, size, width, way):
     """Peak memory (GB) of a process that trains a step and verifies once."""
     os.environ.pop("TF_CPP_MIN_LOG_LEVEL")  # the parent's: backend sets it, and is quiet
@@ -232,7 +237,7 @@ def peak_memory(csv_path, size, width, way):
 
     backend.start(1)
     trainer = make_trainers(csv_path, size, width, decode=way == 0)[way]
-    trainer.train(list(trainer._labels)[:5])
+    trainer.train(list(trainer._labels)[: training_batch(size)])
     trainer.evaluate()
     status = Path("/proc/self/status").read_text()  # getrusage would tell the parent's peak where that is higher
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1e6
