@@ -130,9 +130,13 @@ def complete(parser, arguments):
 def main():
     """Print the plan, run what is missing, and evaluate it."""
     arguments = parse_arguments()
+    # Only now, so that --help answers at once.
+    from travelling.run import refuse_read_only
+
     start = time.monotonic()
     folder = arguments.out
     refuse_other_layout(folder, arguments.seeds)
+    refuse_read_only(folder)
     cohort = demo_cohort(arguments) if arguments.demo else read_cohort(arguments)
     steps = plan(arguments, cohort)
     if not arguments.overwrite:

@@ -114,10 +114,9 @@ def run_steps(steps, folder, jobs, seconds, overwrite=False):
     together = [step for step in steps if jobs > 1 and not step.alone]
     first = [step for step in steps if step not in together]
     left = missing(steps, folder)
-    with progress_bar(
-        total=max(1, round(sum(seconds[step.name] for step in left))),
-        bar_format="{percentage:3.0f}%|{bar}| {elapsed} of about {desc}",
-    ) as bar:
+    total = max(1, round(sum(seconds[step.name] for step in left)))
+    looks = "{percentage:3.0f}%|{bar}| {elapsed} of about " + in_words(total)
+    with progress_bar(total=total, bar_format=looks) as bar:
         progress = _Progress(bar, seconds)
         for group, workers in ((first, 1), (together, jobs)):
             if workers > 1:  # they must not compete for the cores
@@ -193,7 +192,6 @@ class _Progress:
         now = time.monotonic()
         # An estimate may be too low: nothing that runs counts as done.
         running = sum(min(now - begun, 0.95 * self.seconds[name]) for name, begun in self._begun.items())
-        self._bar.set_description_str(in_words(self._bar.total), refresh=False)
         self._bar.update(min(round(self._done + running), self._bar.total) - self._bar.n)
 
 

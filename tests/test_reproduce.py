@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -11,26 +12,23 @@ import pytest
 from conftest import ROOT, SCRIPTS, make_cohort
 
 sys.path.insert(0, str(ROOT / "reproduce"))
-import reproduce
-import study_steps
-from study_steps import Step, in_words
+from study_steps import in_words
 
+import reproduce
+from travelling import command
 from travelling.errors import InputError
 
-# reproduce.py with scripts that only note that they ran; generate_data.py is the real one.
-DRIVER = """
-import sys
+STUBS = ("cohort", "train", "harm", "dirty", "control", "infer")
+COSTS = {"start": 1.0, "train": 0.1, "predict": 0.01, "read": 0.0, "make": 0.1, "harm": 0.1, "device": "abacus"}
+# For a process of its own: reproduce.py with scripts that only note that they ran, and nothing to measure or evaluate.
+DRIVER = f"""
 from pathlib import Path
 import reproduce
 from travelling import command
 
-def measure(*arguments):
-    return {"start": 1.0, "train": 0.1, "predict": 0.01, "read": 0.0, "make": 0.1, "harm": 0.1, "device": "abacus"}
-
-reproduce.measure = measure
+reproduce.run_apart = lambda *arguments: {COSTS}
 reproduce.evaluate = lambda folder, arguments: print("evaluated")
-for name in ("cohort", "train", "dirty", "control", "infer"):
-    reproduce.SCRIPTS[name] = Path(__file__).with_name(f"{name}.py")
+reproduce.SCRIPTS.update((name, Path(__file__).with_name(f"{{name}}.py")) for name in {STUBS})
 if __name__ == "__main__":
     command.run(reproduce.main)
 """
@@ -70,7 +68,7 @@ def main():
         (target / "run.json").write_text(" ".join(words))
         for part in ("encoder", "classifier_PD"):
             (target / f"{part}_distributed_BS5_09.keras").write_text("x")
-        for file in ("log.csv", "log_subjects.csv", "training_set.csv", "test_set.csv"):
+        for file in ("log.csv", "log_subjects.csv", "training_set.csv", "test_set.csv", "truth.csv"):
             (target / file).write_text("x")
     note("end")
 
@@ -81,11 +79,14 @@ command.run(main)
 class Study:
     """A place to run reproduce.py with such scripts."""
 
-    def __init__(self, folder, cohort):
-        self.folder, self.out = folder, folder / "out"
+    def __init__(self, folder, cohort, monkeypatch, capsys):
+        self.folder, self.out, self._monkeypatch, self._capsys = folder, folder / "out", monkeypatch, capsys
         (folder / "driver.py").write_text(DRIVER)
-        for name in ("cohort", "train", "dirty", "control", "infer"):
+        for name in STUBS:
             (folder / f"{name}.py").write_text(SCRIPT)
+            monkeypatch.setitem(reproduce.SCRIPTS, name, folder / f"{name}.py")
+        monkeypatch.setattr(reproduce, "run_apart", lambda *arguments: COSTS)
+        monkeypatch.setattr(reproduce, "evaluate", lambda folder, arguments: print("evaluated"))
         self.options = ["--train", cohort / "training_set.csv", "--test", cohort / "test_set.csv", "--out", self.out]
         self.options += ["--centers", 2, "--images", 3]
         self.order()
@@ -105,11 +106,12 @@ class Study:
         )  # fmt: skip
 
     def run(self, *options):
-        """Run it: (exit status, stdout, stderr, what the scripts noted since)."""
+        """Run it here: (exit status, stdout, stderr, what the scripts noted since)."""
         before = len(self.journal())
-        process = self.start(*options)
-        out, err = process.communicate(timeout=60)
-        return process.returncode, out, err, self.journal()[before:]
+        self._monkeypatch.setattr(sys, "argv", ["reproduce.py", *map(str, [*self.options, *options])])
+        with pytest.raises(SystemExit) as end:
+            command.run(reproduce.main)
+        return end.value.code, *self._capsys.readouterr(), self.journal()[before:]
 
     def journal(self):
         path = self.folder / "journal"
@@ -132,8 +134,8 @@ def small_cohort(tmp_path_factory):
 
 
 @pytest.fixture
-def study(tmp_path, small_cohort):
-    return Study(tmp_path, small_cohort)
+def study(tmp_path, small_cohort, monkeypatch, capsys):
+    return Study(tmp_path, small_cohort, monkeypatch, capsys)
 
 
 def planned(monkeypatch, *options):
@@ -193,29 +195,23 @@ def test_a_step_comes_after_those_whose_results_it_reads(monkeypatch, tmp_path):
     assert option(steps["cohort"], "--shrink") == "4"
 
 
-def test_options_reach_the_scripts_that_know_them(monkeypatch, study, capsys):
+def test_options_reach_the_scripts_that_know_them(monkeypatch, small_cohort, tmp_path):
     _, steps = planned(
-        monkeypatch, *study.options, "--precision", "bfloat16", "--deterministic", "--cache-dir", study.folder / "c",
-        "--cache-gb", 3, "--keep-every", 5, "--protocol", "published", "--error", 0.05, "--revisit", 3,
-        "--maximum", 4000, "--kinds", "noise", "--experiments", "single", "--allow-saturated",
+        monkeypatch, "--train", small_cohort / "training_set.csv", "--test", small_cohort / "test_set.csv",
+        "--out", tmp_path, "--precision", "bfloat16", "--deterministic", "--cache-dir", tmp_path, "--cache-gb", 3,
+        "--keep-every", 5, "--protocol", "published", "--error", 0.05, "--revisit", 3, "--maximum", 4000,
+        "--kinds", "noise", "--experiments", "single", "--allow-saturated",
     )  # fmt: skip
     assert list(steps) == [name for name in IN_ORDER if "/" not in name or name.startswith(("clean", "single_noise"))]
     for step in steps.values():
         monkeypatch.setattr(sys, "argv", step.command())
-        main = runpy_globals(step.line[0])
-        parsed = vars(main["parse_arguments"]())
+        parsed = vars(runpy.run_path(str(step.line[0]), run_name="script")["parse_arguments"]())
         for name, value in {
-            "precision": "bfloat16", "deterministic": True, "cache_gb": 3, "cache_dir": study.folder / "c",
+            "precision": "bfloat16", "deterministic": True, "cache_gb": 3, "cache_dir": tmp_path,
             "keep_every": 5, "protocol": "published", "error": 0.05, "revisit": 3, "allow_saturated": True,
-            "maximum": 4000, "centers": 2, "images": 3,
+            "maximum": 4000,
         }.items():  # fmt: skip
             assert parsed.get(name, value) == value, (step.name, name)
-
-
-def runpy_globals(script):
-    import runpy
-
-    return runpy.run_path(str(script), run_name="script")
 
 
 def test_seeds_have_folders_and_seeds_of_their_own(monkeypatch, tmp_path):
@@ -261,8 +257,7 @@ def test_one_layout_in_one_folder(tmp_path):
 def test_a_study_runs_in_order_and_once(study):
     status, out, err, journal = study.run()
     assert status == 0, err
-    scripts = [name for name in IN_ORDER if not name.endswith("harmful")]
-    assert journal == [f"{what} {name}" for name in scripts for what in ("begin", "end")]
+    assert journal == [f"{what} {name}" for name in IN_ORDER for what in ("begin", "end")]
     assert out.startswith(f"23 of 23 steps to run, 1 at a time, in {study.out}\nestimated time: ")
     assert "abacus" in out
     assert "evaluated" in out
@@ -273,15 +268,24 @@ def test_a_study_runs_in_order_and_once(study):
     assert (status, journal) == (0, [])
     assert "all steps are done" in out
 
-    # What was made with other options is the scripts' to refuse; here, the one that is real.
-    status, _, err, journal = study.run("--images", 2, "--kinds", "noise")
+
+def test_what_was_made_with_other_options_is_the_scripts_to_refuse(study, monkeypatch):
+    monkeypatch.setitem(reproduce.SCRIPTS, "harm", SCRIPTS["generate"])
+    options = ["--kinds", "noise", "--experiments", "whole_centers"]
+    assert study.run(*options)[0] == 0
+    status, _, err, journal = study.run(*options, "--images", 2)
     assert (status, journal) == (2, [])
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert "steps/whole_centers_noise_harmful.txt: step 'whole_centers_noise/harmful': " in line
     assert "images is 3 there and 2 here" in line
-    status, _, err, journal = study.run("--images", 2, "--kinds", "noise", "--overwrite", "--experiments", "whole_centers")
+    status, _, err, journal = study.run(*options, "--images", 2, "--overwrite")
     assert status == 0, err
-    assert journal == [f"{what} {name}" for name in IN_ORDER if "centers_noise/" in name for what in ("begin", "end")][2:]
+    assert journal == [
+        f"{what} whole_centers_noise/{name}{run}"
+        for name in ("dirty_baseline", "quality_control")
+        for run in ("", "/inference")
+        for what in ("begin", "end")
+    ]
 
 
 def test_a_result_that_is_gone_or_read_anew_runs_again(study):
@@ -294,7 +298,9 @@ def test_a_result_that_is_gone_or_read_anew_runs_again(study):
 
 
 def test_a_dry_run_prints_what_can_be_run_and_runs_nothing(study):
-    status, out, _, journal = study.run("--dry-run", "--kinds", "noise", "--experiments", "single", "--cache-dir", "a b")
+    status, out, _, journal = study.run(
+        "--dry-run", "--kinds", "noise", "--experiments", "single", "--cache-dir", "a b"
+    )
     assert (status, journal) == (0, [])
     assert not study.out.exists()
     assert "# estimated time: " in out
@@ -302,10 +308,7 @@ def test_a_dry_run_prints_what_can_be_run_and_runs_nothing(study):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     subprocess.run(["sh"], input=out, text=True, check=True, env=environment, capture_output=True)
     scripts = [name for name in IN_ORDER if "/" not in name or name.startswith(("clean", "single_noise"))]
-    assert [line for line in study.journal() if line.startswith("end")] == [
-        f"end {name}" for name in scripts if not name.endswith("harmful")
-    ]
-    assert (study.out / "single_noise" / "harmful" / "truth.csv").is_file()
+    assert [line for line in study.journal() if line.startswith("end")] == [f"end {name}" for name in scripts]
 
 
 @pytest.mark.parametrize(
@@ -357,7 +360,6 @@ def test_after_an_interruption_the_same_command_goes_on(number, status, study):
 
 def test_a_cohort_is_not_lost_to_other_options(study):
     study.options = ["--demo", "--out", study.out, "--experiments", "single", "--kinds", "noise", "--jobs", 1]
-    # generate_data.py is real and cannot use the stub's cohort, so the study ends there
     assert study.run("--shrink", 16)[3][:2] == ["begin cohort", "end cohort"]
     status, _, err, journal = study.run("--shrink", 8)
     assert (status, journal) == (2, [])
@@ -394,6 +396,42 @@ def test_durations_in_words():
     ]  # fmt: skip
 
 
-def test_the_longest_of_those_that_can_run_comes_first(tmp_path):
-    assert study_steps.needed(Step("b", ("x",), reads=("a/r",)), [Step("a", ("x",), results=("a/r",))])
-    assert not study_steps.needed(Step("b", ("x",), reads=("a/s",)), [Step("a", ("x",), results=("a/r",))])
+def test_the_longest_of_those_that_can_run_comes_first(study):
+    study.run("--experiments", "single", "--kinds", "noise", "--jobs", 2)
+    begun = [line.split()[1] for line in study.journal() if line.startswith("begin")]
+    assert begun[0] == "pretrained"
+    assert set(begun[1:3]) == {"clean", "single_noise/harmful"}
+    assert begun.index("single_noise/quality_control") < begun.index("single_noise/dirty_baseline/inference")
+
+
+@pytest.mark.slow
+def test_a_study_that_is_killed_again_and_again_ends_like_another(cohort, tmp_path):
+    def command_line(out):
+        options = [
+            "--train", cohort / "training_set.csv", "--test", cohort / "test_set.csv", "--out", out,
+            "--cycles", 4, "--pretrained-cycles", 3, "--width", 0.1, "--pretraining-rate", 0.002, "--allow-saturated",
+            "--kinds", "inverted", "--experiments", "whole_centers", "--centers", 2, "--images", 3,
+        ]  # fmt: skip
+        return [sys.executable, str(ROOT / "reproduce" / "reproduce.py"), *map(str, options)]
+
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    subprocess.run(command_line(whole), check=True, capture_output=True)
+    ends = []
+    for seconds in (10, 15, 20, 25, 30, 35, 40, 600):
+        process = subprocess.Popen(command_line(torn), stderr=subprocess.PIPE, text=True, start_new_session=True)
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal((signal.SIGTERM, signal.SIGKILL)[len(ends) % 2])
+        assert "Traceback" not in process.communicate()[1]
+        ends.append(process.returncode)
+        if not ends[-1]:
+            break
+    assert ends[-1] == 0
+    assert len(ends) > 2
+    for name in (
+        "quality_control/log.csv",
+        *(f"{run}/inference_predictions.csv" for run in ("dirty_baseline", "quality_control")),
+    ):
+        path = f"whole_centers_inverted/{name}"
+        assert (torn / path).read_bytes() == (whole / path).read_bytes(), name
