@@ -125,14 +125,24 @@ def run_steps(steps, folder, jobs, seconds, overwrite=False):
             _run_group([step for step in group if step in left], folder, workers, progress, overwrite)
 
 
+def times_before_the_end(steps, seconds):
+    """How long each step and the longest chain of steps behind it take, by name: what to begin with."""
+    times = {}
+    for step in reversed(steps):
+        behind = [times[other.name] for other in steps if other.name in times and needed(other, [step])]
+        times[step.name] = seconds[step.name] + max(behind, default=0)
+    return times
+
+
 def _run_group(steps, folder, workers, progress, overwrite):
-    """Run steps, each as soon as there is a worker and nothing that it needs is left; the longest first."""
+    """Run steps, each as soon as there is a worker and nothing that it needs is left."""
     waiting, running = list(steps), {}
+    before_the_end = times_before_the_end(steps, progress.seconds)
     with _workers(workers) as pool:
         while waiting or running:
             ready = [step for step in waiting if not needed(step, [*waiting, *running.values()])]
-            if workers > 1:
-                ready.sort(key=lambda step: -progress.seconds[step.name])
+            if workers > 1:  # otherwise nothing is gained by another order than the paper's
+                ready.sort(key=lambda step: -before_the_end[step.name])
             for step in ready[: workers - len(running)]:
                 waiting.remove(step)
                 if is_done(step, folder):  # what it needs ran again, but to the same result

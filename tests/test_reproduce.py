@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, SCRIPTS, make_cohort
 
 sys.path.insert(0, str(ROOT / "reproduce"))
-from study_steps import in_words
+from study_steps import in_words, times_before_the_end
 
 import reproduce
 from travelling import command
@@ -36,8 +36,8 @@ SCRIPT = """
 import json, os, sys, time
 from pathlib import Path
 from travelling import command
+from travelling.errors import Stopped
 
-command.finish_steps_on_signals()
 name, words = Path(sys.argv[0]).stem, sys.argv[1:]
 options = dict(zip(words, words[1:]))
 target = Path(options["-o" if name == "infer" else "--output-folder"])
@@ -50,9 +50,16 @@ def note(what):
 
 def main():
     note("begin")
+    if order == "read":
+        time.sleep(60)  # as a script that still reads its images, and has nothing to finish
+    command.finish_steps_on_signals()
     while order == "wait":
         time.sleep(0.02)
-        command.stop_if_asked()
+        try:
+            command.stop_if_asked()
+        except Stopped:
+            note("stop")
+            raise
     if order == "die":
         os._exit(9)
     if order == "crash":
@@ -341,13 +348,13 @@ def test_after_an_interruption_the_same_command_goes_on(number, status, study):
     for name in waiting:
         study.wait_for(f"begin {name}")
     os.killpg(process.pid, number) if number == signal.SIGINT else os.kill(process.pid, number)
-    _, err = process.communicate(timeout=30)  # ends when the scripts have, which hold its stderr
+    _, err = process.communicate(timeout=30)
     assert process.returncode == status
     assert "Traceback" not in err
     if number != signal.SIGKILL:
         assert err.endswith("interrupted; the same command goes on from here\n")
-    texts = [(study.out / "steps" / f"{name.replace('/', '_')}.txt").read_text() for name in waiting]
-    assert all("interrupted; the same command goes on from here" in text for text in texts)
+    for name in waiting:  # the scripts stop on their own where nobody is left to tell them
+        study.wait_for(f"stop {name}")
     before = len(study.journal())
     study.order()
     ended, out, err, journal = study.run(*options)
@@ -356,6 +363,17 @@ def test_after_an_interruption_the_same_command_goes_on(number, status, study):
     assert not [line for line in journal if line.endswith((" pretrained", " clean"))]
     assert {f"end {name}" for name in waiting} <= set(journal)
     assert before == len(study.journal()) - len(journal)
+
+
+def test_a_script_that_has_not_begun_to_train_stops_at_once(study):
+    study.order(clean="read")
+    process = study.start()
+    study.wait_for("begin clean")
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert "Traceback" not in err
+    assert err.endswith("interrupted; the same command goes on from here\n")
 
 
 def test_a_cohort_is_not_lost_to_other_options(study):
@@ -396,12 +414,15 @@ def test_durations_in_words():
     ]  # fmt: skip
 
 
-def test_the_longest_of_those_that_can_run_comes_first(study):
-    study.run("--experiments", "single", "--kinds", "noise", "--jobs", 2)
-    begun = [line.split()[1] for line in study.journal() if line.startswith("begin")]
-    assert begun[0] == "pretrained"
-    assert set(begun[1:3]) == {"clean", "single_noise/harmful"}
-    assert begun.index("single_noise/quality_control") < begun.index("single_noise/dirty_baseline/inference")
+def test_what_the_longest_wait_for_is_run_first(study, monkeypatch):
+    _, steps = planned(monkeypatch, *study.options, "--experiments", "single", "--kinds", "noise")
+    seconds = dict.fromkeys(steps, 1) | {"single_noise/quality_control": 100, "clean": 50}
+    times = times_before_the_end(list(steps.values()), seconds)
+    assert times["single_noise/quality_control"] == 101
+    assert times["single_noise/harmful"] == 102
+    assert times["clean"] == 51
+    assert times["pretrained"] == 102
+    assert times["clean/inference"] == 1
 
 
 @pytest.mark.slow
