@@ -20,7 +20,7 @@ $(INSTALLED): requirements.txt requirements-dev.txt pyproject.toml
 	@touch $@
 
 demo: $(INSTALLED)
-	.venv/bin/python reproduce/demo.py
+	.venv/bin/python reproduce/reproduce.py --demo
 
 test: $(INSTALLED)
 	.venv/bin/ruff check

@@ -1,8 +1,8 @@
 """The paper's tables, from the raw records of a study folder and nothing else.
 
-Reads a folder as reproduce/demo.py makes it, or one with such a layout in each of seed_1, seed_2, ..., and writes every
-table as CSV (all numbers, one case a row), Markdown and LaTeX (for readers): performance, detection, centers, fairness,
-elimination and cost. What is not there is n/a, and the notes below a table say why.
+Reads a folder as reproduce/reproduce.py makes it, or one with such a layout in each of seed_1, seed_2, ..., and writes
+every table as CSV (all numbers, one case a row), Markdown and LaTeX (for readers): performance, detection, thresholds,
+centers, fairness, elimination and cost. What is not there is n/a, and the notes below a table say why.
 
 Example:
     python reproduce/make_tables.py demo --out demo/tables

@@ -10,10 +10,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from study_records import CLEAN, CONTROLLED, DIRTY, in_words
-from study_tables import METRIC_NAMES, MODEL_NAMES
+from study_tables import METRIC_NAMES, MODEL_NAMES, detection_by_threshold
 
 from travelling.checkpoint import write_whole
-from travelling.cohort import SEPARATOR
 from travelling.errors import InputError
 from travelling.quality_control import ROUNDING
 
@@ -271,45 +270,6 @@ def _short(name):
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
-def detection_by_threshold(run):
-    """What other values of -error would have flagged in the run's first cycle: a DataFrame, one row per threshold.
-
-    ``threshold`` (rise of FPR or FNR per image) takes all values at which something changes, and the run's own.
-    ``harmful`` and ``good`` are the shares of images for which the log shows that they would have been flagged: the
-    batch and then the image alone rose by more than the threshold. ``harmful_at_most`` and ``good_at_most`` add the
-    images of batches that a threshold below the run's own would have undone but the run did not, so that nobody tried
-    these images alone.
-
-    Every row is taken as recorded, with the model and reference that this run had then; with another threshold other
-    steps would have been undone and later rows would differ. Later cycles depend on the first, so it is the only one
-    used.
-    """
-    first = run.log[run.log["Cycle"] == run.log["Cycle"][1]]
-    batch_rise, own_rise = {}, {}
-    for _, row in first.iterrows():
-        for subject in row["Subjects"].split(SEPARATOR):
-            if row["Phase"] == "batch":
-                batch_rise[subject] = row["Rise"]
-            elif row["Phase"] == "subject":
-                own_rise[subject] = row["Rise"]
-    images = run.images.loc[list(batch_rise)]
-    batch, own = (
-        np.array([rises.get(subject, np.nan) for subject in images.index]) for rises in (batch_rise, own_rise)
-    )
-    harmful = images["Harmful"].to_numpy()
-    thresholds = np.unique(np.concatenate([[0, run.error], batch, own[~np.isnan(own)]]).clip(min=0).round(12))
-    rows = []
-    for threshold in thresholds:
-        known = (batch > threshold + ROUNDING) & (own > threshold + ROUNDING)
-        possible = known | (batch > threshold + ROUNDING) & np.isnan(own)
-        row = {"threshold": threshold}
-        for name, members in (("harmful", harmful), ("good", ~harmful)):
-            row[name] = known[members].mean() if members.any() else np.nan
-            row[f"{name}_at_most"] = possible[members].mean() if members.any() else np.nan
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
 def flags_by_threshold(run):
     """What another -error would have flagged in the first cycle, as far as the log tells."""
     table = detection_by_threshold(run)
@@ -322,9 +282,9 @@ def flags_by_threshold(run):
     )
     own = table[table["threshold"] >= run.error - ROUNDING].iloc[0]
     alternative = (
-        f"Step chart of the share of images flagged by threshold. At the run's {run.error:g}: {own['harmful']:.0%} of "
-        "harmful and "
-        f"{own['good']:.1%} of good images. " + _words_of_range(table)
+        f"Step chart of the share of images flagged by threshold. At the run's {run.error:g}: "
+        f"{own['harmful_flagged']:.0%} of harmful and {own['good_flagged']:.1%} of good images. "
+        + _words_of_range(table)
     )
     return Picture(
         _name("thresholds", run), f"Detection by threshold: {run.name}", caption, alternative, (6.5, 3.2),
@@ -334,10 +294,10 @@ def flags_by_threshold(run):
 
 def _words_of_range(table):
     """Up to which threshold all harmful images that can be are flagged, in words."""
-    most = table["harmful"].max()
+    most = table["harmful_flagged"].max()
     if not most > 0:
         return "No threshold would have flagged a harmful image."
-    last = table[table["harmful"] >= most]["threshold"].max()
+    last = table[table["harmful_flagged"] >= most]["threshold"].max()
     following = table[table["threshold"] > last]["threshold"]
     until = following.min() if len(following) else last
     return f"The most harmful images, {most:.0%}, are flagged with thresholds below {until:.3g}."
@@ -345,17 +305,24 @@ def _words_of_range(table):
 
 def _draw_thresholds(run, table, figure, colors):
     axis = figure.subplots()
-    nothing = table[(table["harmful_at_most"].fillna(0) == 0) & (table["good_at_most"].fillna(0) == 0)]["threshold"]
+    at_most = table[["harmful_flagged_at_most", "good_flagged_at_most"]].fillna(0)
+    nothing = table[(at_most == 0).all(axis=1)]["threshold"]
     end = 1.2 * max(nothing.min() if len(nothing) else table["threshold"].max(), 1.5 * run.error, 0.01)
     edges = np.append(table["threshold"], max(end, table["threshold"].max() + 1))
     for name, color, line in (("harmful", colors[DIRTY], "-"), ("good", colors[CONTROLLED], "--")):
         axis.stairs(
-            table[name], edges, baseline=None, color=color, linestyle=line, linewidth=1.6, label=f"{name} images"
+            table[f"{name}_flagged"],
+            edges,
+            baseline=None,
+            color=color,
+            linestyle=line,
+            linewidth=1.6,
+            label=f"{name} images",
         )
         axis.stairs(
-            table[f"{name}_at_most"],
+            table[f"{name}_flagged_at_most"],
             edges,
-            baseline=table[name],
+            baseline=table[f"{name}_flagged"],
             fill=True,
             color=color,
             alpha=0.2,

@@ -1,6 +1,6 @@
 """The raw records of a study, read and checked: what tables, figures and report are made from.
 
-A study folder holds, as reproduce/demo.py lays them out, ``clean/`` and, for every experiment and kind of harm,
+A study folder holds, as reproduce/reproduce.py lays them out, ``clean/`` and, for every experiment and kind of harm,
 ``<experiment>_<kind>/`` with ``harmful/``, ``dirty_baseline/`` and ``quality_control/``. A study with several seeds
 has one such layout in each of ``seed_<N>/``. No image is opened here, so a study can be evaluated without its images.
 

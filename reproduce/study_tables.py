@@ -14,6 +14,7 @@ from travelling.checkpoint import write_whole
 from travelling.cohort import SEPARATOR
 from travelling.errors import InputError
 from travelling.metrics import METRICS, age_groups, performance
+from travelling.quality_control import ROUNDING
 from travelling.run import write_csv
 
 METRIC_NAMES = {
@@ -33,6 +34,7 @@ CENTER_SIZES = {"1 image": (1, 1), "2 to 5 images": (2, 5), "more than 5 images"
 HARMFUL, GOOD, WHOLE_CENTERS = "harmful", "good", "whole harmful centers"
 PHASES = ("batch", "subject", "revisit")
 OUTCOMES = ("flagged", "eliminated")
+THRESHOLDS = (0.005, 0.01, 0.02, 0.05, 0.1)  # values of -error; the runs' own are added
 
 
 @dataclass
@@ -63,6 +65,7 @@ def make_tables(study, cycle=None, age_edges=AGE_EDGES, resamples=RESAMPLES, see
     made = [
         performance_table(study, diagnoses),
         detection_table(study),
+        thresholds_table(study),
         centers_table(study),
         fairness_table(study, diagnoses),
         elimination_table(study, age_edges, seed),
@@ -436,6 +439,100 @@ def summary_of_detection(table):
                 row[f"{name} {outcome}"] = count_text(images[outcome]) + in_cycles
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def detection_by_threshold(run, thresholds=None):
+    """What other values of -error would have done in the run's first cycle: a DataFrame, one row per threshold.
+
+    ``threshold`` is the rise of FPR or FNR per image; None takes all values at which something changes, and the run's
+    own. ``harmful_flagged`` and ``good_flagged`` are the shares of images for which the log shows that they would have
+    been flagged: the batch and then the image alone rose by more than the threshold. ``..._eliminated`` are those of
+    them whose revisit rose by more, too. ``..._at_most`` adds the images of which the log does not tell it: those of
+    batches that a threshold below the run's own would have undone but the run did not, so that nobody tried the images
+    alone, and those that were not revisited.
+
+    Every row is taken as recorded, with the model and reference that this run had then; with another threshold other
+    steps would have been undone and later rows would differ. Later cycles depend on the first, so it is the only one
+    whose flags are used.
+    """
+    first = run.log[run.log["Cycle"] == run.log["Cycle"][1]]
+    batches = first[first["Phase"] == "batch"]
+    members = batches["Subjects"].str.split(SEPARATOR).explode()
+    images = run.images.loc[list(members)]
+    batch = batches["Rise"].loc[members.index].to_numpy()
+    own = first[first["Phase"] == "subject"].set_index("Subject")["Rise"].reindex(images.index).to_numpy()
+    revisits = run.log[run.log["Phase"] == "revisit"].groupby("Subject")["Rise"].first()
+    again = revisits.reindex(images.index).where(own > run.error + ROUNDING).to_numpy()  # after a flag in this cycle
+    if thresholds is None:
+        changes = np.concatenate([[0, run.error], batch, own[~np.isnan(own)], again[~np.isnan(again)]])
+        thresholds = np.unique(changes.clip(min=0).round(12))
+    harmful = images["Harmful"].to_numpy()
+    rows = []
+    for threshold in thresholds:
+        row = {"threshold": threshold}
+        flagged, flagged_at_most = True, True
+        for outcome, rises in (("undone", batch), ("flagged", own), ("eliminated", again)):
+            above = rises > threshold + ROUNDING
+            flagged, flagged_at_most = flagged & above, flagged_at_most & (above | np.isnan(rises))
+            if outcome not in OUTCOMES:
+                continue
+            for name, those in ((HARMFUL, harmful), (GOOD, ~harmful)):
+                row[f"{name}_{outcome}"] = flagged[those].mean() if those.any() else np.nan
+                row[f"{name}_{outcome}_at_most"] = flagged_at_most[those].mean() if those.any() else np.nan
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def thresholds_table(study):
+    """Sensitivity and false alarms of other values of -error, as far as the logs tell: means over seeds."""
+    outcomes = [f"{name}_{outcome}" for name in (HARMFUL, GOOD) for outcome in OUTCOMES]
+    endings = ("", "_at_most", "_sd_over_seeds")
+    columns = (
+        "experiment", "kind", "seeds", "revisit", "threshold", "of_this_study",
+        *(f"{outcome}{ending}" for outcome in outcomes for ending in endings),
+    )  # fmt: skip
+    rows = []
+    for condition in study.conditions:
+        runs = [run for run in study.controls if (run.experiment, run.kind) == condition]
+        own = {round(run.error, 9) for run in runs}
+        grid = sorted({*THRESHOLDS, *own})
+        tables = [detection_by_threshold(run, grid) for run in runs]
+        waits = "; ".join(dict.fromkeys(str(run.revisit) for run in runs if run.revisit))
+        for number, threshold in enumerate(grid if runs else ()):
+            row = dict(zip(columns, (*condition, len(runs), waits, threshold, threshold in own), strict=False))
+            for outcome in outcomes:
+                values = [table[outcome][number] for table in tables]
+                row[outcome] = np.mean(values)
+                row[f"{outcome}_at_most"] = np.mean([table[f"{outcome}_at_most"][number] for table in tables])
+                row[f"{outcome}_sd_over_seeds"] = np.std(values, ddof=1) if len(runs) > 1 else np.nan
+            rows.append(row)
+    frame = pd.DataFrame(rows, columns=columns)
+    view = []
+    for _, row in frame.iterrows():
+        cells = identity_cells(row["experiment"], row["kind"])
+        cells |= {"seeds": count_text(row["seeds"])} if len(study.seeds) > 1 else {}
+        cells["-error"] = f"{row['threshold']:g}{' (as run)' if row['of_this_study'] else ''}"
+        cells |= {outcome.replace("_", " "): _range_cell(row, outcome) for outcome in outcomes}
+        view.append(cells)
+    caption = (
+        "Shares of images that other values of -error would have flagged in the first cycle, and eliminated at the "
+        "revisit that followed: of harmful images the sensitivity, of good ones the false alarms. From the rises of "
+        "FPR and FNR that the logs record, each step judged in the state that its own run was in: with another value "
+        "other steps would have been undone, and everything after them would differ. 'to': up to so many, where the "
+        "log does not tell because nobody tried these images alone. It says nothing of another -revisit, for which "
+        "the study must be run again."
+        + (" Means over seeds ± standard deviation over seeds." if len(study.seeds) > 1 else "")
+    )
+    views = {"Images found by threshold": pd.DataFrame(view)}
+    return Table("thresholds", "Other values of -error", caption, frame, views, notes_of(study))
+
+
+def _range_cell(row, outcome):
+    text = number_text(row[outcome])
+    deviation = row[f"{outcome}_sd_over_seeds"]
+    text += "" if pd.isna(deviation) else f" ± {deviation:.3f}"
+    most = row[f"{outcome}_at_most"]
+    return f"{text} to {number_text(most)}" if most > row[outcome] else text
 
 
 def centers_table(study):

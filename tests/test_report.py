@@ -19,7 +19,7 @@ from study_maker import REPRODUCE, make_study
 from travelling.errors import InputError
 
 sys.path.insert(0, str(REPRODUCE))
-from study_figures import detection_by_threshold, make_figures, overview, render, write_figures
+from study_figures import make_figures, overview, render, write_figures
 from study_records import read_study
 from study_report import make_report, methods
 from study_tables import make_tables
@@ -188,15 +188,6 @@ def test_a_study_without_anything_finished_has_a_report(study, tmp_path):
     assert "whole_centers_noise/quality_control: not finished" in report
     assert "left no run.json" in report
     assert not re.search(r"\b(nan|None|NaN)\b(?! has finished)", re.sub("(?s)<(script|style)>.*?</", "", report))
-
-
-def test_detection_by_threshold_by_hand(study):
-    table = detection_by_threshold(study.controls[0]).set_index("threshold")
-    # first cycle, rise per image: h1;h2 as a batch 0.8 / 2 = 0.4, alone 0.7 and 0; b1;b2;b3 0.25 / 3, alone 0.25, 0, 0
-    assert table.index.tolist() == pytest.approx([0, 0.05, 0.25 / 3, 0.25, 0.4, 0.7])
-    assert table["harmful"].tolist() == [0.5, 0.5, 0.5, 0.5, 0, 0]
-    assert table["good"].tolist() == pytest.approx([1 / 13, 1 / 13, 0, 0, 0, 0])
-    assert (table["good_at_most"] == table["good"]).all()
 
 
 def test_images_are_shown_only_on_demand(study, figures, tmp_path):

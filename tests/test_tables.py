@@ -18,6 +18,7 @@ from intervals import metric_replicates, paired_p_value, percentile_interval, wi
 from study_records import read_study
 from study_tables import (
     Table,
+    detection_by_threshold,
     make_tables,
     summary_of_detection,
     summary_of_performance,
@@ -192,6 +193,49 @@ def test_cost_by_hand(tables):
     assert cost("cycles") == 3
 
 
+def test_detection_by_threshold_by_hand(whole):
+    table = detection_by_threshold(read_study(whole).controls[0]).set_index("threshold")
+    # first cycle, rise per image: h1;h2 as a batch 0.8 / 2 = 0.4, alone 0.7 and 0; b1;b2;b3 0.25 / 3, alone 0.25, 0, 0
+    assert table.index.tolist() == pytest.approx([0, 0.05, 0.25 / 3, 0.25, 0.4, 0.7])
+    assert table["harmful_flagged"].tolist() == [0.5, 0.5, 0.5, 0.5, 0, 0]
+    assert table["good_flagged"].tolist() == pytest.approx([1 / 13, 1 / 13, 0, 0, 0, 0])
+    # at its revisit h1 rose by 0.7, b1 by nothing; h2 was flagged in the next cycle, which is not counted
+    assert table["harmful_eliminated"].tolist() == [0.5, 0.5, 0.5, 0.5, 0, 0]
+    assert table["good_eliminated"].tolist() == [0] * 6
+    for name in ("harmful_flagged", "good_flagged", "harmful_eliminated", "good_eliminated"):
+        assert (table[f"{name}_at_most"] == table[name]).all()
+
+
+def test_what_a_log_does_not_tell_about_a_threshold_is_a_range(tmp_path):
+    # c6;c7 rise by 0.04 per image, below the run's 0.05, so nobody tried them alone; the run ends before any revisit
+    first = [step for step in STEPS if step[0] == 10]
+    steps = [(cycle, phase, who, 0.28 if who == "c6;c7" else fpr, fnr) for cycle, phase, who, fpr, fnr in first]
+    frame = made(make_study(tmp_path / "study", steps=steps))["thresholds"].frame.set_index("threshold")
+    assert frame.index.tolist() == [0.005, 0.01, 0.02, 0.05, 0.1]
+    assert frame["of_this_study"].tolist() == [False, False, False, True, False]
+    assert frame["good_flagged"].tolist() == pytest.approx([1 / 13] * 4 + [0])
+    assert frame["good_flagged_at_most"].tolist() == pytest.approx([3 / 13] * 3 + [1 / 13, 0])
+    assert frame["harmful_eliminated"].tolist() == [0] * 5
+    assert frame["harmful_eliminated_at_most"].tolist() == [0.5] * 5
+    assert frame["good_eliminated_at_most"].tolist() == pytest.approx([3 / 13] * 3 + [1 / 13, 0])
+
+
+def test_thresholds_by_hand(tables, tmp_path):
+    assert cell(tables["thresholds"], "good_flagged", threshold=0.05) == pytest.approx(1 / 13)
+    assert cell(tables["thresholds"], "good_flagged", threshold=0.1) == 0
+    assert cell(tables["thresholds"], "revisit", threshold=0.1) == "1"
+    for name in ("seed_1", "seed_2"):
+        make_study(tmp_path / name)
+    steps = [(*step[:3], 0.2, 0.25) if step[:3] == (10, "subject", "b1") else step for step in STEPS]
+    steps = [step for step in steps if step[:3] != (11, "revisit", "b1")]
+    make_study(tmp_path / "seed_2", steps=steps)
+    table = made(tmp_path)["thresholds"]
+    assert cell(table, "good_flagged", threshold=0.05) == pytest.approx((1 / 13 + 0) / 2)
+    assert cell(table, "good_flagged_sd_over_seeds", threshold=0.05) == pytest.approx(1 / 13 / np.sqrt(2))
+    assert cell(table, "harmful_flagged", threshold=0.05) == 0.5
+    assert "| 0.05 (as run) | 0.500 ± 0.000 |" in to_markdown(table)
+
+
 def test_every_number_depends_on_the_records(folder):
     control, inference = folder / CONDITION / CONTROLLED, folder / "clean" / "inference_predictions.csv"
     change(inference, "preds_raw", 0.2, Subject="t4", cycle=12)
@@ -241,7 +285,7 @@ def test_same_input_same_output(whole, tables, tmp_path):
     write_tables(tables, tmp_path / "one")
     write_tables(made(whole), tmp_path / "two")
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert len(files) == 18
+    assert len(files) == 21
     for name in files:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
@@ -400,7 +444,7 @@ def test_records_that_contradict_themselves_are_refused(damage, folder):
 def test_the_script_writes_and_says_what_is_wrong(folder, tmp_path, run_script_here):
     assert run_script_here("make_tables.py", folder, "--resamples", 99) == (0, "")
     assert sorted(path.stem for path in (folder / "tables").glob("*.tex")) == [
-        "centers", "cost", "detection", "elimination", "fairness", "performance",
+        "centers", "cost", "detection", "elimination", "fairness", "performance", "thresholds",
     ]  # fmt: skip
     nowhere, empty = tmp_path / "nowhere", tmp_path / "empty"
     empty.mkdir()

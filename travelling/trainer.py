@@ -50,6 +50,14 @@ def travel(
             checkpoint({**place_before(cycle + 1, centers), "losses": losses})
 
 
+def images_at_once(shape):
+    """How many test images of ``shape`` (voxels) are evaluated at a time.
+
+    Some 2 million voxels at once keep a GPU busy; more only takes memory.
+    """
+    return max(1, 2**21 // math.prod(shape))
+
+
 class LocalTrainer:
     """Brings model and images together; the travel loop and quality control speak of subjects only.
 
@@ -61,8 +69,7 @@ class LocalTrainer:
         self._volumes = volumes
         self._labels = {} if training_set is None else training_set["Group_bin"].to_dict()
         self._test_set = test_set
-        # Some 2 million voxels at once keep a GPU busy; more only takes memory.
-        self._evaluation_batch = evaluation_batch or max(1, 2**21 // math.prod(volumes.shape))
+        self._evaluation_batch = evaluation_batch or images_at_once(volumes.shape)
 
     @property
     def learning_rate(self):

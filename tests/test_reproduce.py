@@ -1,0 +1,458 @@
+"""The study by one command: what it plans, what runs again, and how it stops, goes on and fails."""
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, SCRIPTS, make_cohort
+
+sys.path.insert(0, str(ROOT / "reproduce"))
+from study_steps import in_words, times_before_the_end
+
+import reproduce
+from travelling import command
+from travelling.errors import InputError
+
+STUBS = ("cohort", "train", "harm", "dirty", "control", "infer")
+COSTS = {"start": 1.0, "train": 0.1, "predict": 0.01, "read": 0.0, "make": 0.1, "harm": 0.1, "device": "abacus"}
+# For a process of its own: reproduce.py with scripts that only note that they ran, and nothing to measure or evaluate.
+DRIVER = f"""
+from pathlib import Path
+import reproduce
+from travelling import command
+
+reproduce.run_apart = lambda *arguments: {COSTS}
+reproduce.evaluate = lambda folder, arguments: print("evaluated")
+reproduce.SCRIPTS.update((name, Path(__file__).with_name(f"{{name}}.py")) for name in {STUBS})
+if __name__ == "__main__":
+    command.run(reproduce.main)
+"""
+SCRIPT = """
+import json, os, sys, time
+from pathlib import Path
+from travelling import command
+from travelling.errors import Stopped
+
+name, words = Path(sys.argv[0]).stem, sys.argv[1:]
+options = dict(zip(words, words[1:]))
+target = Path(options["-o" if name == "infer" else "--output-folder"])
+journal, orders = (Path(__file__).with_name(file) for file in ("journal", "orders.json"))
+order = json.loads(orders.read_text()).get(str(target), "")
+
+def note(what):
+    with open(journal, "a") as file:
+        file.write(f"{what} {target}\\n")
+
+def main():
+    note("begin")
+    if order == "read":
+        time.sleep(60)  # as a script that still reads its images, and has nothing to finish
+    command.finish_steps_on_signals()
+    while order == "wait":
+        time.sleep(0.02)
+        try:
+            command.stop_if_asked()
+        except Stopped:
+            note("stop")
+            raise
+    if order == "die":
+        os._exit(9)
+    if order == "crash":
+        raise ValueError("no luck at all")
+    if order:
+        print(f"error: {order}", file=sys.stderr)
+        sys.exit(2)
+    if name == "infer":
+        for ending in ("_run.json", "_metrics.csv", "_predictions.csv"):
+            target.with_name(target.name + ending).write_text("x")
+    else:
+        target.mkdir(parents=True, exist_ok=True)
+        (target / "run.json").write_text(" ".join(words))
+        for part in ("encoder", "classifier_PD"):
+            (target / f"{part}_distributed_BS5_09.keras").write_text("x")
+        for file in ("log.csv", "log_subjects.csv", "training_set.csv", "test_set.csv", "truth.csv"):
+            (target / file).write_text("x")
+    note("end")
+
+command.run(main)
+"""
+
+
+class Study:
+    """A place to run reproduce.py with such scripts."""
+
+    def __init__(self, folder, cohort, monkeypatch, capsys):
+        self.folder, self.out, self._monkeypatch, self._capsys = folder, folder / "out", monkeypatch, capsys
+        (folder / "driver.py").write_text(DRIVER)
+        for name in STUBS:
+            (folder / f"{name}.py").write_text(SCRIPT)
+            monkeypatch.setitem(reproduce.SCRIPTS, name, folder / f"{name}.py")
+        monkeypatch.setattr(reproduce, "run_apart", lambda *arguments: COSTS)
+        monkeypatch.setattr(reproduce, "evaluate", lambda folder, arguments: print("evaluated"))
+        self.options = ["--train", cohort / "training_set.csv", "--test", cohort / "test_set.csv", "--out", self.out]
+        self.options += ["--centers", 2, "--images", 3]
+        self.order()
+
+    def order(self, **orders):
+        """Tell scripts to misbehave: {folder of the results (with __ for /): what to do}."""
+        orders = {name.replace("__", "/"): what for name, what in orders.items()}
+        (self.folder / "orders.json").write_text(json.dumps(orders))
+
+    def start(self, *options):
+        """Start it, in a process group of its own as a shell does."""
+        path = os.pathsep.join([str(ROOT / "reproduce"), str(ROOT)])
+        return subprocess.Popen(
+            [sys.executable, self.folder / "driver.py", *map(str, [*self.options, *options])],
+            env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            start_new_session=True, cwd=self.folder,
+        )  # fmt: skip
+
+    def run(self, *options):
+        """Run it here: (exit status, stdout, stderr, what the scripts noted since)."""
+        before = len(self.journal())
+        self._monkeypatch.setattr(sys, "argv", ["reproduce.py", *map(str, [*self.options, *options])])
+        with pytest.raises(SystemExit) as end:
+            command.run(reproduce.main)
+        return end.value.code, *self._capsys.readouterr(), self.journal()[before:]
+
+    def journal(self):
+        path = self.folder / "journal"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def wait_for(self, line):
+        for _ in range(1000):
+            if line in self.journal():
+                return
+            time.sleep(0.02)
+        raise AssertionError(f"{line} never came")
+
+
+@pytest.fixture(scope="module")
+def small_cohort(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small_cohort")
+    make_cohort(folder, "training_set", {"a": [0, 1, 0, 1, 0, 1], "b": [1], "c": [0, 0, 1]}, seed=1)
+    make_cohort(folder, "test_set", {"home": [0, 1]}, seed=2, first=100)
+    return folder
+
+
+@pytest.fixture
+def study(tmp_path, small_cohort, monkeypatch, capsys):
+    return Study(tmp_path, small_cohort, monkeypatch, capsys)
+
+
+def planned(monkeypatch, *options):
+    """(arguments, steps by name) of a command line."""
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", *map(str, options)])
+    arguments = reproduce.parse_arguments()
+    cohort = reproduce.demo_cohort(arguments) if arguments.demo else reproduce.read_cohort(arguments)
+    return arguments, {step.name: step for step in reproduce.plan(arguments, cohort)}
+
+
+def option(step, name):
+    words = step.command()
+    return words[words.index(name) + 1]
+
+
+IN_ORDER = [
+    "pretrained", "clean", "clean/inference",
+    *(
+        f"{experiment}_{kind}/{part}"
+        for experiment in ("whole_centers", "single")
+        for kind in ("inverted", "noise")
+        for part in (
+            "harmful", "dirty_baseline", "dirty_baseline/inference", "quality_control", "quality_control/inference",
+        )
+    ),
+]  # fmt: skip
+
+
+def test_the_plan_is_the_papers(monkeypatch, study):
+    _, steps = planned(monkeypatch, *study.options)
+    assert list(steps) == IN_ORDER
+    assert option(steps["pretrained"], "-cycles") == "10"
+    assert option(steps["pretrained"], "--learning-rate") == option(steps["clean"], "--learning-rate") == "0.0001"
+    assert option(steps["pretrained"], "--width") == "1.0"
+    control = steps["single_noise/quality_control"]
+    assert [option(control, name) for name in ("-revisit", "-error", "-cycles", "--batch-size", "--seed")] == [
+        "2", "0.02", "30", "5", "42",
+    ]  # fmt: skip
+    for name in ("clean", "whole_centers_noise/dirty_baseline", "whole_centers_noise/quality_control"):
+        assert option(steps[name], "-en") == "pretrained/encoder_distributed_BS5_09.keras"
+        assert option(steps[name], "-pd") == "pretrained/classifier_PD_distributed_BS5_09.keras"
+    assert option(steps["single_noise/dirty_baseline"], "-fn_train") == "single_noise/harmful/training_set.csv"
+    assert option(steps["clean"], "-fn_train") == str(study.options[1])
+    assert "--overwrite" not in [word for step in steps.values() if "inference" not in step.name for word in step.line]
+
+
+def test_a_step_comes_after_those_whose_results_it_reads(monkeypatch, tmp_path):
+    _, steps = planned(monkeypatch, "--demo", "--out", tmp_path)
+    made = set()
+    for step in steps.values():
+        assert set(step.reads) <= made, step.name
+        made |= set(step.results)
+    assert list(steps) == ["cohort", *IN_ORDER]
+    assert option(steps["clean"], "-cycles") == "12"
+    assert option(steps["pretrained"], "--learning-rate") == "0.001"
+    assert option(steps["single_noise/quality_control"], "-revisit") == "1"
+    assert option(steps["cohort"], "--shrink") == "4"
+
+
+def test_options_reach_the_scripts_that_know_them(monkeypatch, small_cohort, tmp_path):
+    _, steps = planned(
+        monkeypatch, "--train", small_cohort / "training_set.csv", "--test", small_cohort / "test_set.csv",
+        "--out", tmp_path, "--precision", "bfloat16", "--deterministic", "--cache-dir", tmp_path, "--cache-gb", 3,
+        "--keep-every", 5, "--protocol", "published", "--error", 0.05, "--revisit", 3, "--maximum", 4000,
+        "--kinds", "noise", "--experiments", "single", "--allow-saturated",
+    )  # fmt: skip
+    assert list(steps) == [name for name in IN_ORDER if "/" not in name or name.startswith(("clean", "single_noise"))]
+    for step in steps.values():
+        monkeypatch.setattr(sys, "argv", step.command())
+        parsed = vars(runpy.run_path(str(step.line[0]), run_name="script")["parse_arguments"]())
+        for name, value in {
+            "precision": "bfloat16", "deterministic": True, "cache_gb": 3, "cache_dir": tmp_path,
+            "keep_every": 5, "protocol": "published", "error": 0.05, "revisit": 3, "allow_saturated": True,
+            "maximum": 4000,
+        }.items():  # fmt: skip
+            assert parsed.get(name, value) == value, (step.name, name)
+
+
+def test_seeds_have_folders_and_seeds_of_their_own(monkeypatch, tmp_path):
+    _, steps = planned(monkeypatch, "--demo", "--out", tmp_path, "--seeds", 3)
+    assert list(steps) == ["cohort", *(f"seed_{seed}/{name}" for seed in (1, 2, 3) for name in IN_ORDER)]
+    assert [option(steps[f"seed_{seed}/pretrained"], "--seed") for seed in (1, 2, 3)] == ["40", "1040", "2040"]
+    for name in ("clean", "single_noise/harmful", "single_noise/quality_control", "single_noise/dirty_baseline"):
+        assert [option(steps[f"seed_{seed}/{name}"], "--seed") for seed in (1, 2, 3)] == ["42", "1042", "2042"]
+    assert option(steps["seed_2/clean"], "-en").startswith("seed_2/pretrained/")
+    assert option(steps["seed_2/clean"], "-fn_train") == "cohort/training_set.csv"
+    assert "--seed" not in steps["cohort"].command()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--demo", "--train", "x.csv"], "--train: --demo makes its own cohort"),
+        (["--train", "x.csv", "--out", "x"], "--test: is needed"),
+        (["--train", "x.csv", "--test", "y.csv"], "--out: is needed"),
+        (["--train", "x.csv", "--test", "y.csv", "--out", "x", "--shrink", "2"], "--shrink: with --demo only"),
+        (["--demo", "--cycles", "10"], "--cycles: is the total"),
+    ],
+)
+def test_options_that_do_not_go_together(options, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", *options])
+    with pytest.raises(SystemExit) as end:
+        reproduce.parse_arguments()
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_one_layout_in_one_folder(tmp_path):
+    (tmp_path / "pretrained").mkdir()
+    reproduce.refuse_other_layout(tmp_path, 1)
+    with pytest.raises(InputError, match="a study of one seed"):
+        reproduce.refuse_other_layout(tmp_path, 2)
+    (tmp_path / "pretrained").rename(tmp_path / "seed_1")
+    reproduce.refuse_other_layout(tmp_path, 2)
+    with pytest.raises(InputError, match="a study of several seeds"):
+        reproduce.refuse_other_layout(tmp_path, 1)
+
+
+def test_a_study_runs_in_order_and_once(study):
+    status, out, err, journal = study.run()
+    assert status == 0, err
+    assert journal == [f"{what} {name}" for name in IN_ORDER for what in ("begin", "end")]
+    assert out.startswith(f"23 of 23 steps to run, 1 at a time, in {study.out}\nestimated time: ")
+    assert "abacus" in out
+    assert "evaluated" in out
+    text = (study.out / "steps" / "clean_inference.txt").read_text()
+    assert text.startswith(f"cd {study.out}\n{sys.executable} {study.folder}/infer.py -fn ")
+
+    status, out, err, journal = study.run("--cache-gb", 1)  # which decides no result
+    assert (status, journal) == (0, [])
+    assert "all steps are done" in out
+
+
+def test_what_was_made_with_other_options_is_the_scripts_to_refuse(study, monkeypatch):
+    monkeypatch.setitem(reproduce.SCRIPTS, "harm", SCRIPTS["generate"])
+    options = ["--kinds", "noise", "--experiments", "whole_centers"]
+    assert study.run(*options)[0] == 0
+    status, _, err, journal = study.run(*options, "--images", 2)
+    assert (status, journal) == (2, [])
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert "steps/whole_centers_noise_harmful.txt: step 'whole_centers_noise/harmful': " in line
+    assert "images is 3 there and 2 here" in line
+    status, _, err, journal = study.run(*options, "--images", 2, "--overwrite")
+    assert status == 0, err
+    assert journal == [
+        f"{what} whole_centers_noise/{name}{run}"
+        for name in ("dirty_baseline", "quality_control")
+        for run in ("", "/inference")
+        for what in ("begin", "end")
+    ]
+
+
+def test_a_result_that_is_gone_or_read_anew_runs_again(study):
+    options = ["--experiments", "single", "--kinds", "noise"]
+    study.run(*options)
+    (study.out / "clean" / "inference_metrics.csv").unlink()
+    assert study.run(*options)[3] == ["begin clean/inference", "end clean/inference"]
+    (study.out / "single_noise" / "quality_control" / "run.json").write_text("another")
+    assert study.run(*options)[3] == [f"{what} single_noise/quality_control/inference" for what in ("begin", "end")]
+
+
+def test_a_dry_run_prints_what_can_be_run_and_runs_nothing(study):
+    status, out, _, journal = study.run(
+        "--dry-run", "--kinds", "noise", "--experiments", "single", "--cache-dir", "a b"
+    )
+    assert (status, journal) == (0, [])
+    assert not study.out.exists()
+    assert "# estimated time: " in out
+    assert "# single_noise/quality_control: about " in out
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run(["sh"], input=out, text=True, check=True, env=environment, capture_output=True)
+    scripts = [name for name in IN_ORDER if "/" not in name or name.startswith(("clean", "single_noise"))]
+    assert [line for line in study.journal() if line.startswith("end")] == [f"end {name}" for name in scripts]
+
+
+@pytest.mark.parametrize(
+    ("order", "status", "message"),
+    [("the disk is odd", 2, "the disk is odd"), ("crash", 1, "ValueError: no luck at all"), ("die", 1, "died")],
+)
+def test_a_failed_step_is_named_in_one_line_and_runs_again(order, status, message, study):
+    study.order(single_noise__quality_control=order)
+    options = ["--experiments", "single", "--kinds", "noise"]
+    ended, out, err, journal = study.run(*options)
+    assert ended == status
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert "steps/single_noise_quality_control.txt: step 'single_noise/quality_control'" in line
+    assert message in line
+    assert "Traceback" not in err
+    assert "evaluated" not in out
+    assert "begin single_noise/quality_control/inference" not in journal
+    study.order()
+    ended, _, err, journal = study.run(*options)
+    assert ended == 0, err
+    assert journal[::2] == ["begin single_noise/quality_control", "begin single_noise/quality_control/inference"]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_after_an_interruption_the_same_command_goes_on(number, status, study):
+    options = ["--experiments", "single", "--kinds", "noise", "--jobs", 2]
+    waiting = ["single_noise/dirty_baseline", "single_noise/quality_control"]
+    study.order(**{name.replace("/", "__"): "wait" for name in waiting})
+    process = study.start(*options)
+    for name in waiting:
+        study.wait_for(f"begin {name}")
+    os.killpg(process.pid, number) if number == signal.SIGINT else os.kill(process.pid, number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == status
+    assert "Traceback" not in err
+    if number != signal.SIGKILL:
+        assert err.endswith("interrupted; the same command goes on from here\n")
+    for name in waiting:  # the scripts stop on their own where nobody is left to tell them
+        study.wait_for(f"stop {name}")
+    before = len(study.journal())
+    study.order()
+    ended, out, err, journal = study.run(*options)
+    assert ended == 0, err
+    assert "evaluated" in out
+    assert not [line for line in journal if line.endswith((" pretrained", " clean"))]
+    assert {f"end {name}" for name in waiting} <= set(journal)
+    assert before == len(study.journal()) - len(journal)
+
+
+def test_a_script_that_has_not_begun_to_train_stops_at_once(study):
+    study.order(clean="read")
+    process = study.start()
+    study.wait_for("begin clean")
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert "Traceback" not in err
+    assert err.endswith("interrupted; the same command goes on from here\n")
+
+
+def test_a_cohort_is_not_lost_to_other_options(study):
+    study.options = ["--demo", "--out", study.out, "--experiments", "single", "--kinds", "noise", "--jobs", 1]
+    assert study.run("--shrink", 16)[3][:2] == ["begin cohort", "end cohort"]
+    status, _, err, journal = study.run("--shrink", 8)
+    assert (status, journal) == (2, [])
+    assert "cohort: made by other options" in err
+    assert study.run("--shrink", 16)[3] == []
+    assert study.run("--shrink", 8, "--overwrite")[3][0] == "begin cohort"
+
+
+def test_bad_input_is_found_before_anything_runs(study, small_cohort):
+    study.options[3] = small_cohort / "training_set.csv"
+    status, out, err, journal = study.run()
+    assert (status, out, journal) == (2, "", [])
+    assert "is in" in err
+    assert not study.out.exists()
+
+
+def test_estimates_multiply_what_was_measured(monkeypatch, study):
+    _, steps = planned(monkeypatch, *study.options)  # 10 images in centers of 6, 1 and 3; 2 tested; 2 x 3 harmful
+    costs = {"start": 1000, "train": 1, "predict": 0.001, "read": 0, "make": 0, "harm": 7}
+    seconds = reproduce.estimate(steps.values(), costs)
+    assert seconds["pretrained"] == 1000 + 10 * 10
+    assert seconds["single_noise/dirty_baseline"] == 1000 + 20 * (10 + 2)
+    assert seconds["whole_centers_noise/harmful"] == 6 * 7
+    assert seconds["clean/inference"] == 1000 + 20 * 2 * 0.001
+    batches = 2 + 1 + 1 + 2
+    assert seconds["whole_centers_noise/quality_control"] == pytest.approx(
+        1000 + 1.1 * 20 * 16 + 2 * (1.1 * batches * 20 + 1) * 0.001
+    )
+
+
+def test_durations_in_words():
+    assert [in_words(seconds) for seconds in (0, 100, 130, 7200, 200000)] == [
+        "1 s", "100 s", "2 minutes", "2 hours", "2 days",
+    ]  # fmt: skip
+
+
+def test_what_the_longest_wait_for_is_run_first(study, monkeypatch):
+    _, steps = planned(monkeypatch, *study.options, "--experiments", "single", "--kinds", "noise")
+    seconds = dict.fromkeys(steps, 1) | {"single_noise/quality_control": 100, "clean": 50}
+    times = times_before_the_end(list(steps.values()), seconds)
+    assert times["single_noise/quality_control"] == 101
+    assert times["single_noise/harmful"] == 102
+    assert times["clean"] == 51
+    assert times["pretrained"] == 102
+    assert times["clean/inference"] == 1
+
+
+@pytest.mark.slow
+def test_a_study_that_is_killed_again_and_again_ends_like_another(cohort, tmp_path):
+    def command_line(out):
+        options = [
+            "--train", cohort / "training_set.csv", "--test", cohort / "test_set.csv", "--out", out,
+            "--cycles", 4, "--pretrained-cycles", 3, "--width", 0.1, "--pretraining-rate", 0.002, "--allow-saturated",
+            "--kinds", "inverted", "--experiments", "whole_centers", "--centers", 2, "--images", 3,
+        ]  # fmt: skip
+        return [sys.executable, str(ROOT / "reproduce" / "reproduce.py"), *map(str, options)]
+
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    subprocess.run(command_line(whole), check=True, capture_output=True)
+    ends = []
+    for seconds in (10, 15, 20, 25, 30, 35, 40, 600):
+        process = subprocess.Popen(command_line(torn), stderr=subprocess.PIPE, text=True, start_new_session=True)
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal((signal.SIGTERM, signal.SIGKILL)[len(ends) % 2])
+        assert "Traceback" not in process.communicate()[1]
+        ends.append(process.returncode)
+        if not ends[-1]:
+            break
+    assert ends[-1] == 0
+    assert len(ends) > 2
+    for name in (
+        "quality_control/log.csv",
+        *(f"{run}/inference_predictions.csv" for run in ("dirty_baseline", "quality_control")),
+    ):
+        path = f"whole_centers_inverted/{name}"
+        assert (torn / path).read_bytes() == (whole / path).read_bytes(), name
