@@ -51,10 +51,13 @@ def note(what):
 def main():
     note("begin")
     if order == "read":
-        time.sleep(60)  # as a script that still reads its images, and has nothing to finish
+        try:
+            time.sleep(60)  # as a script that still reads its images
+        finally:
+            note("leave")
     command.finish_steps_on_signals()
     while order == "wait":
-        time.sleep(0.02)
+        time.sleep(0.3)  # a step that must not be cut short, be there one signal or two
         try:
             command.stop_if_asked()
         except Stopped:
@@ -186,7 +189,9 @@ def test_the_plan_is_the_papers(monkeypatch, study):
         assert option(steps[name], "-pd") == "pretrained/classifier_PD_distributed_BS5_09.keras"
     assert option(steps["single_noise/dirty_baseline"], "-fn_train") == "single_noise/harmful/training_set.csv"
     assert option(steps["clean"], "-fn_train") == str(study.options[1])
-    assert "--overwrite" not in [word for step in steps.values() if "inference" not in step.name for word in step.line]
+    overwriting = {name for name, step in steps.items() if "--overwrite" in step.command()}
+    assert overwriting == {name for name in IN_ORDER if name.endswith("/inference")}
+    assert all("--overwrite" in step.command(overwrite=True) for step in steps.values())
 
 
 def test_a_step_comes_after_those_whose_results_it_reads(monkeypatch, tmp_path):
@@ -339,6 +344,14 @@ def test_a_failed_step_is_named_in_one_line_and_runs_again(order, status, messag
     assert journal[::2] == ["begin single_noise/quality_control", "begin single_noise/quality_control/inference"]
 
 
+def test_where_one_step_fails_the_one_beside_it_is_stopped(study):
+    study.order(single_noise__quality_control="no luck", single_noise__dirty_baseline="wait")
+    status, _, err, journal = study.run("--experiments", "single", "--kinds", "noise", "--jobs", 2)
+    assert status == 2
+    assert "step 'single_noise/quality_control': no luck" in err
+    assert journal[-1] == "stop single_noise/dirty_baseline" or "begin single_noise/dirty_baseline" not in journal
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_after_an_interruption_the_same_command_goes_on(number, status, study):
     options = ["--experiments", "single", "--kinds", "noise", "--jobs", 2]
@@ -372,6 +385,7 @@ def test_a_script_that_has_not_begun_to_train_stops_at_once(study):
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 143
+    assert study.journal()[-1] == "leave clean"
     assert "Traceback" not in err
     assert err.endswith("interrupted; the same command goes on from here\n")
 
