@@ -9,10 +9,11 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, SCRIPTS, make_cohort
+from conftest import ROOT, SCRIPTS, SIZE, make_cohort
 
 sys.path.insert(0, str(ROOT / "reproduce"))
 from study_steps import in_words, times_before_the_end
+from study_time import measure
 
 import reproduce
 from travelling import command
@@ -422,6 +423,24 @@ def test_estimates_multiply_what_was_measured(monkeypatch, study):
     )
 
 
+@pytest.mark.slow
+def test_what_is_measured(small_cohort, monkeypatch):
+    from travelling.model import TravellingModel
+
+    image = next((small_cohort / "images").iterdir())
+    costs = measure(tuple(reversed(SIZE)), 5, 0.05, "float32", False, image, None)
+    assert set(costs) == set(COSTS)
+    assert all(costs[unit] > 0 for unit in ("start", "train", "predict", "read", "harm"))
+    assert costs["predict"] < costs["train"]
+
+    def build(*arguments):
+        raise MemoryError("too large\nby far")
+
+    monkeypatch.setattr(TravellingModel, "build", build)
+    with pytest.raises(InputError, match=r"training fails on this machine: too large$"):
+        measure(tuple(reversed(SIZE)), 5, 0.05, "float32", False, image, None)
+
+
 def test_durations_in_words():
     assert [in_words(seconds) for seconds in (0, 100, 130, 7200, 200000)] == [
         "1 s", "100 s", "2 minutes", "2 hours", "2 days",
@@ -440,11 +459,11 @@ def test_what_the_longest_wait_for_is_run_first(study, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_study_that_is_killed_again_and_again_ends_like_another(cohort, tmp_path):
+def test_a_study_that_is_killed_again_and_again_ends_like_another(small_cohort, tmp_path):
     def command_line(out):
         options = [
-            "--train", cohort / "training_set.csv", "--test", cohort / "test_set.csv", "--out", out,
-            "--cycles", 4, "--pretrained-cycles", 3, "--width", 0.1, "--pretraining-rate", 0.002, "--allow-saturated",
+            "--train", small_cohort / "training_set.csv", "--test", small_cohort / "test_set.csv", "--out", out,
+            "--cycles", 3, "--pretrained-cycles", 1, "--width", 0.1, "--pretraining-rate", 0.002, "--allow-saturated",
             "--kinds", "inverted", "--experiments", "whole_centers", "--centers", 2, "--images", 3,
         ]  # fmt: skip
         return [sys.executable, str(ROOT / "reproduce" / "reproduce.py"), *map(str, options)]
