@@ -9,10 +9,11 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, SCRIPTS, make_cohort
+from conftest import ROOT, SCRIPTS, SIZE, make_cohort
 
 sys.path.insert(0, str(ROOT / "reproduce"))
 from study_steps import in_words, times_before_the_end
+from study_time import measure
 
 import reproduce
 from travelling import command
@@ -51,10 +52,13 @@ def note(what):
 def main():
     note("begin")
     if order == "read":
-        time.sleep(60)  # as a script that still reads its images, and has nothing to finish
+        try:
+            time.sleep(60)  # as a script that still reads its images
+        finally:
+            note("leave")
     command.finish_steps_on_signals()
     while order == "wait":
-        time.sleep(0.02)
+        time.sleep(0.3)  # a step that must not be cut short, be there one signal or two
         try:
             command.stop_if_asked()
         except Stopped:
@@ -186,7 +190,9 @@ def test_the_plan_is_the_papers(monkeypatch, study):
         assert option(steps[name], "-pd") == "pretrained/classifier_PD_distributed_BS5_09.keras"
     assert option(steps["single_noise/dirty_baseline"], "-fn_train") == "single_noise/harmful/training_set.csv"
     assert option(steps["clean"], "-fn_train") == str(study.options[1])
-    assert "--overwrite" not in [word for step in steps.values() if "inference" not in step.name for word in step.line]
+    overwriting = {name for name, step in steps.items() if "--overwrite" in step.command()}
+    assert overwriting == {name for name in IN_ORDER if name.endswith("/inference")}
+    assert all("--overwrite" in step.command(overwrite=True) for step in steps.values())
 
 
 def test_a_step_comes_after_those_whose_results_it_reads(monkeypatch, tmp_path):
@@ -339,6 +345,14 @@ def test_a_failed_step_is_named_in_one_line_and_runs_again(order, status, messag
     assert journal[::2] == ["begin single_noise/quality_control", "begin single_noise/quality_control/inference"]
 
 
+def test_where_one_step_fails_the_one_beside_it_is_stopped(study):
+    study.order(single_noise__quality_control="no luck", single_noise__dirty_baseline="wait")
+    status, _, err, journal = study.run("--experiments", "single", "--kinds", "noise", "--jobs", 2)
+    assert status == 2
+    assert "step 'single_noise/quality_control': no luck" in err
+    assert journal[-1] == "stop single_noise/dirty_baseline" or "begin single_noise/dirty_baseline" not in journal
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_after_an_interruption_the_same_command_goes_on(number, status, study):
     options = ["--experiments", "single", "--kinds", "noise", "--jobs", 2]
@@ -372,6 +386,7 @@ def test_a_script_that_has_not_begun_to_train_stops_at_once(study):
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 143
+    assert study.journal()[-1] == "leave clean"
     assert "Traceback" not in err
     assert err.endswith("interrupted; the same command goes on from here\n")
 
@@ -408,6 +423,24 @@ def test_estimates_multiply_what_was_measured(monkeypatch, study):
     )
 
 
+@pytest.mark.slow
+def test_what_is_measured(small_cohort, monkeypatch):
+    from travelling.model import TravellingModel
+
+    image = next((small_cohort / "images").iterdir())
+    costs = measure(tuple(reversed(SIZE)), 5, 0.05, "float32", False, image, None)
+    assert set(costs) == set(COSTS)
+    assert all(costs[unit] > 0 for unit in ("start", "train", "predict", "read", "harm"))
+    assert costs["predict"] < costs["train"]
+
+    def build(*arguments):
+        raise MemoryError("too large\nby far")
+
+    monkeypatch.setattr(TravellingModel, "build", build)
+    with pytest.raises(InputError, match=r"training fails on this machine: too large$"):
+        measure(tuple(reversed(SIZE)), 5, 0.05, "float32", False, image, None)
+
+
 def test_durations_in_words():
     assert [in_words(seconds) for seconds in (0, 100, 130, 7200, 200000)] == [
         "1 s", "100 s", "2 minutes", "2 hours", "2 days",
@@ -426,11 +459,11 @@ def test_what_the_longest_wait_for_is_run_first(study, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_study_that_is_killed_again_and_again_ends_like_another(cohort, tmp_path):
+def test_a_study_that_is_killed_again_and_again_ends_like_another(small_cohort, tmp_path):
     def command_line(out):
         options = [
-            "--train", cohort / "training_set.csv", "--test", cohort / "test_set.csv", "--out", out,
-            "--cycles", 4, "--pretrained-cycles", 3, "--width", 0.1, "--pretraining-rate", 0.002, "--allow-saturated",
+            "--train", small_cohort / "training_set.csv", "--test", small_cohort / "test_set.csv", "--out", out,
+            "--cycles", 3, "--pretrained-cycles", 1, "--width", 0.1, "--pretraining-rate", 0.002, "--allow-saturated",
             "--kinds", "inverted", "--experiments", "whole_centers", "--centers", 2, "--images", 3,
         ]  # fmt: skip
         return [sys.executable, str(ROOT / "reproduce" / "reproduce.py"), *map(str, options)]
