@@ -17,13 +17,14 @@ import sys
 import threading
 import time
 import traceback
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 from pathlib import Path
 
 from travelling.command import STOP_SIGNALS
 from travelling.errors import InputError, Stopped
+
+DIED = "its process died"
 
 
 @dataclass(frozen=True)
@@ -138,12 +139,14 @@ def _run_group(steps, folder, workers, progress, overwrite):
     """Run steps, each as soon as there is a worker and nothing that it needs is left."""
     waiting, running = list(steps), {}
     before_the_end = times_before_the_end(steps, progress.seconds)
-    with _workers(workers) as pool:
+    with _workers(workers) as idle:
         while waiting or running:
-            ready = [step for step in waiting if not needed(step, [*waiting, *running.values()])]
+            ready = [
+                step for step in waiting if not needed(step, [*waiting, *(other for _, other in running.values())])
+            ]
             if workers > 1:  # otherwise nothing is gained by another order than the paper's
                 ready.sort(key=lambda step: -before_the_end[step.name])
-            for step in ready[: workers - len(running)]:
+            for step in ready[: len(idle)]:
                 waiting.remove(step)
                 if is_done(step, folder):  # what it needs ran again, but to the same result
                     progress.end(step)
@@ -151,22 +154,19 @@ def _run_group(steps, folder, workers, progress, overwrite):
                 progress.begin(step)
                 _note(step, folder).unlink(missing_ok=True)
                 step.output(folder).parent.mkdir(parents=True, exist_ok=True)
-                with _signals_later():  # a worker that is being started would know no better than to die of one
-                    future = pool.submit(_run_script, step.command(overwrite), folder, step.output(folder))
-                running[future] = step
-            for future in wait(running, timeout=1, return_when=FIRST_COMPLETED).done:
-                step = running.pop(future)
-                _finish(step, future, folder)
+                worker = idle.pop()
+                worker.begin(_run_script, step.command(overwrite), folder, step.output(folder))
+                running[worker.connection] = worker, step
+            for connection in wait(running, timeout=1) if running else ():
+                worker, step = running.pop(connection)
+                _finish(step, worker.result(), folder)
+                idle.append(worker)
                 progress.end(step)
             progress.show()
 
 
-def _finish(step, future, folder):
+def _finish(step, status, folder):
     """Note that a step is done, or stop the others and raise what its exit status means."""
-    try:
-        status = future.result()
-    except BrokenProcessPool:
-        status = "its process, or one beside it, died"
     if status == 0:
         _note(step, folder).write_text(_fingerprint(step, folder))
         return
@@ -213,19 +213,60 @@ def in_words(seconds):
     return f"{max(1, seconds):.0f} s"
 
 
+class _Worker:
+    """A process that calls functions, one after another: TensorFlow takes longer to import than some steps take.
+
+    Other than with a pool of concurrent.futures, the end of one process does not end the others at once.
+    """
+
+    def __init__(self):
+        self.connection = None
+
+    def begin(self, function, *arguments):
+        """Call a function there, in a process that is started by the first call."""
+        if self.connection is None:
+            context = multiprocessing.get_context("spawn")
+            self.connection, other_end = context.Pipe()
+            self._process = context.Process(target=_work, args=(other_end,))
+            with _signals_later():  # a process that is being started would know no better than to die of one
+                self._process.start()
+            other_end.close()
+        self.connection.send((function, arguments))
+
+    def result(self):
+        """Wait for what the function returns; DIED where the process did."""
+        try:
+            return self.connection.recv()
+        except (EOFError, ConnectionResetError):
+            return DIED
+
+    def end(self):
+        """Wait for what the process is at, then end it."""
+        if self.connection is not None:
+            self.connection.close()
+            self._process.join()
+
+
+@contextlib.contextmanager
 def _workers(number):
-    """Processes that run scripts, one after another: TensorFlow takes longer to import than some steps take."""
-    return ProcessPoolExecutor(number, multiprocessing.get_context("spawn"), initializer=_begin_worker)
+    workers = [_Worker() for _ in range(number)]
+    try:
+        yield list(workers)
+    finally:
+        for worker in workers:
+            worker.end()
 
 
 def run_apart(function, *arguments):
     """Call a function in a process of its own, so that this one never holds a GPU; returns what it returns."""
-    with _workers(1) as pool, _signals_later():
-        future = pool.submit(function, *arguments)
-    try:
-        return future.result()
-    except BrokenProcessPool:
-        raise OSError(errno.EIO, f"the process of {function.__name__} died") from None
+    with _workers(1) as (worker,):
+        worker.begin(function, *arguments)
+        result = worker.result()
+    if isinstance(result, InputError):
+        raise result
+    if result == DIED:
+        raise OSError(errno.EIO, f"the process of {function.__name__}() died")
+    return result
 
 
 @contextlib.contextmanager
@@ -254,13 +295,21 @@ def _stop_workers():
         worker.terminate()
 
 
-def _begin_worker():
-    """Make this process one that Ctrl-C does not reach, that stops when it is told to, and when nobody is left to."""
+def _work(connection):
+    """What a worker does: it is not reached by Ctrl-C, and stops when it is told to or nobody is left to."""
     os.setpgid(0, 0)
     for number in STOP_SIGNALS:
         signal.signal(number, _leave)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     threading.Thread(target=_follow_parent, daemon=True).start()
+    with contextlib.suppress(EOFError, ConnectionError):  # nobody is there, or wants anything more
+        while True:
+            function, arguments = connection.recv()
+            try:
+                result = function(*arguments)
+            except InputError as error:
+                result = error
+            connection.send(result)
 
 
 def _leave(number, _frame):
@@ -289,6 +338,4 @@ def _run_script(line, folder, output):
             except Exception:
                 traceback.print_exc()
     gc.collect()  # the model of this step
-    if not multiprocessing.parent_process().is_alive():
-        os._exit(1)
     return status

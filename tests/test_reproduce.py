@@ -23,11 +23,18 @@ STUBS = ("cohort", "train", "harm", "dirty", "control", "infer")
 COSTS = {"start": 1.0, "train": 0.1, "predict": 0.01, "read": 0.0, "make": 0.1, "harm": 0.1, "device": "abacus"}
 # For a process of its own: reproduce.py with scripts that only note that they ran, and nothing to measure or evaluate.
 DRIVER = f"""
+import json, time
 from pathlib import Path
 import reproduce
 from travelling import command
 
-reproduce.run_apart = lambda *arguments: {COSTS}
+def measure(*arguments):
+    if "measure" in json.loads(Path(__file__).with_name("orders.json").read_text()):
+        Path(__file__).with_name("journal").write_text("begin measure\\n")
+        time.sleep(60)
+    return {COSTS}
+
+reproduce.measure = measure
 reproduce.evaluate = lambda folder, arguments: print("evaluated")
 reproduce.SCRIPTS.update((name, Path(__file__).with_name(f"{{name}}.py")) for name in {STUBS})
 if __name__ == "__main__":
@@ -43,20 +50,24 @@ name, words = Path(sys.argv[0]).stem, sys.argv[1:]
 options = dict(zip(words, words[1:]))
 target = Path(options["-o" if name == "infer" else "--output-folder"])
 journal, orders = (Path(__file__).with_name(file) for file in ("journal", "orders.json"))
-order = json.loads(orders.read_text()).get(str(target), "")
+orders = json.loads(orders.read_text())
+order = orders.get(str(target), "")
 
 def note(what):
     with open(journal, "a") as file:
         file.write(f"{what} {target}\\n")
 
 def main():
-    note("begin")
-    if order == "read":
+    if order == "read":  # as a script that still reads its images
+        note("begin")
         try:
-            time.sleep(60)  # as a script that still reads its images
+            time.sleep(60)
         finally:
             note("leave")
     command.finish_steps_on_signals()
+    note("begin")
+    while order and any(f"begin {other}\\n" not in journal.read_text() for other in orders):
+        time.sleep(0.02)  # what is to happen beside the others
     while order == "wait":
         time.sleep(0.3)  # a step that must not be cut short, be there one signal or two
         try:
@@ -345,12 +356,13 @@ def test_a_failed_step_is_named_in_one_line_and_runs_again(order, status, messag
     assert journal[::2] == ["begin single_noise/quality_control", "begin single_noise/quality_control/inference"]
 
 
-def test_where_one_step_fails_the_one_beside_it_is_stopped(study):
-    study.order(single_noise__quality_control="no luck", single_noise__dirty_baseline="wait")
-    status, _, err, journal = study.run("--experiments", "single", "--kinds", "noise", "--jobs", 2)
-    assert status == 2
-    assert "step 'single_noise/quality_control': no luck" in err
-    assert journal[-1] == "stop single_noise/dirty_baseline" or "begin single_noise/dirty_baseline" not in journal
+@pytest.mark.parametrize(("order", "status", "message"), [("no luck", 2, "no luck"), ("die", 1, "died")])
+def test_where_one_step_fails_the_one_beside_it_is_stopped(order, status, message, study):
+    study.order(single_noise__quality_control=order, clean="wait")
+    ended, _, err, journal = study.run("--experiments", "single", "--kinds", "noise", "--jobs", 2)
+    assert ended == status
+    assert message in err
+    assert journal[-1] == "stop clean"
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
@@ -377,6 +389,18 @@ def test_after_an_interruption_the_same_command_goes_on(number, status, study):
     assert not [line for line in journal if line.endswith((" pretrained", " clean"))]
     assert {f"end {name}" for name in waiting} <= set(journal)
     assert before == len(study.journal()) - len(journal)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_measuring_stops_at_once(number, study):
+    study.order(measure="wait")
+    process = study.start()
+    study.wait_for("begin measure")
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in err
+    assert not study.out.exists()
 
 
 def test_a_script_that_has_not_begun_to_train_stops_at_once(study):
