@@ -228,6 +228,7 @@ def test_the_audit_agrees_with_a_run(controlled, control_options):
     assert audit.stdout.startswith("consistent: 3 cycles (8 to 10)")
 
 
+@pytest.mark.slow  # JAX compiles every script's functions anew: minutes on a CPU
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="needs requirements-jax.txt")
 def test_all_scripts_run_on_jax_and_diagnose_as_on_tensorflow(cohort, pretrained, tmp_path):
     def run(name, *arguments, backend="jax"):
