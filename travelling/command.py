@@ -7,6 +7,7 @@ import argparse
 import math
 import signal
 import sys
+import threading
 from pathlib import Path
 
 from travelling.errors import AlreadyDone, InputError, Stopped
@@ -35,16 +36,26 @@ def run(main):
     except KeyboardInterrupt:
         _fail(128 + signal.SIGINT, "interrupted")
     finally:
-        while at_end:
-            at_end.pop()()
+        end()
         _asked.clear()
         for number, handler in handlers.items():
             signal.signal(number, handler)
     sys.exit(0)
 
 
+def end():
+    """Let go of what the run holds: its folder, its log."""
+    while at_end:
+        at_end.pop()()
+
+
 def finish_steps_on_signals():
-    """From now on Ctrl-C and SIGTERM only ask: :func:`stop_if_asked` stops. A second one stops at once."""
+    """From now on Ctrl-C and SIGTERM only ask: :func:`stop_if_asked` stops. A second one stops at once.
+
+    Where the run has no process of its own, but a thread of a server, it is the server that they ask.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
     for number in STOP_SIGNALS:
         signal.signal(number, _ask)
 
