@@ -6,6 +6,7 @@ What leaves: for each of the server's questions one answer, made in :meth:`Cente
 question    holds                                       answer
 ==========  ==========================================  ======================================================
 subjects    nothing                                     pseudonyms of all subjects, in the order of the CSV
+prepare     how many filters the convolutions have      nothing
 train       all that travels, pseudonyms of one batch   all that travels after one training step, and its loss
 report      what became of the center's subjects        nothing
 ==========  ==========================================  ======================================================
@@ -88,6 +89,9 @@ class Center:
         """The answer to one question: (arrays, meta). Raises whatever went wrong."""
         if question == "subjects":
             return [], {"subjects": list(self._pseudonyms.of.values())}
+        if question == "prepare":
+            self._prepare(meta["filters"])
+            return [], {}
         if question == "train":
             return self._train(arrays, [self._pseudonyms.subject[name] for name in meta["subjects"]])
         if question == "report":
@@ -96,8 +100,6 @@ class Center:
         raise InputError(f"no such question: {question}")
 
     def _train(self, arrays, subjects):
-        if self._trainer is None:
-            self._trainer = self._make_trainer(arrays[0].shape[-1])
         start = time.perf_counter()
         self._trainer.import_state(arrays)
         loss = self._trainer.train(subjects)
@@ -105,20 +107,22 @@ class Center:
         self._note_visit(len(subjects), time.perf_counter() - start)
         return arrays, {"loss": loss}
 
-    def _make_trainer(self, first_filters):
+    def _prepare(self, counts):
+        """Read the images, build the network and compile its training step: what takes long, but once in a job."""
         # Only now: TensorFlow takes seconds to import, and the images to read.
         from travelling import backend
         from travelling.model import TravellingModel
-        from travelling.sfcn import FILTERS
+        from travelling.sfcn import width_of
         from travelling.trainer import LocalTrainer
         from travelling.volumes import Volumes
 
         volumes = Volumes(self._settings.cache_gb, self._settings.cache_dir or self._folder / "image_cache")
         volumes.add(self._cohort)
         backend.start(seed=0)  # whatever is random travels
-        model = TravellingModel.build(volumes.shape, first_filters / FILTERS[0], learning_rate=0.0)
+        model = TravellingModel.build(volumes.shape, width_of(counts), learning_rate=0.0)
         volumes.decode()
-        return LocalTrainer(model, volumes, self._cohort)
+        self._trainer = LocalTrainer(model, volumes, self._cohort)
+        self._trainer.train([self._cohort["Subject"].iloc[0]])  # compiles; the next state replaces this one
 
     def _note_visit(self, images, seconds):
         path = self._folder / "visits.csv"

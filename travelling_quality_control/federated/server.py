@@ -138,7 +138,7 @@ class TravellingController(ModelController):
                     raise InputError(f"{notices[-1]}; use a better pre-trained model or allow_saturated")
         run.begin(device, notices)
         reached = run.go_on(trainer)
-        centers = self._find_subjects(settings.centers, reached, trainer)
+        centers = self._gather(settings.centers, reached, trainer, model.filters)
         verification_log = LogFile(log_csv, reached["log_length"] if reached else 0)
         control = QualityControl(trainer, centers, protocol, settings.error, settings.revisit, verification_log)
         if reached:
@@ -187,7 +187,7 @@ class TravellingController(ModelController):
         run.begin(device)
         trainer = FederatedTrainer(self._ask, model, volumes=None)
         reached = run.go_on(trainer)
-        centers = self._find_subjects(settings.centers, reached, trainer)
+        centers = self._gather(settings.centers, reached, trainer, model.filters)
 
         def hand_on(cycle, loss):
             run.save(model, cycle, settings.batch_size)
@@ -208,10 +208,10 @@ class TravellingController(ModelController):
         )
         self._finish(run, cycles, reached)
 
-    def _find_subjects(self, centers, reached, trainer):
+    def _gather(self, centers, reached, trainer, filters):
         """The subjects of every center, by their pseudonyms: from the checkpoint, or asked for now.
 
-        Empty where a center cannot tell. Raises InputError where fewer than two can.
+        Empty where a center cannot tell. Raises InputError where fewer than two can; those begin to prepare.
         """
         known = {center: list(reached["subjects"].get(center, [])) if reached else [] for center in centers}
         for center in centers:
@@ -230,6 +230,14 @@ class TravellingController(ModelController):
                 "there, two at least are needed"
             )
         trainer.center_of = {subject: center for center, subjects in known.items() for subject in subjects}
+        # All at once, and without waiting: each is ready when the model comes, or works on it until then.
+        self.send_model(
+            task_name="prepare",
+            data=FLModel(params={}, meta={"filters": filters}),
+            targets=there,
+            timeout=self.task_timeout,
+            callback=lambda answer: None,
+        )
         return known
 
     def _connected(self):
