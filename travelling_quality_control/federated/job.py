@@ -70,7 +70,7 @@ def travelling_recipe(task_timeout, cycles, poll, name="travelling"):
     job = FedJob(name=name, min_clients=2)
     job.set_app_packages(["travelling", "travelling_quality_control"])  # installed at the sites: no code travels
     job.to_server(TravellingController(task_timeout, cycles))
-    job.to_server({"task_request_interval": poll})
+    job.to_server({"server": {"task_request_interval": poll}})
     job.to_clients(CenterExecutor())
     return Recipe(job)
 

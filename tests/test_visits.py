@@ -1,0 +1,142 @@
+"""Visits that fail: what a center that is away, or answers nonsense, means for the loops."""
+
+import json
+
+import numpy as np
+import pytest
+from test_quality_control import HEALTHY, FakeTrainer, control_over, run_cycles
+
+from travelling.errors import VisitFailed
+from travelling.protocol import PROTOCOLS
+from travelling.quality_control import LOG_COLUMNS
+from travelling.sfcn import FILTERS, filters, width_of
+from travelling.trainer import travel
+
+CENTERS = {"a": ["a0", "a1"], "b": ["b0", "bad", "b2"], "c": ["c0"]}
+
+
+class FailingTrainer(FakeTrainer):
+    """Fails as ``failures`` says: (cycle, the first letter of a subject) -> phase; ``rate`` tells the cycle."""
+
+    def __init__(self, failures, **options):
+        super().__init__(**options)
+        self.failures = failures
+        self.cycle = None
+        self.asked = []
+
+    def train(self, subjects):
+        self.asked.append((self.cycle, list(subjects)))
+        self.weight += 100  # whatever a failing center leaves behind
+        phase = self.failures.get((self.cycle, subjects[0][0]))
+        if phase:
+            raise VisitFailed(phase, "for a test")
+        self.weight -= 100
+        return super().train(subjects)
+
+
+def run(control, trainer, cycles, centers=CENTERS):
+    for cycle in cycles:
+        trainer.cycle = cycle
+        run_cycles(control, centers, [cycle])
+
+
+@pytest.mark.parametrize("phase", ["unreachable", "invalid"])
+def test_a_failed_visit_is_undone_and_logged_and_made_up_for(phase):
+    trainer = FailingTrainer({(10, "b"): phase})
+    control, rows = control_over(CENTERS, trainer)
+    run(control, trainer, [10, 11])
+    assert trainer.weight == 2 + 3  # no trace of the failed one
+    failed = [row for row in rows if row["Phase"] == phase]
+    assert failed == [
+        dict.fromkeys(LOG_COLUMNS)
+        | {"Cycle": 10, "Subject": "n/a", "Study": "b", "Ignored": 1, "Phase": phase, "Eliminated": 0}
+        | {"Subjects": failed[0]["Subjects"], "Tolerance": pytest.approx(0.06)}
+        | {"Reference_PFP": 0.0, "Reference_PFN": 0.0}
+    ]
+    assert sorted(failed[0]["Subjects"].split(";")) == sorted(CENTERS["b"])
+    assert {row["Study"] for row in rows if row["Cycle"] == 10} == {"a", "b", "c"}  # the cycle went on
+    assert sum(row["Study"] == "b" and row["Phase"] == "batch" and row["Cycle"] == 11 for row in rows) == 1
+    assert not control.waiting
+    assert not any(control.flags.values())
+
+
+def test_no_reply_is_never_harmful():
+    trainer = FailingTrainer({(cycle, letter): "unreachable" for cycle in range(10, 15) for letter in "abc"})
+    control, rows = control_over(CENTERS, trainer)
+    run(control, trainer, range(10, 15))
+    assert trainer.weight == 0
+    assert [row["Phase"] for row in rows] == ["baseline"] + ["unreachable"] * 15  # once for each center and cycle
+    assert not control.waiting
+    assert not control.eliminated
+
+
+def test_a_center_that_fails_amid_its_subjects_keeps_what_was_found():
+    trainer = FailingTrainer({}, harm={"bad": (HEALTHY, 0)})
+    control, rows = control_over({"b": CENTERS["b"]}, trainer, wait=1)
+    trainer.cycle = 10
+    steps = control.visit(10, CENTERS["b"], 5, np.random.RandomState(1))
+    batch = next(steps)
+    assert batch.harmful
+    tried = [next(steps) for _ in range(2)]
+    trainer.failures = {(10, "b"): "unreachable"}
+    assert [step.failed for step in steps] == [True]
+    flagged = {step.subjects[0] for step in tried if step.harmful}
+    assert set(control.waiting) == flagged
+    assert batch.subjects[2] not in flagged
+    list(control.revisit(10))
+    assert rows[-1]["Phase"] == "unreachable"
+
+
+def test_a_revisit_that_fails_is_made_up_for_and_others_of_the_center_are_not_asked():
+    centers = {"a": ["a0"], "b": ["bad", "b1"]}
+    trainer = FailingTrainer({(11, "b"): "unreachable"}, harm={"bad": (HEALTHY, 0), "b1": (HEALTHY, 0)})
+    control, rows = control_over(centers, trainer, wait=1)
+    run(control, trainer, [10, 11, 12], centers)
+    assert [(row["Cycle"], row["Phase"]) for row in rows if row["Study"] == "b"] == (
+        [(10, "batch"), (10, "subject"), (10, "subject")]
+        + [(11, "unreachable")]  # the first revisit; the second is not tried
+        + [(12, "revisit"), (12, "revisit")]
+    )
+    assert control.eliminated == {"bad": 12, "b1": 12}
+    assert control.revisits == {"a0": 0, "bad": 1, "b1": 1}
+
+
+def test_a_center_that_was_not_there_is_logged_and_comes_later():
+    trainer = FailingTrainer({})
+    control, rows = control_over({"a": ["a0"], "b": []}, trainer)
+    state = []
+    centers = {"a": ["a0"], "b": []}
+    list(control.travel(centers, [10], 42, 5, lambda cycle: 1, lambda cycle: None, None, state.append))
+    assert [(row["Study"], row["Phase"]) for row in rows[1:] if row["Study"] == "b"] == [("b", "unreachable")]
+    saved = json.loads(json.dumps(control.export_state()))
+    later = {"a": ["a0"], "b": ["b0"]}
+    control, rows = control_over(later, trainer)
+    control.import_state(saved)
+    list(control.travel(later, [10, 11], 42, 5, lambda cycle: 1, lambda cycle: None, state[-1]))
+    assert sorted(row["Subjects"] for row in rows[1:]) == ["a0", "b0"]
+    assert len(control.subject_table()) == 2
+
+
+def test_the_travelling_model_goes_on_without_a_center_that_fails():
+    batches = {}
+    for failing in (None, "b"):
+        trainer = FailingTrainer({(None, failing): "unreachable"})
+        losses = []
+        travel(
+            trainer, CENTERS, range(2), seed=40, epochs=2, batch_size=2, protocol=PROTOCOLS["corrected"],
+            learning_rate=lambda cycle: 1, hand_on=lambda cycle, loss, seen=losses: seen.append(loss),
+        )  # fmt: skip
+        batches[failing] = trainer.fitted
+        assert losses == [0.5, 0.5]
+    # The order of the others is the same as if it had been there.
+    assert batches["b"] == [batch for batch in batches[None] if batch[0][0] != "b"]
+
+
+@pytest.mark.parametrize("width", [0.01, 0.03, 0.1, 0.125, 0.37, 0.5, 1.0, 1.7, 8])
+def test_the_width_of_a_network_is_told_by_its_filters(width):
+    assert filters(width_of(filters(width))) == filters(width)
+
+
+def test_filters_of_no_network_are_refused():
+    with pytest.raises(ValueError, match="no width"):
+        width_of([*FILTERS[:-1], 17])
