@@ -92,11 +92,11 @@ def test_a_revisit_that_fails_is_made_up_for_and_others_of_the_center_are_not_as
     trainer = FailingTrainer({(11, "b"): "unreachable"}, harm={"bad": (HEALTHY, 0), "b1": (HEALTHY, 0)})
     control, rows = control_over(centers, trainer, wait=1)
     run(control, trainer, [10, 11, 12], centers)
-    assert [(row["Cycle"], row["Phase"]) for row in rows if row["Study"] == "b"] == (
-        [(10, "batch"), (10, "subject"), (10, "subject")]
-        + [(11, "unreachable")]  # the first revisit; the second is not tried
-        + [(12, "revisit"), (12, "revisit")]
-    )
+    assert [(row["Cycle"], row["Phase"]) for row in rows if row["Study"] == "b"] == [
+        *[(10, "batch"), (10, "subject"), (10, "subject")],
+        (11, "unreachable"),  # the first revisit; the second is not tried
+        *[(12, "revisit"), (12, "revisit")],
+    ]
     assert control.eliminated == {"bad": 12, "b1": 12}
     assert control.revisits == {"a0": 0, "bad": 1, "b1": 1}
 
