@@ -1,14 +1,18 @@
 """Visits that fail: what a center that is away, or answers nonsense, means for the loops."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
+import pandas as pd
 import pytest
-from test_quality_control import HEALTHY, FakeTrainer, control_over, run_cycles
+from conftest import ROOT
+from test_quality_control import HEALTHY, PATIENTS, FakeTrainer, control_over, run_cycles
 
 from travelling.errors import VisitFailed
 from travelling.protocol import PROTOCOLS
-from travelling.quality_control import LOG_COLUMNS
+from travelling.quality_control import LOG_COLUMNS, LogFile, QualityControl
 from travelling.sfcn import FILTERS, filters, width_of
 from travelling.trainer import travel
 
@@ -115,6 +119,71 @@ def test_a_center_that_was_not_there_is_logged_and_comes_later():
     list(control.travel(later, [10, 11], 42, 5, lambda cycle: 1, lambda cycle: None, state[-1]))
     assert sorted(row["Subjects"] for row in rows[1:]) == ["a0", "b0"]
     assert len(control.subject_table()) == 2
+
+
+@pytest.fixture
+def failing_run(tmp_path):
+    """Folder with the records of a run in which centers fail, one of which tells its subjects late."""
+    sizes = {"a": 7, "b": 3, "c": 1, "d": 6}
+    everyone = {center: [f"{center}{number}" for number in range(size)] for center, size in sizes.items()}
+    failures = {(10, "b"): "invalid", (11, "a"): "unreachable", (12, "a"): "invalid", (13, "d"): "unreachable"}
+    trainer = FailingTrainer(failures, harm={"a1": (30, 0), "b2": (30, 0), "d3": (30, 0)})
+    log = LogFile(tmp_path / "log.csv")
+    state, places = None, [None]
+    for cycle in range(10, 16):
+        centers = everyone | {"d": [] if cycle == 10 else everyone["d"]}
+        trainer.cycle = cycle
+        control = QualityControl(trainer, centers, PROTOCOLS["corrected"], 0.02, 1, log)
+        if state:
+            control.import_state(state)
+        else:
+            control.start(trainer.evaluate())
+        cycles = range(10, cycle + 1)
+        list(control.travel(centers, cycles, 42, 5, lambda cycle: 1, lambda cycle: None, places[-1], places.append))
+        state = json.loads(json.dumps(control.export_state()))
+    log.close()
+    assert set(state["eliminated"]) == {"a1", "b2", "d3"}
+    control.subject_table().to_csv(tmp_path / "log_subjects.csv", index=False)
+    labels = [0] * HEALTHY + [1] * PATIENTS
+    pd.DataFrame({"Subject": [f"t{i}" for i in range(len(labels))], "Group_bin": labels}).to_csv(tmp_path / "test.csv")
+    return tmp_path
+
+
+def audit(folder):
+    return subprocess.run(
+        [sys.executable, ROOT / "travelling_quality_control" / "audit.py", "log.csv", "--train", "log_subjects.csv",
+         "--test", "test.csv", "--revisit", "1"],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_the_audit_follows_visits_that_failed(failing_run):
+    done = audit(failing_run)
+    assert done.stdout.startswith("consistent: 6 cycles (10 to 15)"), done.stdout + done.stderr
+    assert "visits failed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("phase", "column", "value"),
+    [("unreachable", "Ignored", 0), ("invalid", "FP", 3), ("invalid", "Reference_PFP", 0.5), ("invalid", "Study", "c")],
+)
+def test_the_audit_notices_a_failure_that_was_changed(phase, column, value, failing_run):
+    log = pd.read_csv(failing_run / "log.csv", dtype=str, keep_default_na=False)
+    row = log.index[(log["Phase"] == phase) & (log["Subjects"] != "")][0]
+    log.loc[row, column] = str(value)
+    log.to_csv(failing_run / "log.csv", index=False)
+    done = audit(failing_run)
+    assert done.returncode == 1
+    assert f"log.csv, row {row + 2}: {column} is" in done.stdout
+
+
+def test_a_failure_that_was_left_out_is_noticed(failing_run):
+    log = pd.read_csv(failing_run / "log.csv", dtype=str, keep_default_na=False)
+    row = log.index[log["Phase"] == "unreachable"][-1]
+    log.drop(row).to_csv(failing_run / "log.csv", index=False)
+    done = audit(failing_run)
+    assert done.returncode == 1
+    assert f"log.csv, row {row + 2}: " in done.stdout
 
 
 def test_the_travelling_model_goes_on_without_a_center_that_fails():

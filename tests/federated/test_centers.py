@@ -29,32 +29,51 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from nvflare.fuel.utils import fobs
 from nvflare.private.fed.utils.fed_utils import fobs_initialize
 
-from travelling_quality_control.federated.center import CenterExecutor
+from travelling.errors import VisitFailed
+from travelling_quality_control.federated.center import CenterExecutor, Pseudonyms
 from travelling_quality_control.federated.prepare_site import configure_center
-from travelling_quality_control.federated.server import ERROR_FILE, TravellingController
+from travelling_quality_control.federated.server import (
+    ERROR_FILE,
+    TravellingController,
+    refuse_bad_subjects,
+    refuse_invalid,
+)
 
 CENTERS = [*SIZES, "bad"]
+
+
+@pytest.fixture(scope="module")
+def hospitals(study, tmp_path_factory):
+    """Folder with the CSV and the private folder of every center, and the centers themselves.
+
+    All tests share them: a center keeps its compiled network, and has no other state.
+    """
+    fobs_initialize()
+    folder = tmp_path_factory.mktemp("hospitals")
+    table = study.table.assign(Path=[str(study.folder / path) for path in study.table["Path"]])
+    for center in CENTERS:
+        table[table["Study"] == center].to_csv(folder / f"{center}.csv", index=False)
+        configure_center(folder, center, folder / f"{center}.csv", folder / center)
+    return SimpleNamespace(folder=folder, executors={center: CenterExecutor() for center in CENTERS})
 
 
 class Federation:
     """The centers of the study, and ``job``: one job on them, as FLARE would run it."""
 
-    def __init__(self, study, folder):
+    def __init__(self, study, hospitals, folder):
         self.folder = folder
-        self.local = folder / "local"
-        self.local.mkdir()
-        self.private = {center: folder / "centers" / center for center in CENTERS}
-        table = study.table.assign(Path=[str(study.folder / path) for path in study.table["Path"]])
-        for center in CENTERS:
-            data = folder / f"{center}.csv"
-            table[table["Study"] == center].to_csv(data, index=False)
-            configure_center(self.local, center, data, self.private[center])
-        self.executors = {center: CenterExecutor() for center in CENTERS}
+        self.hospitals = hospitals.folder
+        self.executors = dict(hospitals.executors)
+        self.private = {center: hospitals.folder / center for center in CENTERS}
         self.messages = []  # (center, question, what the server sent, what the center answered), as bytes
         self.away = set()
         self.tamper = lambda center, question, answer: answer
-        self.before = lambda center, question: None
-        (self.local / "travelling_server.json").write_text(server_settings(study, folder))
+        self.before = lambda controller, question: None
+        self.configure(study)
+
+    def configure(self, study, **changes):
+        """Write the server's configuration."""
+        (self.folder / "travelling_server.json").write_text(server_settings(study, self.folder, **changes))
 
     def job(self, cycles=1):
         """Run one job; returns its controller, whose ``panics`` are why FLARE would end it."""
@@ -63,45 +82,45 @@ class Federation:
         controller.panic = controller.panics.append
         controller.info = controller.warning = lambda text: None
         controller.abort_signal = Signal()
-        workspace = SimpleNamespace(get_site_config_dir=lambda: str(self.local))
+        workspace = SimpleNamespace(get_site_config_dir=lambda: str(self.folder))
         there = [SimpleNamespace(name=center) for center in CENTERS if center not in self.away]
         controller.engine = SimpleNamespace(get_workspace=lambda: workspace, get_clients=lambda: there)
         controller.send_model = lambda targets, task_name, data, **_: [
-            self._deliver(center, task_name, data) for center in targets
+            self.deliver(center, task_name, data) for center in targets
         ]
-        controller.send_model_and_wait = lambda targets, task_name, data, **_: self._deliver(
-            targets[0], task_name, data, controller
+        controller.send_model_and_wait = lambda targets, task_name, data, **_: self.send(
+            controller, targets[0], task_name, data
         )
         controller.run()
         return controller
 
-    def _deliver(self, center, question, data, controller=None):
-        self.before(center, question)
-        if controller and controller.abort_signal.triggered:
+    def send(self, controller, center, question, data):
+        """What FLARE's controller does: a list with the answer, empty where there is none."""
+        self.before(controller, question)
+        if controller.abort_signal.triggered:
             return []
+        answer = self.tamper(center, question, self.deliver(center, question, data))
+        return [answer] if answer else []
+
+    def deliver(self, center, question, data):
+        """A center's answer to a question."""
         sent = fobs.dumps(FLModelUtils.to_shareable(data))
         context = mock.Mock()
-        context.get_engine().get_workspace().get_site_config_dir.return_value = str(self.local)
+        context.get_engine().get_workspace().get_site_config_dir.return_value = str(self.hospitals)
         context.get_identity_name.return_value = center
         answer = self.executors[center].execute(question, fobs.loads(sent), context, Signal())
         answered = fobs.dumps(answer)
         self.messages.append((center, question, sent, answered))
-        answer = self.tamper(center, question, FLModelUtils.from_shareable(fobs.loads(answered)))
-        return [answer] if answer else []
+        return FLModelUtils.from_shareable(fobs.loads(answered))
 
     def log(self):
         """The server's log with the pseudonyms resolved."""
         return read_log(self.folder / "qc.csv", read_names(self.private.values()))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _serialization():
-    fobs_initialize()
-
-
 @pytest.fixture
-def federation(study, tmp_path):
-    return Federation(study, tmp_path)
+def federation(study, hospitals, tmp_path):
+    return Federation(study, hospitals, tmp_path)
 
 
 def test_one_algorithm_two_engines(federation, in_one_process):
@@ -122,7 +141,7 @@ def check_messages(federation):
     fields = {"subjects": {"subjects"}, "prepare": set(), "train": {"loss"}, "report": set()}
     assert {question for _, question, _, _ in federation.messages} == set(fields)
     for center, question, sent, answered in federation.messages:
-        table = pd.read_csv(federation.folder / f"{center}.csv")
+        table = pd.read_csv(federation.hospitals / f"{center}.csv")
         model = FLModelUtils.from_shareable(fobs.loads(answered))
         assert set(model.meta) == fields[question]
         assert bool(model.params) == (question == "train")
@@ -134,7 +153,16 @@ def check_messages(federation):
                 (name, array.shape) for name, array in before.items()
             ]
             assert type(model.meta["loss"]) is float
-        secrets = [*table["Subject"], *table["Path"], "smith", "nii", str(federation.folder), "Sex", "Age", "Group_bin"]
+        secrets = [
+            *table["Subject"],
+            *table["Path"],
+            "smith",
+            "nii",
+            str(federation.hospitals),
+            "Sex",
+            "Age",
+            "Group_bin",
+        ]
         secrets += [f"{age:.6f}"[:8] for age in table["Age"]]
         secrets = [secret.encode() for secret in secrets]
         secrets += [np.array(age, order).tobytes() for age in table["Age"] for order in ("<f8", ">f8")]
@@ -162,65 +190,79 @@ def check_lists(federation):
             assert b"smith" not in path.read_bytes(), path
 
 
-def test_pseudonyms_of_two_centers_with_the_same_ids_differ(federation):
-    names = read_names_of(federation, "c0") & read_names_of(federation, "c1")
-    assert names == set()
+def test_pseudonyms_stay_the_same_and_depend_on_the_center(study, tmp_path):
+    subjects = list(study.table["Subject"])
+    for center in ("a", "b"):
+        (tmp_path / center).mkdir()
+    first, again, other = (Pseudonyms(tmp_path / center, subjects).of for center in "aab")
+    assert first == again
+    assert not set(first.values()) & set(other.values())
+    assert (tmp_path / "a" / "salt").stat().st_mode & 0o777 == 0o600
 
 
-def read_names_of(federation, center):
-    (federation.local / f"travelling_{center}.json").write_text(
-        json.dumps(
-            {"training_set": str(federation.folder / "c0.csv"), "private_folder": str(federation.private[center])}
-        )
-    )
-    answer = federation._deliver(center, "subjects", FLModel(params={}))[0]
-    assert len(answer.meta["subjects"]) == SIZES["c0"]
-    assert federation._deliver(center, "subjects", FLModel(params={}))[0].meta == answer.meta  # they stay the same
-    return set(answer.meta["subjects"])
+STATE = [np.zeros((2, 3), np.float32), np.array(7, np.int64)]
 
 
-def spoil(answer, change):
-    """Change the first array of an answer."""
-    answer.params["0000"] = change(np.array(answer.params["0000"]))
-    return answer
+@pytest.mark.parametrize(
+    ("arrays", "loss", "reason"),
+    [
+        ([np.full((2, 3), np.nan, np.float32), STATE[1]], 0.5, "not finite"),
+        ([np.full((2, 3), np.inf, np.float32), STATE[1]], 0.5, "not finite"),
+        ([STATE[0][:1], STATE[1]], 0.5, "shape"),
+        ([STATE[0].astype(np.float64), STATE[1]], 0.5, "type"),
+        (STATE[:1], 0.5, "number"),
+        ([], 0.5, "number"),
+        (STATE, float("nan"), "loss"),
+        (STATE, None, "loss"),
+    ],
+)
+def test_an_answer_that_cannot_be_right_is_invalid(arrays, loss, reason):
+    refuse_invalid(STATE, 0.5, STATE)
+    with pytest.raises(VisitFailed, match=reason) as failure:
+        refuse_invalid(arrays, loss, STATE)
+    assert failure.value.phase == "invalid"
+
+
+@pytest.mark.parametrize("names", [None, [], "0" * 16, ["patient-7"], ["0" * 16, "0" * 16], ["a" * 16], [3]])
+def test_a_list_of_subjects_that_cannot_be_right_is_invalid(names):
+    refuse_bad_subjects(["0" * 16, "b" * 16], {"a" * 16})
+    with pytest.raises(VisitFailed):
+        refuse_bad_subjects(names, {"a" * 16})
 
 
 def with_nan(array):
+    array = np.array(array)
     array.flat[3] = np.nan
     return array
 
 
-@pytest.mark.parametrize(
-    ("tamper", "phase"),
-    [
-        (lambda answer: None, "unreachable"),
-        (lambda answer: spoil(answer, with_nan), "invalid"),
-        (lambda answer: spoil(answer, lambda array: array[..., :-1]), "invalid"),
-        (lambda answer: spoil(answer, lambda array: array.astype(np.float64)), "invalid"),
-        (lambda answer: FLModel(params={}, meta={"loss": 0.5}), "invalid"),
-        (lambda answer: FLModel(params={}, meta={"error": "failure"}), "invalid"),
-        (lambda answer: FLModel(params=answer.params, meta={"loss": float("nan")}), "invalid"),
-        (lambda answer: FLModel(params=answer.params, meta={}), "invalid"),
-    ],
-    ids=["silence", "nan", "shape", "type", "empty", "error", "loss", "no loss"],
-)
-def test_a_visit_that_fails_is_undone_and_the_center_is_back_in_the_next_cycle(tamper, phase, federation):
+def test_visits_that_fail_are_undone_and_the_centers_are_back_in_the_next_cycle(federation):
+    spoilt = {
+        "c0": lambda answer: None,
+        "c1": lambda answer: FLModel(
+            params=answer.params | {"0000": with_nan(answer.params["0000"])}, meta=answer.meta
+        ),
+        "c2": lambda answer: FLModel(params={}, meta={"error": "failure"}),
+    }
     federation.tamper = lambda center, question, answer: (
-        tamper(answer) if (center, question) == ("c1", "train") else answer
+        spoilt[center](answer) if question == "train" and center in spoilt else answer
     )
     assert federation.job().panics == []
     federation.tamper = lambda center, question, answer: answer
     assert federation.job().panics == []
     log = federation.log()
     first, second = (log[log["Cycle"] == str(FIRST_CYCLE + cycle)] for cycle in range(2))
-    of_center = first[first["Study"] == "c1"]
-    assert list(of_center["Phase"]) == [phase]
-    assert set(first["Study"]) == set(CENTERS)
-    assert phase not in set(second["Phase"])
-    assert "c1" in set(second["Study"])
-    assert "c1" not in set(log[log["Phase"] == "subject"]["Study"])  # not tried, never harmful
-    tried = [row for row in federation.messages if row[1] == "train" and row[0] == "c1"]
-    assert len(tried) == 1 + sum(second["Study"] == "c1")
+    for center, phase in (("c0", "unreachable"), ("c1", "invalid"), ("c2", "invalid")):
+        assert list(first[first["Study"] == center]["Phase"]) == [phase]
+        assert "batch" in set(second[second["Study"] == center]["Phase"])
+        assert center not in set(log[log["Phase"] == "subject"]["Study"])  # not tried, never harmful
+    assert set(second["Phase"]) <= {"batch", "subject", "revisit"}
+    # What is sent after a visit that failed is what was sent to it.
+    states = [sent for _, question, sent, _ in federation.messages if question == "train"]
+    arrays = [FLModelUtils.from_shareable(fobs.loads(sent)).params for sent in states[:4]]
+    for other in arrays[1:]:
+        for name, array in arrays[0].items():
+            np.testing.assert_array_equal(array, other[name])
 
 
 def test_a_center_that_is_away_costs_no_time_and_comes_later(federation):
@@ -237,37 +279,27 @@ def test_an_aborted_job_and_a_server_that_dies_leave_no_trace(federation, in_one
     class PowerCut(BaseException):
         pass
 
-    def die(center, question):
-        if question == "train" and sum(message[1] == "train" for message in federation.messages) == 6:
-            federation.before = lambda center, question: None
+    def trained():
+        return sum(message[1] == "train" for message in federation.messages)
+
+    def die(controller, question):
+        if question == "train" and trained() == 6:
             raise PowerCut
+
+    def abort(controller, question):
+        if question == "train" and trained() == 16:
+            controller.abort_signal.trigger(True)
 
     federation.before = die
     with pytest.raises(PowerCut):
         federation.job()
-    lines = (federation.folder / "qc.csv").read_text().count("\n")
-    assert lines > 3
-
-    asked = []
-
-    def abort(center, question):
-        asked.append(question)
-        if asked.count("train") == 3:
-            signals[0].trigger(True)
-
-    signals = []
-    original = Signal.__init__
-
-    def remember(self, *words, **options):
-        original(self, *words, **options)
-        signals.append(self)
-
+    assert (federation.folder / "qc.csv").read_text().count("\n") > 3
     federation.before = abort
-    with mock.patch.object(Signal, "__init__", remember):
-        assert federation.job().panics == []
-    federation.before = lambda center, question: None
-    for _ in range(FIRST_CYCLE, CYCLES):
-        assert federation.job().panics == []
+    assert federation.job(cycles=3).panics == []
+    assert not set(federation.log()["Phase"]) & {"unreachable", "invalid"}
+    assert not json.loads((federation.folder / "qc_run" / "run.json").read_text())["finished"]
+    federation.before = lambda controller, question: None
+    assert federation.job(cycles=3).panics == []
     pd.testing.assert_frame_equal(federation.log(), read_log(in_one_process / "qc.csv"))
 
 
@@ -293,23 +325,26 @@ def test_one_center_is_too_few(federation):
     ],
 )
 def test_a_wrong_configuration_is_one_line(changes, message, federation, study):
-    (federation.local / "travelling_server.json").write_text(server_settings(study, federation.folder, **changes))
+    federation.configure(study, **changes)
     (panic,) = federation.job().panics
     assert message in panic
     assert "\n" not in panic
 
 
 def test_an_error_at_a_center_stays_in_its_own_log(federation):
-    image = pd.read_csv(federation.folder / "c1.csv")["Path"][0]
-    cohort = federation.folder / "c1.csv"
-    cohort.write_text(cohort.read_text().replace(image, str(federation.folder / "gone.nii.gz")))
-    assert federation.job().panics == []
-    log = federation.log()
-    assert list(log[log["Study"] == "c1"]["Phase"]) == ["unreachable"]  # it could not even tell its subjects
-    answers = [answered for center, _, _, answered in federation.messages if center == "c1"]
-    assert answers
-    assert all(b"gone" not in answered for answered in answers)
-    assert "gone.nii.gz" in (federation.private["c1"] / "center.log").read_text()
+    cohort = federation.hospitals / "c1.csv"
+    sound = cohort.read_text()
+    federation.executors["c1"] = CenterExecutor()
+    cohort.write_text(sound.replace(".nii.gz", "-gone.nii.gz"))
+    try:
+        answer = federation.deliver("c1", "subjects", FLModel(params={}))
+        assert answer.meta == {"error": "input"}
+    finally:
+        cohort.write_text(sound)
+    assert "-gone.nii.gz: no such image" in (federation.private["c1"] / "center.log").read_text().replace("')", "")
+    nonsense = federation.deliver("c1", "train", FLModel(params={}, meta={"subjects": ["f" * 16]}))
+    assert nonsense.meta == {"error": "failure"}
+    assert all(b"gone" not in answered for _, _, _, answered in federation.messages)
 
 
 def test_the_standard_travelling_model_is_a_job_too(federation, study, tmp_path):
@@ -317,7 +352,7 @@ def test_the_standard_travelling_model_is_a_job_too(federation, study, tmp_path)
         "method": "standard", "centers": CENTERS, "shape": [33, 34, 35], "output_folder": str(tmp_path / "standard"),
         "cycles": 2, "epochs": 2, "width": 0.1, "learning_rate": 0.002,
     }  # fmt: skip
-    (federation.local / "travelling_server.json").write_text(json.dumps(settings))
+    (federation.folder / "travelling_server.json").write_text(json.dumps(settings))
     assert federation.job(cycles=2).panics == []
     done = run_here(
         "standard", "-fn_train", study.training_set, "-cycles", 2, "-epochs", 2, "-batch_size", 5, "--width", 0.1,

@@ -8,6 +8,7 @@ Example:
     python travelling_quality_control/federated/job.py --server ./kits/server.example.org --admin ./kits/me@example.org
 """
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -133,10 +134,14 @@ def main():
         try:
             refuse_lonely(session, settings.centers, arguments.wait)
             recipe = travelling_recipe(arguments.task_timeout, arguments.cycles_per_job, arguments.poll)
-            job = recipe.execute(environment).get_job_id()
-            session.monitor_job(job)
+            session.monitor_job(recipe.execute(environment).get_job_id())
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"the FLARE server does not answer any more ({error}); the same command goes on") from None
         finally:
-            session.close()
+            with contextlib.suppress(Exception):  # it may be gone
+                session.close()
 
     run_jobs(settings, run_one)
     print(f"done: {settings.output_folder}")
