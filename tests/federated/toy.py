@@ -9,7 +9,7 @@ from travelling import backend
 from travelling.model import TravellingModel
 
 
-def pretrain(csv, folder, width=0.1, steps=60, cycle=7):
+def pretrain(csv, folder, width=0.1, steps=40, cycle=7):
     """Train on all images of a CSV at once, and save; returns the files of encoder and classifier."""
     backend.start(seed=1)
     table = pd.read_csv(csv)
@@ -21,7 +21,7 @@ def pretrain(csv, folder, width=0.1, steps=60, cycle=7):
         norm.momentum = 0.8  # so few steps would hardly move the statistics otherwise
     generator = np.random.default_rng(0)
     for _ in range(steps):
-        chosen = generator.choice(len(labels), 10, replace=False)
+        chosen = generator.choice(len(labels), 8, replace=False)
         model.train(images[chosen, ..., None].astype(np.float32), labels[chosen])
     for norm in norms:
         norm.momentum = 0.99

@@ -39,6 +39,7 @@ def parse_arguments():
     method.add_argument(
         "--batch-size", type=command.number(int, 1), default=5, metavar="N", help="images per training step"
     )
+    method.add_argument("--allow-saturated", action="store_true", help="see the script")
     command.add_first_cycle_option(parser)
     command.add_overwrite_option(parser)
     from travelling_quality_control.federated.job import add_job_options
@@ -99,6 +100,7 @@ def write_server_settings(path, arguments, centers):
         "seed",
         "batch_size",
         "first_cycle",
+        "allow_saturated",
         "overwrite",
     )
     content = {name: getattr(arguments, name) for name in names}
