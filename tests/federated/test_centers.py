@@ -151,12 +151,19 @@ def test_one_algorithm_two_engines(federation, in_one_process):
     assert json.loads((federation.folder / "qc_run" / "run.json").read_text())["finished"]
     check_messages(federation)
     check_lists(federation)
+    sent = [
+        FLModelUtils.from_shareable(fobs.loads(sent))
+        for _, question, sent, _ in federation.messages
+        if question == "train"
+    ]
+    assert sum(not model.params for model in sent) > 5  # a state that the center has is not sent again
 
 
 def check_messages(federation):
     """What left the centers: the answers' fields, one by one, and none of what must stay."""
     fields = {"subjects": {"subjects"}, "prepare": set(), "train": {"loss"}, "report": set()}
     assert {question for _, question, _, _ in federation.messages} == set(fields)
+    before = {}
     for center, question, sent, answered in federation.messages:
         table = pd.read_csv(federation.hospitals / f"{center}.csv")
         model = FLModelUtils.from_shareable(fobs.loads(answered))
@@ -165,7 +172,7 @@ def check_messages(federation):
         if question == "subjects":
             assert len(model.meta["subjects"]) == len(table)
         if question == "train":
-            before = FLModelUtils.from_shareable(fobs.loads(sent)).params
+            before = FLModelUtils.from_shareable(fobs.loads(sent)).params or before
             assert [(name, array.shape) for name, array in model.params.items()] == [
                 (name, array.shape) for name, array in before.items()
             ]
@@ -316,6 +323,17 @@ def test_an_aborted_job_and_a_server_that_dies_leave_no_trace(federation, in_one
     assert not set(federation.log()["Phase"]) & {"unreachable", "invalid"}
     assert not json.loads((federation.folder / "qc_run" / "run.json").read_text())["finished"]
     federation.before = lambda controller, question: None
+    assert federation.job(cycles=3).panics == []
+    pd.testing.assert_frame_equal(federation.log(), read_log(in_one_process / "qc.csv"))
+
+
+def test_a_center_that_has_lost_the_state_is_sent_it(federation, in_one_process):
+    def forget(controller, question):
+        for executor in federation.executors.values():
+            if executor._center:
+                executor._center._states = {}
+
+    federation.before = forget
     assert federation.job(cycles=3).panics == []
     pd.testing.assert_frame_equal(federation.log(), read_log(in_one_process / "qc.csv"))
 

@@ -7,7 +7,8 @@ question    holds                                       answer
 ==========  ==========================================  ======================================================
 subjects    nothing                                     pseudonyms of all subjects, in the order of the CSV
 prepare     how many filters the convolutions have      nothing
-train       all that travels, pseudonyms of one batch   all that travels after one training step, and its loss
+train       all that travels (only its digest, where    all that travels after one training step, and its loss
+            the center has it), pseudonyms of a batch
 report      what became of the center's subjects        nothing
 ==========  ==========================================  ======================================================
 
@@ -33,7 +34,7 @@ from travelling.errors import InputError
 from travelling.quality_control import LOG_COLUMNS
 from travelling.run import write_csv
 from travelling_quality_control.federated.settings import center_file, read_center_settings
-from travelling_quality_control.federated.wire import pack, unpack
+from travelling_quality_control.federated.wire import digest, pack, unpack
 
 ERRORS = ("input", "failure")  # what the hospital can mend (its CSV, an image), and everything else
 PSEUDONYM_LETTERS = 16
@@ -84,6 +85,7 @@ class Center:
         self._cohort = read_cohort(settings.training_set)
         self._pseudonyms = Pseudonyms(self._folder, self._cohort["Subject"])
         self._trainer = None
+        self._states = {}  # digest -> arrays: of the last step, before and after
 
     def answer(self, question, arrays, meta):
         """The answer to one question: (arrays, meta). Raises whatever went wrong."""
@@ -93,19 +95,23 @@ class Center:
             self._prepare(meta["filters"])
             return [], {}
         if question == "train":
-            return self._train(arrays, [self._pseudonyms.subject[name] for name in meta["subjects"]])
+            return self._train(arrays, meta["state"], [self._pseudonyms.subject[name] for name in meta["subjects"]])
         if question == "report":
             self._report(meta["subjects"], meta["rows"])
             return [], {}
         raise InputError(f"no such question: {question}")
 
-    def _train(self, arrays, subjects):
+    def _train(self, arrays, state, subjects):
+        before = arrays or self._states.get(state)
+        if before is None:
+            return [], {"missing": True}
         start = time.perf_counter()
-        self._trainer.import_state(arrays)
+        self._trainer.import_state(before)
         loss = self._trainer.train(subjects)
-        arrays = self._trainer.export_state()
+        after = self._trainer.export_state()
         self._note_visit(len(subjects), time.perf_counter() - start)
-        return arrays, {"loss": loss}
+        self._states = {state: before, digest(after): after}
+        return after, {"loss": loss}
 
     def _prepare(self, counts):
         """Read the images, build the network and compile its training step: what takes long, but once in a job."""

@@ -20,7 +20,7 @@ from travelling.trainer import LocalTrainer, travel
 from travelling.volumes import Volumes
 from travelling_quality_control.federated.center import ERRORS, PSEUDONYM_LETTERS, REPORTED
 from travelling_quality_control.federated.settings import SERVER_FILE, read_server_settings
-from travelling_quality_control.federated.wire import pack, unpack
+from travelling_quality_control.federated.wire import digest, pack, unpack
 
 ERROR_FILE = "error.txt"  # in the run folder: why a job ended without having gone on
 VISITS_FILE = "visits.csv"  # in the run folder: what every question to a center took
@@ -38,13 +38,21 @@ class FederatedTrainer(LocalTrainer):
         super().__init__(model, volumes, test_set=test_set, evaluation_batch=evaluation_batch)
         self._ask = ask
         self.center_of = {}
+        self._states = {}  # center -> digests of the states that it still holds
 
     def train(self, subjects):
         """One training step at the subjects' center. Returns the loss; raises VisitFailed, and changes nothing then."""
-        sent = self.export_state()
-        arrays, meta = self._ask(self.center_of[subjects[0]], "train", sent, {"subjects": subjects})
-        refuse_invalid(arrays, meta.get("loss"), sent)
+        center, state = self.center_of[subjects[0]], self.export_state()
+        name = digest(state)
+        question = {"subjects": subjects, "state": name}
+        # A center's next batch begins where its last one has ended, or, if that was undone, begun: it has that state.
+        there = name in self._states.pop(center, ())
+        arrays, meta = self._ask(center, "train", [] if there else state, question)
+        if there and meta.get("missing"):  # it has restarted
+            arrays, meta = self._ask(center, "train", state, question)
+        refuse_invalid(arrays, meta.get("loss"), state)
         self.import_state(arrays)
+        self._states[center] = {name, digest(arrays)}
         return meta["loss"]
 
     def expect(self, subjects):
