@@ -3,10 +3,12 @@
 import numpy as np
 import pandas as pd
 import SimpleITK as sitk
-from keras.layers import BatchNormalization
 
-from travelling import backend
+from travelling import backend  # before Keras: it sets what the backends read at their import
 from travelling.model import TravellingModel
+
+# isort: split
+from keras.layers import BatchNormalization
 
 
 def pretrain(csv, folder, width=0.1, steps=40, cycle=7):
