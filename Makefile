@@ -48,4 +48,4 @@ bench: $(INSTALLED)
 	.venv/bin/python tests/benchmarks/bench.py
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo federated_demo

@@ -85,6 +85,7 @@ class Center:
         self._cohort = read_cohort(settings.training_set)
         self._pseudonyms = Pseudonyms(self._folder, self._cohort["Subject"])
         self._trainer = None
+        self._filters = None  # of the trainer's network
         self._states = {}  # digest -> arrays: of the last step, before and after
 
     def answer(self, question, arrays, meta):
@@ -115,6 +116,8 @@ class Center:
 
     def _prepare(self, counts):
         """Read the images, build the network and compile its training step: what takes long, but once in a job."""
+        if self._filters == counts:
+            return
         # Only now: TensorFlow takes seconds to import, and the images to read.
         from travelling import backend
         from travelling.model import TravellingModel
@@ -129,6 +132,7 @@ class Center:
         volumes.decode()
         self._trainer = LocalTrainer(model, volumes, self._cohort)
         self._trainer.train([self._cohort["Subject"].iloc[0]])  # compiles; the next state replaces this one
+        self._filters = counts
 
     def _note_visit(self, images, seconds):
         path = self._folder / "visits.csv"

@@ -193,7 +193,7 @@ class TravellingController(ModelController):
         device = backend.start(settings.seed)
         model = TravellingModel.build(settings.shape, settings.width, settings.learning_rate)
         run.begin(device)
-        trainer = FederatedTrainer(self._ask, model, volumes=None)
+        trainer = FederatedTrainer(self._ask, model, volumes=None, evaluation_batch=1)  # it never evaluates
         reached = run.go_on(trainer)
         centers = self._gather(settings.centers, reached, trainer, model.filters)
 
