@@ -1,8 +1,10 @@
 # make install   the set-up alone: .venv with everything in requirements-dev.txt
 # make demo      watch the method find harmful images across 83 centers (see README)
 # make test      the checks that every change must pass
+# make federated-demo   four centers of a small cohort in NVIDIA FLARE's simulator, and what a center needs
+# make test-federated   the tests of what runs across hospitals
 # make bench     what verification costs (see tests/benchmarks/RESULTS.md)
-.PHONY: install demo test test-slow bench clean
+.PHONY: install demo test test-slow federated-demo test-federated bench clean
 
 # The newest Python at hand that TensorFlow supports; PYTHON=... chooses another.
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(shell \
@@ -25,13 +27,25 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
-	.venv/bin/python -m pytest -m "not slow"
+	.venv/bin/python -m pytest -m "not slow" --ignore tests/federated
 
 test-slow: $(INSTALLED)
 	.venv/bin/python -m pytest -m slow
+
+FEDERATED := .venv/federated
+
+$(FEDERATED): $(INSTALLED) requirements-federated.txt
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-federated.txt
+	@touch $@
+
+federated-demo: $(FEDERATED)
+	.venv/bin/python reproduce/federated_demo.py
+
+test-federated: $(FEDERATED)
+	.venv/bin/python -m pytest tests/federated -m "not slow"
 
 bench: $(INSTALLED)
 	.venv/bin/python tests/benchmarks/bench.py
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo federated_demo

@@ -18,7 +18,7 @@ import pandas as pd
 from travelling.cohort import SEPARATOR
 from travelling.errors import InputError
 from travelling.metrics import performance
-from travelling.quality_control import LOG_COLUMNS, ROUNDING
+from travelling.quality_control import FAILURES, LOG_COLUMNS, ROUNDING
 
 CLEAN, DIRTY, CONTROLLED = "clean", "dirty_baseline", "quality_control"
 PARTS = ("harmful", DIRTY, CONTROLLED)
@@ -381,6 +381,7 @@ def read_log(path):
     log = read_table(path, LOG_COLUMNS, numbers)
     if log["Phase"][0] != "baseline" or len(log) < 2:
         raise InputError(f"{path}: not the log of a run: the first row must be the baseline, and others must follow")
+    log = log[~log["Phase"].isin(FAILURES)]  # a center gave no usable answer: nothing was measured, nothing changed
     _refuse(path, ~log["Phase"].isin(["baseline", "batch", "subject", "revisit"]), "unknown Phase")
     for column in ("Tolerance", "Reference_PFP", "Reference_PFN"):
         _refuse(path, log[column].isna() & (log["Phase"] != "baseline"), f"{column} is empty")

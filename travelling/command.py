@@ -7,6 +7,7 @@ import argparse
 import math
 import signal
 import sys
+import threading
 from pathlib import Path
 
 from travelling.errors import AlreadyDone, InputError, Stopped
@@ -39,8 +40,7 @@ def run(main):
             raise
         _fail(1, "error: not enough memory; smaller batches, --precision bfloat16 or a smaller --cache-gb take less")
     finally:
-        while at_end:
-            at_end.pop()()
+        end()
         _asked.clear()
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -56,8 +56,19 @@ def _is_lack_of_memory(error):
     )
 
 
+def end():
+    """Let go of what the run holds: its folder, its log."""
+    while at_end:
+        at_end.pop()()
+
+
 def finish_steps_on_signals():
-    """From now on Ctrl-C and SIGTERM only ask: :func:`stop_if_asked` stops. A second one stops at once."""
+    """From now on Ctrl-C and SIGTERM only ask: :func:`stop_if_asked` stops. A second one stops at once.
+
+    Where the run has no process of its own, but a thread of a server, it is the server that they ask.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
     for number in STOP_SIGNALS:
         signal.signal(number, _ask)
 

@@ -1,4 +1,4 @@
-"""What ends a run early and is meant to be seen by the user."""
+"""What ends a run, or a visit to a center, early."""
 
 import contextlib
 
@@ -13,6 +13,17 @@ class InputError(Exception):
 
 class AlreadyDone(Exception):
     """The same command has run to its end before: its message is printed, and the exit status is 0."""
+
+
+class VisitFailed(Exception):
+    """A center gave no usable answer to a training step: that step is undone, and nothing is concluded from it.
+
+    ``phase`` is "unreachable" (no answer, or an error) or "invalid" (an answer that cannot be right).
+    """
+
+    def __init__(self, phase, reason):
+        super().__init__(reason)
+        self.phase = phase
 
 
 class Stopped(Exception):

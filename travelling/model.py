@@ -69,6 +69,11 @@ class TravellingModel:
         return [*self.network.variables, *self.network.optimizer.variables]
 
     @property
+    def filters(self):
+        """Filters of the encoder's convolutions, a list: with the shape of the images, all that defines the network."""
+        return [layer.filters for layer in self.encoder.layers if isinstance(layer, keras.layers.Conv3D)]
+
+    @property
     def _random_state(self):
         """The variables of the dropout's generator: all that are not weights."""
         weights = {id(weight) for weight in self.network.weights}

@@ -2,7 +2,8 @@
 
 No image and no label of harmfulness is looked at: a training step is harmful if it raises the rates of
 misdiagnosis (FPR or FNR) on the home's test set by more than a tolerance. The trainer (see
-:mod:`travelling.trainer`) decides where training happens; the decisions are all made here.
+:mod:`travelling.trainer`) decides where training happens, in this process or at a hospital; the decisions are all
+made here.
 """
 
 import csv
@@ -12,13 +13,14 @@ from dataclasses import dataclass
 import pandas as pd
 
 from travelling.cohort import SEPARATOR, batches, place, place_before, travelling_order
-from travelling.errors import InputError, name_file
+from travelling.errors import InputError, VisitFailed, name_file
 
 LOG_COLUMNS = (
     "Cycle", "Subject", "Study", "ACC", "FP", "FN", "PFP", "PFN", "Ignored",  # as published
     "Phase", "Subjects", "Tolerance", "Reference_PFP", "Reference_PFN", "Eliminated",
 )  # fmt: skip
-_STATE = ("reference", "flags", "revisits", "waiting", "eliminated")
+_STATE = ("reference", "flags", "revisits", "waiting", "eliminated", "absent")
+FAILURES = ("unreachable", "invalid")  # phases of a step to which a center gave no usable answer
 ROUNDING = 1e-9  # rates are ratios of counts: a smaller difference is floating-point noise, not a misdiagnosis
 
 
@@ -26,11 +28,16 @@ ROUNDING = 1e-9  # rates are ratios of counts: a smaller difference is floating-
 class Verification:
     """One training step and what it did to the test set."""
 
-    phase: str  # batch, subject or revisit
+    phase: str  # batch, subject or revisit; one of FAILURES where nothing could be verified
     subjects: list
-    loss: float
-    rates: tuple  # (FPR, FNR) after the step
+    loss: float | None
+    rates: tuple | None  # (FPR, FNR) after the step
     harmful: bool  # then the step was undone
+
+    @property
+    def failed(self):
+        """Whether the center gave no usable answer."""
+        return self.phase in FAILURES
 
 
 class QualityControl:
@@ -39,6 +46,9 @@ class QualityControl:
     ``centers`` maps each center to its subjects. ``error`` is the tolerated rise of FPR or FNR per image of
     a training step, ``wait`` the number of cycles that a flagged subject waits for its revisit. ``log`` is
     called with one row, a dict of LOG_COLUMNS, per verification.
+
+    Where ``trainer.train`` raises VisitFailed, the step is undone and logged, and the center is left alone for the
+    rest of the cycle. Its subjects were not tried: none is flagged, and a revisit is made up for in the next cycle.
     """
 
     def __init__(self, trainer, centers, protocol, error, wait, log):
@@ -53,6 +63,7 @@ class QualityControl:
         self.revisits = dict.fromkeys(self.center_of, 0)
         self.waiting = {}  # subject -> cycle of its flag, in the order of the flags
         self.eliminated = {}  # subject -> cycle of its elimination
+        self.absent = []  # centers that failed in this cycle
 
     def start(self, baseline):
         """Take the pre-trained model's evaluation as the first reference and the first row of the log."""
@@ -68,6 +79,8 @@ class QualityControl:
         for batch in batches(training, batch_size, generator, self.protocol.trains_short_batch):
             verification = self._verify(cycle, "batch", batch)
             yield verification
+            if verification.failed:
+                return
             if verification.harmful:
                 for subject in batch:
                     alone = self._verify(cycle, "subject", [subject])
@@ -75,20 +88,26 @@ class QualityControl:
                         self.flags[subject].append(cycle)
                         self.waiting[subject] = cycle
                     yield alone
+                    if alone.failed:
+                        return
 
     def revisit(self, cycle):
-        """After a cycle's centers: verify alone every subject that was flagged ``wait`` cycles ago.
+        """After a cycle's centers: verify alone every subject that was flagged ``wait`` or more cycles ago.
 
-        One that harms again is eliminated; any other keeps its update and trains again from the next cycle
-        on. In the order of the flags. Yields every verification.
+        It is more where its center failed in the cycle when it was due. One that harms again is eliminated; any other
+        keeps its update and trains again from the next cycle on. In the order of the flags. Yields every verification.
         """
         for subject in [subject for subject, flagged in self.waiting.items() if flagged + self.wait <= cycle]:
+            if self.center_of[subject] in self.absent:
+                continue
             verification = self._verify(cycle, "revisit", [subject])
-            self.revisits[subject] += 1
-            del self.waiting[subject]
+            if not verification.failed:
+                self.revisits[subject] += 1
+                del self.waiting[subject]
             if verification.harmful:
                 self.eliminated[subject] = cycle
             yield verification
+        self.absent = []
 
     def travel(
         self,
@@ -103,14 +122,16 @@ class QualityControl:
     ):
         """Quality control over all cycles; yields (cycle, center, verification), center "revisits" at a cycle's end.
 
-        ``centers`` maps each center to its subjects; ``learning_rate(cycle)`` gives Adam's; ``hand_on(cycle)`` is
-        called after every cycle. After every center, revisit and cycle ``checkpoint`` is called with a dict of plain
-        values, from which, as ``reached``, the travelling goes on.
+        ``centers`` maps each center to its subjects, none where it has not told them yet; ``learning_rate(cycle)``
+        gives Adam's; ``hand_on(cycle)`` is called after every cycle. After every center, revisit and cycle
+        ``checkpoint`` is called with a dict of plain values, from which, as ``reached``, the travelling goes on.
         """
         for cycle, order, generator in travelling_order(centers, seed, cycles, reached):
             self.trainer.learning_rate = learning_rate(cycle)
             for left, center in zip(reversed(range(len(order))), order, strict=True):
                 self.trainer.expect(centers[order[-left]] if left else [])
+                if not centers[center]:
+                    yield cycle, center, self._fail(cycle, "unreachable", center, [])
                 for verification in self.visit(cycle, centers[center], batch_size, generator):
                     yield cycle, center, verification
                 checkpoint(place(cycle, left, generator))
@@ -128,6 +149,9 @@ class QualityControl:
         """Take over what :meth:`export_state` gave."""
         for name in _STATE:
             setattr(self, name, state[name])
+        for subject in self.center_of:  # of a center that has told its subjects since
+            self.flags.setdefault(subject, [])
+            self.revisits.setdefault(subject, 0)
 
     def subject_table(self):
         """One row per training subject: what happened to it so far."""
@@ -155,7 +179,11 @@ class QualityControl:
     def _verify(self, cycle, phase, subjects):
         """One training step, kept unless it harms."""
         kept = self.trainer.keep()
-        loss = self.trainer.train(subjects)
+        try:
+            loss = self.trainer.train(subjects)
+        except VisitFailed as failure:
+            self.trainer.restore(kept)
+            return self._fail(cycle, failure.phase, self.center_of[subjects[0]], subjects)
         evaluation = self.trainer.evaluate()
         rates = self.protocol.rates(evaluation)
         tolerance = len(subjects) * self.error
@@ -168,6 +196,18 @@ class QualityControl:
         if not harmful:
             self.reference = rates
         return Verification(phase, subjects, loss, rates, harmful)
+
+    def _fail(self, cycle, phase, center, subjects):
+        """Log a step that a center did not make."""
+        self.absent.append(center)
+        row = dict.fromkeys(LOG_COLUMNS)  # empty: nothing was measured
+        self.log(
+            row
+            | {"Cycle": cycle, "Subject": "n/a", "Study": center, "Ignored": 1, "Phase": phase, "Eliminated": 0}
+            | {"Subjects": SEPARATOR.join(subjects), "Tolerance": len(subjects) * self.error}
+            | dict(zip(("Reference_PFP", "Reference_PFN"), self.reference, strict=True))
+        )
+        return Verification(phase, subjects, None, None, harmful=False)
 
     def _log_row(self, cycle, phase, subjects, evaluation, tolerance=None, harmful=False):
         fpr, fnr = self.protocol.rates(evaluation)

@@ -16,6 +16,16 @@ def filters(width):
     return [max(1, round(number * width)) for number in FILTERS]
 
 
+def width_of(counts):
+    """The width whose :func:`filters` are ``counts``; raises ValueError where there is none."""
+    most = [(count + 0.5) / number for count, number in zip(counts, FILTERS, strict=True)]
+    least = [(count - 0.5) / number for count, number in zip(counts, FILTERS, strict=True) if count > 1]
+    width = (max(least, default=0.0) + min(most)) / 2
+    if filters(width) != list(counts):
+        raise ValueError(f"{counts} filters are those of no width of the network")
+    return width
+
+
 def build_encoder(shape, width=1.0):
     """Image (batch, z, y, x, 1) -> features (batch, features); ``shape`` is (z, y, x) in voxels."""
     *block_filters, last_filters = filters(width)

@@ -1,11 +1,13 @@
 """Training without quality control, and the trainer for the case that all images are on this machine."""
 
+import contextlib
 import math
 
 import numpy as np
 
 from travelling.cohort import batches, place, place_before, travelling_order
 from travelling.command import stop_if_asked
+from travelling.errors import VisitFailed
 from travelling.metrics import evaluate
 from travelling.run import progress_bar
 
@@ -26,7 +28,8 @@ def travel(
     """The plain travelling model: in every cycle it visits all centers and trains on all their images.
 
     ``centers`` maps each center to its subjects; ``learning_rate(cycle)`` gives Adam's; after every cycle
-    ``hand_on(cycle, loss)`` is called with the mean loss of its training steps. After every center and cycle
+    ``hand_on(cycle, loss)`` is called with the mean loss of its training steps. Where ``trainer.train`` raises
+    VisitFailed, the rest of the visit is left out. After every center and cycle
     ``checkpoint`` is called with a dict of plain values, from which, as ``reached``, the run goes on.
     """
     images = sum(len(subjects) for subjects in centers.values())
@@ -38,14 +41,19 @@ def travel(
             bar.update((done - sum(len(centers[center]) for center in order)) * epochs - bar.n)  # of earlier sessions
             for left, center in zip(reversed(range(len(order))), order, strict=True):
                 trainer.expect(centers[order[-left]] if left else [])
-                for _ in range(epochs):
-                    for batch in batches(centers[center], batch_size, generator, protocol.trains_short_batch):
+                visit = [
+                    batch
+                    for _ in range(epochs)
+                    for batch in batches(centers[center], batch_size, generator, protocol.trains_short_batch)
+                ]
+                with contextlib.suppress(VisitFailed):
+                    for batch in visit:
                         losses.append(trainer.train(batch))
                         bar.set_postfix(cycle=cycle, center=center, loss=f"{losses[-1]:.3f}", refresh=False)
                         bar.update(len(batch))
                         stop_if_asked()
                 checkpoint({**place(cycle, left, generator), "losses": losses})
-            hand_on(cycle, sum(losses) / len(losses))
+            hand_on(cycle, sum(losses) / len(losses) if losses else math.nan)
             losses = []
             checkpoint({**place_before(cycle + 1, centers), "losses": losses})
 

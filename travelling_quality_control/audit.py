@@ -30,6 +30,7 @@ COLUMNS = (
 TABLE_COLUMNS = (
     "Subject", "Study", "Times_flagged", "First_flagged_cycle", "Revisits", "Eliminated", "Eliminated_cycle",
 )  # fmt: skip
+FAILURES = ("unreachable", "invalid")  # phases of a step that a center did not make: its row has no rates
 ROUNDING = 1e-9  # smaller differences do not count
 LARGEST = 2**31  # of seed and of cycle: NumPy takes seeds below 2**32
 
@@ -134,13 +135,13 @@ class Table:
         if not self.rows:
             raise InputError(f"{path}: has no rows")
 
-    def convert(self, columns, kind, optional=False):
-        """Turn the cells of some columns into numbers, where ``optional`` empty ones into None."""
+    def convert(self, columns, kind, optional=lambda row: False):
+        """Turn the cells of some columns into numbers, empty ones into None in rows where they are ``optional``."""
         word = "a whole number of at least 0" if kind is int else "a number"
         for row, column in itertools.product(self.rows, columns):
             text = row[column]
             try:
-                value = None if optional and text == "" else kind(text)
+                value = None if text == "" and optional(row) else kind(text)
             except ValueError:
                 value = math.nan
             if value is not None and (not math.isfinite(value) or (kind is int and not 0 <= value < LARGEST)):
@@ -171,12 +172,21 @@ def read_cohorts(train, test):
     return centers, groups.count(0), groups.count(1)
 
 
+def failed_step(row):
+    """Whether a row tells of a step that its center did not make; the first row never does."""
+    return row["Phase"] in FAILURES and row["row"] > 2
+
+
 def read_log(path):
     """The log, with its numbers as numbers and its subjects as lists."""
     log = Table(path, COLUMNS)
-    log.convert(INTEGERS, int)
-    log.convert(NUMBERS, float)
-    log.convert(OPTIONAL_NUMBERS, float, optional=True)
+    log.convert(INTEGERS, int, optional=failed_step)
+    log.convert(NUMBERS, float, optional=failed_step)
+    log.convert(OPTIONAL_NUMBERS, float, optional=lambda row: True)
+    for row in log.rows:
+        for column in ("Cycle", "Ignored", "Eliminated"):
+            if row[column] is None:
+                raise InputError(f"{path}, row {row['row']}: {column} '' is not a whole number of at least 0")
     for row in log.rows:
         row["Subjects"] = row["Subjects"].split(";") if row["Subjects"] else []
     return log
@@ -186,7 +196,7 @@ def read_subject_table(path):
     """The table of subjects, with its numbers as numbers."""
     table = Table(path, TABLE_COLUMNS)
     table.convert(("Times_flagged", "Revisits", "Eliminated"), int)
-    table.convert(("First_flagged_cycle", "Eliminated_cycle"), int, optional=True)
+    table.convert(("First_flagged_cycle", "Eliminated_cycle"), int, optional=lambda row: True)
     return table
 
 
@@ -203,10 +213,16 @@ def travel(centers, seed, first_cycle):
 
 
 class Replay:
-    """Quality control without a model: :meth:`next_step` is what must come next, after what :meth:`happened`."""
+    """Quality control without a model: :meth:`next_step` is what must come next, after what :meth:`happened`.
 
-    def __init__(self, centers, first_cycle, options):
+    ``untold`` holds (cycle, center) where a center had not told its subjects yet.
+    """
+
+    def __init__(self, centers, first_cycle, options, untold=frozenset()):
         self.centers = centers
+        self.center_of = {subject: center for center, subjects in centers.items() for subject in subjects}
+        self.untold = untold
+        self.absent = set()  # centers that failed in this cycle
         self.options = options
         self.flags = {subject: [] for subjects in centers.values() for subject in subjects}  # cycles
         self.revisits = dict.fromkeys(self.flags, 0)
@@ -219,8 +235,14 @@ class Replay:
         """Go on to the next cycle. Its batches depend on nothing that happens in it: each center is visited once."""
         self.at_start = self.subject_table()
         self.cycle, order, generator = next(self._travel)
-        self._batches = [batch for center in order for batch in self._cut(self.centers[center], generator)]
+        self._batches = []  # (center, phase, subjects)
+        for center in order:
+            if (self.cycle, center) in self.untold:
+                self._batches.append((center, FAILURES[0], []))
+            else:
+                self._batches += [(center, "batch", batch) for batch in self._cut(self.centers[center], generator)]
         self._alone = []  # of a harmful batch
+        self.absent = set()
 
     def _cut(self, subjects, generator):
         """A center's batches."""
@@ -241,8 +263,12 @@ class Replay:
         if self._alone:
             return "subject", self._alone[:1]
         if self._batches:
-            return "batch", self._batches[0]
-        due = [subject for subject, flagged in self.waiting.items() if flagged + self.options.revisit == self.cycle]
+            return self._batches[0][1:]
+        due = [
+            subject
+            for subject, flagged in self.waiting.items()
+            if flagged + self.options.revisit <= self.cycle and self.center_of[subject] not in self.absent
+        ]
         return ("revisit", due[:1]) if due else None
 
     def next_step(self):
@@ -272,6 +298,12 @@ class Replay:
                 if harmful:
                     self.eliminated[subject] = cycle
 
+    def failed(self, center):
+        """A center did not make its step, and is left alone for the rest of the cycle."""
+        self.absent.add(center)
+        self._alone = []
+        self._batches = [step for step in self._batches if step[0] != center]
+
     def subject_table(self):
         """What the table of subjects must say now: subject -> its cells."""
         return {
@@ -298,7 +330,8 @@ class Audit:
         self.center_of = {subject: center for center, subjects in centers.items() for subject in subjects}
         # Where there are no rows after the baseline, no cycle has begun; the replay then only fills the table.
         first_cycle = log.rows[1]["Cycle"] if len(log.rows) > 1 else 0
-        self.replay = Replay(centers, first_cycle, options)
+        untold = {(row["Cycle"], row["Study"]) for row in log.rows if failed_step(row) and not row["Subjects"]}
+        self.replay = Replay(centers, first_cycle, options, untold)
         self.lost = False  # after a step out of order: the order is checked again from the next cycle on
         self.unfinished = False
         self.reference = None  # (PFP, PFN) of the last accepted row
@@ -316,8 +349,11 @@ class Audit:
             self._violation(first, f"Phase is {shown(first['Phase'])}, should be 'baseline'; the row is not replayed")
         self.reference = (first["PFP"], first["PFN"])
         for row, following in itertools.zip_longest(rows, rows[1:]):
-            self._check_counts(row)
-            self._check_step(row, following)
+            if failed_step(row):
+                self._check_failure(row)
+            else:
+                self._check_counts(row)
+                self._check_step(row, following)
         self._check_end()
 
     def check_table(self, table):
@@ -360,6 +396,7 @@ class Audit:
 
     def summary(self):
         """What a consistent log holds, in words."""
+        failures = sum(map(failed_step, self.log.rows))
         rows = self.log.rows[1:]
         cycles = range(rows[0]["Cycle"], rows[-1]["Cycle"] + 1) if rows else range(0)
         phases = [row["Phase"] for row in rows]
@@ -369,8 +406,10 @@ class Audit:
         revisited = sum(map(bool, replay.revisits.values()))
         count = f"{len(cycles)} cycles ({cycles[0]} to {cycles[-1]})" if cycles else "0 cycles"
         return (
-            f"{count}, {len(rows)} verifications ({by_phase}), "
-            f"{sum(row['Ignored'] for row in rows)} steps undone; subjects: {flagged} flagged, {revisited} revisited, "
+            f"{count}, {len(rows) - failures} verifications ({by_phase}), "
+            f"{sum(row['Ignored'] for row in rows) - failures} steps undone"
+            + (f", {failures} visits failed" if failures else "")
+            + f"; subjects: {flagged} flagged, {revisited} revisited, "
             f"{len(replay.eliminated)} eliminated"
             + (f"; ends in the middle of cycle {replay.cycle}" if self.unfinished and cycles else "")
         )
@@ -442,6 +481,20 @@ class Audit:
         if not harmful:
             self.reference = rates
 
+    def _check_failure(self, row):
+        """Check a step that a center did not make: it changes nothing, and nothing was measured."""
+        self._check_order(row)
+        for column, should in (("Subject", "n/a"), ("Ignored", 1), ("Eliminated", 0)):
+            self._check(row, column, should, f"Phase {row['Phase']}")
+        for column in ("ACC", "FP", "FN", "PFP", "PFN"):
+            self._check(row, column, None, f"Phase {row['Phase']}")
+        for subject in row["Subjects"]:
+            self._check(row, "Study", self.center_of.get(subject), f"the center of {subject}")
+        self._check(row, "Tolerance", len(row["Subjects"]) * self.options.error, f"{len(row['Subjects'])} subjects")
+        self._check(row, "Reference_PFP", self.reference[0], "the last accepted rate")
+        self._check(row, "Reference_PFN", self.reference[1], "the last accepted rate")
+        self.replay.failed(row["Study"])
+
     def _check_order(self, row):
         """Compare a row with the step that must come now. Returns the (cycle, phase) it stands for."""
         if self.lost and not self._catch_up(row):
@@ -456,7 +509,8 @@ class Audit:
         phase, subjects = step
         if sorted(row["Subjects"]) == sorted(subjects):  # the right step, whatever else is wrong
             self._check(row, "Cycle", cycle, "the order of the steps")
-            self._check(row, "Phase", phase, "the order of the steps")
+            if row["Phase"] not in FAILURES:
+                self._check(row, "Phase", phase, "the order of the steps")
             self._check(row, "Subjects", subjects, "the order of the steps")
             return cycle, phase
         self._violation(

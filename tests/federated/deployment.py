@@ -1,0 +1,123 @@
+"""A federation on this machine as hospitals would have it: provisioned, one process for each site, mutual TLS."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+FEDERATED = ROOT / "travelling_quality_control" / "federated"
+ADMIN = "lead@home.org"
+
+
+def free_port():
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def environment():
+    """Of a site's process: the Python of this one."""
+    return os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+class Deployment:
+    """Folders, certificates and processes of a server and its centers; a context manager that ends all of them."""
+
+    def __init__(self, folder, centers, port=None):
+        self.folder = Path(folder)
+        self.centers = list(centers)
+        self.port = port or free_port()
+        self.kits = None
+        self._running = {}
+
+    def provision(self):
+        """Make the folders of all participants from the project file that the repository ships."""
+        project = yaml.safe_load((FEDERATED / "project.yml").read_text())
+        server, client, *_, admin = project["participants"]
+        clients = [client | {"name": center} for center in self.centers]
+        project["participants"] = [server | {"fed_learn_port": self.port}, *clients, admin]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "project.yml").write_text(yaml.safe_dump(project))
+        self.command("nvflare", "provision", "-p", "project.yml", "-w", ".")
+        (self.kits,) = (self.folder / project["name"]).glob("prod_*")
+
+    def prepare(self, training_csv, server_settings):
+        """Give every center its part of a training set, and the server its configuration."""
+        training_set = pd.read_csv(training_csv)
+        training_set["Path"] = [str(Path(training_csv).parent / path) for path in training_set["Path"]]
+        script = FEDERATED / "prepare_site.py"
+        self.command(sys.executable, script, "server", self.kits / "localhost")
+        (self.kits / "localhost" / "local" / "travelling_server.json").write_text(json.dumps(server_settings))
+        for center, cohort in training_set.groupby("Study", sort=False):
+            if center not in self.centers:
+                continue
+            data = self.folder / "hospitals" / center
+            data.mkdir(parents=True)
+            cohort.to_csv(data / "training_set.csv", index=False)
+            self.command(
+                sys.executable, script, "center", self.kits / center,
+                "--training-set", data / "training_set.csv", "--private-folder", data / "private",
+            )  # fmt: skip
+
+    def command(self, *words, check=True, timeout=600):
+        """Run a command in the deployment's folder; returns the finished process, its output in stdout."""
+        done = subprocess.run(
+            [str(word) for word in words], cwd=self.folder, env=environment(), text=True, timeout=timeout,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+        )  # fmt: skip
+        if check and done.returncode:
+            raise RuntimeError(f"{words}: status {done.returncode}\n{done.stdout}")
+        return done
+
+    def start(self, name, kit=None):
+        """Start a site, as its ``startup/start.sh`` does."""
+        kit = kit or self.kits / name
+        output = open(self.folder / f"{name}.out", "ab")
+        self._running[name] = subprocess.Popen(
+            ["bash", kit / "startup" / "sub_start.sh"],
+            cwd=kit, env=environment(), stdout=output, stderr=output, start_new_session=True,
+        )  # fmt: skip
+        output.close()
+
+    def kill(self, name):
+        """End a site at once, with all processes that it has started, as a power cut does."""
+        process = self._running.pop(name)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def output(self, name):
+        """What a site has printed so far."""
+        return (self.folder / f"{name}.out").read_text(errors="replace")
+
+    def wait_for(self, text, name, seconds=120):
+        """Wait until a site has printed some text."""
+        end = time.monotonic() + seconds
+        while text not in self.output(name):
+            if time.monotonic() > end:
+                raise TimeoutError(f"{name} has not printed '{text}':\n{self.output(name)[-2000:]}")
+            time.sleep(0.5)
+
+    def run_jobs(self, *options, check=True, timeout=600):
+        """Run the script that submits jobs until the run is done."""
+        return self.command(
+            sys.executable, FEDERATED / "job.py", "--server", self.kits / "localhost", "--admin", self.kits / ADMIN,
+            *options, check=check, timeout=timeout,
+        )  # fmt: skip
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        for name in list(self._running):
+            self.kill(name)

@@ -1,0 +1,406 @@
+"""Server and centers in one process, every message through FLARE's own serialization."""
+
+import json
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import run_here
+
+pytest.importorskip("nvflare")
+
+from federation import (
+    CYCLES,
+    FIRST_CYCLE,
+    SIZES,
+    in_one_process,
+    options,
+    read_log,
+    read_names,
+    read_weights,
+    server_settings,
+    study,
+)
+from nvflare.apis.signal import Signal
+from nvflare.app_common.abstract.fl_model import FLModel
+from nvflare.app_common.utils.fl_model_utils import FLModelUtils
+from nvflare.fuel.utils import fobs
+from nvflare.private.fed.utils.fed_utils import fobs_initialize
+
+from travelling.errors import VisitFailed
+from travelling_quality_control.federated.center import CenterExecutor, Pseudonyms
+from travelling_quality_control.federated.prepare_site import configure_center
+from travelling_quality_control.federated.server import (
+    ERROR_FILE,
+    TravellingController,
+    refuse_bad_subjects,
+    refuse_invalid,
+)
+
+CENTERS = [*SIZES, "bad"]
+
+
+@pytest.fixture(scope="module")
+def hospitals(study, tmp_path_factory):
+    """Folder with the CSV and the private folder of every center, and the centers themselves.
+
+    All tests share them: a center keeps its compiled network, and has no other state.
+    """
+    fobs_initialize()
+    folder = tmp_path_factory.mktemp("hospitals")
+    table = study.table.assign(Path=[str(study.folder / path) for path in study.table["Path"]])
+    for center in CENTERS:
+        table[table["Study"] == center].to_csv(folder / f"{center}.csv", index=False)
+        configure_center(folder, center, folder / f"{center}.csv", folder / center)
+    return SimpleNamespace(folder=folder, executors={center: CenterExecutor() for center in CENTERS})
+
+
+class Federation:
+    """The centers of the study, and ``job``: one job on them, as FLARE would run it."""
+
+    def __init__(self, study, hospitals, folder):
+        self.folder = folder
+        self.hospitals = hospitals.folder
+        self.executors = dict(hospitals.executors)
+        self.private = {center: hospitals.folder / center for center in CENTERS}
+        self.messages = []  # (center, question, what the server sent, what the center answered), as bytes
+        self.away = set()
+        self.tamper = lambda center, question, answer: answer
+        self.before = lambda controller, question: None
+        self.configure(study)
+
+    def configure(self, study, **changes):
+        """Write the server's configuration."""
+        (self.folder / "travelling_server.json").write_text(server_settings(study, self.folder, **changes))
+
+    def job(self, cycles=1):
+        """Run one job; returns its controller, whose ``panics`` are why FLARE would end it."""
+        controller = TravellingController(task_timeout=5, cycles=cycles)
+        controller.panics = []
+        controller.panic = controller.panics.append
+        controller.info = controller.warning = lambda text: None
+        controller.abort_signal = Signal()
+        workspace = SimpleNamespace(get_site_config_dir=lambda: str(self.folder))
+        there = [SimpleNamespace(name=center) for center in CENTERS if center not in self.away]
+        controller.engine = SimpleNamespace(get_workspace=lambda: workspace, get_clients=lambda: there)
+        controller.send_model = lambda targets, task_name, data, **_: [
+            self.deliver(center, task_name, data) for center in targets
+        ]
+        controller.send_model_and_wait = lambda targets, task_name, data, **_: self.send(
+            controller, targets[0], task_name, data
+        )
+        controller.run()
+        return controller
+
+    def send(self, controller, center, question, data):
+        """What FLARE's controller does: a list with the answer, empty where there is none."""
+        self.before(controller, question)
+        if controller.abort_signal.triggered:
+            return []
+        answer = self.tamper(center, question, self.deliver(center, question, data))
+        return [answer] if answer else []
+
+    def deliver(self, center, question, data):
+        """A center's answer to a question."""
+        sent = fobs.dumps(FLModelUtils.to_shareable(data))
+        context = mock.Mock()
+        context.get_engine().get_workspace().get_site_config_dir.return_value = str(self.hospitals)
+        context.get_identity_name.return_value = center
+        answer = self.executors[center].execute(question, fobs.loads(sent), context, Signal())
+        answered = fobs.dumps(answer)
+        self.messages.append((center, question, sent, answered))
+        return FLModelUtils.from_shareable(fobs.loads(answered))
+
+    def log(self):
+        """The server's log with the pseudonyms resolved."""
+        return read_log(self.folder / "qc.csv", read_names(self.private.values()))
+
+
+@pytest.fixture(scope="module")
+def loaded(study):
+    """The pre-trained model, and its state: compiling it takes seconds, and every job would do it anew."""
+    from travelling.model import TravellingModel
+
+    model, record, notices = TravellingModel.load(study.encoder, study.classifier, (35, 34, 33))
+    return model, model.export_state(), record, notices
+
+
+@pytest.fixture
+def federation(study, hospitals, loaded, tmp_path, monkeypatch):
+    from travelling.model import TravellingModel
+
+    def load(*_):
+        model, state, record, notices = loaded
+        model.import_state(state)
+        return model, dict(record), list(notices)
+
+    monkeypatch.setattr(TravellingModel, "load", load)
+    return Federation(study, hospitals, tmp_path)
+
+
+def test_one_algorithm_two_engines(federation, in_one_process):
+    for _ in range(FIRST_CYCLE, CYCLES):  # one job for each
+        assert federation.job().panics == []
+    pd.testing.assert_frame_equal(federation.log(), read_log(in_one_process / "qc.csv"))
+    for mine, other in zip(
+        read_weights(federation.folder / "qc_run"), read_weights(in_one_process / "qc_run"), strict=True
+    ):
+        np.testing.assert_array_equal(mine, other)
+    assert json.loads((federation.folder / "qc_run" / "run.json").read_text())["finished"]
+    check_messages(federation)
+    check_lists(federation)
+    sent = [
+        FLModelUtils.from_shareable(fobs.loads(sent))
+        for _, question, sent, _ in federation.messages
+        if question == "train"
+    ]
+    assert sum(not model.params for model in sent) > 5  # a state that the center has is not sent again
+
+
+def check_messages(federation):
+    """What left the centers: the answers' fields, one by one, and none of what must stay."""
+    fields = {"subjects": {"subjects"}, "prepare": set(), "train": {"loss"}, "report": set()}
+    assert {question for _, question, _, _ in federation.messages} == set(fields)
+    before = {}
+    for center, question, sent, answered in federation.messages:
+        table = pd.read_csv(federation.hospitals / f"{center}.csv")
+        model = FLModelUtils.from_shareable(fobs.loads(answered))
+        assert set(model.meta) == fields[question]
+        assert bool(model.params) == (question == "train")
+        if question == "subjects":
+            assert len(model.meta["subjects"]) == len(table)
+        if question == "train":
+            before = FLModelUtils.from_shareable(fobs.loads(sent)).params or before
+            assert [(name, array.shape) for name, array in model.params.items()] == [
+                (name, array.shape) for name, array in before.items()
+            ]
+            assert type(model.meta["loss"]) is float
+        secrets = [
+            *table["Subject"],
+            *table["Path"],
+            "smith",
+            "nii",
+            str(federation.hospitals),
+            "Sex",
+            "Age",
+            "Group_bin",
+        ]
+        secrets += [f"{age:.6f}"[:8] for age in table["Age"]]
+        secrets = [secret.encode() for secret in secrets]
+        secrets += [np.array(age, order).tobytes() for age in table["Age"] for order in ("<f8", ">f8")]
+        for secret in secrets:
+            assert secret not in answered, (question, secret)
+            assert secret not in sent, (question, secret)
+
+
+def check_lists(federation):
+    """Every center knows what was found among its own images; the server knows pseudonyms only."""
+    found = pd.read_csv(federation.private["bad"] / "flagged_subjects.csv")
+    assert sorted(found["Subject"]) == [f"patient-upside{number}-smith" for number in range(3)]
+    assert found["Path"].str.contains("upside").all()
+    assert (found["Eliminated"] == 1).all()
+    rows = pd.read_csv(federation.private["bad"] / "flagged_rows.csv")
+    assert set(rows["Phase"]) == {"batch", "subject", "revisit"}
+    assert {name for cell in rows["Subjects"] for name in cell.split(";")} == set(found["Subject"])
+    assert rows["Eliminated"].sum() == 3
+    flagged = set(federation.log().query("Phase == 'subject' and Ignored == '1'")["Study"])
+    for center in CENTERS:
+        assert (federation.private[center] / "flagged_subjects.csv").exists() == (center in flagged)
+        assert (federation.private[center].stat().st_mode & 0o777) == 0o700
+    for path in [*federation.folder.glob("qc*"), *(federation.folder / "qc_run").iterdir()]:
+        if path.is_file():
+            assert b"smith" not in path.read_bytes(), path
+
+
+def test_pseudonyms_stay_the_same_and_depend_on_the_center(study, tmp_path):
+    subjects = list(study.table["Subject"])
+    for center in ("a", "b"):
+        (tmp_path / center).mkdir()
+    first, again, other = (Pseudonyms(tmp_path / center, subjects).of for center in "aab")
+    assert first == again
+    assert not set(first.values()) & set(other.values())
+    assert (tmp_path / "a" / "salt").stat().st_mode & 0o777 == 0o600
+
+
+STATE = [np.zeros((2, 3), np.float32), np.array(7, np.int64)]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "loss", "reason"),
+    [
+        ([np.full((2, 3), np.nan, np.float32), STATE[1]], 0.5, "not finite"),
+        ([np.full((2, 3), np.inf, np.float32), STATE[1]], 0.5, "not finite"),
+        ([STATE[0][:1], STATE[1]], 0.5, "shape"),
+        ([STATE[0].astype(np.float64), STATE[1]], 0.5, "type"),
+        (STATE[:1], 0.5, "number"),
+        ([], 0.5, "number"),
+        (STATE, float("nan"), "loss"),
+        (STATE, None, "loss"),
+    ],
+)
+def test_an_answer_that_cannot_be_right_is_invalid(arrays, loss, reason):
+    refuse_invalid(STATE, 0.5, STATE)
+    with pytest.raises(VisitFailed, match=reason) as failure:
+        refuse_invalid(arrays, loss, STATE)
+    assert failure.value.phase == "invalid"
+
+
+@pytest.mark.parametrize("names", [None, [], "0" * 16, ["patient-7"], ["0" * 16, "0" * 16], ["a" * 16], [3]])
+def test_a_list_of_subjects_that_cannot_be_right_is_invalid(names):
+    refuse_bad_subjects(["0" * 16, "b" * 16], {"a" * 16})
+    with pytest.raises(VisitFailed):
+        refuse_bad_subjects(names, {"a" * 16})
+
+
+def with_nan(array):
+    array = np.array(array)
+    array.flat[3] = np.nan
+    return array
+
+
+def test_visits_that_fail_are_undone_and_the_centers_are_back_in_the_next_cycle(federation):
+    spoilt = {
+        "c0": lambda answer: None,
+        "c1": lambda answer: FLModel(
+            params=answer.params | {"0000": with_nan(answer.params["0000"])}, meta=answer.meta
+        ),
+        "c2": lambda answer: FLModel(params={}, meta={"error": "failure"}),
+    }
+    federation.tamper = lambda center, question, answer: (
+        spoilt[center](answer) if question == "train" and center in spoilt else answer
+    )
+    assert federation.job().panics == []
+    federation.tamper = lambda center, question, answer: answer
+    assert federation.job().panics == []
+    log = federation.log()
+    first, second = (log[log["Cycle"] == str(FIRST_CYCLE + cycle)] for cycle in range(2))
+    for center, phase in (("c0", "unreachable"), ("c1", "invalid"), ("c2", "invalid")):
+        assert list(first[first["Study"] == center]["Phase"]) == [phase]
+        assert "batch" in set(second[second["Study"] == center]["Phase"])
+        assert center not in set(log[log["Phase"] == "subject"]["Study"])  # not tried, never harmful
+    assert set(second["Phase"]) <= {"batch", "subject", "revisit"}
+    # What is sent after a visit that failed is what was sent to it.
+    states = [sent for _, question, sent, _ in federation.messages if question == "train"]
+    arrays = [FLModelUtils.from_shareable(fobs.loads(sent)).params for sent in states]
+    arrays = [params for params in arrays if params]  # the others are digests
+    for other in arrays[1:4]:
+        for name, array in arrays[0].items():
+            np.testing.assert_array_equal(array, other[name])
+
+
+def test_a_center_that_is_away_costs_no_time_and_comes_later(federation):
+    federation.away = {"c2"}
+    assert federation.job().panics == []
+    federation.away = set()
+    assert federation.job().panics == []
+    log = federation.log()
+    assert list(log[log["Study"] == "c2"]["Phase"]) == ["unreachable", "batch"]
+    assert len(pd.read_csv(federation.folder / "qc_subjects.csv")) == sum(SIZES.values()) + 3
+
+
+def test_an_aborted_job_and_a_server_that_dies_leave_no_trace(federation, in_one_process):
+    class PowerCut(BaseException):
+        pass
+
+    def trained():
+        return sum(message[1] == "train" for message in federation.messages)
+
+    def die(controller, question):
+        if question == "train" and trained() == 6:
+            raise PowerCut
+
+    def abort(controller, question):
+        if question == "train" and trained() == 16:
+            controller.abort_signal.trigger(True)
+
+    federation.before = die
+    with pytest.raises(PowerCut):
+        federation.job()
+    assert (federation.folder / "qc.csv").read_text().count("\n") > 3
+    federation.before = abort
+    assert federation.job(cycles=3).panics == []
+    assert not set(federation.log()["Phase"]) & {"unreachable", "invalid"}
+    assert not json.loads((federation.folder / "qc_run" / "run.json").read_text())["finished"]
+    federation.before = lambda controller, question: None
+    assert federation.job(cycles=3).panics == []
+    pd.testing.assert_frame_equal(federation.log(), read_log(in_one_process / "qc.csv"))
+
+
+def test_a_center_that_has_lost_the_state_is_sent_it(federation, in_one_process):
+    def forget(controller, question):
+        for executor in federation.executors.values():
+            if executor._center:
+                executor._center._states = {}
+
+    federation.before = forget
+    assert federation.job(cycles=3).panics == []
+    pd.testing.assert_frame_equal(federation.log(), read_log(in_one_process / "qc.csv"))
+
+
+def test_one_center_is_too_few(federation):
+    federation.away = set(CENTERS) - {"c0"}
+    (panic,) = federation.job().panics
+    assert "1 of 4 centers is there, two at least are needed" in panic
+    assert "two at least" in (federation.folder / "qc_run" / ERROR_FILE).read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"centers": ["c0"]}, "two centers at least are needed, not 1"),
+        ({"centers": ["c0", "c0"]}, "a center is named twice"),
+        ({"centers": ["c0", "../c1"]}, "centers: a list of names"),
+        ({"revisit": 0}, "revisit: '0' is not a whole number"),
+        ({"error": "much"}, "error: "),
+        ({"fn_test": None}, "fn_test is missing"),
+        ({"colour": 1}, "colour is not known"),
+        ({"method": "magic"}, "method is "),
+        ({"en": "nowhere.keras"}, "no such model file"),
+    ],
+)
+def test_a_wrong_configuration_is_one_line(changes, message, federation, study):
+    federation.configure(study, **changes)
+    (panic,) = federation.job().panics
+    assert message in panic
+    assert "\n" not in panic
+
+
+def test_an_error_at_a_center_stays_in_its_own_log(federation):
+    cohort = federation.hospitals / "c1.csv"
+    sound = cohort.read_text()
+    federation.executors["c1"] = CenterExecutor()
+    cohort.write_text(sound.replace(".nii.gz", "-gone.nii.gz"))
+    try:
+        answer = federation.deliver("c1", "subjects", FLModel(params={}))
+        assert answer.meta == {"error": "input"}
+    finally:
+        cohort.write_text(sound)
+    assert "-gone.nii.gz" in (federation.private["c1"] / "center.log").read_text()
+    nonsense = federation.deliver("c1", "train", FLModel(params={}, meta={"subjects": ["f" * 16]}))
+    assert nonsense.meta == {"error": "failure"}
+    assert all(b"gone" not in answered for _, _, _, answered in federation.messages)
+
+
+def test_the_standard_travelling_model_is_a_job_too(federation, study, tmp_path):
+    settings = {
+        "method": "standard", "centers": CENTERS, "shape": [33, 34, 35], "output_folder": str(tmp_path / "standard"),
+        "cycles": 2, "epochs": 2, "width": 0.1, "learning_rate": 0.002,
+    }  # fmt: skip
+    (federation.folder / "travelling_server.json").write_text(json.dumps(settings))
+    assert federation.job(cycles=2).panics == []
+    done = run_here(
+        "standard", "-fn_train", study.training_set, "-cycles", 2, "-epochs", 2, "-batch_size", 5, "--width", 0.1,
+        "--learning-rate", 0.002, "--output-folder", tmp_path / "script", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    import keras
+
+    for part in ("encoder", "classifier_PD"):
+        mine, other = (
+            keras.models.load_model(tmp_path / folder / f"{part}_distributed_BS5_01.keras")
+            for folder in ("standard", "script")
+        )
+        for weight, same in zip(mine.weights, other.weights, strict=True):
+            np.testing.assert_array_equal(np.asarray(weight), np.asarray(same))

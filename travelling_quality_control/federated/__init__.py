@@ -1,0 +1,11 @@
+"""Quality control across hospitals: the same loop, with NVIDIA FLARE as its messenger.
+
+    center      what runs at a hospital: its subjects under pseudonyms, training, its list of flagged images
+    server      what runs at the model's home: the loop of quality control, verification, the record of the run
+    job         submits one job per cycle to a FLARE server
+    simulate    all centers of a cohort on one machine, in FLARE's simulator
+    prepare_site  prepares a FLARE site: which classes it may run, where its CSV is
+    settings    the configuration files of server and centers
+
+Needs ``requirements-federated.txt``; nothing else in this repository does.
+"""

@@ -1,0 +1,201 @@
+"""What runs at a hospital. Its images, its CSV and the ids of its subjects stay here.
+
+What leaves: for each of the server's questions one answer, made in :meth:`Center.answer` and nowhere else.
+
+==========  ==========================================  ======================================================
+question    holds                                       answer
+==========  ==========================================  ======================================================
+subjects    nothing                                     pseudonyms of all subjects, in the order of the CSV
+prepare     how many filters the convolutions have      nothing
+train       all that travels (only its digest, where    all that travels after one training step, and its loss
+            the center has it), pseudonyms of a batch
+report      what became of the center's subjects        nothing
+==========  ==========================================  ======================================================
+
+A question that cannot be answered is answered with one of ERRORS; the reason is written to the center's own log.
+"""
+
+import csv
+import hashlib
+import hmac
+import logging
+import os
+import secrets
+import time
+from pathlib import Path
+
+import pandas as pd
+from nvflare.apis.executor import Executor
+from nvflare.app_common.abstract.fl_model import FLModel
+from nvflare.app_common.utils.fl_model_utils import FLModelUtils
+
+from travelling.cohort import SEPARATOR, read_cohort
+from travelling.errors import InputError
+from travelling.quality_control import LOG_COLUMNS
+from travelling.run import write_csv
+from travelling_quality_control.federated.settings import center_file, read_center_settings
+from travelling_quality_control.federated.wire import digest, pack, unpack
+
+ERRORS = ("input", "failure")  # what the hospital can mend (its CSV, an image), and everything else
+PSEUDONYM_LETTERS = 16
+REPORTED = ("Subject", "Times_flagged", "First_flagged_cycle", "Revisits", "Eliminated", "Eliminated_cycle")
+_VISITS = ("Time", "Images", "Training_seconds")
+
+
+class Pseudonyms:
+    """Ids under which a center's subjects are known outside, and the way back, in a folder that only it can read.
+
+    A pseudonym is a keyed hash of the id. The key, ``salt``, is drawn once and never leaves the folder: whoever
+    has a list of ids, but not the key, cannot tell which of them stands behind a pseudonym.
+    """
+
+    def __init__(self, folder, subjects):
+        salt = _salt(folder / "salt")
+        self.of = {
+            subject: hmac.new(salt, subject.encode(), hashlib.sha256).hexdigest()[:PSEUDONYM_LETTERS]
+            for subject in subjects
+        }
+        self.subject = {pseudonym: subject for subject, pseudonym in self.of.items()}
+        if len(self.subject) < len(self.of):
+            raise InputError(f"{folder}: two subjects have one pseudonym; remove the file salt, and begin a new run")
+        write_csv(pd.DataFrame(self.of.items(), columns=["Subject", "Pseudonym"]), folder / "pseudonyms.csv")
+
+
+def _salt(path):
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(32))
+    except FileExistsError:
+        pass
+    salt = path.read_bytes()
+    if len(salt) != 32:
+        raise InputError(f"{path}: damaged; without it no pseudonym of an earlier run can be resolved")
+    return salt
+
+
+class Center:
+    """A hospital: its cohort, and one model that stays compiled from visit to visit.
+
+    Raises InputError where its configuration or its CSV is wrong.
+    """
+
+    def __init__(self, settings):
+        self._folder = settings.private_folder
+        self._settings = settings
+        self._cohort = read_cohort(settings.training_set)
+        self._pseudonyms = Pseudonyms(self._folder, self._cohort["Subject"])
+        self._trainer = None
+        self._filters = None  # of the trainer's network
+        self._states = {}  # digest -> arrays: of the last step, before and after
+
+    def answer(self, question, arrays, meta):
+        """The answer to one question: (arrays, meta). Raises whatever went wrong."""
+        if question == "subjects":
+            return [], {"subjects": list(self._pseudonyms.of.values())}
+        if question == "prepare":
+            self._prepare(meta["filters"])
+            return [], {}
+        if question == "train":
+            return self._train(arrays, meta["state"], [self._pseudonyms.subject[name] for name in meta["subjects"]])
+        if question == "report":
+            self._report(meta["subjects"], meta["rows"])
+            return [], {}
+        raise InputError(f"no such question: {question}")
+
+    def _train(self, arrays, state, subjects):
+        before = arrays or self._states.get(state)
+        if before is None:
+            return [], {"missing": True}
+        start = time.perf_counter()
+        self._trainer.import_state(before)
+        loss = self._trainer.train(subjects)
+        after = self._trainer.export_state()
+        self._note_visit(len(subjects), time.perf_counter() - start)
+        self._states = {state: before, digest(after): after}
+        return after, {"loss": loss}
+
+    def _prepare(self, counts):
+        """Read the images, build the network and compile its training step: what takes long, but once in a job."""
+        if self._filters == counts:
+            return
+        # Only now: TensorFlow takes seconds to import, and the images to read.
+        from travelling import backend
+        from travelling.model import TravellingModel
+        from travelling.sfcn import width_of
+        from travelling.trainer import LocalTrainer
+        from travelling.volumes import Volumes
+
+        volumes = Volumes(self._settings.cache_gb, self._settings.cache_dir or self._folder / "image_cache")
+        volumes.add(self._cohort)
+        backend.start(seed=0)  # whatever is random travels
+        model = TravellingModel.build(volumes.shape, width_of(counts), learning_rate=0.0)
+        volumes.decode()
+        self._trainer = LocalTrainer(model, volumes, self._cohort)
+        self._trainer.train([self._cohort["Subject"].iloc[0]])  # compiles; the next state replaces this one
+        self._filters = counts
+
+    def _note_visit(self, images, seconds):
+        path = self._folder / "visits.csv"
+        is_new = not path.exists()
+        with open(path, "a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            if is_new:
+                writer.writerow(_VISITS)
+            writer.writerow((f"{time.time():.3f}", images, f"{seconds:.4f}"))
+
+    def _report(self, subjects, rows):
+        """Write down which of the own subjects were flagged or eliminated, with their images, and why."""
+        own = self._pseudonyms.subject
+        found = pd.DataFrame(subjects, columns=REPORTED)
+        found["Subject"] = found["Subject"].map(own)
+        found.insert(1, "Path", found["Subject"].map(self._cohort["Path"]))
+        write_csv(found, self._folder / "flagged_subjects.csv")
+        decisive = pd.DataFrame(rows, columns=LOG_COLUMNS)
+        decisive["Subject"] = decisive["Subject"].map(lambda name: own.get(name, name))  # or "batch"
+        decisive["Subjects"] = decisive["Subjects"].map(
+            lambda names: SEPARATOR.join(own[name] for name in names.split(SEPARATOR))
+        )
+        write_csv(decisive, self._folder / "flagged_rows.csv")
+
+
+class CenterExecutor(Executor):
+    """FLARE's door to a :class:`Center`; it keeps one alive for a whole job."""
+
+    def __init__(self):
+        super().__init__()
+        self._center = None
+        self._log = None
+
+    def execute(self, task_name, shareable, fl_ctx, abort_signal):
+        """Answer the server's question; whatever goes wrong stays in the center's own log."""
+        try:
+            if self._center is None:
+                self._open(Path(fl_ctx.get_engine().get_workspace().get_site_config_dir()), fl_ctx.get_identity_name())
+            model = FLModelUtils.from_shareable(shareable)
+            arrays, meta = self._center.answer(task_name, unpack(model.params), model.meta)
+        except InputError as error:
+            self._note(error)
+            arrays, meta = [], {"error": "input"}
+        except Exception as error:  # an answer in any case: silence would be taken for absence
+            self._note(error, trace=True)
+            arrays, meta = [], {"error": "failure"}
+        return FLModelUtils.to_shareable(FLModel(params=pack(arrays), meta=meta))
+
+    def _open(self, folder, center):
+        settings = read_center_settings(folder / center_file(center))
+        settings.private_folder.mkdir(parents=True, exist_ok=True)
+        settings.private_folder.chmod(0o700)
+        # FLARE's own logs can be sent to the server, and the text of an error may hold a path or an id.
+        self._log = logging.getLogger(f"travelling.center.{center}")
+        self._log.propagate = False
+        if not self._log.handlers:
+            handler = logging.FileHandler(settings.private_folder / "center.log", encoding="utf-8")
+            handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
+            self._log.addHandler(handler)
+        self._center = Center(settings)
+
+    def _note(self, error, trace=False):
+        if self._log is None:  # the configuration is wrong: the only place left is the process's own stderr
+            print(f"error: {error}", flush=True)
+            return
+        self._log.error("error: %s", error, exc_info=trace)

@@ -1,0 +1,168 @@
+"""Run quality control, or the standard travelling model, on a FLARE server: one job per cycle, until the run is done.
+
+To be started on the server's machine, because the run's own checkpoint tells how far it has come, not FLARE. The same
+command goes on after whatever has stopped it. A job carries no code, no path and no image: which classes it may use,
+and where the data are, is written at the sites (prepare_site.py).
+
+Example:
+    python travelling_quality_control/federated/job.py --server ./kits/server.example.org --admin ./kits/me@example.org
+"""
+
+import contextlib
+import time
+from pathlib import Path
+
+from travelling import command
+
+CONTROLLER = "travelling_quality_control.federated.server.TravellingController"
+EXECUTOR = "travelling_quality_control.federated.center.CenterExecutor"
+
+
+def parse_arguments():
+    """The command line."""
+    parser = command.Parser(__doc__)
+    parser.add_argument("--server", type=Path, required=True, metavar="KIT", help="the server's FLARE folder")
+    parser.add_argument("--admin", type=Path, required=True, metavar="KIT", help="the FLARE folder of who submits jobs")
+    parser.add_argument("--user", help="the name in that folder's certificate (default: the name of the folder)")
+    add_job_options(parser)
+    parser.add_argument(
+        "--wait",
+        type=command.number(float, 0),
+        default=60,
+        metavar="SECONDS",
+        help="for two centers at least to be there, before a job is given up",
+    )
+    return parser.parse_args()
+
+
+def add_job_options(parser):
+    """The options that all ways to run a job share."""
+    parser.add_argument(
+        "--task-timeout",
+        type=command.number(int, 1),
+        default=600,
+        metavar="SECONDS",
+        help="a center that has not answered by then is left alone until the next cycle",
+    )
+    parser.add_argument(
+        "--cycles-per-job",
+        type=command.number(int, 1),
+        default=1,
+        metavar="N",
+        help="a center that restarts is back in the next job",
+    )
+    parser.add_argument(
+        "--poll",
+        type=command.number(float, 0.01, 60),
+        default=0.5,
+        metavar="SECONDS",
+        help="how often centers ask whether there is work",
+    )
+
+
+def travelling_recipe(task_timeout, cycles, poll, name="travelling"):
+    """A FLARE recipe for the next ``cycles`` cycles of a run; all else is the sites' own configuration."""
+    from nvflare.job_config.api import FedJob
+    from nvflare.recipe.spec import Recipe
+
+    from travelling_quality_control.federated.center import CenterExecutor
+    from travelling_quality_control.federated.server import TravellingController
+
+    job = FedJob(name=name, min_clients=2)
+    job.set_app_packages(["travelling", "travelling_quality_control"])  # installed at the sites: no code travels
+    job.to_server(TravellingController(task_timeout, cycles))
+    job.to_server({"server": {"task_request_interval": poll}})
+    job.to_clients(CenterExecutor())
+    return Recipe(job)
+
+
+class Progress:
+    """How far a run has come, as its folder tells: ``finished``, and ``place``, which changes with every visit."""
+
+    def __init__(self, settings):
+        import json
+
+        from travelling.checkpoint import Checkpoints
+        from travelling_quality_control.federated.server import ERROR_FILE
+
+        folder = settings.output_folder
+        record = folder / "run.json"
+        self.finished = record.is_file() and bool(json.loads(record.read_text(encoding="utf-8")).get("finished"))
+        found = None if self.finished else Checkpoints(folder / "checkpoints").load()
+        self.place = found and (found[0]["cycle"], found[0]["centers_left"])
+        error = folder / ERROR_FILE
+        self.error = error.read_text(encoding="utf-8").strip() if error.is_file() else None
+
+
+def run_jobs(settings, run_one):
+    """Call ``run_one()`` for job after job until the run is finished; a job that gets nowhere is an InputError."""
+    from travelling.errors import InputError
+
+    before = Progress(settings)
+    while not before.finished:
+        run_one()
+        now = Progress(settings)
+        if now.error or (now.place == before.place and not now.finished):
+            raise InputError(now.error or "the job ended without a visit to any center; FLARE's own logs say more")
+        before = now
+
+
+def main():
+    """Submit job after job."""
+    arguments = parse_arguments()
+    from travelling.errors import AlreadyDone, InputError
+    from travelling_quality_control.federated.settings import SERVER_FILE, read_server_settings
+
+    for kit in (arguments.server, arguments.admin):
+        if not (kit / "startup").is_dir():
+            raise InputError(f"{kit}: not a FLARE folder (it has no folder startup)")
+    settings = read_server_settings(arguments.server / "local" / SERVER_FILE)
+    if Progress(settings).finished and not settings.overwrite:
+        raise AlreadyDone(f"done already: {settings.output_folder} (overwrite in {SERVER_FILE} runs it again)")
+
+    from nvflare.fuel.flare_api.flare_api import new_secure_session
+    from nvflare.recipe.prod_env import ProdEnv
+
+    user = arguments.user or arguments.admin.name
+    environment = ProdEnv(str(arguments.admin.absolute()), username=user, login_timeout=30)
+
+    def run_one():
+        try:
+            session = new_secure_session(user, str(arguments.admin.absolute()), timeout=30)
+        except Exception as error:  # FLARE raises many kinds; the answer is the same
+            raise InputError(f"{arguments.admin}: no session with the FLARE server ({error})") from None
+        try:
+            refuse_lonely(session, settings.centers, arguments.wait)
+            recipe = travelling_recipe(arguments.task_timeout, arguments.cycles_per_job, arguments.poll)
+            session.monitor_job(recipe.execute(environment).get_job_id())
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"the FLARE server does not answer any more ({error}); the same command goes on") from None
+        finally:
+            with contextlib.suppress(Exception):  # it may be gone
+                session.close()
+
+    run_jobs(settings, run_one)
+    print(f"done: {settings.output_folder}")
+
+
+def refuse_lonely(session, centers, wait):
+    """Wait for two of the centers to be connected; raises InputError where they do not come."""
+    from travelling.errors import InputError
+
+    end = time.monotonic() + wait
+    while True:
+        there = {client.name for client in session.get_system_info().client_info} & set(centers)
+        if len(there) >= 2:
+            return
+        if time.monotonic() > end:
+            raise InputError(
+                f"the model cannot travel: of {len(centers)} centers, {', '.join(sorted(there)) or 'none'} "
+                "is connected to the FLARE server, two at least are needed"
+            )
+        time.sleep(1)
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,323 @@
+"""What runs at the model's home: the same loop as in the scripts, with a trainer that trains at the centers."""
+
+import csv
+import logging
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+from nvflare.app_common.abstract.fl_model import FLModel
+from nvflare.app_common.workflows.model_controller import ModelController
+
+from travelling import command
+from travelling.cohort import SEPARATOR, read_cohort, refuse_one_class
+from travelling.errors import AlreadyDone, InputError, Stopped, VisitFailed
+from travelling.protocol import PROTOCOLS
+from travelling.quality_control import FAILURES, LogFile, QualityControl, blind_directions
+from travelling.run import Run, cycles_to_run, write_csv
+from travelling.trainer import LocalTrainer, travel
+from travelling.volumes import Volumes
+from travelling_quality_control.federated.center import ERRORS, PSEUDONYM_LETTERS, REPORTED
+from travelling_quality_control.federated.settings import SERVER_FILE, read_server_settings
+from travelling_quality_control.federated.wire import digest, pack, unpack
+
+ERROR_FILE = "error.txt"  # in the run folder: why a job ended without having gone on
+VISITS_FILE = "visits.csv"  # in the run folder: what every question to a center took
+_VISITS = ("Time", "Center", "Question", "Seconds", "Bytes_sent", "Bytes_received", "Outcome")
+
+
+class FederatedTrainer(LocalTrainer):
+    """A trainer whose training images are at the centers, and whose model and test set are here.
+
+    ``ask(center, question, arrays, meta)`` gives a center's answer, (arrays, meta), or raises VisitFailed.
+    ``center_of`` maps every subject to its center.
+    """
+
+    def __init__(self, ask, model, volumes, test_set=None, evaluation_batch=None):
+        super().__init__(model, volumes, test_set=test_set, evaluation_batch=evaluation_batch)
+        self._ask = ask
+        self.center_of = {}
+        self._states = {}  # center -> digests of the states that it still holds
+
+    def train(self, subjects):
+        """One training step at the subjects' center. Returns the loss; raises VisitFailed, and changes nothing then."""
+        center, state = self.center_of[subjects[0]], self.export_state()
+        name = digest(state)
+        question = {"subjects": subjects, "state": name}
+        # A center's next batch begins where its last one has ended, or, if that was undone, begun: it has that state.
+        there = name in self._states.pop(center, ())
+        arrays, meta = self._ask(center, "train", [] if there else state, question)
+        if there and meta.get("missing"):  # it has restarted
+            arrays, meta = self._ask(center, "train", state, question)
+        refuse_invalid(arrays, meta.get("loss"), state)
+        self.import_state(arrays)
+        self._states[center] = {name, digest(arrays)}
+        return meta["loss"]
+
+    def expect(self, subjects):
+        """The images are the center's own concern."""
+
+
+def refuse_invalid(arrays, loss, sent):
+    """Raise VisitFailed where an answer to ``sent`` cannot be that state after a training step."""
+    if [(array.dtype, array.shape) for array in arrays] != [(array.dtype, array.shape) for array in sent]:
+        raise VisitFailed("invalid", "its weights are of another number, shape or type")
+    if not all(np.isfinite(array).all() for array in arrays if np.issubdtype(array.dtype, np.floating)):
+        raise VisitFailed("invalid", "its weights hold values that are not finite")
+    if not isinstance(loss, float) or not np.isfinite(loss):
+        raise VisitFailed("invalid", "its loss is not a number")
+
+
+def refuse_bad_subjects(names, others):
+    """Raise VisitFailed where a center's answer is not a list of pseudonyms, or some are another center's."""
+    letters = set("0123456789abcdef")
+    if not isinstance(names, list) or not names:
+        raise VisitFailed("invalid", "it names no subjects")
+    if not all(isinstance(name, str) and len(name) == PSEUDONYM_LETTERS and set(name) <= letters for name in names):
+        raise VisitFailed("invalid", "its subjects are not pseudonyms")
+    if len(set(names)) < len(names) or set(names) & others:
+        raise VisitFailed("invalid", "a subject is named twice, or is another center's, too")
+
+
+class TravellingController(ModelController):
+    """Runs the next ``cycles`` cycles of the run that the server's configuration describes.
+
+    ``task_timeout`` is in seconds: a center that has not answered by then is left alone until the next cycle.
+    """
+
+    def __init__(self, task_timeout: int = 600, cycles: int = 1):
+        # Whatever a center answers, the cycle goes on: errors are this class's concern, not FLARE's.
+        super().__init__(persistor_id="", ignore_result_error=True, task_check_period=0.05)
+        self.task_timeout = task_timeout
+        self.cycles = cycles
+        self._log = logging.getLogger("travelling")
+        self._visits = None
+
+    def run(self):
+        """Called by FLARE, in a thread of the job's process on the server."""
+        path = Path(self.engine.get_workspace().get_site_config_dir()) / SERVER_FILE
+        folder = None
+        try:
+            settings = read_server_settings(path)
+            folder = settings.output_folder
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / ERROR_FILE).unlink(missing_ok=True)
+            self._visits = folder / VISITS_FILE
+            {"quality_control": self._control_quality, "standard": self._travel}[settings.method](settings)
+        except AlreadyDone as message:
+            self.info(str(message))
+        except Stopped:
+            self.info("stopped; the next job goes on from the last checkpoint")
+        except (InputError, OSError) as error:
+            if folder:
+                (folder / ERROR_FILE).write_text(f"{error}\n", encoding="utf-8")
+            self.panic(f"error: {error}")
+        finally:
+            command.end()
+
+    def _control_quality(self, settings):
+        """Quality control: what the script does, with the training images elsewhere."""
+        protocol = PROTOCOLS[settings.protocol]
+        pretrained = (settings.en, settings.pd)
+        test_set = read_cohort(settings.fn_test)
+        refuse_one_class(test_set, settings.fn_test)
+        cycles = cycles_to_run(*pretrained, settings.first_cycle, settings.cycles)
+        log_csv, subjects_csv, text_log = (
+            settings.fn_save.with_name(settings.fn_save.name + ending) for ending in (".csv", "_subjects.csv", ".log")
+        )
+        inputs = {name: getattr(settings, name) for name in ("fn_test", "en", "pd")}
+        run = Run(settings.output_folder, text_log, settings, inputs, files=[log_csv, subjects_csv])
+        volumes = Volumes(settings.cache_gb, run.cache_folder)
+        volumes.add(test_set)
+
+        from travelling import backend
+        from travelling.model import TravellingModel
+
+        device = backend.start(settings.seed)
+        model, record, notices = TravellingModel.load(*pretrained, volumes.shape)
+        notices += volumes.decode()
+        trainer = FederatedTrainer(self._ask, model, volumes, test_set, settings.eval_batch_size)
+        if not run.resumes:
+            blind = blind_directions(trainer.evaluate(), protocol, settings.batch_size * settings.error)
+            if blind:
+                notices.append(f"{settings.en}: saturated, verification cannot see harm ({'; '.join(blind)})")
+                if not settings.allow_saturated:
+                    raise InputError(f"{notices[-1]}; use a better pre-trained model or allow_saturated")
+        run.begin(device, notices)
+        reached = run.go_on(trainer)
+        centers = self._gather(settings.centers, reached, trainer, model.filters)
+        verification_log = LogFile(log_csv, reached["log_length"] if reached else 0)
+        control = QualityControl(trainer, centers, protocol, settings.error, settings.revisit, verification_log)
+        if reached:
+            control.import_state(reached["control"])
+        else:
+            control.start(trainer.evaluate())
+            self._log.info("pre-trained model: FPR %.3f, FNR %.3f", *control.reference)
+
+        def checkpoint(here):
+            state = {"control": control.export_state(), "log_length": verification_log.length, "subjects": centers}
+            run.checkpoint(here | state, trainer)
+
+        def hand_on(cycle):
+            run.save(model, cycle, settings.batch_size)
+            write_csv(control.subject_table(), subjects_csv)
+            self._log.info("cycle %d: %s", cycle, control.summary())
+
+        for _ in control.travel(
+            centers,
+            self._of_this_job(cycles, reached),
+            seed=settings.seed,
+            batch_size=settings.batch_size,
+            learning_rate=lambda cycle: protocol.learning_rate(
+                settings.learning_rate, cycle, cycles[0], record["learning_rate"]
+            ),
+            hand_on=hand_on,
+            reached=reached,
+            checkpoint=checkpoint,
+        ):
+            self._stop_if_asked()
+        verification_log.close()
+        self._report(control, log_csv)
+        self._finish(run, cycles, reached)
+
+    def _travel(self, settings):
+        """The standard travelling model: what the script does, with the images elsewhere."""
+        protocol = PROTOCOLS[settings.protocol]
+        cycles = range(settings.cycles)
+        run = Run(settings.output_folder, "training.log", settings, inputs={})
+
+        from travelling import backend
+        from travelling.model import TravellingModel
+
+        device = backend.start(settings.seed)
+        model = TravellingModel.build(settings.shape, settings.width, settings.learning_rate)
+        run.begin(device)
+        trainer = FederatedTrainer(self._ask, model, volumes=None, evaluation_batch=1)  # it never evaluates
+        reached = run.go_on(trainer)
+        centers = self._gather(settings.centers, reached, trainer, model.filters)
+
+        def hand_on(cycle, loss):
+            run.save(model, cycle, settings.batch_size)
+            self._log.info("cycle %d: learning rate %.3g, mean loss %.4f", cycle, model.learning_rate, loss)
+
+        travel(
+            trainer,
+            centers,
+            self._of_this_job(cycles, reached),
+            seed=settings.seed,
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            protocol=protocol,
+            learning_rate=lambda cycle: protocol.learning_rate(settings.learning_rate, cycle),
+            hand_on=hand_on,
+            reached=reached,
+            checkpoint=lambda here: run.checkpoint(here | {"subjects": centers}, trainer),
+        )
+        self._finish(run, cycles, reached)
+
+    def _gather(self, centers, reached, trainer, filters):
+        """The subjects of every center, by their pseudonyms: from the checkpoint, or asked for now.
+
+        Empty where a center cannot tell. Raises InputError where fewer than two can; those begin to prepare.
+        """
+        known = {center: list(reached["subjects"].get(center, [])) if reached else [] for center in centers}
+        for center in centers:
+            if not known[center]:
+                try:
+                    _, meta = self._ask(center, "subjects", [], {})
+                    refuse_bad_subjects(meta.get("subjects"), set(sum(known.values(), [])))
+                    known[center] = meta["subjects"]
+                    self._log.info("%s has %d subjects", center, len(known[center]))
+                except VisitFailed as failure:
+                    self._log.warning("%s is not visited in this cycle: %s, %s", center, failure.phase, failure)
+        there = [center for center in centers if known[center] and center in self._connected()]
+        if len(there) < 2:
+            raise InputError(
+                f"the model cannot travel: {len(there)} of {len(centers)} centers {'is' if len(there) == 1 else 'are'} "
+                "there, two at least are needed"
+            )
+        trainer.center_of = {subject: center for center, subjects in known.items() for subject in subjects}
+        # All at once, and without waiting: each is ready when the model comes, or works on it until then.
+        self.send_model(
+            task_name="prepare",
+            data=FLModel(params={}, meta={"filters": filters}),
+            targets=there,
+            timeout=self.task_timeout,
+            callback=lambda answer: None,
+        )
+        return known
+
+    def _connected(self):
+        return {client.name for client in self.engine.get_clients()}
+
+    def _ask(self, center, question, arrays, meta):
+        """A center's answer: (arrays, meta). Raises VisitFailed where there is none, Stopped if the job is aborted."""
+        self._stop_if_asked()
+        start = time.perf_counter()
+        answers = []
+        if center in self._connected():
+            answers = self.send_model_and_wait(
+                task_name=question,
+                data=FLModel(params=pack(arrays), meta=meta),
+                targets=[center],
+                timeout=self.task_timeout,
+            )
+        self._stop_if_asked()  # then no answer says nothing about the center
+        received = unpack(answers[0].params) if answers else []
+        error = answers[0].meta.get("error") if answers else "unreachable"
+        outcome = error if error is None or error == "unreachable" or error in ERRORS else "unknown"
+        self._note_visit(center, question, time.perf_counter() - start, arrays, received, outcome or "answered")
+        if not answers:
+            failure = VisitFailed("unreachable", f"no answer within {self.task_timeout} s, or not connected")
+        elif error:
+            failure = VisitFailed("invalid", f"it answers with an error ({outcome}; its own log says more)")
+        else:
+            return received, answers[0].meta
+        self._log.warning("%s, %s: %s, %s", center, question, failure.phase, failure)
+        raise failure
+
+    def _note_visit(self, center, question, seconds, sent, received, outcome):
+        is_new = not self._visits.exists()
+        with open(self._visits, "a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            if is_new:
+                writer.writerow(_VISITS)
+            sizes = [sum(array.nbytes for array in arrays) for arrays in (sent, received)]
+            writer.writerow((f"{time.time():.3f}", center, question, f"{seconds:.4f}", *sizes, outcome))
+
+    def _of_this_job(self, cycles, reached):
+        first = reached["cycle"] if reached else cycles[0]
+        return [cycle for cycle in cycles if cycle < first + self.cycles]
+
+    def _stop_if_asked(self):
+        if self.abort_signal.triggered:
+            raise Stopped(signal.SIGTERM)
+
+    def _report(self, control, log_csv):
+        """Tell every center what became of its own subjects; one that is away is told after the next cycle."""
+        table = control.subject_table()
+        found = table[(table["Times_flagged"] > 0) | (table["Eliminated"] > 0)].astype(object)
+        found = found.where(found.notna(), None)
+        with open(log_csv, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        for center in found["Study"].unique():
+            own = found.loc[found["Study"] == center, list(REPORTED)].to_dict("records")
+            names = {row["Subject"] for row in own}
+            decisive = [
+                row
+                for row in rows
+                if row["Phase"] not in FAILURES
+                and (row["Ignored"] == "1" or row["Phase"] == "revisit")
+                and names & set(row["Subjects"].split(SEPARATOR))
+            ]
+            try:
+                self._ask(center, "report", [], {"subjects": own, "rows": decisive})
+            except VisitFailed:
+                continue
+
+    def _finish(self, run, cycles, reached):
+        now = self._of_this_job(cycles, reached)
+        if not now or now[-1] == cycles[-1]:
+            run.finish()
+            self._log.info("done: models in %s", run.folder)

@@ -1,0 +1,131 @@
+"""Run quality control in FLARE's simulator: all centers of a training set on this machine, each in a process of its own.
+
+For trying out what happens between hospitals. A study of many centers is faster, and gives the same log, with
+enc_PD_quality_control.py.
+
+Example:
+    python travelling_quality_control/federated/simulate.py -fn_train ./training_set.csv -fn_test ./test_set.csv -cycles 30
+        -en ./path_encoder -pd ./path_classifier -revisit 2 -error 0.02 -fn_save filename
+
+Writes what the script of quality control does, with pseudonyms for subjects, and, in <fn_save>_flare, the centers'
+private folders and FLARE's own files.
+"""  # noqa: E501
+
+import contextlib
+import json
+import os
+import sys
+from pathlib import Path
+
+from travelling import command
+
+PUBLISHED_SEED = 42
+
+
+def parse_arguments():
+    """The command line."""
+    parser = command.Parser(__doc__)
+    published = command.add_training_options(parser, step_options=False)
+    command.add_pretrained_options(published)
+    published.add_argument("-fn_test", type=Path, required=True, metavar="CSV", help="test set, which only home holds")
+    published.add_argument("-revisit", type=command.number(int, 1), default=2, metavar="CYCLES", help="see the script")
+    published.add_argument(
+        "-error", type=command.number(float, 0, 1), default=0.02, metavar="RATE", help="see the script"
+    )
+    published.add_argument(
+        "-fn_save", type=command.result_name, required=True, metavar="NAME", help="results, without '.csv'"
+    )
+    method = command.add_method_options(parser, PUBLISHED_SEED)
+    method.add_argument(
+        "--batch-size", type=command.number(int, 1), default=5, metavar="N", help="images per training step"
+    )
+    method.add_argument("--allow-saturated", action="store_true", help="see the script")
+    command.add_first_cycle_option(parser)
+    command.add_overwrite_option(parser)
+    from travelling_quality_control.federated.job import add_job_options
+
+    add_job_options(parser)
+    return parser.parse_args()
+
+
+def main():
+    """Make the centers, and run job after job."""
+    arguments = parse_arguments()
+    from travelling.cohort import read_cohort, refuse_one_class, refuse_overlap
+    from travelling.errors import AlreadyDone
+    from travelling_quality_control.federated import prepare_site
+    from travelling_quality_control.federated.job import Progress, run_jobs, travelling_recipe
+    from travelling_quality_control.federated.settings import SERVER_FILE, read_server_settings
+
+    training_set, test_set = read_cohort(arguments.fn_train), read_cohort(arguments.fn_test)
+    refuse_overlap(training_set, test_set, arguments.fn_train, arguments.fn_test)
+    refuse_one_class(test_set, arguments.fn_test)
+    folder = arguments.fn_save.with_name(f"{arguments.fn_save.name}_flare").absolute()
+    local = folder / "simulator" / "travelling" / "local"  # of the simulated sites, which all get a copy
+    local.mkdir(parents=True, exist_ok=True)
+    centers = list(training_set["Study"].unique())
+    write_server_settings(local / SERVER_FILE, arguments, centers)
+    settings = read_server_settings(local / SERVER_FILE)
+    if Progress(settings).finished and not settings.overwrite:
+        raise AlreadyDone(f"done already: {settings.output_folder} (--overwrite runs it again)")
+    for center, cohort in training_set.groupby("Study", sort=False):
+        private = folder / "centers" / center
+        private.mkdir(parents=True, exist_ok=True)
+        cohort.to_csv(private / "training_set.csv", index=False)
+        prepare_site.configure_center(local, center, private / "training_set.csv", private / "private")
+    prepare_site.allow(local)
+
+    from nvflare.recipe.sim_env import SimEnv
+
+    def run_one():
+        recipe = travelling_recipe(arguments.task_timeout, arguments.cycles_per_job, arguments.poll)
+        # As many threads as clients: with fewer, they take turns, and load their model anew for every visit.
+        environment = SimEnv(clients=centers, num_threads=len(centers), workspace_root=str(folder / "simulator"))
+        # FLARE's error says where its logs are; the run's own folder says what went wrong.
+        with output_to(folder / "flare.log"), contextlib.suppress(RuntimeError):
+            recipe.execute(environment)
+
+    run_jobs(settings, run_one)
+    print(f"done: {settings.fn_save}.csv; lists of flagged images in {folder / 'centers'}")
+
+
+def write_server_settings(path, arguments, centers):
+    """The configuration of the simulated server, from the command line."""
+    names = (
+        "cycles",
+        "revisit",
+        "error",
+        "protocol",
+        "learning_rate",
+        "seed",
+        "batch_size",
+        "first_cycle",
+        "allow_saturated",
+        "overwrite",
+    )
+    content = {name: getattr(arguments, name) for name in names}
+    content |= {name: str(getattr(arguments, name).absolute()) for name in ("fn_test", "en", "pd", "fn_save")}
+    path.write_text(json.dumps(content | {"centers": centers}, indent=2), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def output_to(path):
+    """Send what this process and its children print to a file: FLARE prints several lines for every step."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    streams = [(stream, os.dup(stream)) for stream in (1, 2)]
+    with open(path, "ab") as file:
+        try:
+            for stream, _ in streams:
+                os.dup2(file.fileno(), stream)
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for stream, kept in streams:
+                os.dup2(kept, stream)
+                os.close(kept)
+
+
+if __name__ == "__main__":
+    command.run(main)
