@@ -28,14 +28,7 @@ def parse_arguments():
         "--first-cycle", type=cycle, metavar="CYCLE", help="first cycle to evaluate (default: first found)"
     )
     group.add_argument("--last-cycle", type=cycle, metavar="CYCLE", help="last cycle to evaluate (default: last found)")
-    group.add_argument(
-        "--age-edges",
-        type=command.number(float, 0, 120),
-        nargs="*",
-        default=[60.0, 70.0],
-        metavar="YEARS",
-        help="ages at which a new age group begins",
-    )
+    command.add_age_option(group)
     command.add_evaluation_options(parser)
     command.add_device_options(parser)
     command.add_image_options(parser)
@@ -50,14 +43,12 @@ def main():
     import pandas as pd
 
     from travelling.cohort import read_cohort
-    from travelling.errors import InputError
-    from travelling.metrics import age_groups, diagnose, metrics_by_subgroup
+    from travelling.metrics import age_groups, diagnose, metrics_by_subgroup, refuse_unordered_ages
     from travelling.run import Run, model_pairs, progress_bar, write_csv
     from travelling.trainer import LocalTrainer
     from travelling.volumes import Volumes
 
-    if sorted(set(arguments.age_edges)) != arguments.age_edges:
-        raise InputError("--age-edges: must increase")
+    refuse_unordered_ages(arguments.age_edges)
     test_set = read_cohort(arguments.fn)
     models = model_pairs(arguments.en, arguments.pd, arguments.first_cycle, arguments.last_cycle)
     metrics_csv, predictions_csv, text_log = (

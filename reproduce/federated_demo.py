@@ -79,8 +79,9 @@ def main():
 
 def model(folder):
     """The files of the pre-trained model."""
-    names = ("encoder_distributed", "classifier_PD_distributed")
-    return [folder / f"{name}_BS{BATCH_SIZE}_{CYCLES - 1:02d}.keras" for name in names]
+    from travelling.run import model_files
+
+    return model_files(folder, BATCH_SIZE, CYCLES - 1)
 
 
 def make(cohort, pretrained):

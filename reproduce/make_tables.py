@@ -30,14 +30,7 @@ def add_evaluation_options(parser):
         metavar="CYCLE",
         help="after which the diagnoses are compared (default: the last that any model was tested after)",
     )
-    parser.add_argument(
-        "--age-edges",
-        type=command.number(float, 0, 120),
-        nargs="*",
-        default=[60.0, 70.0],
-        metavar="YEARS",
-        help="ages at which a new age group begins",
-    )
+    command.add_age_option(parser)
     parser.add_argument(
         "--resamples",
         type=command.number(int, 99),

@@ -230,15 +230,14 @@ def plan(arguments, cohort):
 
 def plan_seed(arguments, cohort, place, seed):
     """The steps of one seed, in the folder ``place``; ``seed`` is added to the published ones."""
+    from travelling.run import model_files
+
     steps = []
     batch_size, device = arguments.batch_size, given(arguments, "precision", "deterministic")
     storage = given(arguments, "cache_gb", "cache_dir")
     images, batches = sum(cohort.centers), sum(-(-size // batch_size) for size in cohort.centers)
     pretrained = place / "pretrained"
-    model = [
-        pretrained / f"{part}_distributed_BS{batch_size}_{arguments.pretrained_cycles - 1:02d}.keras"
-        for part in ("encoder", "classifier_PD")
-    ]
+    model = model_files(pretrained, batch_size, arguments.pretrained_cycles - 1)
     further = arguments.cycles - arguments.pretrained_cycles
     going_on = ["-en", model[0], "-pd", model[1], "-cycles", arguments.cycles]
 

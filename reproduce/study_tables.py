@@ -12,8 +12,9 @@ from study_records import CLEAN, CONTROLLED, DIRTY, in_words
 
 from travelling.checkpoint import write_whole
 from travelling.cohort import SEPARATOR
+from travelling.command import AGE_EDGES
 from travelling.errors import InputError
-from travelling.metrics import METRICS, age_groups, performance
+from travelling.metrics import METRICS, age_groups, performance, refuse_unordered_ages
 from travelling.quality_control import ROUNDING
 from travelling.run import write_csv
 
@@ -28,7 +29,6 @@ MODEL_NAMES = {CLEAN: "clean", DIRTY: "dirty", CONTROLLED: "quality-controlled"}
 CLEAN_KEY = ("", "", CLEAN)
 MISSING = "n/a"
 ALL = "all"
-AGE_EDGES = (60.0, 70.0)  # years; inference's default, so that its metrics are of the same groups
 # A center of one image cannot dilute it, up to five (the paper's batch size) are one batch, more are several.
 CENTER_SIZES = {"1 image": (1, 1), "2 to 5 images": (2, 5), "more than 5 images": (6, np.inf)}
 HARMFUL, GOOD, WHOLE_CENTERS = "harmful", "good", "whole harmful centers"
@@ -59,8 +59,7 @@ def make_tables(study, cycle=None, age_edges=AGE_EDGES, resamples=RESAMPLES, see
     ``age_edges`` the ages (years) at which a group begins, ``resamples`` and ``seed`` those of the bootstrap. Raises
     InputError where no model was tested after ``cycle`` or the edges do not increase.
     """
-    if sorted(set(age_edges)) != list(age_edges):
-        raise InputError("--age-edges: must increase")
+    refuse_unordered_ages(age_edges)
     diagnoses = Diagnoses(study, compared_cycle(study, cycle), age_edges, resamples, seed)
     made = [
         performance_table(study, diagnoses),

@@ -247,20 +247,14 @@ def new_run(tmp_path):
         return Run(tmp_path / "run", "training.log", arguments, {"fn_train": source})
 
     yield make
-    end()
-
-
-def end():
-    """What command.run does at the end of a script: it lets go of the run folder."""
-    while command.at_end:
-        command.at_end.pop()()
+    command.end()
 
 
 def interrupted(run):
     """What a killed process leaves: everything but its lock."""
     run.begin("CPU")
     run._checkpoints.save({"cycle": 1, "centers_left": 2}, [np.zeros(1)])
-    end()
+    command.end()
 
 
 def test_the_same_command_goes_on_and_is_done_once(new_run, tmp_path):
@@ -268,7 +262,7 @@ def test_the_same_command_goes_on_and_is_done_once(new_run, tmp_path):
     for overwrite in (False, True):
         run = new_run(error=0.02, overwrite=overwrite)
         assert run.resumes
-        end()
+        command.end()
     run = new_run(error=0.02)
     run.begin("CPU")
     trainer = MortalTrainer()
@@ -282,7 +276,7 @@ def test_the_same_command_goes_on_and_is_done_once(new_run, tmp_path):
     assert not (tmp_path / "run" / "checkpoints").exists()
     with pytest.raises(AlreadyDone, match="done already"):
         new_run(error=0.02)
-    end()
+    command.end()
     assert not new_run(error=0.02, overwrite=True).resumes
 
 
@@ -298,7 +292,7 @@ def test_another_command_is_refused_with_the_difference(changes, difference, new
     interrupted(new_run(error=0.02))
     with pytest.raises(InputError, match=difference):
         new_run(**changes)
-    end()
+    command.end()
     assert not new_run(**changes, overwrite=True).resumes
 
 
@@ -319,5 +313,5 @@ def test_a_damaged_record_is_one_error(new_run, tmp_path):
     (tmp_path / "run" / "run.json").write_text("{")
     with pytest.raises(InputError, match=r"run.json: not a record"):
         new_run(error=0.02)
-    end()
+    command.end()
     assert not new_run(error=0.02, overwrite=True).resumes

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from travelling.errors import AlreadyDone, InputError, Stopped
 
+AGE_EDGES = (60.0, 70.0)  # years
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 at_end = []  # functions to call when main() has ended, however it ended
 _asked = []  # the signals that came since the steps began
@@ -177,6 +178,48 @@ def add_first_cycle_option(parser):
         type=number(int, 0),
         metavar="CYCLE",
         help="first cycle of this run (default: the one after the pre-trained model's)",
+    )
+
+
+def add_quality_control_options(parser, seed):
+    """The options of quality control, wherever it runs; ``seed`` is the published one."""
+    published = add_training_options(parser, step_options=False)
+    add_pretrained_options(published)
+    published.add_argument("-fn_test", type=Path, required=True, metavar="CSV", help="test set, which only home holds")
+    published.add_argument(
+        "-revisit",
+        type=number(int, 1),
+        default=2,
+        metavar="CYCLES",
+        help="cycles that a flagged image waits; it is revisited at the end of the last of them",
+    )
+    published.add_argument(
+        "-error",
+        type=number(float, 0, 1),
+        default=0.02,
+        metavar="RATE",
+        help="tolerated rise of FPR or FNR, as a fraction of 1, per image of a training step",
+    )
+    published.add_argument("-fn_save", type=result_name, required=True, metavar="NAME", help="results, without '.csv'")
+    method = add_method_options(parser, seed)
+    method.add_argument("--batch-size", type=number(int, 1), default=5, metavar="N", help="images per training step")
+    method.add_argument(
+        "--allow-saturated",
+        action="store_true",
+        help="go on where the pre-trained model errs so much that verification cannot see harm",
+    )
+    add_first_cycle_option(parser)
+
+
+def add_age_option(parser):
+    """``--age-edges``, for all that evaluates by age."""
+    parser.add_argument(
+        "--age-edges",
+        type=number(float, 0, 120),
+        nargs="*",
+        default=list(AGE_EDGES),
+        metavar="YEARS",
+        help="ages at which a new age group begins",
     )
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.metrics import accuracy_score, f1_score, recall_score, roc_auc_score
 
+from travelling.errors import InputError
+
 THRESHOLD = 0.5  # a prediction of at least this is a diagnosis of PD
 
 METRICS = ("accuracy", "sensitivity", "specificity", "AUC_ROC", "F1_SCORE")
@@ -66,6 +68,12 @@ def performance(labels, predictions):
         "AUC_ROC": roc_auc_score(labels, predictions) if ranks else np.nan,
         "F1_SCORE": f1_score(labels, diagnoses, zero_division=np.nan),
     }
+
+
+def refuse_unordered_ages(edges):
+    """Raise InputError where the ages (years) that separate groups do not increase."""
+    if sorted(set(edges)) != list(edges):
+        raise InputError("--age-edges: must increase")
 
 
 def age_groups(ages, edges):

@@ -61,7 +61,7 @@ class Run:
 
     def _look(self):
         """Find out what is there, and whether this run may begin or go on."""
-        earlier = None if self._overwrite and not self._is_readable() else self._record.read()
+        earlier = self._earlier_record()
         changes = differences(earlier, self._record.description) if earlier else []
         self.resumes = bool(earlier) and not changes and not earlier.get("finished")
         if self.resumes:
@@ -75,12 +75,13 @@ class Run:
                 difference = f"; {changes[0]}" if changes else ""
                 raise InputError(f"{path}: is another run's result (--overwrite replaces it{difference})")
 
-    def _is_readable(self):
+    def _earlier_record(self):
         try:
-            self._record.read()
+            return self._record.read()
         except InputError:
-            return False
-        return True
+            if not self._overwrite:
+                raise
+            return None
 
     def _take_lock(self):
         """Hold the run folder until this process ends, however it ends."""
@@ -165,8 +166,7 @@ class Run:
 
     def save(self, model, cycle, batch_size):
         """Save the model of a cycle under its published names; ``--keep-every`` decides which earlier ones stay."""
-        names = (f"encoder_distributed_BS{batch_size}", f"classifier_PD_distributed_BS{batch_size}")
-        whole = [self.folder / f"{name}_{cycle:02d}.keras" for name in names]
+        whole = model_files(self.folder, batch_size, cycle)
         partial = [path.with_name(f".{path.name}.part.keras") for path in whole]
         try:
             model.save(*partial, {"cycle": cycle})
@@ -177,7 +177,7 @@ class Run:
                 path.unlink(missing_ok=True)
             raise
         if cycle % self._keep_every:  # then the model of the cycle before was only kept until this one is there
-            for path in (self.folder / f"{name}_{cycle - 1:02d}.keras" for name in names):
+            for path in model_files(self.folder, batch_size, cycle - 1):
                 if path.resolve() not in self._reads:
                     path.unlink(missing_ok=True)
 
@@ -223,6 +223,11 @@ def progress_bar(items=None, **options):
 def write_csv(table, path):
     """Write a DataFrame such that ``path`` is at any moment the old file or the whole new one."""
     write_whole(path, table.to_csv(index=False, lineterminator="\n").encode())
+
+
+def model_files(folder, batch_size, cycle):
+    """Where a run in ``folder`` saves its model of a cycle: [encoder, classifier]."""
+    return [folder / f"{part}_distributed_BS{batch_size}_{cycle:02d}.keras" for part in ("encoder", "classifier_PD")]
 
 
 def model_pairs(encoder_folder, classifier_folder, first_cycle=None, last_cycle=None):

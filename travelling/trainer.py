@@ -41,7 +41,7 @@ def travel(
             bar.update((done - sum(len(centers[center]) for center in order)) * epochs - bar.n)  # of earlier sessions
             for left, center in zip(reversed(range(len(order))), order, strict=True):
                 trainer.expect(centers[order[-left]] if left else [])
-                visit = [
+                visit = [  # all at once, so that one that fails shuffles the same for those after it
                     batch
                     for _ in range(epochs)
                     for batch in batches(centers[center], batch_size, generator, protocol.trains_short_batch)

@@ -10,7 +10,6 @@ Prints one line "consistent: ..." (exit status 0), or the first violations, one 
 (row 1 is the header; exit status 1). Input that cannot be audited is one line on stderr (exit status 2).
 """
 
-import argparse
 import csv
 import itertools
 import math
@@ -38,14 +37,13 @@ LARGEST = 2**31  # of seed and of cycle: NumPy takes seeds below 2**32
 def parse_arguments():
     """The command line."""
     parser = command.Parser(__doc__)
-    needed = {"type": Path, "required": True, "metavar": "CSV", "default": argparse.SUPPRESS}
+    needed = {"type": Path, "required": True, "metavar": "CSV"}
     parser.add_argument("log", type=Path, metavar="LOG", help="the log, <fn_save>.csv")
     parser.add_argument("--train", help="training set of the run", **needed)
     parser.add_argument("--test", help="test set of the run", **needed)
     parser.add_argument(
         "--subjects",
         type=Path,
-        default=argparse.SUPPRESS,
         metavar="CSV",
         help="<fn_save>_subjects.csv, checked as well (default: the file of that name beside LOG, if it is there)",
     )
@@ -89,7 +87,7 @@ def main():
     if len(log.rows) > 1 and not any(subject in center_of for row in log.rows for subject in row["Subjects"]):
         raise InputError(f"{arguments.log}: no subject is in {arguments.train}; it is another training set's log")
     beside = arguments.log.with_name(f"{arguments.log.stem}_subjects.csv")
-    table_path = getattr(arguments, "subjects", beside if beside.is_file() else None)
+    table_path = arguments.subjects or (beside if beside.is_file() else None)
     table = read_subject_table(table_path) if table_path else None
 
     audit = Audit(log, centers, healthy, patients, arguments)

@@ -12,8 +12,6 @@ Writes <fn_save>.csv (one row per verification), <fn_save>_subjects.csv (one row
 <fn_save>.log, and the models of every cycle in the output folder.
 """
 
-from pathlib import Path
-
 from travelling import command
 
 PUBLISHED_SEED = 42
@@ -22,36 +20,7 @@ PUBLISHED_SEED = 42
 def parse_arguments():
     """The command line."""
     parser = command.Parser(__doc__)
-    published = command.add_training_options(parser, step_options=False)
-    command.add_pretrained_options(published)
-    published.add_argument("-fn_test", type=Path, required=True, metavar="CSV", help="test set, which only home holds")
-    published.add_argument(
-        "-revisit",
-        type=command.number(int, 1),
-        default=2,
-        metavar="CYCLES",
-        help="cycles that a flagged image waits; it is revisited at the end of the last of them",
-    )
-    published.add_argument(
-        "-error",
-        type=command.number(float, 0, 1),
-        default=0.02,
-        metavar="RATE",
-        help="tolerated rise of FPR or FNR, as a fraction of 1, per image of a training step",
-    )
-    published.add_argument(
-        "-fn_save", type=command.result_name, required=True, metavar="NAME", help="results, without '.csv'"
-    )
-    method = command.add_method_options(parser, PUBLISHED_SEED)
-    method.add_argument(
-        "--batch-size", type=command.number(int, 1), default=5, metavar="N", help="images per training step"
-    )
-    method.add_argument(
-        "--allow-saturated",
-        action="store_true",
-        help="go on where the pre-trained model errs so much that verification cannot see harm",
-    )
-    command.add_first_cycle_option(parser)
+    command.add_quality_control_options(parser, PUBLISHED_SEED)
     command.add_evaluation_options(parser)
     command.add_device_options(parser)
     command.add_image_options(parser)

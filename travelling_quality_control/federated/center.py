@@ -15,7 +15,6 @@ report      what became of the center's subjects        nothing
 A question that cannot be answered is answered with one of ERRORS; the reason is written to the center's own log.
 """
 
-import csv
 import hashlib
 import hmac
 import logging
@@ -34,12 +33,12 @@ from travelling.errors import InputError
 from travelling.quality_control import LOG_COLUMNS
 from travelling.run import write_csv
 from travelling_quality_control.federated.settings import center_file, read_center_settings
-from travelling_quality_control.federated.wire import digest, pack, unpack
+from travelling_quality_control.federated.wire import digest, note_visit, pack, unpack
 
 ERRORS = ("input", "failure")  # what the hospital can mend (its CSV, an image), and everything else
 PSEUDONYM_LETTERS = 16
 REPORTED = ("Subject", "Times_flagged", "First_flagged_cycle", "Revisits", "Eliminated", "Eliminated_cycle")
-_VISITS = ("Time", "Images", "Training_seconds")
+_VISITS = ("Images", "Training_seconds")
 
 
 class Pseudonyms:
@@ -110,7 +109,7 @@ class Center:
         self._trainer.import_state(before)
         loss = self._trainer.train(subjects)
         after = self._trainer.export_state()
-        self._note_visit(len(subjects), time.perf_counter() - start)
+        note_visit(self._folder / "visits.csv", _VISITS, (len(subjects), f"{time.perf_counter() - start:.4f}"))
         self._states = {state: before, digest(after): after}
         return after, {"loss": loss}
 
@@ -133,15 +132,6 @@ class Center:
         self._trainer = LocalTrainer(model, volumes, self._cohort)
         self._trainer.train([self._cohort["Subject"].iloc[0]])  # compiles; the next state replaces this one
         self._filters = counts
-
-    def _note_visit(self, images, seconds):
-        path = self._folder / "visits.csv"
-        is_new = not path.exists()
-        with open(path, "a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            if is_new:
-                writer.writerow(_VISITS)
-            writer.writerow((f"{time.time():.3f}", images, f"{seconds:.4f}"))
 
     def _report(self, subjects, rows):
         """Write down which of the own subjects were flagged or eliminated, with their images, and why."""

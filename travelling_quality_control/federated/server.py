@@ -20,11 +20,11 @@ from travelling.trainer import LocalTrainer, travel
 from travelling.volumes import Volumes
 from travelling_quality_control.federated.center import ERRORS, PSEUDONYM_LETTERS, REPORTED
 from travelling_quality_control.federated.settings import SERVER_FILE, read_server_settings
-from travelling_quality_control.federated.wire import digest, pack, unpack
+from travelling_quality_control.federated.wire import digest, note_visit, pack, unpack
 
 ERROR_FILE = "error.txt"  # in the run folder: why a job ended without having gone on
 VISITS_FILE = "visits.csv"  # in the run folder: what every question to a center took
-_VISITS = ("Time", "Center", "Question", "Seconds", "Bytes_sent", "Bytes_received", "Outcome")
+_VISITS = ("Center", "Question", "Seconds", "Bytes_sent", "Bytes_received", "Outcome")
 
 
 class FederatedTrainer(LocalTrainer):
@@ -139,7 +139,8 @@ class TravellingController(ModelController):
         notices += volumes.decode()
         trainer = FederatedTrainer(self._ask, model, volumes, test_set, settings.eval_batch_size)
         if not run.resumes:
-            blind = blind_directions(trainer.evaluate(), protocol, settings.batch_size * settings.error)
+            baseline = trainer.evaluate()
+            blind = blind_directions(baseline, protocol, settings.batch_size * settings.error)
             if blind:
                 notices.append(f"{settings.en}: saturated, verification cannot see harm ({'; '.join(blind)})")
                 if not settings.allow_saturated:
@@ -152,7 +153,7 @@ class TravellingController(ModelController):
         if reached:
             control.import_state(reached["control"])
         else:
-            control.start(trainer.evaluate())
+            control.start(baseline if not run.resumes else trainer.evaluate())
             self._log.info("pre-trained model: FPR %.3f, FNR %.3f", *control.reference)
 
         def checkpoint(here):
@@ -267,7 +268,9 @@ class TravellingController(ModelController):
         received = unpack(answers[0].params) if answers else []
         error = answers[0].meta.get("error") if answers else "unreachable"
         outcome = error if error is None or error == "unreachable" or error in ERRORS else "unknown"
-        self._note_visit(center, question, time.perf_counter() - start, arrays, received, outcome or "answered")
+        seconds = f"{time.perf_counter() - start:.4f}"
+        sizes = [sum(array.nbytes for array in arrays_one_way) for arrays_one_way in (arrays, received)]
+        note_visit(self._visits, _VISITS, (center, question, seconds, *sizes, outcome or "answered"))
         if not answers:
             failure = VisitFailed("unreachable", f"no answer within {self.task_timeout} s, or not connected")
         elif error:
@@ -276,15 +279,6 @@ class TravellingController(ModelController):
             return received, answers[0].meta
         self._log.warning("%s, %s: %s, %s", center, question, failure.phase, failure)
         raise failure
-
-    def _note_visit(self, center, question, seconds, sent, received, outcome):
-        is_new = not self._visits.exists()
-        with open(self._visits, "a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            if is_new:
-                writer.writerow(_VISITS)
-            sizes = [sum(array.nbytes for array in arrays) for arrays in (sent, received)]
-            writer.writerow((f"{time.time():.3f}", center, question, f"{seconds:.4f}", *sizes, outcome))
 
     def _of_this_job(self, cycles, reached):
         first = reached["cycle"] if reached else cycles[0]

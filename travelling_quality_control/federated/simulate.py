@@ -15,7 +15,6 @@ import contextlib
 import json
 import os
 import sys
-from pathlib import Path
 
 from travelling import command
 
@@ -25,22 +24,7 @@ PUBLISHED_SEED = 42
 def parse_arguments():
     """The command line."""
     parser = command.Parser(__doc__)
-    published = command.add_training_options(parser, step_options=False)
-    command.add_pretrained_options(published)
-    published.add_argument("-fn_test", type=Path, required=True, metavar="CSV", help="test set, which only home holds")
-    published.add_argument("-revisit", type=command.number(int, 1), default=2, metavar="CYCLES", help="see the script")
-    published.add_argument(
-        "-error", type=command.number(float, 0, 1), default=0.02, metavar="RATE", help="see the script"
-    )
-    published.add_argument(
-        "-fn_save", type=command.result_name, required=True, metavar="NAME", help="results, without '.csv'"
-    )
-    method = command.add_method_options(parser, PUBLISHED_SEED)
-    method.add_argument(
-        "--batch-size", type=command.number(int, 1), default=5, metavar="N", help="images per training step"
-    )
-    method.add_argument("--allow-saturated", action="store_true", help="see the script")
-    command.add_first_cycle_option(parser)
+    command.add_quality_control_options(parser, PUBLISHED_SEED)
     command.add_overwrite_option(parser)
     from travelling_quality_control.federated.job import add_job_options
 

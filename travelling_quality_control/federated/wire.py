@@ -1,6 +1,8 @@
 """How a list of arrays becomes the parameters of a FLARE model, and back, and how not to send it twice."""
 
+import csv
 import hashlib
+import time
 
 
 def pack(arrays):
@@ -20,3 +22,13 @@ def digest(arrays):
         found.update(f"{array.dtype.str} {array.shape}".encode())
         found.update(array.tobytes())
     return found.hexdigest()
+
+
+def note_visit(path, columns, values):
+    """Append the time and the values of ``columns`` to a table of visits; a new table begins with the names."""
+    is_new = not path.exists()
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if is_new:
+            writer.writerow(("Time", *columns))
+        writer.writerow((f"{time.time():.3f}", *values))
