@@ -36,25 +36,17 @@ def main():
     arguments = parse_arguments()
     # Only now, so that --help answers at once.
     from travelling.cohort import read_cohort, refuse_one_class, refuse_overlap, subjects_by_center
-    from travelling.errors import InputError
-    from travelling.protocol import PROTOCOLS
-    from travelling.quality_control import LogFile, QualityControl, blind_directions
-    from travelling.run import Run, cycles_to_run, progress_bar, write_csv
+    from travelling.controlled_run import ControlledRun
+    from travelling.run import progress_bar
     from travelling.trainer import LocalTrainer
     from travelling.volumes import Volumes
 
-    protocol = PROTOCOLS[arguments.protocol]
-    pretrained = (arguments.en, arguments.pd)
     training_set, test_set = read_cohort(arguments.fn_train), read_cohort(arguments.fn_test)
     refuse_overlap(training_set, test_set, arguments.fn_train, arguments.fn_test)
     refuse_one_class(test_set, arguments.fn_test)
     centers = subjects_by_center(training_set)
-    cycles = cycles_to_run(*pretrained, arguments.first_cycle, arguments.cycles)
-    log_csv, subjects_csv, text_log = (
-        arguments.fn_save.with_name(arguments.fn_save.name + ending) for ending in (".csv", "_subjects.csv", ".log")
-    )
-    inputs = {name: getattr(arguments, name) for name in ("fn_train", "fn_test", "en", "pd")}
-    run = Run(arguments.output_folder, text_log.absolute(), arguments, inputs, files=[log_csv, subjects_csv])
+    controlled = ControlledRun(arguments, inputs=("fn_train", "fn_test", "en", "pd"))
+    run, cycles = controlled.run, controlled.cycles
     volumes = Volumes(arguments.cache_gb, run.cache_folder)
     volumes.add(test_set)  # first: it is needed most often
     volumes.add(training_set)
@@ -64,55 +56,19 @@ def main():
     from travelling.model import TravellingModel
 
     device = backend.start(arguments.seed, arguments.deterministic, arguments.precision)
-    model, record, notices = TravellingModel.load(*pretrained, volumes.shape)
+    model, record, notices = TravellingModel.load(arguments.en, arguments.pd, volumes.shape)
     notices += volumes.decode()
     trainer = LocalTrainer(model, volumes, training_set, test_set, arguments.eval_batch_size)
-    if not run.resumes:
-        baseline = trainer.evaluate()
-        blind = blind_directions(baseline, protocol, arguments.batch_size * arguments.error)
-        if blind:
-            notices.append(f"{arguments.en}: saturated, verification cannot see harm ({'; '.join(blind)})")
-            if not arguments.allow_saturated:
-                raise InputError(f"{notices[-1]}; use a better pre-trained model or --allow-saturated")
-
-    log = run.begin(device, notices)
+    log = controlled.begin(trainer, device, notices)
     log.info("training set: %d images, %d centers; test set: %d images", len(training_set), len(centers), len(test_set))
-    reached = run.go_on(trainer)
-    verification_log = LogFile(log_csv, reached["log_length"] if reached else 0)
-    control = QualityControl(trainer, centers, protocol, arguments.error, arguments.revisit, verification_log)
-    if reached:
-        control.import_state(reached["control"])
-    else:
-        control.start(baseline if not run.resumes else trainer.evaluate())
-        log.info("pre-trained model: FPR %.3f, FNR %.3f", *control.reference)
-
-    def checkpoint(here):
-        run.checkpoint({**here, "control": control.export_state(), "log_length": verification_log.length}, trainer)
-
-    def hand_on(cycle):
-        run.save(model, cycle, arguments.batch_size)
-        write_csv(control.subject_table(), subjects_csv)
-        log.info("cycle %d: %s", cycle, control.summary())
 
     with progress_bar(total=len(cycles) * len(training_set), unit="image") as bar:
-        for cycle, center, step in control.travel(
-            centers,
-            cycles,
-            seed=arguments.seed,
-            batch_size=arguments.batch_size,
-            learning_rate=lambda cycle: protocol.learning_rate(
-                arguments.learning_rate, cycle, cycles[0], record["learning_rate"]
-            ),
-            hand_on=hand_on,
-            reached=reached,
-            checkpoint=checkpoint,
-        ):
+        for cycle, center, step in controlled.travel(model, record["learning_rate"], centers):
             bar.update(max(0, cycles.index(cycle) * len(training_set) - bar.n))  # out, or of an earlier session
             show(bar, step, cycle, center)
             command.stop_if_asked()
         bar.update(bar.total - bar.n)
-    verification_log.close()
-    log.info("done: %s, %s, models in %s", log_csv, subjects_csv, run.folder)
+    log.info("done: %s, %s, models in %s", controlled.log_csv, controlled.subjects_csv, run.folder)
     run.finish()
 
 

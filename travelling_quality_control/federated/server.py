@@ -12,10 +12,11 @@ from nvflare.app_common.workflows.model_controller import ModelController
 
 from travelling import command
 from travelling.cohort import SEPARATOR, read_cohort, refuse_one_class
+from travelling.controlled_run import ControlledRun
 from travelling.errors import AlreadyDone, InputError, Stopped, VisitFailed
 from travelling.protocol import PROTOCOLS
-from travelling.quality_control import FAILURES, LogFile, QualityControl, blind_directions
-from travelling.run import Run, cycles_to_run, write_csv
+from travelling.quality_control import FAILURES
+from travelling.run import Run
 from travelling.trainer import LocalTrainer, travel
 from travelling.volumes import Volumes
 from travelling_quality_control.federated.center import ERRORS, PSEUDONYM_LETTERS, REPORTED
@@ -118,69 +119,26 @@ class TravellingController(ModelController):
 
     def _control_quality(self, settings):
         """Quality control: what the script does, with the training images elsewhere."""
-        protocol = PROTOCOLS[settings.protocol]
-        pretrained = (settings.en, settings.pd)
         test_set = read_cohort(settings.fn_test)
         refuse_one_class(test_set, settings.fn_test)
-        cycles = cycles_to_run(*pretrained, settings.first_cycle, settings.cycles)
-        log_csv, subjects_csv, text_log = (
-            settings.fn_save.with_name(settings.fn_save.name + ending) for ending in (".csv", "_subjects.csv", ".log")
-        )
-        inputs = {name: getattr(settings, name) for name in ("fn_test", "en", "pd")}
-        run = Run(settings.output_folder, text_log, settings, inputs, files=[log_csv, subjects_csv])
-        volumes = Volumes(settings.cache_gb, run.cache_folder)
+        controlled = ControlledRun(settings, inputs=("fn_test", "en", "pd"))
+        volumes = Volumes(settings.cache_gb, controlled.run.cache_folder)
         volumes.add(test_set)
 
         from travelling import backend
         from travelling.model import TravellingModel
 
         device = backend.start(settings.seed)
-        model, record, notices = TravellingModel.load(*pretrained, volumes.shape)
+        model, record, notices = TravellingModel.load(settings.en, settings.pd, volumes.shape)
         notices += volumes.decode()
         trainer = FederatedTrainer(self._ask, model, volumes, test_set, settings.eval_batch_size)
-        if not run.resumes:
-            baseline = trainer.evaluate()
-            blind = blind_directions(baseline, protocol, settings.batch_size * settings.error)
-            if blind:
-                notices.append(f"{settings.en}: saturated, verification cannot see harm ({'; '.join(blind)})")
-                if not settings.allow_saturated:
-                    raise InputError(f"{notices[-1]}; use a better pre-trained model or allow_saturated")
-        run.begin(device, notices)
-        reached = run.go_on(trainer)
-        centers = self._gather(settings.centers, reached, trainer, model.filters)
-        verification_log = LogFile(log_csv, reached["log_length"] if reached else 0)
-        control = QualityControl(trainer, centers, protocol, settings.error, settings.revisit, verification_log)
-        if reached:
-            control.import_state(reached["control"])
-        else:
-            control.start(baseline if not run.resumes else trainer.evaluate())
-            self._log.info("pre-trained model: FPR %.3f, FNR %.3f", *control.reference)
-
-        def checkpoint(here):
-            state = {"control": control.export_state(), "log_length": verification_log.length, "subjects": centers}
-            run.checkpoint(here | state, trainer)
-
-        def hand_on(cycle):
-            run.save(model, cycle, settings.batch_size)
-            write_csv(control.subject_table(), subjects_csv)
-            self._log.info("cycle %d: %s", cycle, control.summary())
-
-        for _ in control.travel(
-            centers,
-            self._of_this_job(cycles, reached),
-            seed=settings.seed,
-            batch_size=settings.batch_size,
-            learning_rate=lambda cycle: protocol.learning_rate(
-                settings.learning_rate, cycle, cycles[0], record["learning_rate"]
-            ),
-            hand_on=hand_on,
-            reached=reached,
-            checkpoint=checkpoint,
-        ):
+        controlled.begin(trainer, device, notices)
+        centers = self._gather(settings.centers, controlled.reached, trainer, model.filters)
+        cycles = self._of_this_job(controlled.cycles, controlled.reached)
+        for _ in controlled.travel(model, record["learning_rate"], centers, cycles):
             self._stop_if_asked()
-        verification_log.close()
-        self._report(control, log_csv)
-        self._finish(run, cycles, reached)
+        self._report(controlled.control, controlled.log_csv)
+        self._finish(controlled.run, controlled.cycles, controlled.reached)
 
     def _travel(self, settings):
         """The standard travelling model: what the script does, with the images elsewhere."""

@@ -1,0 +1,94 @@
+"""A run of quality control, from its pre-trained model to its last checkpoint, wherever its trainer trains."""
+
+from travelling.errors import InputError
+from travelling.protocol import PROTOCOLS
+from travelling.quality_control import LogFile, QualityControl, blind_directions
+from travelling.run import Run, cycles_to_run, write_csv
+
+
+class ControlledRun:
+    """The files of a run, and its moves: :meth:`begin`, then :meth:`travel`, then ``run.finish()``.
+
+    ``settings`` has the script's options by their names; ``inputs`` are the names of those that are files to be read.
+    Raises what :class:`travelling.run.Run` raises. ``cycles`` are all of the run; ``reached`` (after :meth:`begin`) is
+    what the last checkpoint holds, None at the beginning; ``control`` (from :meth:`travel`'s first step on) decides.
+    """
+
+    def __init__(self, settings, inputs):
+        self._settings = settings
+        self._protocol = PROTOCOLS[settings.protocol]
+        self.log_csv, self.subjects_csv, text_log = (
+            settings.fn_save.with_name(settings.fn_save.name + ending) for ending in (".csv", "_subjects.csv", ".log")
+        )
+        self.cycles = cycles_to_run(settings.en, settings.pd, settings.first_cycle, settings.cycles)
+        self.run = Run(
+            settings.output_folder,
+            text_log.absolute(),
+            settings,
+            {name: getattr(settings, name) for name in inputs},
+            files=[self.log_csv, self.subjects_csv],
+        )
+        self.reached = None
+        self.control = None
+        self._trainer = None
+        self._baseline = None
+        self._log = None
+
+    def begin(self, trainer, device, notices):
+        """Begin or go on; returns the plain log. Raises InputError where the pre-trained model is saturated."""
+        self._trainer = trainer
+        if not self.run.resumes:
+            self._baseline = trainer.evaluate()
+            notices = [*notices, *self._refuse_saturated()]
+        self._log = self.run.begin(device, notices)
+        self.reached = self.run.go_on(trainer)
+        return self._log
+
+    def _refuse_saturated(self):
+        settings = self._settings
+        blind = blind_directions(self._baseline, self._protocol, settings.batch_size * settings.error)
+        if not blind:
+            return []
+        notice = f"{settings.en}: saturated, verification cannot see harm ({'; '.join(blind)})"
+        if not settings.allow_saturated:
+            raise InputError(f"{notice}; use a better pre-trained model or --allow-saturated")
+        return [notice]
+
+    def travel(self, model, saved_rate, centers, cycles=None):
+        """Quality control over all cycles, or some of them; yields what :meth:`QualityControl.travel` does.
+
+        ``model`` is the trainer's, ``saved_rate`` the learning rate that it was saved with; ``centers`` maps each
+        center to its subjects.
+        """
+        settings, reached = self._settings, self.reached
+        log = LogFile(self.log_csv, reached["log_length"] if reached else 0)
+        control = QualityControl(self._trainer, centers, self._protocol, settings.error, settings.revisit, log)
+        self.control = control
+        if reached:
+            control.import_state(reached["control"])
+        else:
+            control.start(self._baseline or self._trainer.evaluate())
+            self._log.info("pre-trained model: FPR %.3f, FNR %.3f", *control.reference)
+
+        def checkpoint(here):
+            state = {"control": control.export_state(), "log_length": log.length, "subjects": centers}
+            self.run.checkpoint(here | state, self._trainer)
+
+        def hand_on(cycle):
+            self.run.save(model, cycle, settings.batch_size)
+            write_csv(control.subject_table(), self.subjects_csv)
+            self._log.info("cycle %d: %s", cycle, control.summary())
+
+        yield from control.travel(
+            centers,
+            self.cycles if cycles is None else cycles,
+            seed=settings.seed,
+            batch_size=settings.batch_size,
+            learning_rate=lambda cycle: self._protocol.learning_rate(
+                settings.learning_rate, cycle, self.cycles[0], saved_rate
+            ),
+            hand_on=hand_on,
+            reached=reached,
+            checkpoint=checkpoint,
+        )
+        log.close()
