@@ -209,6 +209,23 @@ def add_quality_control_options(parser, seed):
         help="go on where the pre-trained model errs so much that verification cannot see harm",
     )
     add_first_cycle_option(parser)
+    better = parser.add_argument_group("better than published (README, 'Which setting to choose')")
+    better.add_argument(
+        "--rule",
+        choices=["published", "evidence"],
+        default="published",
+        help="evidence: a step is harmful only if its rise is also more than chance (exact McNemar test)",
+    )
+    better.add_argument(
+        "--screen", action="store_true", help="put images aside that look like nothing the model has learned of"
+    )
+    better.add_argument(
+        "--false-alarms",
+        type=number(float, 1e-6, 0.5),
+        default=0.01,
+        metavar="RATE",
+        help="share of good images that --screen may suspect",
+    )
 
 
 def add_age_option(parser):

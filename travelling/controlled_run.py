@@ -2,8 +2,10 @@
 
 from travelling.errors import InputError
 from travelling.protocol import PROTOCOLS
-from travelling.quality_control import LogFile, QualityControl, blind_directions
+from travelling.quality_control import LogFile, QualityControl, blind_directions, log_columns
+from travelling.rules import RULES
 from travelling.run import Run, cycles_to_run, write_csv
+from travelling.screen import Screen
 
 
 class ControlledRun:
@@ -61,8 +63,12 @@ class ControlledRun:
         center to its subjects.
         """
         settings, reached = self._settings, self.reached
-        log = LogFile(self.log_csv, reached["log_length"] if reached else 0)
-        control = QualityControl(self._trainer, centers, self._protocol, settings.error, settings.revisit, log)
+        rule = RULES[settings.rule]()
+        screen = Screen(self._trainer, settings.false_alarms) if settings.screen else None
+        log = LogFile(self.log_csv, log_columns(rule, screen), reached["log_length"] if reached else 0)
+        control = QualityControl(
+            self._trainer, centers, self._protocol, settings.error, settings.revisit, log, rule, screen
+        )
         self.control = control
         if reached:
             control.import_state(reached["control"])
@@ -78,6 +84,8 @@ class ControlledRun:
             self.run.save(model, cycle, settings.batch_size)
             write_csv(control.subject_table(), self.subjects_csv)
             self._log.info("cycle %d: %s", cycle, control.summary())
+            if control.locked_up(cycle):
+                self._log.warning("%s", control.locked_up(cycle))
 
         yield from control.travel(
             centers,
@@ -92,3 +100,6 @@ class ControlledRun:
             checkpoint=checkpoint,
         )
         log.close()
+        locked_up = [str(cycle) for cycle, _, _ in control.batches if control.locked_up(cycle)]
+        if locked_up:
+            self._log.warning("most batches were undone in cycle(s) %s: see above for the cause", ", ".join(locked_up))

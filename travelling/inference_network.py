@@ -48,3 +48,39 @@ def prediction_function(encoder, classifier):
         return network.stateless_call(weights, [], images, training=False)[0]
 
     return variables, predict
+
+
+def distance_function(encoder):
+    """A pure function of the travelling weights: (variables, f) with f(values, images) -> distances.
+
+    ``values`` are those of ``variables``, in this order. For images (batch, z, y, x, 1) the distances (batch, 2 x
+    BatchNorm layers) tell how far what the encoder makes of an image lies from what it has learned of, as the
+    moving statistics of its BatchNorm layers have kept it: for each layer, the mean over channels of the squared
+    difference of the means, in units of the moving variance, then that of the absolute logarithm of the ratio of
+    the variances.
+    """
+    norms = [layer for layer in encoder.layers if isinstance(layer, layers.BatchNormalization)]
+    network = keras.Model(encoder.inputs[0], [norm.input for norm in norms])
+    variables = encoder.variables
+    position = {id(variable): index for index, variable in enumerate(variables)}
+
+    def distances(values, images):
+        def value(variable):
+            return values[position[id(variable)]]
+
+        activations, _ = network.stateless_call(
+            [value(variable) for variable in network.trainable_variables],
+            [value(variable) for variable in network.non_trainable_variables],
+            images,
+            training=False,
+        )
+        columns = []
+        for norm, activation in zip(norms, activations, strict=True):
+            mean, variance = ops.moments(ops.cast(activation, "float32"), axes=(1, 2, 3))
+            moving_variance = value(norm.moving_variance) + norm.epsilon
+            shift = ops.square(mean - value(norm.moving_mean)) / moving_variance
+            spread = ops.abs(ops.log((variance + norm.epsilon) / moving_variance))
+            columns += [ops.mean(shift, axis=-1), ops.mean(spread, axis=-1)]
+        return ops.stack(columns, axis=1)
+
+    return variables, distances

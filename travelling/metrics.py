@@ -15,12 +15,14 @@ METRICS = ("accuracy", "sensitivity", "specificity", "AUC_ROC", "F1_SCORE")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a verification looks at: counts over the whole test set."""
+    """What a verification looks at: counts over the whole test set, and who they are (places in the test set)."""
 
     false_positives: int
     false_negatives: int
     healthy: int
     patients: int
+    false_positives_of: tuple = ()
+    false_negatives_of: tuple = ()
 
     @property
     def accuracy(self):
@@ -41,11 +43,14 @@ def evaluate(labels, predictions):
     """
     labels = np.asarray(labels)
     wrong = _counted_diagnoses(labels, predictions) != labels
+    false_positives, false_negatives = (np.flatnonzero(wrong & (labels == label)).tolist() for label in (0, 1))
     return Evaluation(
-        false_positives=int(np.sum(wrong & (labels == 0))),
-        false_negatives=int(np.sum(wrong & (labels == 1))),
+        false_positives=len(false_positives),
+        false_negatives=len(false_negatives),
         healthy=int(np.sum(labels == 0)),
         patients=int(np.sum(labels == 1)),
+        false_positives_of=tuple(false_positives),
+        false_negatives_of=tuple(false_negatives),
     )
 
 

@@ -19,7 +19,7 @@ import h5py
 import keras
 import numpy as np
 
-from travelling.inference_network import prediction_function
+from travelling.inference_network import distance_function, prediction_function
 from travelling.run import RECORD, read_record
 from travelling.sfcn import FILTERS, build_classifier, build_encoder
 
@@ -62,6 +62,7 @@ class TravellingModel:
         self._prediction = backend.compile_prediction(
             *prediction_function(encoder, classifier), self.network.input_shape[1:]
         )
+        self._distances = None  # compiled by those who ask for them
 
     @property
     def state(self):
@@ -103,6 +104,15 @@ class TravellingModel:
         ``largest_batch`` is that of the evaluation that these images are a part of (None: they are all).
         """
         return self._prediction(images, largest_batch)[:, 0]
+
+    def distances(self, images, largest_batch=None):
+        """Distance of each of images (batch, z, y, x, 1) from what BatchNorm has learned of: (batch, 12), float32.
+
+        See :func:`travelling.inference_network.distance_function`; ``largest_batch`` as in :meth:`predict`.
+        """
+        if self._distances is None:
+            self._distances = backend.compile_prediction(*distance_function(self.encoder), self.network.input_shape[1:])
+        return self._distances(images, largest_batch)
 
     def keep(self):
         """A copy of everything that travels, on the device."""

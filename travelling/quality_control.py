@@ -1,38 +1,40 @@
 """Decentralized quality control: verification, revisit and elimination (Souza et al. 2025).
 
 No image and no label of harmfulness is looked at: a training step is harmful if it raises the rates of
-misdiagnosis (FPR or FNR) on the home's test set by more than a tolerance. The trainer (see
-:mod:`travelling.trainer`) decides where training happens, in this process or at a hospital; the decisions are all
-made here.
+misdiagnosis (FPR or FNR) on the home's test set by more than a tolerance (:mod:`travelling.rules` has that rule, and
+another). The trainer (see :mod:`travelling.trainer`) decides where training happens, in this process or at a
+hospital; the decisions are all made here.
 """
 
 import csv
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import pandas as pd
 
 from travelling.cohort import SEPARATOR, batches, place, place_before, travelling_order
 from travelling.errors import InputError, VisitFailed, name_file
+from travelling.metrics import Evaluation
+from travelling.rules import ROUNDING, PublishedRule
 
 LOG_COLUMNS = (
     "Cycle", "Subject", "Study", "ACC", "FP", "FN", "PFP", "PFN", "Ignored",  # as published
     "Phase", "Subjects", "Tolerance", "Reference_PFP", "Reference_PFN", "Eliminated",
 )  # fmt: skip
-_STATE = ("reference", "flags", "revisits", "waiting", "eliminated", "absent")
+SCREEN_COLUMNS = ("Screen_score", "Screen_limit")  # after those of the rule, where there is a screen
+_STATE = ("flags", "revisits", "waiting", "eliminated", "absent", "batches")
 FAILURES = ("unreachable", "invalid")  # phases of a step to which a center gave no usable answer
-ROUNDING = 1e-9  # rates are ratios of counts: a smaller difference is floating-point noise, not a misdiagnosis
 
 
 @dataclass(frozen=True)
 class Verification:
     """One training step and what it did to the test set."""
 
-    phase: str  # batch, subject or revisit; one of FAILURES where nothing could be verified
+    phase: str  # batch, subject, revisit or screen; one of FAILURES where nothing could be verified
     subjects: list
     loss: float | None
-    rates: tuple | None  # (FPR, FNR) after the step
-    harmful: bool  # then the step was undone
+    rates: tuple | None  # (FPR, FNR) after the step; None where none was made
+    harmful: bool  # then the step was undone, or not made
 
     @property
     def failed(self):
@@ -45,29 +47,42 @@ class QualityControl:
 
     ``centers`` maps each center to its subjects. ``error`` is the tolerated rise of FPR or FNR per image of
     a training step, ``wait`` the number of cycles that a flagged subject waits for its revisit. ``log`` is
-    called with one row, a dict of LOG_COLUMNS, per verification.
+    called with one row, a dict of ``columns``, per verification.
+
+    ``rule`` is one of :mod:`travelling.rules`. With a ``screen`` (:class:`travelling.screen.Screen`), every image is
+    looked at before it trains, in each visit and at its revisit: a suspect is flagged like one that harms alone, and
+    eliminated if it still is one at its revisit. Both without a training step, and therefore without rates in the log.
 
     Where ``trainer.train`` raises VisitFailed, the step is undone and logged, and the center is left alone for the
     rest of the cycle. Its subjects were not tried: none is flagged, and a revisit is made up for in the next cycle.
     """
 
-    def __init__(self, trainer, centers, protocol, error, wait, log):
+    def __init__(self, trainer, centers, protocol, error, wait, log, rule=None, screen=None):
         self.trainer = trainer
         self.protocol = protocol
         self.error = error
         self.wait = wait
         self.log = log
+        self.rule = rule or PublishedRule()
+        self.screen = screen
+        self.columns = log_columns(self.rule, screen)
         self.center_of = {subject: center for center, subjects in centers.items() for subject in subjects}
-        self.reference = None  # (FPR, FNR) of the last accepted evaluation
+        self.accepted = None  # the last accepted evaluation
         self.flags = {subject: [] for subject in self.center_of}  # the cycles in which it was flagged
         self.revisits = dict.fromkeys(self.center_of, 0)
         self.waiting = {}  # subject -> cycle of its flag, in the order of the flags
         self.eliminated = {}  # subject -> cycle of its elimination
         self.absent = []  # centers that failed in this cycle
+        self.batches = []  # [cycle, verified, undone] of every cycle
+
+    @property
+    def reference(self):
+        """(FPR, FNR) of the last accepted evaluation."""
+        return self.protocol.rates(self.accepted)
 
     def start(self, baseline):
         """Take the pre-trained model's evaluation as the first reference and the first row of the log."""
-        self.reference = self.protocol.rates(baseline)
+        self.accepted = baseline
         self._log_row(0, "baseline", [], baseline)
 
     def visit(self, cycle, subjects, batch_size, generator):
@@ -76,17 +91,23 @@ class QualityControl:
         Subjects that are eliminated or wait for their revisit stay out. Yields every verification.
         """
         training = [subject for subject in subjects if subject not in self.waiting | self.eliminated]
+        if self.screen and training:
+            for screened in self._screen(cycle, training):
+                yield screened
+                if screened.failed:
+                    return
+            training = [subject for subject in training if subject not in self.waiting]
         for batch in batches(training, batch_size, generator, self.protocol.trains_short_batch):
             verification = self._verify(cycle, "batch", batch)
             yield verification
             if verification.failed:
                 return
+            self._count(cycle, verification)
             if verification.harmful:
                 for subject in batch:
                     alone = self._verify(cycle, "subject", [subject])
                     if alone.harmful:
-                        self.flags[subject].append(cycle)
-                        self.waiting[subject] = cycle
+                        self._flag(cycle, subject)
                     yield alone
                     if alone.failed:
                         return
@@ -100,7 +121,7 @@ class QualityControl:
         for subject in [subject for subject, flagged in self.waiting.items() if flagged + self.wait <= cycle]:
             if self.center_of[subject] in self.absent:
                 continue
-            verification = self._verify(cycle, "revisit", [subject])
+            verification = self._revisit(cycle, subject)
             if not verification.failed:
                 self.revisits[subject] += 1
                 del self.waiting[subject]
@@ -128,6 +149,8 @@ class QualityControl:
         """
         for cycle, order, generator in travelling_order(centers, seed, cycles, reached):
             self.trainer.learning_rate = learning_rate(cycle)
+            if self.screen and self.screen.cycle != cycle:
+                self.screen.calibrate(cycle)
             for left, center in zip(reversed(range(len(order))), order, strict=True):
                 self.trainer.expect(centers[order[-left]] if left else [])
                 if not centers[center]:
@@ -143,12 +166,16 @@ class QualityControl:
 
     def export_state(self):
         """All that decides how quality control goes on, as plain values: for a checkpoint."""
-        return {name: getattr(self, name) for name in _STATE}
+        state = {name: getattr(self, name) for name in _STATE} | {"accepted": asdict(self.accepted)}
+        return state | {"screen": self.screen.export_state() if self.screen else None}
 
     def import_state(self, state):
         """Take over what :meth:`export_state` gave."""
         for name in _STATE:
             setattr(self, name, state[name])
+        self.accepted = Evaluation(**state["accepted"])
+        if self.screen:
+            self.screen.import_state(state["screen"])
         for subject in self.center_of:  # of a center that has told its subjects since
             self.flags.setdefault(subject, [])
             self.revisits.setdefault(subject, 0)
@@ -176,7 +203,63 @@ class QualityControl:
             f"{len(self.eliminated)} eliminated"
         )
 
-    def _verify(self, cycle, phase, subjects):
+    def locked_up(self, cycle):
+        """In words, why most batches of a cycle were undone; None where they were not."""
+        counts = [(verified, undone) for number, verified, undone in self.batches if number == cycle]
+        if not counts or counts[0][1] * 2 <= counts[0][0]:
+            return None
+        verified, undone = counts[0]
+        fpr, fnr = self.reference
+        tested = self.accepted.healthy + self.accepted.patients
+        most = max(1 / self.accepted.healthy, 1 / self.accepted.patients)
+        return (
+            f"lock-up: {undone} of {verified} batches of cycle {cycle} were undone. Unless most images are harmful, "
+            f"the last accepted evaluation (FPR {fpr:.3f}, FNR {fnr:.3f}) was a lucky one: every step is measured "
+            "against it, undone, and the next begins from the very same model. With "
+            f"{tested} test subjects, one misdiagnosis more can be a rise of {most:.3f}, beside -error {self.error:g}; "
+            "--rule evidence, a larger -error or test set, or a lower learning rate avoid that"
+        )
+
+    def _count(self, cycle, verification):
+        """Count a batch."""
+        if not self.batches or self.batches[-1][0] != cycle:
+            self.batches.append([cycle, 0, 0])
+        self.batches[-1][1] += 1
+        self.batches[-1][2] += verification.harmful
+
+    def _flag(self, cycle, subject):
+        """Put a subject aside until its revisit."""
+        self.flags[subject].append(cycle)
+        self.waiting[subject] = cycle
+
+    def _screen(self, cycle, subjects):
+        """Score a center's subjects, and flag the suspects; yields a Verification for each subject."""
+        try:
+            scores = self.screen.scores(subjects)
+        except VisitFailed as failure:
+            yield self._fail(cycle, failure.phase, self.center_of[subjects[0]], subjects)
+            return
+        for subject, score in zip(subjects, scores, strict=True):
+            suspect = self.screen.suspects(score)
+            if suspect:
+                self._flag(cycle, subject)
+            self._log_screened(cycle, "screen", subject, score, suspect)
+            yield Verification("screen", [subject], None, None, suspect)
+
+    def _revisit(self, cycle, subject):
+        """Screen, then verify a subject alone; returns the Verification that decides."""
+        if not self.screen:
+            return self._verify(cycle, "revisit", [subject])
+        try:
+            (score,) = self.screen.scores([subject])
+        except VisitFailed as failure:
+            return self._fail(cycle, failure.phase, self.center_of[subject], [subject])
+        if not self.screen.suspects(score):
+            return self._verify(cycle, "revisit", [subject], score)
+        self._log_screened(cycle, "revisit", subject, score, suspect=True)
+        return Verification("revisit", [subject], None, None, harmful=True)
+
+    def _verify(self, cycle, phase, subjects, score=None):
         """One training step, kept unless it harms."""
         kept = self.trainer.keep()
         try:
@@ -187,29 +270,40 @@ class QualityControl:
         evaluation = self.trainer.evaluate()
         rates = self.protocol.rates(evaluation)
         tolerance = len(subjects) * self.error
-        harmful = any(
-            rate > reference + tolerance + ROUNDING for rate, reference in zip(rates, self.reference, strict=True)
-        )
+        harmful, cells = self.rule.judge(self.accepted, evaluation, tolerance, self.protocol)
         if harmful:
             self.trainer.restore(kept)
-        self._log_row(cycle, phase, subjects, evaluation, tolerance, harmful)
+        if score is not None:
+            cells |= dict(zip(SCREEN_COLUMNS, (score, self.screen.limit), strict=True))
+        self._log_row(cycle, phase, subjects, evaluation, tolerance, harmful, cells)
         if not harmful:
-            self.reference = rates
+            self.accepted = evaluation
         return Verification(phase, subjects, loss, rates, harmful)
 
     def _fail(self, cycle, phase, center, subjects):
         """Log a step that a center did not make."""
         self.absent.append(center)
-        row = dict.fromkeys(LOG_COLUMNS)  # empty: nothing was measured
-        self.log(
-            row
-            | {"Cycle": cycle, "Subject": "n/a", "Study": center, "Ignored": 1, "Phase": phase, "Eliminated": 0}
-            | {"Subjects": SEPARATOR.join(subjects), "Tolerance": len(subjects) * self.error}
-            | dict(zip(("Reference_PFP", "Reference_PFN"), self.reference, strict=True))
+        tolerance = len(subjects) * self.error
+        self._log_unmeasured(
+            {"Cycle": cycle, "Subject": "n/a", "Study": center, "Ignored": 1, "Phase": phase, "Eliminated": 0}
+            | {"Subjects": SEPARATOR.join(subjects), "Tolerance": tolerance}
         )
         return Verification(phase, subjects, None, None, harmful=False)
 
-    def _log_row(self, cycle, phase, subjects, evaluation, tolerance=None, harmful=False):
+    def _log_screened(self, cycle, phase, subject, score, suspect):
+        """Log what the screen says of one subject: no step was made, so no rate was measured."""
+        self._log_unmeasured(
+            {"Cycle": cycle, "Subject": subject, "Study": self.center_of[subject], "Ignored": int(suspect)}
+            | {"Phase": phase, "Subjects": subject, "Eliminated": int(suspect and phase == "revisit")}
+            | dict(zip(SCREEN_COLUMNS, (score, self.screen.limit), strict=True))
+        )
+
+    def _log_unmeasured(self, cells):
+        """Log a row without rates."""
+        reference = dict(zip(("Reference_PFP", "Reference_PFN"), self.reference, strict=True))
+        self.log(dict.fromkeys(self.columns) | reference | cells)
+
+    def _log_row(self, cycle, phase, subjects, evaluation, tolerance=None, harmful=False, cells=()):
         fpr, fnr = self.protocol.rates(evaluation)
         reference = (None, None) if phase == "baseline" else self.reference
         row = {
@@ -229,7 +323,12 @@ class QualityControl:
             "Reference_PFN": reference[1],
             "Eliminated": int(harmful and phase == "revisit"),
         }
-        self.log(row)
+        self.log(dict.fromkeys(self.columns) | row | dict(cells))
+
+
+def log_columns(rule, screen):
+    """The columns of the log: the published ones, ours, and those of the options that are used."""
+    return (*LOG_COLUMNS, *rule.columns, *(SCREEN_COLUMNS if screen else ()))
 
 
 def blind_directions(baseline, protocol, tolerance):
@@ -250,9 +349,9 @@ class LogFile:
     off, because that work is done again.
     """
 
-    def __init__(self, path, length=0):
+    def __init__(self, path, columns=LOG_COLUMNS, length=0):
         self._file = open(path, "r+" if length else "w", newline="", encoding="utf-8")
-        self._writer = csv.DictWriter(self._file, LOG_COLUMNS, lineterminator="\n")
+        self._writer = csv.DictWriter(self._file, columns, lineterminator="\n")
         with name_file(path):
             self._begin(path, length)
 

@@ -98,13 +98,26 @@ class LocalTrainer:
 
     def predict(self):
         """Probability of PD for every subject of the test set, in its order: a list of floats."""
+        return self._of_each(self._test_set["Subject"], self._model.predict)
+
+    def distances(self, subjects=None):
+        """Distance of each subject's image from what the network has learned of, at every BatchNorm layer.
+
+        A list of lists, see :meth:`travelling.model.TravellingModel.distances`; None: of every subject of the test set.
+        """
+        # Centers have many sizes: a backend that compiles for each of them would do nothing else.
+        return self._of_each(
+            self._test_set["Subject"] if subjects is None else subjects,
+            lambda images, _: self._model.distances(images, self._evaluation_batch),
+        )
+
+    def _of_each(self, subjects, function):
+        """What a function of (images, largest batch) gives for each subject: a list, in their order."""
         # Batches of nearly one size: where a backend pads the last one, it computes little in vain.
-        number = math.ceil(len(self._test_set) / self._evaluation_batch)
-        batches = [list(subjects) for subjects in np.array_split(self._test_set["Subject"].to_numpy(), number)]
+        number = math.ceil(len(subjects) / self._evaluation_batch)
+        batches = [list(some) for some in np.array_split(np.array(subjects, dtype=object), number)]
         return [
-            probability
-            for images in self._volumes.batches(batches)
-            for probability in self._model.predict(images, len(batches[0])).tolist()
+            value for images in self._volumes.batches(batches) for value in function(images, len(batches[0])).tolist()
         ]
 
     def evaluate(self):

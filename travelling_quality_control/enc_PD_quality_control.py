@@ -38,12 +38,15 @@ def main():
     from travelling.cohort import read_cohort, refuse_one_class, refuse_overlap, subjects_by_center
     from travelling.controlled_run import ControlledRun
     from travelling.run import progress_bar
+    from travelling.screen import limit_rank
     from travelling.trainer import LocalTrainer
     from travelling.volumes import Volumes
 
     training_set, test_set = read_cohort(arguments.fn_train), read_cohort(arguments.fn_test)
     refuse_overlap(training_set, test_set, arguments.fn_train, arguments.fn_test)
     refuse_one_class(test_set, arguments.fn_test)
+    if arguments.screen:
+        limit_rank(len(test_set), arguments.false_alarms)
     centers = subjects_by_center(training_set)
     controlled = ControlledRun(arguments, inputs=("fn_train", "fn_test", "en", "pd"))
     run, cycles = controlled.run, controlled.cycles
@@ -73,12 +76,12 @@ def main():
 
 
 def show(bar, step, cycle, center):
-    """Show a verification on the progress bar."""
-    fpr, fnr = step.rates
-    undone = " undone" if step.harmful else ""
-    bar.set_postfix_str(
-        f"cycle {cycle}, {center}: loss {step.loss:.3f}, FPR {fpr:.3f}, FNR {fnr:.3f}{undone}", refresh=False
-    )
+    """Show a step on the progress bar."""
+    text = f"cycle {cycle}, {center}"
+    if step.rates:
+        fpr, fnr = step.rates
+        text += f": loss {step.loss:.3f}, FPR {fpr:.3f}, FNR {fnr:.3f}" + (" undone" if step.harmful else "")
+    bar.set_postfix_str(text, refresh=False)
     bar.update(len(step.subjects) if step.phase == "batch" else 0)
 
 
