@@ -19,7 +19,8 @@ from conftest import ROOT
 from travelling.cohort import travelling_order
 from travelling.metrics import Evaluation
 from travelling.protocol import PROTOCOLS
-from travelling.quality_control import LOG_COLUMNS, LogFile, QualityControl
+from travelling.quality_control import LOG_COLUMNS, LogFile, QualityControl, log_columns
+from travelling.rules import EvidenceRule, PublishedRule
 from travelling.run import write_csv
 
 AUDIT = ROOT / "travelling_quality_control" / "audit.py"
@@ -36,7 +37,7 @@ class FakeTrainer:
     """
 
     def __init__(self, seed, bad=BAD, harm=9, often=0.6):
-        self.random = np.random.RandomState(seed)
+        self.random, self.others = np.random.RandomState(seed), np.random.RandomState(seed)
         self.bad, self.harm, self.often = bad, harm, often
         self.counts = (4, 5)
 
@@ -48,13 +49,33 @@ class FakeTrainer:
         return 0.5
 
     def evaluate(self):
-        return Evaluation(*self.counts, HEALTHY, PATIENTS)
+        start = self.others.randint(3)  # some are healed, others new
+        misdiagnosed = (
+            tuple((start + i) % most for i in range(count))
+            for count, most in zip(self.counts, (HEALTHY, PATIENTS), strict=True)
+        )
+        return Evaluation(*self.counts, HEALTHY, PATIENTS, *misdiagnosed)
 
     def keep(self):
         return self.counts
 
     def restore(self, kept):
         self.counts = kept
+
+
+class FakeScreen:
+    """Scores by chance; bad subjects are suspects more often than others."""
+
+    limit = 2.5
+
+    def __init__(self, seed):
+        self.random = np.random.RandomState(seed)
+
+    def scores(self, subjects):
+        return [float(self.random.normal() + 2 * (subject in BAD)) for subject in subjects]
+
+    def suspects(self, score):
+        return score > self.limit
 
 
 def write_rows(path, rows, columns=None):
@@ -70,7 +91,9 @@ def read_rows(path):
         return list(csv.DictReader(file))
 
 
-def make_run(folder, protocol="corrected", wait=2, seed=0, cycles=CYCLES, error=0.02, trainer=None):
+def make_run(
+    folder, protocol="corrected", wait=2, seed=0, cycles=CYCLES, error=0.02, trainer=None, rule=None, screen=None
+):
     """The CSVs, log and subject table of a run; returns its QualityControl."""
     centers = {f"c{number}": [f"c{number}_{i}" for i in range(size)] for number, size in enumerate(SIZES)}
     subjects = [(subject, center) for center, members in centers.items() for subject in members]
@@ -87,8 +110,9 @@ def make_run(folder, protocol="corrected", wait=2, seed=0, cycles=CYCLES, error=
         [{"Subject": f"t{i}", "Study": "home", "Group_bin": int(i < PATIENTS)} for i in range(HEALTHY + PATIENTS)],
     )
     trainer = trainer or FakeTrainer(seed)
-    log = LogFile(folder / "log.csv")
-    control = QualityControl(trainer, centers, PROTOCOLS[protocol], error, wait, log)
+    rule = rule or PublishedRule()
+    log = LogFile(folder / "log.csv", log_columns(rule, screen))
+    control = QualityControl(trainer, centers, PROTOCOLS[protocol], error, wait, log, rule, screen)
     control.start(trainer.evaluate())
     for cycle, order, generator in travelling_order(centers, 42, cycles):
         for center in order:
@@ -173,6 +197,74 @@ def test_it_agrees_with_quality_control(tmp_path, protocol, wait, seed):
         f"{len(control.eliminated)} eliminated; {tmp_path / 'log_subjects.csv'}"
     )
     assert phases["revisit"] > 3
+
+
+BETTER = ("--rule", "evidence", "--screen")
+
+
+@pytest.fixture(scope="module")
+def better(tmp_path_factory):
+    """A run with the evidence rule and a screen, in which both decided."""
+    folder = tmp_path_factory.mktemp("better")
+    control = make_run(folder, rule=EvidenceRule(), screen=FakeScreen(1), trainer=FakeTrainer(1, harm=12))
+    rows = read_rows(folder / "log.csv")
+    decided = {(row["Phase"], row["Ignored"], row["FP"] == "") for row in rows}
+    assert {("screen", "1", True), ("revisit", "1", True), ("revisit", "0", False), ("batch", "1", False)} <= decided
+    spared = [
+        row
+        for row in rows
+        if row["Ignored"] == "0"
+        and row["Tolerance"]
+        and float(row["PFP"]) > float(row["Reference_PFP"]) + float(row["Tolerance"]) + 1e-9
+    ]
+    assert spared  # the published rule would have undone them
+    assert control.eliminated
+    return folder
+
+
+@pytest.mark.parametrize("protocol", ["corrected", "published"])
+@pytest.mark.parametrize("rule", [None, EvidenceRule()])
+@pytest.mark.parametrize("screened", [False, True])
+def test_it_agrees_with_every_setting(tmp_path, protocol, rule, screened):
+    make_run(tmp_path, protocol, rule=rule, screen=FakeScreen(1) if screened else None)
+    options = ["--protocol", protocol] + (["--rule", "evidence"] if rule else []) + (["--screen"] if screened else [])
+    line = consistent(tmp_path, *options)
+    assert ("looks of the screen" in line) == screened
+    status, _, _ = audit(tmp_path, *("--screen" if option == "--protocol" else option for option in options[:1]))
+    assert status == (0 if (screened and not rule and protocol == "corrected") else 1)
+
+
+@pytest.mark.parametrize(
+    ("phase", "cells", "column", "text", "names"),
+    [
+        ("screen", {"Ignored": "1"}, "Ignored", "0", "Ignored is 0, should be 1 (Screen_score"),
+        ("screen", {"Ignored": "0"}, "Screen_score", "2.6", "Ignored is 0, should be 1 (Screen_score 2.6"),
+        ("screen", {"Ignored": "1"}, "Screen_limit", "9", "Screen_limit is 9, should be 2.5"),
+        ("screen", {"Ignored": "0"}, "FP", "3", "FP is 3, should be empty"),
+        ("screen", {"Ignored": "0"}, "Screen_score", "", "empty, should be a number"),
+        ("revisit", {"FP": ""}, "Eliminated", "0", "Eliminated is 0, should be 1"),
+        ("revisit", {"FP": ""}, "Screen_score", "1", "the image is no suspect and must train"),
+        ("revisit", {"Ignored": "0"}, "Screen_score", "3", "is that of a suspect, but it trained"),
+        ("batch", {"Ignored": "1"}, "P_FP", "1.0", "P_FP is 1, which no test gives"),
+        ("batch", {"Ignored": "0"}, "P_FN", "0.123", "P_FN is 0.123, which no test gives"),
+        ("batch", {"Ignored": "0"}, "Screen_score", "1", "Screen_score is 1, should be empty"),
+    ],
+)
+def test_tampering_with_what_the_better_rules_say_is_found(better, tmp_path, phase, cells, column, text, names):
+    for path in better.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    consistent(tmp_path, *BETTER)
+    rows = read_rows(tmp_path / "log.csv")
+    index = next(  # not the first of its cycle: that one states the limit
+        number
+        for number, row in enumerate(rows)
+        if number > 2 and row["Phase"] == phase and all(row[name] == cell for name, cell in cells.items())
+        and (column != "P_FP" or float(row["P_FP"]) < 0.01)
+    )  # fmt: skip
+    rows[index][column] = text
+    write_rows(tmp_path / "log.csv", rows)
+    lines = found(tmp_path, *BETTER)
+    assert any(line.startswith(f"{index + 2}: ") and names in line for line in lines), lines
 
 
 def test_published_spellings_and_no_subject_table(tmp_path):

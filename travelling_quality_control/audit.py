@@ -29,6 +29,9 @@ COLUMNS = (
 TABLE_COLUMNS = (
     "Subject", "Study", "Times_flagged", "First_flagged_cycle", "Revisits", "Eliminated", "Eliminated_cycle",
 )  # fmt: skip
+P_COLUMNS = ("P_FP", "P_FN")  # of --rule evidence
+P_LIMIT = 0.01  # a rise with a smaller p-value is more than chance
+SCREEN_COLUMNS = ("Screen_score", "Screen_limit")  # of --screen
 FAILURES = ("unreachable", "invalid")  # phases of a step that a center did not make: its row has no rates
 ROUNDING = 1e-9  # smaller differences do not count
 LARGEST = 2**31  # of seed and of cycle: NumPy takes seeds below 2**32
@@ -75,6 +78,8 @@ def parse_arguments():
     group.add_argument(
         "--batch-size", type=command.number(int, 1), default=5, metavar="N", help="images per training step"
     )
+    group.add_argument("--rule", choices=["published", "evidence"], default="published", help="when a step is harmful")
+    group.add_argument("--screen", action="store_true", help="images were screened before they trained")
     return parser.parse_args()
 
 
@@ -133,7 +138,7 @@ class Table:
         if not self.rows:
             raise InputError(f"{path}: has no rows")
 
-    def convert(self, columns, kind, optional=lambda row: False):
+    def convert(self, columns, kind, optional=lambda row: False, finite=True):
         """Turn the cells of some columns into numbers, empty ones into None in rows where they are ``optional``."""
         word = "a whole number of at least 0" if kind is int else "a number"
         for row, column in itertools.product(self.rows, columns):
@@ -141,8 +146,10 @@ class Table:
             try:
                 value = None if text == "" and optional(row) else kind(text)
             except ValueError:
-                value = math.nan
-            if value is not None and (not math.isfinite(value) or (kind is int and not 0 <= value < LARGEST)):
+                value, finite = math.nan, True
+            if value is not None and (
+                (finite and not math.isfinite(value)) or (kind is int and not 0 <= value < LARGEST)
+            ):
                 raise InputError(f"{self.path}, row {row['row']}: {column} '{text}' is not {word}")
             row[column] = value
 
@@ -175,12 +182,24 @@ def failed_step(row):
     return row["Phase"] in FAILURES and row["row"] > 2
 
 
+def screened_only(row):
+    """Whether a row tells what the screen said of an image, and no step was made."""
+    return "Screen_score" in row and (
+        row["Phase"] == "screen" or (row["Phase"] == "revisit" and row["FP"] in ("", None))
+    )
+
+
 def read_log(path):
     """The log, with its numbers as numbers and its subjects as lists."""
     log = Table(path, COLUMNS)
-    log.convert(INTEGERS, int, optional=failed_step)
-    log.convert(NUMBERS, float, optional=failed_step)
+    unmeasured = {row["row"] for row in log.rows if failed_step(row) or screened_only(row)}
+    for columns, kind in ((INTEGERS, int), (NUMBERS, float)):
+        log.convert(columns, kind, optional=lambda row: row["row"] in unmeasured)
     log.convert(OPTIONAL_NUMBERS, float, optional=lambda row: True)
+    further = [column for column in (*P_COLUMNS, "Screen_limit") if column in log.header]
+    log.convert(further, float, optional=lambda row: True)
+    if "Screen_score" in log.header:  # a model that has come to nothing scores no number
+        log.convert(["Screen_score"], float, optional=lambda row: True, finite=False)
     for row in log.rows:
         for column in ("Cycle", "Ignored", "Eliminated"):
             if row[column] is None:
@@ -230,25 +249,40 @@ class Replay:
         self.begin_cycle()
 
     def begin_cycle(self):
-        """Go on to the next cycle. Its batches depend on nothing that happens in it: each center is visited once."""
+        """Go on to the next cycle."""
         self.at_start = self.subject_table()
-        self.cycle, order, generator = next(self._travel)
-        self._batches = []  # (center, phase, subjects)
-        for center in order:
-            if (self.cycle, center) in self.untold:
-                self._batches.append((center, FAILURES[0], []))
-            else:
-                self._batches += [(center, "batch", batch) for batch in self._cut(self.centers[center], generator)]
+        self.cycle, self._order, self._generator = next(self._travel)
+        self._visit = []  # steps left at the center that is visited: (phase, subjects)
+        self._screened = None  # this center, as long as its images are screened
         self._alone = []  # of a harmful batch
         self.absent = set()
 
-    def _cut(self, subjects, generator):
+    def _go_on(self):
+        """Go on to the next steps: of the center that is screened, or at the next one."""
+        while not self._visit and (self._screened or self._order):
+            if self._screened:
+                self._visit = [("batch", batch) for batch in self._cut(self._present(self._screened))]
+                self._screened = None
+                continue
+            center = self._order.pop(0)
+            if (self.cycle, center) in self.untold:
+                self._visit = [(FAILURES[0], [])]
+            elif self.options.screen:
+                self._visit = [("screen", [subject]) for subject in self._present(center)]
+                self._screened = center
+            else:
+                self._visit = [("batch", batch) for batch in self._cut(self._present(center))]
+
+    def _present(self, center):
+        """Who trains at a center."""
+        return [name for name in self.centers[center] if name not in self.waiting and name not in self.eliminated]
+
+    def _cut(self, present):
         """A center's batches."""
         import numpy as np
 
-        present = [name for name in subjects if name not in self.waiting and name not in self.eliminated]
         shuffled = np.array(present, dtype=object)
-        generator.shuffle(shuffled)
+        self._generator.shuffle(shuffled)
         rest = list(shuffled)
         size = self.options.batch_size
         while rest:
@@ -260,8 +294,9 @@ class Replay:
         """The next (phase, subjects) of this cycle; None after its last."""
         if self._alone:
             return "subject", self._alone[:1]
-        if self._batches:
-            return self._batches[0][1:]
+        self._go_on()
+        if self._visit:
+            return self._visit[0]
         due = [
             subject
             for subject, flagged in self.waiting.items()
@@ -281,10 +316,10 @@ class Replay:
         """A step was made."""
         subjects = [subject for subject in subjects if subject in self.flags]
         if phase == "batch":
-            del self._batches[:1]
+            del self._visit[:1]
             self._alone = subjects if harmful else []
-        elif phase == "subject":
-            del self._alone[:1]
+        elif phase in ("subject", "screen"):
+            del (self._alone if phase == "subject" else self._visit)[:1]
             if harmful:
                 for subject in subjects:
                     self.flags[subject].append(cycle)
@@ -299,8 +334,7 @@ class Replay:
     def failed(self, center):
         """A center did not make its step, and is left alone for the rest of the cycle."""
         self.absent.add(center)
-        self._alone = []
-        self._batches = [step for step in self._batches if step[0] != center]
+        self._alone, self._visit, self._screened = [], [], None
 
     def subject_table(self):
         """What the table of subjects must say now: subject -> its cells."""
@@ -333,22 +367,30 @@ class Audit:
         self.lost = False  # after a step out of order: the order is checked again from the next cycle on
         self.unfinished = False
         self.reference = None  # (PFP, PFN) of the last accepted row
+        self.counts = None  # its (FP, FN)
+        self.limits = {}  # cycle -> the screen's limit
         self.violations = []
 
     def check(self):
         """Check header, rows and end of the log."""
-        if tuple(self.log.header) != COLUMNS:
-            self._violation({"row": 1}, f"columns are {', '.join(self.log.header)}, should be {', '.join(COLUMNS)}")
+        columns = [*COLUMNS, *(P_COLUMNS if self.options.rule == "evidence" else ())]
+        columns += SCREEN_COLUMNS if self.options.screen else ()
+        if self.log.header != columns:
+            self._violation({"row": 1}, f"columns are {', '.join(self.log.header)}, should be {', '.join(columns)}")
+            if not set(columns) <= set(self.log.header):
+                return
         first, *rows = self.log.rows
         self._check_counts(first)
         if first["Phase"] == "baseline":
             self._check_baseline(first)
         else:
             self._violation(first, f"Phase is {shown(first['Phase'])}, should be 'baseline'; the row is not replayed")
-        self.reference = (first["PFP"], first["PFN"])
+        self.reference, self.counts = (first["PFP"], first["PFN"]), (first["FP"], first["FN"])
         for row, following in itertools.zip_longest(rows, rows[1:]):
             if failed_step(row):
                 self._check_failure(row)
+            elif screened_only(row):
+                self._check_screened(row)
             else:
                 self._check_counts(row)
                 self._check_step(row, following)
@@ -397,15 +439,18 @@ class Audit:
         failures = sum(map(failed_step, self.log.rows))
         rows = self.log.rows[1:]
         cycles = range(rows[0]["Cycle"], rows[-1]["Cycle"] + 1) if rows else range(0)
-        phases = [row["Phase"] for row in rows]
+        screened = sum(row["Phase"] == "screen" for row in rows)
+        suspects = sum(row["Ignored"] for row in rows if screened_only(row))
+        phases = [row["Phase"] for row in rows if not screened_only(row)]
         by_phase = ", ".join(f"{phases.count(phase)} {phase}" for phase in ("batch", "subject", "revisit"))
         replay = self.replay
         flagged = sum(map(bool, replay.flags.values()))
         revisited = sum(map(bool, replay.revisits.values()))
         count = f"{len(cycles)} cycles ({cycles[0]} to {cycles[-1]})" if cycles else "0 cycles"
         return (
-            f"{count}, {len(rows) - failures} verifications ({by_phase}), "
-            f"{sum(row['Ignored'] for row in rows) - failures} steps undone"
+            f"{count}, {len(phases) - failures} verifications ({by_phase}), "
+            f"{sum(row['Ignored'] for row in rows) - failures - suspects} steps undone"
+            + (f", {screened} looks of the screen" if screened else "")
             + (f", {failures} visits failed" if failures else "")
             + f"; subjects: {flagged} flagged, {revisited} revisited, "
             f"{len(replay.eliminated)} eliminated"
@@ -462,8 +507,14 @@ class Audit:
             f"{name} {rate:.6g} {'>' if above else '<='} {before:.6g} + {tolerance:.6g}"
             for name, rate, before, above in zip(("PFP", "PFN"), rates, self.reference, risen, strict=True)
         )
-        self._check(row, "Ignored", int(any(risen)), ", ".join(compared))
         harmful = any(risen)
+        reason = ", ".join(compared)
+        if self.options.rule == "evidence":
+            harmful = self._is_more_than_chance(row) and harmful  # in this order: p-values are checked in any case
+            reason += f"; P_FP {shown(row['P_FP'])}, P_FN {shown(row['P_FN'])}"
+        self._check(row, "Ignored", int(harmful), reason)
+        if self.options.screen:
+            self._check_score(row, phase)
         if row["Ignored"] != harmful:
             # Which of the two was acted upon? The next row's reference tells.
             harmful = row["Ignored"] == 1
@@ -477,7 +528,64 @@ class Audit:
         )
         self.replay.happened(cycle, phase, subjects, harmful)
         if not harmful:
-            self.reference = rates
+            self.reference, self.counts = rates, (row["FP"], row["FN"])
+
+    def _is_more_than_chance(self, row):
+        """Check the p-values of a step, and compare them with the limit.
+
+        The log does not tell whose diagnosis has changed. But n misdiagnoses more are n + k new ones and k healed ones,
+        for some k, and of all these the exact test's p-value must be one.
+        """
+        for column, count, before in zip(P_COLUMNS, ("FP", "FN"), self.counts, strict=True):
+            more = row[count] - before
+            possible = (p_value(more + healed, healed) for healed in range(max(0, -more), before + 1))
+            if row[column] is None or not any(same(row[column], value) for value in possible):
+                why = f"{count} was {before} and is {row[count]}"
+                self._violation(row, f"{column} is {shown(row[column])}, which no test gives ({why})")
+        return min(row[column] if row[column] is not None else 1 for column in P_COLUMNS) < P_LIMIT
+
+    def _check_score(self, row, phase):
+        """A revisit that trained was no suspect; elsewhere nothing is scored."""
+        if phase != "revisit":
+            for column in SCREEN_COLUMNS:
+                self._check(row, column, None, f"Phase {phase}")
+        elif self._is_suspect(row):
+            self._violation(row, f"Screen_score {shown(row['Screen_score'])} is that of a suspect, but it trained")
+
+    def _is_suspect(self, row):
+        """Whether the score is above the limit, which is one for each cycle."""
+        score, limit = row["Screen_score"], row["Screen_limit"]
+        self._check(row, "Screen_limit", self.limits.setdefault(row["Cycle"], limit), "the limit of this cycle")
+        if score is None or limit is None:
+            self._violation(row, "Screen_score or Screen_limit is empty, should be a number")
+            return False
+        return not score <= limit
+
+    def _check_screened(self, row):
+        """Check what the screen said: a suspect is put aside, or eliminated at its revisit; no rate was measured."""
+        cycle, phase = self._check_order(row)
+        self._check(row, "Subject", ";".join(row["Subjects"]), f"Phase {phase}")
+        for subject in row["Subjects"]:
+            self._check(row, "Study", self.center_of.get(subject), f"the center of {subject}")
+        for column in (
+            "ACC",
+            "FP",
+            "FN",
+            "PFP",
+            "PFN",
+            "Tolerance",
+            *(P_COLUMNS if self.options.rule != "published" else ()),
+        ):
+            self._check(row, column, None, "no step was made")
+        for column, value in zip(("Reference_PFP", "Reference_PFN"), self.reference, strict=True):
+            self._check(row, column, value, "the last accepted rate")
+        suspect = self._is_suspect(row)
+        if phase == "revisit" and not suspect:
+            self._violation(row, "FP, FN: empty, but the image is no suspect and must train")
+        why = f"Screen_score {shown(row['Screen_score'])}, Screen_limit {shown(row['Screen_limit'])}"
+        self._check(row, "Ignored", int(suspect), why)
+        self._check(row, "Eliminated", int(suspect and phase == "revisit"), f"Phase {phase}, {why}")
+        self.replay.happened(cycle, phase, row["Subjects"], suspect)
 
     def _check_failure(self, row):
         """Check a step that a center did not make: it changes nothing, and nothing was measured."""
@@ -549,6 +657,12 @@ class Audit:
 
     def _violation(self, row, text, path=None):
         self.violations.append(f"{path or self.log.path}, row {row['row']}: {text}")
+
+
+def p_value(new, healed):
+    """Of the exact one-sided test: how often chance alone makes at least ``new`` of the changes for the worse."""
+    changed = new + healed
+    return sum(math.comb(changed, worse) for worse in range(new, changed + 1)) / 2**changed
 
 
 def same(value, other):
