@@ -265,6 +265,28 @@ def test_evaluation_uses_moving_statistics_and_changes_nothing(model, images):
     assert all(same(before, values(model)))
 
 
+def test_distances_are_those_from_the_moving_statistics(model, images):
+    model.train(images, LABELS)
+    distances = model.distances(images)
+    assert distances.shape == (4, 12)
+    for number, norm in enumerate(layer for layer in model.encoder.layers if layer.name.startswith("norm")):
+        before = keras.Model(model.encoder.inputs[0], norm.input)
+        activations = keras.ops.convert_to_numpy(before(images, training=False)).astype(float)
+        mean, variance = activations.mean(axis=(1, 2, 3)), activations.var(axis=(1, 2, 3)) + norm.epsilon
+        moving_mean, moving_variance = (
+            keras.ops.convert_to_numpy(value) for value in (norm.moving_mean, norm.moving_variance)
+        )
+        moving_variance = moving_variance + norm.epsilon
+        shift = ((mean - moving_mean) ** 2 / moving_variance).mean(axis=1)
+        spread = np.abs(np.log(variance / moving_variance)).mean(axis=1)
+        np.testing.assert_allclose(distances[:, 2 * number], shift, rtol=2e-3)
+        np.testing.assert_allclose(distances[:, 2 * number + 1], spread, rtol=2e-3)
+    np.testing.assert_allclose(model.distances(images[:1], largest_batch=4), distances[:1], rtol=1e-4)
+    # They follow what the network learns.
+    model.train(images, LABELS)
+    assert not np.allclose(model.distances(images), distances, rtol=1e-4)
+
+
 def test_files_of_tensorflow_2_10_are_taken_over(images):
     # Saved by the published layers in TensorFlow 2.10.1 after three steps of Adam(1e-4); its own predictions:
     expected = [0.4925523102283478, 0.4921427071094513, 0.4898187220096588, 0.49139153957366943]

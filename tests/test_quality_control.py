@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 from travelling.cohort import travelling_order
+from travelling.errors import InputError
 from travelling.metrics import Evaluation
 from travelling.protocol import PROTOCOLS
-from travelling.quality_control import LOG_COLUMNS, QualityControl, blind_directions
+from travelling.quality_control import LOG_COLUMNS, SCREEN_COLUMNS, QualityControl, blind_directions
+from travelling.rules import EvidenceRule, chance
+from travelling.screen import Screen, largest, limit_rank, standard
 from travelling.trainer import travel
 
 HEALTHY, PATIENTS = 50, 100
@@ -25,6 +28,8 @@ class FakeTrainer:
         self.fitted = []  # every batch, in order
         self.rates_seen = []
         self.expected = []
+        self.looked_at = []
+        self.strange = {}
         self.restored = 0
 
     def train(self, subjects):
@@ -37,6 +42,13 @@ class FakeTrainer:
 
     def expect(self, subjects):
         self.expected.append(subjects)
+
+    def distances(self, subjects=None):
+        """Of two layers: 1 to 120 in the test set; 10 of a good subject, or what ``strange`` says."""
+        self.looked_at.append(subjects)
+        if subjects is None:
+            return [[number, 121 - number] for number in range(1, 121)]
+        return [self.strange.get(subject, (10, 10)) for subject in subjects]
 
     def evaluate(self):
         return Evaluation(*(int(count) for count in self.misdiagnoses), HEALTHY, PATIENTS)
@@ -282,3 +294,160 @@ def test_published_protocol_drops_the_short_batch_of_a_visit():
     control, _ = control_over({"a": subjects}, trainer, protocol="published")
     list(control.visit(10, subjects, 5, np.random.RandomState(0)))
     assert [len(batch) for batch in trainer.fitted] == [5]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "probability"),
+    [
+        ((), (), 1.0),
+        ((1, 2), (1, 2), 1.0),
+        ((1, 2, 3), (), 1.0),  # only healed
+        ((), range(7), 1 / 2**7),
+        ((1, 2), (3, 4, 5, 6), (15 + 6 + 1) / 2**6),  # 4 new, 2 healed: 4, 5 or 6 of 6
+        ((9,), (9, 1, 2), 1 / 2**2),  # who was and is misdiagnosed does not count
+    ],
+)
+def test_the_chance_that_so_many_misdiagnoses_are_new(before, after, probability):
+    assert chance(tuple(before), tuple(after)) == pytest.approx(probability)
+
+
+@pytest.mark.parametrize(
+    ("error", "new", "healed", "harmful"),
+    [
+        (0.1, 7, 0, True),  # 7/50 > 0.1, p = 0.0078
+        (0.1, 6, 0, False),  # 6/50 > 0.1, but p = 0.0156
+        (0.2, 7, 0, False),  # p = 0.0078, but 7/50 < 0.2
+        (0.1, 12, 5, False),  # 7/50 more, p = 0.07: many diagnoses change in either direction
+        (0.1, 0, 7, False),
+    ],
+)
+def test_evidence_needs_a_rise_and_more_than_chance(error, new, healed, harmful):
+    before = Evaluation(10, 3, HEALTHY, PATIENTS, tuple(range(10)), (0, 1, 2))
+    after = tuple(range(healed, 10)) + tuple(range(20, 20 + new))
+    after = Evaluation(len(after), 3, HEALTHY, PATIENTS, after, (0, 1, 2))
+    verdict, cells = EvidenceRule().judge(before, after, error, PROTOCOLS["corrected"])
+    assert verdict == harmful
+    assert cells == {"P_FP": chance(before.false_positives_of, after.false_positives_of), "P_FN": 1.0}
+
+
+def screened_control(centers, trainer, wait=1, false_alarms=0.1):
+    rows = []
+    screen = Screen(trainer, false_alarms)
+    control = QualityControl(trainer, centers, PROTOCOLS["corrected"], 0.02, wait, rows.append, screen=screen)
+    control.start(trainer.evaluate())
+    return control, rows
+
+
+def travel_screened(control, centers, cycles):
+    list(control.travel(centers, cycles, 42, 5, lambda cycle: 1, lambda cycle: None))
+
+
+def test_a_suspect_never_trains_and_is_eliminated_at_its_revisit():
+    centers = {"a": ["a0", "strange", "a2"], "b": ["b0"]}
+    trainer = FakeTrainer()
+    trainer.strange = {"strange": (10, 1e6)}
+    control, rows = screened_control(centers, trainer)
+    travel_screened(control, centers, range(10, 13))
+    assert "strange" not in sum(trainer.fitted, [])
+    assert control.eliminated == {"strange": 11}
+    unmeasured = [row for row in rows if row["Subject"] == "strange"]
+    decisions = [(row["Cycle"], row["Phase"], row["Ignored"], row["Eliminated"]) for row in unmeasured]
+    assert decisions == [(10, "screen", 1, 0), (11, "revisit", 1, 1)]
+    assert all(row[column] is None for row in unmeasured for column in ("ACC", "FP", "FN", "PFP", "PFN", "Tolerance"))
+    assert all(row["Screen_score"] > row["Screen_limit"] for row in unmeasured)
+    assert all(tuple(row) == (*LOG_COLUMNS, *SCREEN_COLUMNS) for row in rows)
+    assert trainer.looked_at.count(None) == 3  # the test set, once in a cycle
+    by_cycle = [
+        [row["Subject"] for row in rows if (row["Cycle"], row["Phase"]) == (cycle, "screen")] for cycle in (10, 11, 12)
+    ]
+    assert [sorted(subjects) for subjects in by_cycle] == [["a0", "a2", "b0", "strange"]] + [["a0", "a2", "b0"]] * 2
+    good = next(row for row in rows if (row["Phase"], row["Subject"]) == ("screen", "a0"))
+    assert (good["Ignored"], good["Study"]) == (0, "a")
+    assert good["Screen_score"] <= good["Screen_limit"]
+
+
+def test_a_suspect_that_has_become_like_others_trains_and_is_back():
+    centers = {"a": ["a0", "strange"]}
+    trainer = FakeTrainer()
+    trainer.strange = {"strange": (1e6, 10)}
+    control, rows = screened_control(centers, trainer)
+    travel_screened(control, centers, [10])
+    trainer.strange = {}
+    travel_screened(control, centers, [11, 12])
+    assert next(batch for batch in trainer.fitted if "strange" in batch) == ["strange"]  # at its revisit
+    assert sorted(trainer.fitted[-1]) == ["a0", "strange"]
+    revisit = next(row for row in rows if row["Phase"] == "revisit")
+    assert (revisit["Ignored"], revisit["Eliminated"]) == (0, 0)
+    assert revisit["Screen_score"] <= revisit["Screen_limit"]
+    assert not control.eliminated
+    assert not control.waiting
+
+
+def test_an_image_that_harms_the_rates_is_found_behind_the_screen_as_well():
+    centers = {"a": ["a0", "bad"]}
+    control, _ = screened_control(centers, FakeTrainer(harm={"bad": (30, 0)}))
+    travel_screened(control, centers, [10, 11])
+    assert control.eliminated == {"bad": 11}
+
+
+def test_the_limit_is_the_test_sets_quantile_each_measured_by_the_others():
+    trainer = FakeTrainer()
+    screen = Screen(trainer, 0.1)
+    screen.calibrate(10)
+    distances = np.log(trainer.distances())
+    scores = sorted(largest(distances[i], *standard(np.delete(distances, i, axis=0))) for i in range(120))
+    assert screen.limit == scores[108]  # rank 109 of 120: 0.9 x 121, rounded up
+    (score,) = screen.scores(["somebody"])
+    assert score == pytest.approx(np.max((np.log(10) - distances.mean(0)) / distances.std(0, ddof=1)))
+    assert screen.suspects(float("nan"))
+
+
+def test_as_many_good_images_are_suspected_as_stated():
+    random = np.random.RandomState(0)
+
+    class Lognormal:
+        def distances(self, subjects=None):
+            return np.exp(random.normal(0, [0.3, 2, 1], (200 if subjects is None else len(subjects), 3)))
+
+    shares = []
+    for _ in range(100):
+        screen = Screen(Lognormal(), 0.05)
+        screen.calibrate(0)
+        shares.append(np.mean([screen.suspects(score) for score in screen.scores(range(200))]))
+    assert 0.04 < np.mean(shares) < 0.06
+
+
+def test_a_test_set_too_small_for_the_stated_false_alarms_is_refused():
+    assert limit_rank(99, 0.01) == 99
+    assert limit_rank(407, 0.01) == 404
+    with pytest.raises(InputError, match=r"--false-alarms 0.01: a test set of 98 subjects can tell 0.0101 at best"):
+        limit_rank(98, 0.01)
+
+
+def test_state_of_the_screen_goes_on_where_it_was():
+    centers = {"a": ["a0", "strange"]}
+    trainer = FakeTrainer()
+    trainer.strange = {"strange": (1e6, 10)}
+    control, _ = screened_control(centers, trainer)
+    travel_screened(control, centers, [10])
+    other, _ = screened_control(centers, trainer)
+    other.import_state(control.export_state())
+    assert other.screen.export_state() == control.screen.export_state()
+    assert other.accepted == control.accepted
+    looked = trainer.looked_at.count(None)
+    travel_screened(other, centers, [10])  # the same cycle: not calibrated anew
+    assert trainer.looked_at.count(None) == looked
+
+
+def test_a_cycle_in_which_most_batches_are_undone_is_told_with_its_cause():
+    centers = {center: [f"{center}{i}" for i in range(2)] for center in "abcde"}
+    harm = {f"{center}{i}": (20, 0) for center in "abc" for i in range(2)}
+    control, _ = control_over(centers, FakeTrainer(harm=harm))
+    run_cycles(control, centers, [10, 11])
+    assert control.batches == [[10, 5, 3], [11, 2, 0]]
+    words = control.locked_up(10)
+    assert "3 of 5 batches of cycle 10 were undone" in words
+    assert "FPR 0.000, FNR 0.000" in words
+    assert "150 test subjects" in words
+    assert control.locked_up(11) is None
+    assert control.locked_up(12) is None
