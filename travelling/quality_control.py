@@ -47,8 +47,9 @@ class QualityControl:
     a training step, ``wait`` the number of cycles that a flagged subject waits for its revisit. ``log`` is
     called with one row, a dict of LOG_COLUMNS, per verification.
 
-    Where ``trainer.train`` raises VisitFailed, the step is undone and logged, and the center is left alone for the
-    rest of the cycle. Its subjects were not tried: none is flagged, and a revisit is made up for in the next cycle.
+    Where ``trainer.train`` raises VisitFailed, the step is undone and logged, not those of the visit that were accepted
+    before, and the center is left alone for the rest of the cycle. Its subjects were not tried: none is flagged for it,
+    and a revisit is made up for in the next cycle.
     """
 
     def __init__(self, trainer, centers, protocol, error, wait, log):

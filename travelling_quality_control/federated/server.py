@@ -81,6 +81,12 @@ def refuse_bad_subjects(names, others):
         raise VisitFailed("invalid", "a subject is named twice, or is another center's, too")
 
 
+def note_error(folder, error):
+    """Write why a job ends to its run folder, in one line: whoever submitted it is told that."""
+    if folder:
+        (folder / ERROR_FILE).write_text(" ".join(str(error).split()) + "\n", encoding="utf-8")
+
+
 class TravellingController(ModelController):
     """Runs the next ``cycles`` cycles of the run that the server's configuration describes.
 
@@ -111,9 +117,11 @@ class TravellingController(ModelController):
         except Stopped:
             self.info("stopped; the next job goes on from the last checkpoint")
         except (InputError, OSError) as error:
-            if folder:
-                (folder / ERROR_FILE).write_text(f"{error}\n", encoding="utf-8")
+            note_error(folder, error)
             self.panic(f"error: {error}")
+        except Exception as error:
+            note_error(folder, f"{type(error).__name__}: {error}; FLARE's log on the server says more")
+            raise  # FLARE writes its traceback to that log, and ends the job
         finally:
             command.end()
 
