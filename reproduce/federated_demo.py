@@ -140,8 +140,8 @@ def model(folder, cycles=CYCLES):
 
 
 def make(cohort, pretrained):
-    """Make a cohort and train on it, as ``make demo`` does."""
-    script("reproduce/make_demo_cohort.py", "--output-folder", cohort, "--overwrite")
+    """Make a cohort and train on it, as ``make demo`` does, with half of its images: it takes half the time."""
+    script("reproduce/make_demo_cohort.py", "--output-folder", cohort, "--shrink", 8, "--overwrite")
     train(cohort / "training_set.csv", pretrained, CYCLES, width=0.125, learning_rate=0.001)
 
 

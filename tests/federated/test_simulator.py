@@ -43,7 +43,7 @@ def simulated(options, tmp_path_factory):
     (tap / "sitecustomize.py").write_text(TAP)
     path = os.pathsep.join([str(tap), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
-        [sys.executable, SIMULATE, *map(str, options), "-fn_save", "qc", "--cycles-per-job", "3", "--poll", "0.05"],
+        [sys.executable, SIMULATE, *map(str, options), "-fn_save", "qc", "--cycles-per-job", "3", "--poll", "0.2"],
         cwd=folder, env=os.environ | {"PYTHONPATH": path, "WIRE": str(wire)}, text=True, capture_output=True,
         check=False, timeout=900,
     )  # fmt: skip
