@@ -74,7 +74,10 @@ def main():
     )  # fmt: skip
     (folder / "qc_run" / "visits.csv").unlink(missing_ok=True)  # it grows from run to run
     with Memory(str(folder.resolve())) as memory:
-        script("travelling_quality_control/federated/simulate.py", *options, "-fn_save", folder / "qc", "--poll", 0.1)
+        script(  # both cycles in one job, because every job starts all centers anew
+            "travelling_quality_control/federated/simulate.py", *options, "-fn_save", folder / "qc",
+            "--cycles-per-job", 2, "--poll", 0.1,
+        )  # fmt: skip
     script("travelling_quality_control/enc_PD_quality_control.py", *options, "-fn_save", folder / "one_process")
     centers = sorted(path.name for path in (folder / "qc_flare" / "centers").iterdir())
     for center in centers:
