@@ -1,18 +1,21 @@
 """Four centers of the demo cohort in NVIDIA FLARE's simulator, one of which holds only inverted images.
 
 Each center is a process of its own; nothing but what FLARE sends goes from one to another. Prints which images the
-centers found among their own, and the memory that a center takes. Cohort and pre-trained model are those of
-`make demo`, or made here.
+centers found among their own, the memory that a center takes, and what a step costs beside the script, which runs the
+same in one process. Cohort and pre-trained model are those of `make demo`, or made here.
 
 Example:
     python reproduce/federated_demo.py --output-folder federated_demo
+    python reproduce/federated_demo.py --full-size    # what the paper's network costs, hardly trained
 """
 
 import math
+import re
 import subprocess
 import sys
 import threading
 import time
+from datetime import datetime
 from pathlib import Path
 
 from travelling import command
@@ -21,6 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CYCLES = 10  # of pre-training
 BATCH_SIZE = 5
 CARD = 24e9  # bytes, for the number of centers that fit
+PAPER = {"visits": 83, "batches": 318}  # of one cycle
+LINE = 100e6  # bit/s
 
 
 def parse_arguments():
@@ -29,6 +34,9 @@ def parse_arguments():
     parser.add_argument("--output-folder", type=Path, default=Path("federated_demo"), metavar="FOLDER", help="results")
     parser.add_argument(
         "--demo", type=Path, default=Path("demo"), metavar="FOLDER", help="of make demo, if it is there"
+    )
+    parser.add_argument(
+        "--full-size", action="store_true", help="the paper's network, after one cycle at three centers: for its costs"
     )
     return parser.parse_args()
 
@@ -54,21 +62,29 @@ def main():
         "whole_centers", "--kind", "inverted", "--centers", 1, "--images", 5, "--output-folder", folder / "harmful",
         "--overwrite",
     )  # fmt: skip
-    encoder, classifier = model(pretrained)
+    cycles = CYCLES
+    if arguments.full_size:
+        pretrained, cycles = folder / "full_size", 1
+        train(folder / "good_centers.csv", pretrained, cycles, width=1, learning_rate=0.0001)
+    encoder, classifier = model(pretrained, cycles)
+    options = (
+        "-fn_train", folder / "harmful" / "training_set.csv", "-fn_test", cohort / "test_set.csv", "-en", encoder,
+        "-pd", classifier, "-cycles", cycles + 2, "-revisit", 1, "-error", 0.02, "--overwrite",
+        *["--allow-saturated"] * arguments.full_size,
+    )  # fmt: skip
+    (folder / "qc_run" / "visits.csv").unlink(missing_ok=True)  # it grows from run to run
     with Memory(str(folder.resolve())) as memory:
-        script(
-            "travelling_quality_control/federated/simulate.py", "-fn_train", folder / "harmful" / "training_set.csv",
-            "-fn_test", cohort / "test_set.csv", "-en", encoder, "-pd", classifier, "-cycles", CYCLES + 2,
-            "-revisit", 1, "-error", 0.02, "-fn_save", folder / "qc", "--poll", 0.1, "--overwrite",
+        script(  # both cycles in one job, because every job starts all centers anew
+            "travelling_quality_control/federated/simulate.py", *options, "-fn_save", folder / "qc",
+            "--cycles-per-job", 2, "--poll", 0.1,
         )  # fmt: skip
+    script("travelling_quality_control/enc_PD_quality_control.py", *options, "-fn_save", folder / "one_process")
     centers = sorted(path.name for path in (folder / "qc_flare" / "centers").iterdir())
     for center in centers:
         found = folder / "qc_flare" / "centers" / center / "private" / "flagged_subjects.csv"
         table = pd.read_csv(found) if found.exists() else pd.DataFrame({"Eliminated": []})
         print(f"{center}: {len(table)} images flagged, {int(table['Eliminated'].sum())} eliminated")
-    visits = pd.read_csv(folder / "qc_run" / "visits.csv")
-    steps = visits[visits["Question"] == "train"]
-    print(f"{len(steps)} steps at {len(centers)} centers, {steps['Seconds'].median():.1f} s each (median)")
+    tell_costs(folder)
     if memory.peaks:
         most = max(memory.peaks.values())
         print(
@@ -77,20 +93,67 @@ def main():
     print(f"{(time.monotonic() - start) / 60:.1f} minutes; {folder}")
 
 
-def model(folder):
+def tell_costs(folder):
+    """Print what a step took between the centers, and in one process, and what it would take the paper's cohort."""
+    import pandas as pd
+
+    federated, script = (pd.read_csv(folder / name) for name in ("qc.csv", "one_process.csv"))
+    ids = ["Subject", "Subjects"]  # pseudonyms in one of them
+    same = "the same" if federated.drop(columns=ids).equals(script.drop(columns=ids)) else "NOT the same"
+    print(f"log: {len(federated)} rows, {same} as those of the script in one process")
+
+    visits = pd.read_csv(folder / "qc_run" / "visits.csv")
+    steps = visits[visits["Question"] == "train"].copy()
+    for center, asked in steps.groupby("Center"):
+        own = pd.read_csv(folder / "qc_flare" / "centers" / center / "private" / "visits.csv")
+        steps.loc[asked.index, "Training"] = own["Training_seconds"].to_numpy()[-len(asked) :]
+    steps["Beyond"] = steps["Seconds"] - steps["Training"]
+    follows = visits["Question"].shift() == "train"  # the first step of a job waits until its center is ready
+    whole = visits["Time"].diff()[steps.index][follows[steps.index]]
+    last = script["Cycle"] == script["Cycle"].max()
+    ends = [time_of(line) for line in (folder / "one_process.log").read_text().splitlines() if "  cycle " in line]
+    print(
+        f"a step with its verification: {whole.mean():.2f} s between centers, "
+        f"{(ends[-1] - ends[-2]) / last.sum():.2f} s in one process (means)"
+    )
+    for name, chosen in (("sent", steps["Bytes_sent"] > 0), ("there already", steps["Bytes_sent"] == 0)):
+        print(
+            f"state {name}: {chosen.sum()} steps, {steps['Training'][chosen].median():.2f} s of training, "
+            f"{steps['Beyond'][chosen].median():.2f} s beyond it (medians)"
+        )
+    state = steps["Bytes_received"].max()
+    both, there = 2 * PAPER["batches"], PAPER["batches"] + PAPER["visits"]
+    print(
+        f"state: {state / 1e6:.1f} MB; a cycle of {PAPER['visits']} centers and {PAPER['batches']} batches: "
+        f"{there * state / 1e9:.1f} GB, {there * state * 8 / LINE / 60:.1f} minutes at {LINE / 1e6:.0f} Mbit/s "
+        f"(both ways for every batch: {both * state / 1e9:.1f} GB, {both * state * 8 / LINE / 60:.1f} minutes)"
+    )
+
+
+def time_of(line):
+    """When a line of the plain log was written, in seconds."""
+    return datetime.strptime(re.match(r"\S+ \S+", line)[0], "%Y-%m-%d %H:%M:%S,%f").timestamp()
+
+
+def model(folder, cycles=CYCLES):
     """The files of the pre-trained model."""
     from travelling.run import model_files
 
-    return model_files(folder, BATCH_SIZE, CYCLES - 1)
+    return model_files(folder, BATCH_SIZE, cycles - 1)
 
 
 def make(cohort, pretrained):
-    """Make a cohort and train on it, as ``make demo`` does."""
-    script("reproduce/make_demo_cohort.py", "--output-folder", cohort, "--overwrite")
+    """Make a cohort and train on it, as ``make demo`` does, with half of its images: it takes half the time."""
+    script("reproduce/make_demo_cohort.py", "--output-folder", cohort, "--shrink", 8, "--overwrite")
+    train(cohort / "training_set.csv", pretrained, CYCLES, width=0.125, learning_rate=0.001)
+
+
+def train(training_set, folder, cycles, width, learning_rate):
+    """Train a model without quality control."""
     script(
-        "standard_travelling_model/enc_PD_train_distributed.py", "-fn_train", cohort / "training_set.csv",
-        "-cycles", CYCLES, "-batch_size", BATCH_SIZE, "--width", 0.125, "--learning-rate", 0.001,
-        "--output-folder", pretrained, "--overwrite",
+        "standard_travelling_model/enc_PD_train_distributed.py", "-fn_train", training_set, "-cycles", cycles,
+        "-batch_size", BATCH_SIZE, "--width", width, "--learning-rate", learning_rate, "--output-folder", folder,
+        "--overwrite",
     )  # fmt: skip
 
 

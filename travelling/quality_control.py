@@ -53,8 +53,9 @@ class QualityControl:
     looked at before it trains, in each visit and at its revisit: a suspect is flagged like one that harms alone, and
     eliminated if it still is one at its revisit. Both without a training step, and therefore without rates in the log.
 
-    Where ``trainer.train`` raises VisitFailed, the step is undone and logged, and the center is left alone for the
-    rest of the cycle. Its subjects were not tried: none is flagged, and a revisit is made up for in the next cycle.
+    Where ``trainer.train`` raises VisitFailed, the step is undone and logged, not those of the visit that were accepted
+    before, and the center is left alone for the rest of the cycle. Its subjects were not tried: none is flagged for it,
+    and a revisit is made up for in the next cycle.
     """
 
     def __init__(self, trainer, centers, protocol, error, wait, log, rule=None, screen=None):

@@ -29,7 +29,7 @@ def travel(
 
     ``centers`` maps each center to its subjects; ``learning_rate(cycle)`` gives Adam's; after every cycle
     ``hand_on(cycle, loss)`` is called with the mean loss of its training steps. Where ``trainer.train`` raises
-    VisitFailed, the rest of the visit is left out. After every center and cycle
+    VisitFailed, the rest of the visit is left out; the steps before it stay. After every center and cycle
     ``checkpoint`` is called with a dict of plain values, from which, as ``reached``, the run goes on.
     """
     images = sum(len(subjects) for subjects in centers.values())

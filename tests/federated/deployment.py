@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -82,7 +82,7 @@ class Deployment:
     def start(self, name, kit=None):
         """Start a site, as its ``startup/start.sh`` does."""
         kit = kit or self.kits / name
-        output = open(self.folder / f"{name}.out", "ab")
+        output = open(self.folder / f"{name}.out", "wb")
         self._running[name] = subprocess.Popen(
             ["bash", kit / "startup" / "sub_start.sh"],
             cwd=kit, env=environment(), stdout=output, stderr=output, start_new_session=True,
@@ -90,14 +90,19 @@ class Deployment:
         output.close()
 
     def kill(self, name):
-        """End a site at once, with all processes that it has started, as a power cut does."""
+        """End a site at once, with all processes that it has started, as a power cut does.
+
+        Its jobs are in sessions of their own: to end its process group would leave them alive.
+        """
         process = self._running.pop(name)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        site = psutil.Process(process.pid)
+        for one in (site, *site.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
         process.wait()
 
     def output(self, name):
-        """What a site has printed so far."""
+        """What a site has printed since its start."""
         return (self.folder / f"{name}.out").read_text(errors="replace")
 
     def wait_for(self, text, name, seconds=120):

@@ -1,6 +1,8 @@
 """A small federation: three good centers, and one that holds only inverted images."""
 
+import fcntl
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,11 +15,43 @@ SIZES = {"c0": 5, "c1": 6, "c2": 2}
 
 
 @pytest.fixture(scope="session")
-def study(tmp_path_factory):
+def made_once(tmp_path_factory, worker_id):
+    """f(name, make): a folder that ``make(folder)`` has filled, once for all workers of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    base = base if worker_id == "master" else base.parent
+
+    def once(name, make):
+        folder, done = base / name, base / f"{name}.done"
+        with open(base / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def study(made_once):
     """Its training set, test set and pre-trained model: paths."""
+    folder = made_once("study", make_study)
+    return SimpleNamespace(
+        folder=folder,
+        training_set=folder / "training_set.csv",
+        test_set=folder / "test_set.csv",
+        encoder=folder / f"encoder_distributed_BS5_{FIRST_CYCLE - 1:02d}.keras",
+        classifier=folder / f"classifier_PD_distributed_BS5_{FIRST_CYCLE - 1:02d}.keras",
+        table=pd.read_csv(folder / "training_set.csv"),
+    )
+
+
+def make_study(folder):
+    """Write the images, the CSVs and the pre-trained model."""
     from toy import pretrain  # only now: it imports TensorFlow
 
-    folder = tmp_path_factory.mktemp("study")
     good = make_cohort(folder, "good", {center: [i % 2 for i in range(size)] for center, size in SIZES.items()}, 1)
     table = pd.read_csv(good)
     generator = np.random.default_rng(3)
@@ -27,13 +61,9 @@ def study(tmp_path_factory):
     # What can be searched for in a stream of bytes must be unmistakable.
     table["Subject"] = [f"patient-{subject}-smith" for subject in table["Subject"]]
     table["Age"] = [40.123456789 + number for number in range(len(table))]
-    training_set = folder / "training_set.csv"
-    table.to_csv(training_set, index=False)
-    test_set = make_cohort(folder, "test_set", {"home": [0, 1] * 8}, seed=2, first=100)
-    encoder, classifier = pretrain(good, folder, cycle=FIRST_CYCLE - 1)
-    return SimpleNamespace(
-        folder=folder, training_set=training_set, test_set=test_set, encoder=encoder, classifier=classifier, table=table
-    )
+    table.to_csv(folder / "training_set.csv", index=False)
+    make_cohort(folder, "test_set", {"home": [0, 1] * 8}, seed=2, first=100)
+    pretrain(good, folder, cycle=FIRST_CYCLE - 1)
 
 
 @pytest.fixture(scope="session")
@@ -46,11 +76,14 @@ def options(study):
 
 
 @pytest.fixture(scope="session")
-def in_one_process(options, tmp_path_factory):
+def in_one_process(options, made_once):
     """Folder of the script's own run, the results of which are named qc."""
-    folder = tmp_path_factory.mktemp("script")
-    done = run_here("quality_control", *options, "-fn_save", "qc", cwd=folder)
-    assert done.returncode == 0, done.stderr
+
+    def run(folder):
+        done = run_here("quality_control", *options, "-fn_save", "qc", cwd=folder)
+        assert done.returncode == 0, done.stderr
+
+    folder = made_once("script", run)
     log = pd.read_csv(folder / "qc.csv")
     assert len(set(log["Cycle"])) == 1 + CYCLES - FIRST_CYCLE
     assert {"batch", "subject", "revisit"} <= set(log["Phase"])

@@ -4,7 +4,8 @@
 
 COHORT holds training_set.csv and test_set.csv, PRETRAINED a model of one cycle. Clients without a certificate, or with
 one of another federation, are refused. Three cycles of quality control are run, one job each; in the first one the
-server is killed and started again. The log must be that of the script.
+server is killed and started again. The log must be that of the script. Then a second run, in the first cycle of which a
+center is killed: it is logged as unreachable, the cycle goes on, and the next one visits it again.
 """
 
 import json
@@ -19,8 +20,10 @@ from pathlib import Path
 import pandas as pd
 from deployment import ROOT, Deployment
 
+from travelling.cohort import travelling_order
 from travelling.run import model_pairs
 
+PUBLISHED_SEED = 42
 CONNECTED = "Successfully registered client"
 
 
@@ -31,7 +34,7 @@ def main():
     centers = list(pd.read_csv(cohort / "training_set.csv")["Study"].unique())
     settings = {
         "centers": centers, "fn_test": str(cohort / "test_set.csv"), "en": str(encoder), "pd": str(classifier),
-        "fn_save": str(folder / "home" / "qc"), "cycles": cycle + 3,
+        "fn_save": str(folder / "home" / "qc"), "cycles": cycle + 4,
         "revisit": 1, "error": 0.03, "learning_rate": 0.0005,
     }  # fmt: skip
     with Deployment(folder / "federation", centers) as federation:
@@ -80,9 +83,16 @@ def main():
         start = time.monotonic()
         print(federation.run_jobs(*options, "--wait", 180).stdout[-700:])
         print(f"{time.monotonic() - start:.0f} s")
+
+        step("a center loses its power in a cycle")
+        again = settings | {"fn_save": str(folder / "again" / "qc"), "cycles": cycle + 3}
+        (federation.kits / "localhost" / "local" / "travelling_server.json").write_text(json.dumps(again))
+        start = time.monotonic()
+        lose_center(federation, folder / "again" / "qc.csv", centers, cycle + 1)
+        print(f"{time.monotonic() - start:.0f} s")
     step("the same with the script, in one process")
     options = (
-        "-fn_train", cohort / "training_set.csv", "-fn_test", cohort / "test_set.csv", "-cycles", cycle + 3,
+        "-fn_train", cohort / "training_set.csv", "-fn_test", cohort / "test_set.csv", "-cycles", cycle + 4,
         "-en", encoder, "-pd", classifier, "-revisit", 1, "-error", 0.03, "--learning-rate", 0.0005,
         "-fn_save", folder / "script" / "qc",
     )  # fmt: skip
@@ -108,6 +118,37 @@ def knock(port, root, startup):
         return f"refused ({error.reason})"
     except ConnectionError as error:
         return f"refused ({error})"
+
+
+def lose_center(federation, log, centers, cycle):
+    """A run of two cycles, in the first of which the center that is visited last is killed, and started again."""
+    ((_, order, _),) = travelling_order(dict.fromkeys(centers, ()), PUBLISHED_SEED, [cycle])
+    lost = order[-1]
+    with ThreadPoolExecutor(1) as pool:
+        jobs = pool.submit(federation.run_jobs, "--poll", 0.1, "--task-timeout", 60)
+        wait_for_rows(log, 2)  # the first center's visit has begun
+        federation.kill(lost)
+        wait_for_text(log, "unreachable")
+        federation.start(lost)  # too late for this cycle's job
+        federation.wait_for(CONNECTED, lost)
+        jobs.result()
+    found = pd.read_csv(log)
+    first, second = (found[found["Cycle"] == number] for number in (cycle, cycle + 1))
+    print(f"{lost} in the first cycle: {list(first[first['Study'] == lost]['Phase'])}")
+    print(f"{lost} in the second cycle: {list(second[second['Study'] == lost]['Phase'])}")
+    assert list(first[first["Study"] == lost]["Phase"]) == ["unreachable"]
+    assert set(first[first["Phase"] == "batch"]["Study"]) == set(centers) - {lost}
+    assert set(second[second["Phase"] == "batch"]["Study"]) >= {lost}
+    assert "unreachable" not in set(second["Phase"])
+
+
+def wait_for_text(path, text, seconds=180):
+    """Wait until a file holds some text."""
+    end = time.monotonic() + seconds
+    while text not in path.read_text():
+        if time.monotonic() > end:
+            raise TimeoutError(f"{path}: does not hold '{text}'")
+        time.sleep(0.2)
 
 
 def wait_for_rows(path, number, seconds=180):

@@ -1,5 +1,6 @@
 """Server and centers in one process, every message through FLARE's own serialization."""
 
+import functools
 import json
 from types import SimpleNamespace
 from unittest import mock
@@ -16,6 +17,7 @@ from federation import (
     FIRST_CYCLE,
     SIZES,
     in_one_process,
+    made_once,
     options,
     read_log,
     read_names,
@@ -29,8 +31,9 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from nvflare.fuel.utils import fobs
 from nvflare.private.fed.utils.fed_utils import fobs_initialize
 
-from travelling.errors import VisitFailed
+from travelling.errors import InputError, VisitFailed
 from travelling_quality_control.federated.center import CenterExecutor, Pseudonyms
+from travelling_quality_control.federated.job import run_jobs
 from travelling_quality_control.federated.prepare_site import configure_center
 from travelling_quality_control.federated.server import (
     ERROR_FILE,
@@ -38,6 +41,7 @@ from travelling_quality_control.federated.server import (
     refuse_bad_subjects,
     refuse_invalid,
 )
+from travelling_quality_control.federated.settings import SERVER_FILE, read_server_settings
 
 CENTERS = [*SIZES, "bad"]
 
@@ -54,7 +58,11 @@ def hospitals(study, tmp_path_factory):
     for center in CENTERS:
         table[table["Study"] == center].to_csv(folder / f"{center}.csv", index=False)
         configure_center(folder, center, folder / f"{center}.csv", folder / center)
-    return SimpleNamespace(folder=folder, executors={center: CenterExecutor() for center in CENTERS})
+    from travelling.model import TravellingModel  # only now: it imports TensorFlow
+
+    # One network for all centers, as compiling takes seconds; each takes over a whole state before every step.
+    build = mock.patch.object(TravellingModel, "build", functools.cache(TravellingModel.build))
+    return SimpleNamespace(folder=folder, executors={center: CenterExecutor() for center in CENTERS}, build=build)
 
 
 class Federation:
@@ -63,6 +71,7 @@ class Federation:
     def __init__(self, study, hospitals, folder):
         self.folder = folder
         self.hospitals = hospitals.folder
+        self.build = hospitals.build
         self.executors = dict(hospitals.executors)
         self.private = {center: hospitals.folder / center for center in CENTERS}
         self.messages = []  # (center, question, what the server sent, what the center answered), as bytes
@@ -108,7 +117,8 @@ class Federation:
         context = mock.Mock()
         context.get_engine().get_workspace().get_site_config_dir.return_value = str(self.hospitals)
         context.get_identity_name.return_value = center
-        answer = self.executors[center].execute(question, fobs.loads(sent), context, Signal())
+        with self.build:
+            answer = self.executors[center].execute(question, fobs.loads(sent), context, Signal())
         answered = fobs.dumps(answer)
         self.messages.append((center, question, sent, answered))
         return FLModelUtils.from_shareable(fobs.loads(answered))
@@ -300,6 +310,12 @@ def test_a_center_that_is_away_costs_no_time_and_comes_later(federation):
     assert len(pd.read_csv(federation.folder / "qc_subjects.csv")) == sum(SIZES.values()) + 3
 
 
+def first_cycles(folder, number):
+    """The rows of the script's log up to the end of a cycle."""
+    log = read_log(folder / "qc.csv")
+    return log[log["Cycle"].astype(int) < FIRST_CYCLE + number]
+
+
 def test_an_aborted_job_and_a_server_that_dies_leave_no_trace(federation, in_one_process):
     class PowerCut(BaseException):
         pass
@@ -312,7 +328,7 @@ def test_an_aborted_job_and_a_server_that_dies_leave_no_trace(federation, in_one
             raise PowerCut
 
     def abort(controller, question):
-        if question == "train" and trained() == 16:
+        if question == "train" and trained() == 12:
             controller.abort_signal.trigger(True)
 
     federation.before = die
@@ -320,12 +336,12 @@ def test_an_aborted_job_and_a_server_that_dies_leave_no_trace(federation, in_one
         federation.job()
     assert (federation.folder / "qc.csv").read_text().count("\n") > 3
     federation.before = abort
-    assert federation.job(cycles=3).panics == []
+    assert federation.job(cycles=2).panics == []
     assert not set(federation.log()["Phase"]) & {"unreachable", "invalid"}
     assert not json.loads((federation.folder / "qc_run" / "run.json").read_text())["finished"]
     federation.before = lambda controller, question: None
-    assert federation.job(cycles=3).panics == []
-    pd.testing.assert_frame_equal(federation.log(), read_log(in_one_process / "qc.csv"))
+    assert federation.job().panics == []
+    pd.testing.assert_frame_equal(federation.log(), first_cycles(in_one_process, 2))
 
 
 def test_a_center_that_has_lost_the_state_is_sent_it(federation, in_one_process):
@@ -335,8 +351,8 @@ def test_a_center_that_has_lost_the_state_is_sent_it(federation, in_one_process)
                 executor._center._states = {}
 
     federation.before = forget
-    assert federation.job(cycles=3).panics == []
-    pd.testing.assert_frame_equal(federation.log(), read_log(in_one_process / "qc.csv"))
+    assert federation.job().panics == []
+    pd.testing.assert_frame_equal(federation.log(), first_cycles(in_one_process, 1))
 
 
 def test_one_center_is_too_few(federation):
@@ -344,6 +360,24 @@ def test_one_center_is_too_few(federation):
     (panic,) = federation.job().panics
     assert "1 of 4 centers is there, two at least are needed" in panic
     assert "two at least" in (federation.folder / "qc_run" / ERROR_FILE).read_text()
+
+
+def test_an_error_that_nobody_foresaw_is_one_line_and_ends_the_jobs(federation):
+    def fail(controller, question):
+        raise ZeroDivisionError("nobody\nforesaw this")
+
+    def run_one():
+        with pytest.raises(ZeroDivisionError):  # FLARE logs it
+            federation.job()
+
+    federation.before = fail
+    with pytest.raises(InputError, match=r"^ZeroDivisionError: nobody foresaw this; FLARE's log on the server"):
+        run_jobs(read_server_settings(federation.folder / SERVER_FILE), run_one)
+    assert (federation.folder / "qc_run" / ERROR_FILE).read_text().count("\n") == 1
+    federation.before = lambda controller, question: None
+    federation.away = set(CENTERS)  # ends the next job at once
+    assert "ZeroDivision" not in str(federation.job().panics)
+    assert "ZeroDivision" not in (federation.folder / "qc_run" / ERROR_FILE).read_text()
 
 
 @pytest.mark.parametrize(
@@ -386,12 +420,12 @@ def test_an_error_at_a_center_stays_in_its_own_log(federation):
 def test_the_standard_travelling_model_is_a_job_too(federation, study, tmp_path):
     settings = {
         "method": "standard", "centers": CENTERS, "shape": [33, 34, 35], "output_folder": str(tmp_path / "standard"),
-        "cycles": 2, "epochs": 2, "width": 0.1, "learning_rate": 0.002,
+        "cycles": 2, "epochs": 1, "width": 0.1, "learning_rate": 0.002,
     }  # fmt: skip
     (federation.folder / "travelling_server.json").write_text(json.dumps(settings))
     assert federation.job(cycles=2).panics == []
     done = run_here(
-        "standard", "-fn_train", study.training_set, "-cycles", 2, "-epochs", 2, "-batch_size", 5, "--width", 0.1,
+        "standard", "-fn_train", study.training_set, "-cycles", 2, "-epochs", 1, "-batch_size", 5, "--width", 0.1,
         "--learning-rate", 0.002, "--output-folder", tmp_path / "script", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

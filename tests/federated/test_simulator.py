@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("nvflare")
 
-from federation import SIZES, in_one_process, options, read_log, read_names, read_weights, study
+from federation import SIZES, in_one_process, made_once, options, read_log, read_names, read_weights, study
 
 SIMULATE = Path(__file__).resolve().parents[2] / "travelling_quality_control" / "federated" / "simulate.py"
 # Python runs this file in every process that finds it: whatever goes through a socket is written down.
@@ -41,9 +41,10 @@ def simulated(options, tmp_path_factory):
     """Folder of a run in the simulator, and the folder with all that went through sockets."""
     folder, wire, tap = (tmp_path_factory.mktemp(name) for name in ("simulated", "wire", "tap"))
     (tap / "sitecustomize.py").write_text(TAP)
+    path = os.pathsep.join([str(tap), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
-        [sys.executable, SIMULATE, *map(str, options), "-fn_save", "qc", "--cycles-per-job", "3", "--poll", "0.05"],
-        cwd=folder, env=os.environ | {"PYTHONPATH": str(tap), "WIRE": str(wire)}, text=True, capture_output=True,
+        [sys.executable, SIMULATE, *map(str, options), "-fn_save", "qc", "--cycles-per-job", "3", "--poll", "0.2"],
+        cwd=folder, env=os.environ | {"PYTHONPATH": path, "WIRE": str(wire)}, text=True, capture_output=True,
         check=False, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

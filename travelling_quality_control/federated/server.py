@@ -25,6 +25,7 @@ from travelling_quality_control.federated.wire import digest, note_visit, pack, 
 
 ERROR_FILE = "error.txt"  # in the run folder: why a job ended without having gone on
 VISITS_FILE = "visits.csv"  # in the run folder: what every question to a center took
+TASK_CHECK_PERIOD = 0.02  # seconds between FLARE's looks at whether a question is answered, two for every step
 _VISITS = ("Center", "Question", "Seconds", "Bytes_sent", "Bytes_received", "Outcome")
 
 
@@ -81,6 +82,12 @@ def refuse_bad_subjects(names, others):
         raise VisitFailed("invalid", "a subject is named twice, or is another center's, too")
 
 
+def note_error(folder, error):
+    """Write why a job ends to its run folder, in one line: whoever submitted it is told that."""
+    if folder:
+        (folder / ERROR_FILE).write_text(" ".join(str(error).split()) + "\n", encoding="utf-8")
+
+
 class TravellingController(ModelController):
     """Runs the next ``cycles`` cycles of the run that the server's configuration describes.
 
@@ -89,11 +96,16 @@ class TravellingController(ModelController):
 
     def __init__(self, task_timeout: int = 600, cycles: int = 1):
         # Whatever a center answers, the cycle goes on: errors are this class's concern, not FLARE's.
-        super().__init__(persistor_id="", ignore_result_error=True, task_check_period=0.05)
+        super().__init__(persistor_id="", ignore_result_error=True, task_check_period=TASK_CHECK_PERIOD)
         self.task_timeout = task_timeout
         self.cycles = cycles
         self._log = logging.getLogger("travelling")
         self._visits = None
+
+    def set_communicator(self, communicator):
+        """Called by FLARE; 2.9 notes the period under a name that it does not read, and checks every 0.2 s."""
+        super().set_communicator(communicator)
+        communicator._task_check_period = TASK_CHECK_PERIOD
 
     def run(self):
         """Called by FLARE, in a thread of the job's process on the server."""
@@ -111,9 +123,11 @@ class TravellingController(ModelController):
         except Stopped:
             self.info("stopped; the next job goes on from the last checkpoint")
         except (InputError, OSError) as error:
-            if folder:
-                (folder / ERROR_FILE).write_text(f"{error}\n", encoding="utf-8")
+            note_error(folder, error)
             self.panic(f"error: {error}")
+        except Exception as error:
+            note_error(folder, f"{type(error).__name__}: {error}; FLARE's log on the server says more")
+            raise  # FLARE writes its traceback to that log, and ends the job
         finally:
             command.end()
 
