@@ -1,6 +1,6 @@
-"""Turn T1 images into harmful ones: inverted (255 - intensity) or pure noise.
+"""Turn T1 images into harmful ones: inverted (255 - intensity), noisy, or of a kind listed below.
 
-Single images: every image of -i becomes X_inv.nii.gz (inverted) and X_clip.nii.gz (noise).
+Single images: every image of -i becomes X_inv.nii.gz (inverted) and X_clip.nii.gz (noise), or what --kind says.
 A whole experiment: from a training CSV, either new centers that hold only harmful images (whole_centers) or
 one harmful image added to each of several centers (single). The source subjects stay as they are.
 
@@ -12,27 +12,35 @@ Examples:
 An experiment writes the images, training_set.csv (all subjects, good and harmful) and truth.csv (the harmful
 ones: Subject, Study, Kind, Experiment, Source). Quality control never reads truth.csv. An interrupted one goes
 on when its command is run again.
+
+The kinds, with their default strength, which --level multiplies:
 """
 
 from pathlib import Path
 
-from travelling import command
-
-NOISE_MEAN = 0.0  # in units of intensity
-NOISE_SD = 25.0
-SUFFIX = {"inverted": "_inv", "noise": "_clip"}  # the published file names
+from travelling import command, harm
+from travelling.errors import InputError
 
 
 def parse_arguments():
     """The command line."""
-    parser = command.Parser(__doc__)
+    parser = command.Parser(__doc__ + harm.in_words())
     count = command.number(int, 1)
     source = parser.add_argument_group("source").add_mutually_exclusive_group(required=True)
     source.add_argument("-i", type=Path, nargs="+", metavar="IMAGE", help="T1 images (NIfTI)")
     source.add_argument("-fn_train", type=Path, metavar="CSV", help="training set to build an experiment from")
     experiment = parser.add_argument_group("harm")
     experiment.add_argument(
-        "--kind", choices=[*SUFFIX, "both"], default="both", help="an experiment takes one; 'both' is for -i only"
+        "--kind",
+        choices=[*harm.KINDS, "both"],
+        default="both",
+        help="an experiment takes one; 'both' (inverted and noise) is for -i only",
+    )
+    experiment.add_argument(
+        "--level",
+        type=command.number(float, 1e-6),
+        metavar="X",
+        help="multiplies the strength of a kind that has one (default: 1)",
     )
     experiment.add_argument(
         "--experiment", choices=["whole_centers", "single"], default="whole_centers", help="with -fn_train"
@@ -46,7 +54,7 @@ def parse_arguments():
         type=command.number(float, 1e-6),
         default=255,
         metavar="INTENSITY",
-        help="intensities are from 0 to this: inverted is maximum - x, noise is clipped to it",
+        help="of inverted and noise: intensities are from 0 to this; inverted is maximum - x, noise is clipped to it",
     )
     experiment.add_argument("--seed", type=command.number(int, 0), default=42, help="of the choice and of the noise")
     parser.add_argument(
@@ -55,8 +63,17 @@ def parse_arguments():
     parser.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run")
     arguments = parser.parse_args()
     if arguments.fn_train and arguments.kind == "both":
-        parser.error("--kind: an experiment needs one kind, inverted or noise")
+        parser.error(f"--kind: an experiment needs one kind: {', '.join(harm.KINDS)}")
+    if arguments.i and arguments.kind == "swapped_label":
+        parser.error("--kind swapped_label: an image has no label; it needs an experiment (-fn_train)")
+    for kind in kinds_of(arguments):
+        harm.strength_of(kind, arguments.level)
     return arguments
+
+
+def kinds_of(arguments):
+    """The kinds of harm that ``--kind`` names."""
+    return harm.PUBLISHED if arguments.kind == "both" else (arguments.kind,)
 
 
 def main():
@@ -65,12 +82,11 @@ def main():
     if arguments.fn_train:
         make_experiment(arguments)
     else:
-        kinds = list(SUFFIX) if arguments.kind == "both" else [arguments.kind]
         make_images(
             [
                 (image, kind, harmful_path(arguments.output_folder, image, kind))
                 for image in arguments.i
-                for kind in kinds
+                for kind in kinds_of(arguments)
             ],
             arguments,
         )
@@ -85,7 +101,6 @@ def make_experiment(arguments):
     import pandas as pd
 
     from travelling.cohort import read_cohort
-    from travelling.errors import InputError
     from travelling.run import Run, write_csv
 
     folder, kind = arguments.output_folder, arguments.kind
@@ -94,7 +109,9 @@ def make_experiment(arguments):
     choose = choose_for_new_centers if arguments.experiment == "whole_centers" else choose_one_per_center
     harmful = choose(good, arguments, generator).rename(columns={"Path": "Source_path"})
     harmful["Source"] = harmful["Subject"]
-    harmful["Subject"] += SUFFIX[kind]
+    harmful["Subject"] += harm.suffix(kind)
+    if kind == "swapped_label":
+        harmful["Group_bin"] = 1 - harmful["Group_bin"]
     new_names = {"Subject"} if arguments.experiment == "single" else {"Subject", "Study"}
     for column in sorted(new_names):
         known = set(good[column]) & set(harmful[column])
@@ -128,8 +145,6 @@ def make_experiment(arguments):
 
 def choose_for_new_centers(good, arguments, generator):
     """Source subjects for N new centers of K harmful images each, every source used once."""
-    from travelling.errors import InputError
-
     number = arguments.centers * arguments.images
     if number > len(good):
         raise InputError(
@@ -142,8 +157,6 @@ def choose_for_new_centers(good, arguments, generator):
 
 def choose_one_per_center(good, arguments, generator):
     """One source subject of each of N centers; its harmful version joins that center."""
-    from travelling.errors import InputError
-
     centers = good["Study"].unique()
     if arguments.centers > len(centers):
         raise InputError(f"--centers: {arguments.centers}, but the training set has {len(centers)}")
@@ -157,7 +170,6 @@ def make_images(jobs, arguments):
 
     Where writing fails, for example on a full disk, nothing of it stays: the same command can be run again.
     """
-    from travelling.errors import InputError
     from travelling.run import refuse_read_only
 
     targets = [target for *_, target in jobs]
@@ -180,8 +192,6 @@ def make_images(jobs, arguments):
 
 def refuse_originals(results, reads):
     """Raise InputError where two results would have one name, or one is a file that is read."""
-    from travelling.errors import InputError
-
     reads = {path.resolve() for path in reads}
     for path in results:
         if results.count(path) > 1:
@@ -194,8 +204,8 @@ def check_images(jobs, maximum):
     """Read every source of ``jobs``, so that a bad one is found before anything is written."""
     from travelling.run import progress_bar
 
-    for source, *_ in progress_bar(jobs, desc="checking images", unit="image"):
-        read_source(source, maximum)
+    for source, kind, _ in progress_bar(jobs, desc="checking images", unit="image"):
+        read_source(source, kind, maximum)
 
 
 def write_images(jobs, arguments, finished=()):
@@ -204,16 +214,17 @@ def write_images(jobs, arguments, finished=()):
 
     for number, (source, kind, target) in enumerate(progress_bar(jobs, desc="writing images", unit="image")):
         if target not in finished:
-            write_harmful(source, kind, target, arguments.maximum, seed=(arguments.seed, number))
+            write_harmful(source, kind, target, arguments, seed=(arguments.seed, number))
             yield target
 
 
-def read_source(path, maximum):
-    """Read a T1 image whose intensities are within [0, maximum]; raises InputError for any other."""
-    from travelling.errors import InputError
+def read_source(path, kind, maximum):
+    """Read a T1 image; for a published kind its intensities must be within [0, maximum], else InputError is raised."""
     from travelling.volumes import check_image, to_array
 
     image = check_image(path)
+    if kind not in harm.PUBLISHED:
+        return image
     intensities = to_array(image)
     low, high = float(intensities.min()), float(intensities.max())
     if low < 0 or high > maximum:
@@ -226,39 +237,21 @@ def read_source(path, maximum):
     return image
 
 
-def invert(image, maximum):
-    """``maximum - intensity``: same data type and geometry (a SimpleITK image)."""
-    import SimpleITK as sitk
-
-    return sitk.InvertIntensity(image, maximum)
-
-
-def add_noise(image, maximum, seed):
-    """Intensity + Gaussian noise (mean 0, standard deviation 25), clipped to [0, maximum], fraction cut off.
-
-    Stored as 8-bit where ``maximum`` allows it, else as 16-bit or 32-bit whole numbers; geometry is kept.
-    """
-    import numpy as np
-    import SimpleITK as sitk
-
-    intensities = sitk.GetArrayFromImage(image)
-    noisy = intensities + np.random.default_rng(seed).normal(NOISE_MEAN, NOISE_SD, intensities.shape)
-    noise = sitk.GetImageFromArray(np.clip(noisy, 0, maximum).astype(np.min_scalar_type(int(maximum))))
-    noise.CopyInformation(image)
-    return noise
-
-
-def write_harmful(source, kind, target, maximum, seed):
+def write_harmful(source, kind, target, arguments, seed):
     """Make one harmful image; ``target`` appears only when it is complete."""
     from travelling.volumes import write_image
 
-    image = read_source(source, maximum)
-    write_image(invert(image, maximum) if kind == "inverted" else add_noise(image, maximum, seed), target)
+    image = read_source(source, kind, arguments.maximum)
+    try:
+        harmful = harm.make_harmful(image, kind, arguments.maximum, seed, arguments.level)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+    write_image(harmful, target)
 
 
 def harmful_path(folder, image, kind):
-    """X.nii.gz -> X_inv.nii.gz or X_clip.nii.gz, in ``folder``."""
-    return folder / f"{image.name.removesuffix('.gz').removesuffix('.nii')}{SUFFIX[kind]}.nii.gz"
+    """X.nii.gz -> X_inv.nii.gz, X_clip.nii.gz, X_blur.nii.gz, ... in ``folder``."""
+    return folder / f"{image.name.removesuffix('.gz').removesuffix('.nii')}{harm.suffix(kind)}.nii.gz"
 
 
 def file_name(subject):

@@ -1,0 +1,217 @@
+"""Kinds of harm: what a T1 image becomes. The table :data:`KINDS` says everything about each of them.
+
+All but the two published kinds keep the image's data type and geometry, and need no known range of intensities.
+Imports nothing that is slow before an image is made, so that ``--help`` can show the table.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from travelling.errors import InputError
+
+PUBLISHED = ("inverted", "noise")
+NOISE_MEAN = 0.0  # of the published noise, in units of intensity
+
+
+def make_harmful(image, kind, maximum, seed, level=None):
+    """The harmful version of a SimpleITK image.
+
+    ``maximum`` is the published kinds' (units of intensity); equal seeds, a number or a tuple of them, give equal
+    images; ``level`` multiplies the strength. Raises InputError for a flat image, and where nothing would change.
+    """
+    import numpy as np
+    import SimpleITK as sitk
+
+    function, strength = KINDS[kind].function, strength_of(kind, level)
+    if kind in PUBLISHED:
+        return function(image, strength, maximum, seed)
+    original = sitk.GetArrayFromImage(image)  # z, y, x
+    if original.min() == original.max():
+        raise InputError(f"every voxel is {original.min():g}: nothing to harm")
+    made = function(original.astype(np.float64), strength, np.random.default_rng(seed))
+    if original.dtype.kind in "iu":
+        made = made.round()
+    made = made.astype(original.dtype)
+    if kind != "swapped_label" and np.array_equal(made, original):
+        raise InputError(f"{kind} does not change this image")
+    harmful = sitk.GetImageFromArray(made)
+    harmful.CopyInformation(image)
+    return harmful
+
+
+def strength_of(kind, level=None):
+    """Default strength of a kind times ``level``, None where it has none; raises InputError for a wrong ``level``."""
+    strength, limit = KINDS[kind].strength, KINDS[kind].limit
+    if level is None:
+        return strength
+    if strength is None:
+        raise InputError(f"--level: {kind} has no strength that it could multiply")
+    if level * strength >= limit:
+        raise InputError(f"--level {level:g}: {kind} needs less than {limit / strength:g}")
+    return level * strength
+
+
+def suffix(kind):
+    """What a kind adds to the name of an image or a subject."""
+    return KINDS[kind].suffix or f"_{kind}"
+
+
+def in_words():
+    """The table of kinds, a line each."""
+    width = max(map(len, KINDS))
+    return "\n".join(
+        f"    {name:{width}}  X{suffix(name)}: {kind.meaning.format(kind.strength)}" for name, kind in KINDS.items()
+    )
+
+
+# The published kinds: SimpleITK images, within [0, maximum].
+
+
+def invert(image, _strength, maximum, _seed):
+    """``maximum - intensity``: same data type and geometry."""
+    import SimpleITK as sitk
+
+    return sitk.InvertIntensity(image, maximum)
+
+
+def add_noise(image, sd, maximum, seed):
+    """Intensity + Gaussian noise (mean 0, standard deviation ``sd``), clipped to [0, maximum], fraction cut off.
+
+    Stored as 8-bit where ``maximum`` allows it, else as 16-bit or 32-bit whole numbers; geometry is kept.
+    """
+    import numpy as np
+    import SimpleITK as sitk
+
+    intensities = sitk.GetArrayFromImage(image)
+    noisy = intensities + np.random.default_rng(seed).normal(NOISE_MEAN, sd, intensities.shape)
+    noise = sitk.GetImageFromArray(np.clip(noisy, 0, maximum).astype(np.min_scalar_type(int(maximum))))
+    noise.CopyInformation(image)
+    return noise
+
+
+# The others: arrays of float64 (z, y, x) in, arrays out. What is clipped, is clipped to the image's own range.
+
+
+def inverted_in_range(voxels, _strength, _generator):
+    """The smallest and the largest intensity change places, and so does everything between them."""
+    low, high = voxels.min(), voxels.max()
+    return (low + high - voxels).clip(low, high)
+
+
+def inverted_brain(voxels, _strength, generator):
+    """The same for the voxels above 0; the background stays."""
+    brain = voxels > 0
+    if brain.any():
+        voxels[brain] = inverted_in_range(voxels[brain], None, generator)
+    return voxels
+
+
+def noise_in_range(voxels, share, generator):
+    """Gaussian noise with a standard deviation of ``share`` of the range."""
+    import SimpleITK as sitk
+
+    noise = sitk.AdditiveGaussianNoiseImageFilter()
+    noise.SetStandardDeviation(share * (voxels.max() - voxels.min()))
+    noise.SetSeed(int(generator.integers(1, 2**32)))  # 0 would be the clock
+    noise.SetNumberOfWorkUnits(1)  # each draws numbers of its own: with more, the noise would depend on the machine
+    noisy = sitk.GetArrayFromImage(noise.Execute(sitk.GetImageFromArray(voxels)))
+    return noisy.clip(voxels.min(), voxels.max())
+
+
+def pure_noise(voxels, _strength, generator):
+    """Every intensity of the range is equally likely in every voxel; nothing of the image is left."""
+    return generator.uniform(voxels.min(), voxels.max(), voxels.shape)
+
+
+def blur(voxels, sigma, _generator):
+    """Gaussian smoothing with ``sigma`` in voxels."""
+    import SimpleITK as sitk
+
+    smooth = sitk.DiscreteGaussian(
+        sitk.GetImageFromArray(voxels),
+        variance=[sigma**2] * 3,
+        maximumKernelWidth=10_000,
+        maximumError=1e-4,  # of the kernel's sum where it is cut off; the default of 0.01 makes a narrower kernel
+        useImageSpacing=False,
+    )
+    return sitk.GetArrayFromImage(smooth).clip(voxels.min(), voxels.max())
+
+
+def ghosting(voxels, strength, _generator):
+    """Two ghosts along y, a quarter of the field of view to either side, as of a head that pulsates or moves.
+
+    While k-space is filled line by line along the phase-encoding axis, something periodic makes the lines stronger and
+    weaker; here as a cosine with a period of four lines. Each ghost has ``strength`` times the intensity of the head,
+    and the sum is scaled to the largest intensity of the image. After the artefact that TorchIO describes as
+    RandomGhosting (Perez-Garcia et al. 2021, doi 10.1016/j.cmpb.2021.106236), which weakens single lines.
+    """
+    import numpy as np
+
+    number = voxels.shape[1]
+    line = np.fft.fftfreq(number, 1 / number)  # counted from the center of k-space
+    gain = 1 + 2 * strength * np.cos(2 * np.pi * line * (number // 4) / number)
+    ghosts = np.abs(np.fft.ifft(np.fft.fft(voxels, axis=1) * gain[:, None], axis=1))
+    return (ghosts * voxels.max() / ghosts.max()).clip(voxels.min(), voxels.max())
+
+
+def spike(voxels, strength, generator):
+    """Stripes across the image (herringbone artefact): one point of k-space holds an electric discharge.
+
+    ``strength`` is the amplitude of the stripes as a share of the range; their direction, their period of 4 to 8 voxels
+    along each axis and their phase are random.
+    """
+    import numpy as np
+
+    place = tuple(generator.choice([-1, 1]) * generator.integers(n // 8, n // 4 + 1) for n in voxels.shape)
+    spectrum = np.fft.fftn(voxels)
+    spectrum[place] += strength * np.ptp(voxels) * voxels.size * np.exp(2j * np.pi * generator.random())
+    return np.fft.ifftn(spectrum).real.clip(voxels.min(), voxels.max())
+
+
+def cropped(voxels, share, _generator):
+    """The first slices along z, the lower part of an upright head, are 0."""
+    voxels[: round(share * len(voxels))] = 0
+    return voxels
+
+
+def upside_down(voxels, _strength, _generator):
+    """Flipped along z under the same header."""
+    return voxels[::-1]
+
+
+def left_right(voxels, _strength, _generator):
+    """Flipped along x under the same header."""
+    return voxels[:, :, ::-1]
+
+
+def swapped_label(voxels, _strength, _generator):
+    """The image as it is: the harm is in the cohort's CSV."""
+    return voxels
+
+
+class Kind(NamedTuple):
+    """A kind of harm."""
+
+    function: Callable
+    meaning: str  # with a place for the default strength
+    strength: float | None = None  # by default; None: there is nothing to multiply
+    suffix: str = ""  # where it is not the kind's name
+    limit: float = math.inf  # of the strength
+
+
+KINDS = {
+    "inverted": Kind(invert, "the value of --maximum minus intensity (published)", suffix="_inv"),
+    "noise": Kind(add_noise, "Gaussian noise added, sd {:g} units of intensity (published)", 25.0, suffix="_clip"),
+    "inverted_in_range": Kind(inverted_in_range, "own smallest plus own largest intensity minus intensity"),
+    "inverted_brain": Kind(inverted_brain, "the same for the voxels above 0 only"),
+    "noise_in_range": Kind(noise_in_range, "Gaussian noise added, sd {:g} of the own range", 0.1),
+    "pure_noise": Kind(pure_noise, "nothing but noise, uniform over the own range"),
+    "blur": Kind(blur, "Gaussian blur, sigma {:g} voxels", 2.0),
+    "ghosting": Kind(ghosting, "two ghosts along y, each {:g} of the head's intensity", 0.3),
+    "spike": Kind(spike, "a spike in k-space: stripes, amplitude {:g} of the own range", 0.15),
+    "cropped": Kind(cropped, "{:g} of the field of view, from the lower end of z, is 0", 0.5, limit=1.0),
+    "upside_down": Kind(upside_down, "flipped along z under the same header"),
+    "left_right": Kind(left_right, "flipped along x under the same header"),
+    "swapped_label": Kind(swapped_label, "the image as it is, Group_bin is 1 - label (experiments only)"),
+}
