@@ -170,6 +170,7 @@ def _run(run, figures):
     return {
         "name": run.name,
         "title": run.name.capitalize(),
+        "by_tolerance": run.by_tolerance,
         "figures": [picture for picture in figures if picture.run is run],
         "eliminated": [decision for decision in decisions if decision["eliminated"]],
         "kept": [decision for decision in decisions if not decision["eliminated"]],
