@@ -190,6 +190,10 @@ def rates_along_run(run):
         f"{run.log['Cycle'].iloc[-1]}. {undone} steps were undone, the worst with an FPR of {run.log['PFP'].max():.3f} "
         f"or an FNR of {run.log['PFN'].max():.3f}; {eliminated} images were eliminated."
     )
+    if len(run.screening):
+        more = int(run.screening["Eliminated"].sum())
+        caption += " What the screen did, without any training step, is not shown."
+        alternative += f" {more} more {'was' if more == 1 else 'were'} eliminated by the screen."
     return Picture(
         _name("rates", run), f"Rates of misdiagnosis: {run.name}", caption, alternative, (10, 3.2),
         partial(draw_rates, run), run,
