@@ -2,13 +2,15 @@
 
 Trains the pre-trained model (cycles 0 to 9) and goes on from it on the clean images; then, for every experiment (whole
 centers or single images) and kind of harm (inverted, noise), adds harmful images and goes on with and without quality
-control; tests the model of every cycle; and ends with tables, figures and a report. It prints its plan with an
-estimate of the time first. What is done is not run again: the same command goes on after an interruption.
+control, in one setting or several; tests the model of every cycle; and ends with tables, figures and a report. It
+prints its plan with an estimate of the time first. What is done is not run again: the same command goes on after an
+interruption.
 
 Examples:
     python reproduce/reproduce.py --train training_set.csv --test test_set.csv --out study
     python reproduce/reproduce.py --demo
     python reproduce/reproduce.py --demo --dry-run > study.sh
+    python reproduce/reproduce.py --demo --rules published evidence_screen --kinds inverted blur
 """
 
 import os
@@ -19,6 +21,20 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from study_layout import (
+    CLEAN,
+    DIRTY,
+    EXPERIMENTS,
+    HARM,
+    KINDS,
+    PAPER_EXPERIMENTS,
+    PAPER_KINDS,
+    PUBLISHED,
+    RULES,
+    condition_name,
+    conditions_of,
+    control_folder,
+)
 from study_steps import (
     Step,
     in_words,
@@ -42,8 +58,6 @@ SCRIPTS = {
     "control": ROOT / "travelling_quality_control" / "enc_PD_quality_control.py",
     "infer": ROOT / "inference" / "inference_pd_distributed.py",
 }
-EXPERIMENTS = ("whole_centers", "single")
-KINDS = ("inverted", "noise")
 # What the demo does otherwise: a narrow network learns faster, and a revisit after one cycle ends it sooner.
 PAPER = {"cycles": 30, "width": 1.0, "pretraining_rate": 1e-4, "revisit": 2, "jobs": 1}
 DEMO = {
@@ -72,8 +86,15 @@ def parse_arguments():
     study.add_argument("--demo", action="store_true", help="make a synthetic cohort and use that")
     study.add_argument("--out", type=Path, metavar="FOLDER", help="for everything (default with --demo: demo)")
     add(study, "seeds", "how often the study is repeated on the same cohort, with other seeds", default=1)
-    study.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, default=EXPERIMENTS, help="of these only")
-    study.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of these only")
+    study.add_argument(
+        "--experiments", nargs="+", choices=EXPERIMENTS, default=PAPER_EXPERIMENTS,
+        help="of these; clean: quality control of the images as they are, whose flags are all false alarms",
+    )  # fmt: skip
+    study.add_argument("--kinds", nargs="+", choices=KINDS, default=PAPER_KINDS, help="of harm")
+    study.add_argument(
+        "--rules", nargs="+", choices=tuple(RULES), default=(PUBLISHED,), help="settings of quality control to compare"
+    )
+    study.add_argument("--without-dirty", action="store_true", help="leave out the dirty baselines, which saves time")
     add(study, "jobs", "steps that run at the same time; each needs memory of its own, on a GPU too")
     study.add_argument("--dry-run", action="store_true", help="print the plan as a shell script, and run nothing")
     study.add_argument("--overwrite", action="store_true", help="replace results that were made with other options")
@@ -121,6 +142,8 @@ def complete(parser, arguments):
             setattr(arguments, name, value)
     if arguments.cycles <= arguments.pretrained_cycles:
         parser.error(f"--cycles: is the total, and must be above --pretrained-cycles ({arguments.pretrained_cycles})")
+    for name in ("experiments", "kinds", "rules"):
+        setattr(arguments, name, tuple(dict.fromkeys(getattr(arguments, name))))  # each once
     for name in ("train", "test", "out", "cache_dir"):  # the scripts run in the study's folder
         if getattr(arguments, name):
             setattr(arguments, name, getattr(arguments, name).resolve())
@@ -271,32 +294,36 @@ def plan_seed(arguments, cohort, place, seed):
     )  # fmt: skip
     # The clean model goes on by the script of the dirty ones: same start, same order, and only the images differ.
     add_going_on(
-        place / "clean", "dirty", cohort.training_csv, "-batch_size", batch_size, work=training_work(images, further)
+        place / CLEAN, "dirty", cohort.training_csv, "-batch_size", batch_size, work=training_work(images, further)
     )
-    for experiment, kind in ((experiment, kind) for experiment in arguments.experiments for kind in arguments.kinds):
-        target = place / f"{experiment}_{kind}"
-        csv = target / "harmful" / "training_set.csv"
-        whole = experiment == "whole_centers"
-        harmful = arguments.centers * (arguments.images if whole else 1)
-        more_batches = arguments.centers * (-(-arguments.images // batch_size) if whole else 1)
-        add(
-            target / "harmful", "harm", "-fn_train", cohort.training_csv, "--experiment", experiment, "--kind", kind,
-            *given(arguments, "centers", "images", "maximum"), "--output-folder", target / "harmful",
-            reads=[cohort.training_csv], results=["/training_set.csv", "/truth.csv", "/run.json"],
-            work={"harm": harmful},
-        )  # fmt: skip
-        add_going_on(
-            target / "dirty_baseline", "dirty", csv, "-batch_size", batch_size,
-            work=training_work(images + harmful, further),
-        )  # fmt: skip
-        controlled = target / "quality_control"
-        add_going_on(
-            controlled, "control", csv, "-fn_test", cohort.test_csv, "-fn_save", controlled / "log",
-            "-revisit", arguments.revisit, "-error", arguments.error, "--batch-size", batch_size,
-            *given(arguments, "allow_saturated"), reads=[cohort.test_csv],
-            results=["/log.csv", "/log_subjects.csv"],
-            work=control_work(images + harmful, batches + more_batches, cohort.tested, further),
-        )  # fmt: skip
+    for experiment, kind in conditions_of(arguments.experiments, arguments.kinds):
+        target = place / condition_name(experiment, kind)
+        csv, harmful, more_batches = cohort.training_csv, 0, 0
+        if experiment != CLEAN:
+            csv = target / HARM / "training_set.csv"
+            whole = experiment == "whole_centers"
+            harmful = arguments.centers * (arguments.images if whole else 1)
+            more_batches = arguments.centers * (-(-arguments.images // batch_size) if whole else 1)
+            add(
+                target / HARM, "harm", "-fn_train", cohort.training_csv, "--experiment", experiment, "--kind", kind,
+                *given(arguments, "centers", "images", "maximum"), "--output-folder", target / HARM,
+                reads=[cohort.training_csv], results=["/training_set.csv", "/truth.csv", "/run.json"],
+                work={"harm": harmful},
+            )  # fmt: skip
+            if not arguments.without_dirty:
+                add_going_on(
+                    target / DIRTY, "dirty", csv, "-batch_size", batch_size,
+                    work=training_work(images + harmful, further),
+                )  # fmt: skip
+        for rule in arguments.rules:
+            controlled = target / control_folder(rule)
+            add_going_on(
+                controlled, "control", csv, "-fn_test", cohort.test_csv, "-fn_save", controlled / "log",
+                "-revisit", arguments.revisit, "-error", arguments.error, "--batch-size", batch_size, *RULES[rule],
+                *given(arguments, "allow_saturated"), reads=[cohort.test_csv],
+                results=["/log.csv", "/log_subjects.csv"],
+                work=control_work(images + harmful, batches + more_batches, cohort.tested, further),
+            )  # fmt: skip
     return steps
 
 
@@ -329,7 +356,7 @@ def describe(steps, left, seconds, folder, device, arguments):
 
 
 def evaluate(folder, arguments):
-    """Make tables, figures and report, and print the two tables that matter most."""
+    """Make tables, figures and report, and print the tables that matter most."""
     # Only now, so that --help answers at once.
     from study_figures import make_figures, overview, render, write_figures
     from study_records import read_study
@@ -340,12 +367,16 @@ def evaluate(folder, arguments):
     tables, figures = make_tables(study), make_figures(study)
     write_tables(tables, folder / "tables")
     write_figures(figures, folder / "figures")
-    if arguments.demo and "whole_centers" in arguments.experiments and set(KINDS) <= set(arguments.kinds):
+    shown = {"whole_centers", *PAPER_KINDS, PUBLISHED}
+    if arguments.demo and shown <= {*arguments.experiments, *arguments.kinds, *arguments.rules}:
         (folder / "demo.png").write_bytes(render(overview(study)))  # shows images, and these are nobody's
     write_report(make_report(study, tables, figures), folder / "report.html")
     performance, detection = summary_of_performance(tables["performance"]), summary_of_detection(tables["detection"])
     print(f"\nDiagnoses of the test set after cycle {arguments.cycles - 1}\n\n{performance.to_string(index=False)}")
     print(f"\nImages found (numbers by cycle in brackets)\n\n{detection.to_string(index=False)}")
+    if len(study.rules) > 1:
+        for title, view in tables["rules"].views.items():
+            print(f"\n{title}\n\n{view.to_string(index=False)}")
 
 
 if __name__ == "__main__":

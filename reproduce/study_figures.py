@@ -9,7 +9,8 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from study_records import CLEAN, CONTROLLED, DIRTY, in_words
+from study_layout import CLEAN, CONTROLLED, DIRTY, control_folder
+from study_records import in_words
 from study_tables import METRIC_NAMES, MODEL_NAMES, detection_by_threshold
 
 from travelling.checkpoint import write_whole
@@ -19,6 +20,7 @@ from travelling.quality_control import ROUNDING
 DRAWN_METRICS = ("AUC_ROC", "accuracy", "sensitivity", "specificity")
 MOST_IMAGES = 24  # slices in one figure; more cannot be seen
 LONGEST_NAME = 30  # characters of a center's name beside a map; the tables have all of them
+MOST_COLUMNS = 6  # experiments side by side; more get another figure
 DPI = 110
 
 # Okabe and Ito's palette (Color Universal Design, 2008), its lighter half on a dark page. Lines also differ in shape.
@@ -56,9 +58,14 @@ def make_figures(study, with_images=False):
 
     ``with_images`` adds slices of images, which must exist then: InputError names one that does not.
     """
-    figures = [metrics_by_cycle(study)] if any(model.predictions is not None for model in study.models) else []
-    for run in study.controls:
-        figures += [rates_along_run(run), flags_by_center(run), flags_by_threshold(run)]
+    figures = []
+    if any(model.predictions is not None for model in study.models):
+        conditions = study.conditions or [("", "")]
+        parts = [conditions[begin : begin + MOST_COLUMNS] for begin in range(0, len(conditions), MOST_COLUMNS)]
+        figures = [metrics_by_cycle(study, part, number) for number, part in enumerate(parts, 1)]
+    for run in study.shown_controls:
+        figures += [rates_along_run(run), flags_by_center(run)]
+        figures += [flags_by_threshold(run)] if run.by_tolerance else []
         if with_images:
             figures += slices_of_images(run)
     return figures
@@ -104,25 +111,31 @@ def _name(what, run):
     return "_".join(part for part in (what, run.experiment, run.kind, run.seed) if part)
 
 
-def metrics_by_cycle(study):
-    """Metrics on the test set after every cycle: clean, dirty and quality-controlled, one column per experiment."""
-    curves = {key: _curve([model for model in study.models if model.key == key]) for key in study.keys}
-    conditions = study.conditions or [("", "")]
+def metrics_by_cycle(study, conditions, number=1):
+    """Metrics on the test set after every cycle: clean, dirty and quality-controlled, one column per experiment.
+
+    ``conditions`` are the experiments that are drawn, ``number`` that of the figure.
+    """
+    names = {CLEAN: CLEAN, DIRTY: DIRTY, control_folder(study.main_rule): CONTROLLED}
+    labels = {name: MODEL_NAMES[model] for model, name in names.items()}
+    drawn = [key for key in study.keys if key[2] in names and (key[:2] in conditions or key[2] == CLEAN)]
+    curves = {(*key[:2], names[key[2]]): _curve([model for model in study.models if model.key == key]) for key in drawn}
     several = len(study.seeds) > 1
     caption = (
         "The metrics on the test set after every cycle that was tested, for the clean, dirty and quality-controlled "
         "model." + (" Lines: means over seeds; bands: smallest to largest." if several else "")
     )
     ends = [
-        f"{in_words(*key[:2])} {MODEL_NAMES[key[2]]}".strip() + f" {table['AUC_ROC']['mean'].iloc[-1]:.3f}"
+        f"{in_words(*key[:2])} {labels[key[2]]}".strip() + f" {table['AUC_ROC']['mean'].iloc[-1]:.3f}"
         for key, table in curves.items()
         if table is not None
     ]
-    names = ", ".join(METRIC_NAMES[name] for name in DRAWN_METRICS)
-    alternative = f"Line charts of {names} by cycle. Last AUROC: {'; '.join(ends)}."
+    metrics = ", ".join(METRIC_NAMES[name] for name in DRAWN_METRICS)
+    alternative = f"Line charts of {metrics} by cycle. Last AUROC: {'; '.join(ends)}."
+    name = "metrics_by_cycle" if number == 1 else f"metrics_by_cycle_{number}"
     return Picture(
-        "metrics_by_cycle", "Metrics by cycle", caption, alternative, (2.0 + 2.3 * len(conditions), 6.4),
-        partial(_draw_metrics, curves, conditions, several),
+        name, "Metrics by cycle", caption, alternative, (2.0 + 2.3 * len(conditions), 6.4),
+        partial(_draw_metrics, curves, conditions, labels, several),
     )  # fmt: skip
 
 
@@ -132,7 +145,7 @@ def _curve(models):
     return pd.concat(tables).groupby(level="cycle").agg(["mean", "min", "max"]) if tables else None
 
 
-def _draw_metrics(curves, conditions, several, figure, colors):
+def _draw_metrics(curves, conditions, labels, several, figure, colors):
     axes = figure.subplots(len(DRAWN_METRICS), len(conditions), sharex=True, sharey="row", squeeze=False)
     for column, condition in zip(axes.T, conditions, strict=True):
         column[0].set_title(in_words(*condition))
@@ -151,7 +164,7 @@ def _draw_metrics(curves, conditions, several, figure, colors):
                     marker=marker,
                     markersize=3.5,
                     color=colors[key[2]],
-                    label=MODEL_NAMES[key[2]],
+                    label=labels[key[2]],
                 )
                 if several:
                     axis.fill_between(values.index, values["min"], values["max"], color=colors[key[2]], alpha=0.2, lw=0)
@@ -177,6 +190,10 @@ def rates_along_run(run):
         f"{run.log['Cycle'].iloc[-1]}. {undone} steps were undone, the worst with an FPR of {run.log['PFP'].max():.3f} "
         f"or an FNR of {run.log['PFN'].max():.3f}; {eliminated} images were eliminated."
     )
+    if len(run.screening):
+        more = int(run.screening["Eliminated"].sum())
+        caption += " What the screen did, without any training step, is not shown."
+        alternative += f" {more} more {'was' if more == 1 else 'were'} eliminated by the screen."
     return Picture(
         _name("rates", run), f"Rates of misdiagnosis: {run.name}", caption, alternative, (10, 3.2),
         partial(draw_rates, run), run,
@@ -215,9 +232,9 @@ def draw_rates(run, figure, colors):
 
 def flags_by_center(run):
     """Which centers had images flagged and eliminated, in which cycle."""
-    flags = run.log[(run.log["Phase"] == "subject") & (run.log["Ignored"] == 1)]
+    flags, revisits = run.flags, run.revisits
     flagged = flags.groupby(["Study", "Cycle"]).size()
-    eliminated = run.log[run.log["Eliminated"] == 1].groupby(["Study", "Cycle"]).size()
+    eliminated = revisits[revisits["Eliminated"] == 1].groupby(["Study", "Cycle"]).size()
     harmful = run.images.groupby("Study", sort=False)["Harmful"].agg(["sum", "size"])
     shown = harmful[(harmful["sum"] > 0) | harmful.index.isin(flags["Study"])].sort_values(
         "sum", ascending=False, kind="stable"
@@ -283,7 +300,8 @@ def flags_by_threshold(run):
     own = table[table["threshold"] >= run.error - ROUNDING].iloc[0]
     alternative = (
         f"Step chart of the share of images flagged by threshold. At the run's {run.error:g}: "
-        f"{own['harmful_flagged']:.0%} of harmful and {own['good_flagged']:.1%} of good images. "
+        + (f"{own['harmful_flagged']:.0%} of harmful and " if run.images["Harmful"].any() else "")
+        + f"{own['good_flagged']:.1%} of good images. "
         + _words_of_range(table)
     )
     return Picture(
@@ -398,7 +416,7 @@ def overview(study):
 
     Raises InputError where the study lacks quality control on whole centers of either kind, or their common source.
     """
-    runs = {run.kind: run for run in study.controls if run.experiment == "whole_centers"}
+    runs = {run.kind: run for run in study.shown_controls if run.experiment == "whole_centers"}
     if not {"inverted", "noise"} <= runs.keys():
         raise InputError(
             f"{study.folder}: no finished quality control on whole centers of inverted and of noise images"

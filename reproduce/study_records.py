@@ -1,8 +1,10 @@
 """The raw records of a study, read and checked: what tables, figures and report are made from.
 
 A study folder holds, as reproduce/reproduce.py lays them out, ``clean/`` and, for every experiment and kind of harm,
-``<experiment>_<kind>/`` with ``harmful/``, ``dirty_baseline/`` and ``quality_control/``. A study with several seeds
-has one such layout in each of ``seed_<N>/``. No image is opened here, so a study can be evaluated without its images.
+``<experiment>_<kind>/`` with ``harmful/``, ``dirty_baseline/`` and ``quality_control/``, the latter for settings other
+than the published one ``quality_control_<rule>/``; in ``clean/``, too, where the clean images were controlled. A study
+with several seeds has one such layout in each of ``seed_<N>/``. No image is opened here, so a study can be evaluated
+without its images.
 
 What is missing is None and named in :attr:`Study.notes`; what is there but contradicts itself raises InputError.
 """
@@ -14,17 +16,31 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from study_layout import (
+    CLEAN,
+    CONTROL_FOLDERS,
+    CONTROLLED,
+    DIRTY,
+    EXPERIMENTS,
+    HARM,
+    KINDS,
+    PUBLISHED,
+    RULES,
+    condition_name,
+    control_folder,
+    split_condition,
+)
 
 from travelling.cohort import SEPARATOR
 from travelling.errors import InputError
 from travelling.metrics import performance
 from travelling.quality_control import FAILURES, LOG_COLUMNS, ROUNDING
 
-CLEAN, DIRTY, CONTROLLED = "clean", "dirty_baseline", "quality_control"
-PARTS = ("harmful", DIRTY, CONTROLLED)
-# The paper's order; other names follow by alphabet.
-EXPERIMENT_ORDER = ("", "whole_centers", "single")
-KIND_ORDER = ("", "inverted", "noise")
+PARTS = (HARM, DIRTY, *CONTROL_FOLDERS)
+# The paper's order, then that of the options; other names follow by alphabet.
+ORDERS = (("", *EXPERIMENTS), ("", *KINDS), (CLEAN, DIRTY, *CONTROL_FOLDERS))
+SCREEN = "screen"  # the phase of a row that tells of a screened image: nothing was trained
+VERIFIED = ("batch", "subject", "revisit")
 LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3})  (.*)")
 TIME = "%Y-%m-%d %H:%M:%S,%f"
 CYCLE_LINE = re.compile(r"cycle (\d+): ")
@@ -62,11 +78,13 @@ class TrainedModel:
 class ControlRun:
     """A finished run of quality control and the truth about its images.
 
-    ``log`` is the verification log, one row per verification, with ``Row`` (in the file; row 1 is the header).
-    ``images`` has one row per training image, indexed by Subject: Study, Group_bin, Sex, Age (years), Path (of the
-    image; not checked), Harmful, Source (of a harmful image), Center_images (how many its center has), Times_flagged,
-    First_flagged, Eliminated, Eliminated_cycle. ``error`` is the tolerated rise of FPR or FNR per image, ``revisit``
-    the wait in cycles (None where not recorded).
+    ``rule`` is the setting. ``log`` is the verification log, the baseline and one row per verification, with ``Row``
+    (in the file; row 1 is the header); ``screening`` has the rows that tell of an image without a training step: those
+    of the screen, and revisits of images that it still suspected. ``images`` has one row per training image, indexed by
+    Subject: Study, Group_bin, Sex, Age (years), Path (of the image; not checked), Harmful, Source (of a harmful image),
+    Center_images (how many its center has), Times_flagged, First_flagged, Eliminated, Eliminated_cycle, and Scanner
+    where the training set tells it. ``error`` is the tolerated rise of FPR or FNR per image, ``revisit`` the wait in
+    cycles (None where not recorded).
     """
 
     seed: str
@@ -74,14 +92,39 @@ class ControlRun:
     kind: str
     folder: Path
     log: pd.DataFrame
+    screening: pd.DataFrame
     images: pd.DataFrame
     error: float
     revisit: int | None
+    rule: str = PUBLISHED
 
     @property
     def name(self):
         """The run in words."""
-        return in_words(self.experiment, self.kind, self.seed)
+        return in_words(self.experiment, self.kind, "" if self.rule == PUBLISHED else self.rule, self.seed)
+
+    @property
+    def key(self):
+        """(experiment, kind, name) of its model."""
+        return self.experiment, self.kind, control_folder(self.rule)
+
+    @property
+    def by_tolerance(self):
+        """Whether it decided by -error, which the rises in its log can be compared with."""
+        return "evidence" not in RULES[self.rule]
+
+    @property
+    def flags(self):
+        """The rows that put an image aside, by verification or by the screen, in the order of the file."""
+        tried = self.log[(self.log["Phase"] == "subject") & (self.log["Ignored"] == 1)]
+        screened = self.screening[(self.screening["Phase"] == SCREEN) & (self.screening["Ignored"] == 1)]
+        return pd.concat([tried, screened]).sort_values("Row")
+
+    @property
+    def revisits(self):
+        """The rows of revisits, with and without a training step, in the order of the file."""
+        rows = pd.concat([table[table["Phase"] == "revisit"] for table in (self.log, self.screening)])
+        return rows.sort_values("Row")
 
 
 @dataclass(frozen=True)
@@ -102,25 +145,45 @@ class Study:
     @property
     def keys(self):
         """Every (experiment, kind, model) of the study, in the paper's order, whichever seeds have it."""
-        return sorted({model.key for model in self.models}, key=lambda key: (*_place(*key[:2]), key[2]))
+        return sorted({model.key for model in self.models}, key=_place)
 
     @property
     def conditions(self):
         """Every (experiment, kind) of the study, in the paper's order."""
         return list(dict.fromkeys(key[:2] for key in self.keys if key[0]))
 
+    @property
+    def rules(self):
+        """The settings of quality control that the study has, the published one first."""
+        names = {model.name for model in self.models}
+        return [rule for folder, rule in CONTROL_FOLDERS.items() if folder in names]
 
-def in_words(experiment, kind, seed=""):
-    """An experiment's name for readers: ``whole centers, noise``."""
-    return ", ".join(part.replace("_", " ") for part in (experiment, kind, seed) if part)
+    @property
+    def main_rule(self):
+        """The setting that is shown where there is place for one only: the published one, if the study has it."""
+        return next(iter(self.rules), PUBLISHED)
+
+    @property
+    def shown_controls(self):
+        """The runs of that setting."""
+        return [run for run in self.controls if run.rule == self.main_rule]
+
+    def runs(self, condition, rule=None):
+        """The runs of an (experiment, kind) in a setting (None: the one that is shown), one per seed."""
+        rule = rule or self.main_rule
+        return [run for run in self.controls if (run.experiment, run.kind) == condition and run.rule == rule]
 
 
-def _place(experiment, kind):
-    known = [
-        (order.index(name) if name in order else len(order), name)
-        for order, name in ((EXPERIMENT_ORDER, experiment), (KIND_ORDER, kind))
-    ]
-    return tuple(known)
+def in_words(*parts):
+    """A name for readers: ``whole centers, noise``."""
+    return ", ".join(part.replace("_", " ") for part in parts if part)
+
+
+def _place(key):
+    """Where an (experiment, kind, name), or the first of these, comes in :data:`ORDERS`."""
+    return tuple(
+        (order.index(name) if name in order else len(order), name) for order, name in zip(ORDERS, key, strict=False)
+    )
 
 
 def read_study(folder):
@@ -137,44 +200,55 @@ def read_study(folder):
     if seeds and ((folder / CLEAN).is_dir() or _conditions(folder)):
         raise InputError(f"{folder}: has seed folders ({seeds[0].name}, ...) and runs of its own; which is the study?")
     study = Study(folder, [path.name for path in seeds] or [""], [], [])
-    for place, seed in zip(seeds or [folder], study.seeds, strict=True):
-        _read_seed(study, place, seed)
+    places = seeds or [folder]
+    found = {name for place in places for path, *_ in _conditions(place) for name in PARTS if (path / name).is_dir()}
+    # What no experiment has was not asked for; but there is no study without quality control.
+    expected = [name for name in (DIRTY, *CONTROL_FOLDERS) if name in found]
+    if not set(CONTROL_FOLDERS) & set(expected):
+        expected.append(CONTROLLED)
+    for place, seed in zip(places, study.seeds, strict=True):
+        _read_seed(study, place, seed, expected)
     if not study.models:
-        raise InputError(f"{folder}: not a study: neither clean/ nor <experiment>_<kind>/ with {', '.join(PARTS)}")
-    for experiment, kind in study.conditions:
+        raise InputError(f"{folder}: not a study: neither clean/ nor <experiment>_<kind>/ with {', '.join(PARTS[:3])}")
+    if study.conditions and DIRTY not in expected:
+        study.notes.append("no dirty baseline, so nothing is known of what harm does without quality control")
+    for condition in study.conditions:
         for place in seeds:
-            if not (place / f"{experiment}_{kind}").is_dir():
-                study.note(place / f"{experiment}_{kind}", "missing")
+            if not (place / condition_name(*condition)).is_dir():
+                study.note(place / condition_name(*condition), "missing")
     return study
 
 
 def _conditions(folder):
-    """The folders of experiments: [(folder, experiment, kind)]."""
+    """The folders of experiments, in the paper's order: [(folder, experiment, kind)]."""
     found = []
-    for path in sorted(folder.iterdir()):
-        experiment, _, kind = path.name.rpartition("_")
-        if experiment and any((path / part).is_dir() for part in PARTS):
+    for path in folder.iterdir():
+        experiment, kind = split_condition(path.name)
+        parts = CONTROL_FOLDERS if experiment == CLEAN else PARTS
+        if experiment and any((path / part).is_dir() for part in parts):
             found.append((path, experiment, kind))
-    return found
+    return sorted(found, key=lambda condition: _place(condition[1:]))
 
 
-def _read_seed(study, folder, seed):
-    """Add what one seed's folder holds to the study."""
+def _read_seed(study, folder, seed, expected):
+    """Add what one seed's folder holds to the study; ``expected`` are the parts that every experiment should have."""
     models = []
     if (folder / CLEAN).is_dir():
         models.append(_read_model(study, folder / CLEAN, seed, "", "", CLEAN))
     else:
         study.note(folder / CLEAN, "missing, so nothing can be compared with a clean model")
-    for place, experiment, kind in sorted(_conditions(folder), key=lambda found: _place(*found[1:])):
-        for part in (DIRTY, CONTROLLED):
-            if (place / part).is_dir():
-                models.append(_read_model(study, place / part, seed, experiment, kind, part))
-            else:
+    for place, experiment, kind in _conditions(folder):
+        for part in expected:
+            if (experiment, part) == (CLEAN, DIRTY):
+                continue
+            if not (place / part).is_dir():
                 study.note(place / part, "missing")
-        if models and models[-1].name == CONTROLLED and models[-1].key[:2] == (experiment, kind):
-            control = _read_control(study, place, seed, experiment, kind, models[-1])
-            if control:
-                study.controls.append(control)
+                continue
+            models.append(_read_model(study, place / part, seed, experiment, kind, part))
+            if part in CONTROL_FOLDERS:
+                control = _read_control(study, place, seed, experiment, kind, models[-1])
+                if control:
+                    study.controls.append(control)
     pretrained = folder / "pretrained" / "run.json"
     if pretrained.is_file():
         study.records[pretrained] = read_record(pretrained)
@@ -185,7 +259,7 @@ def _read_seed(study, folder, seed):
 
 
 def _read_model(study, folder, seed, experiment, kind, name):
-    text_log = folder / ("log.log" if name == CONTROLLED else "training.log")
+    text_log = folder / ("log.log" if name in CONTROL_FOLDERS else "training.log")
     lines = _log_lines(text_log)
     records = {
         path: read_record(path) for path in (folder / "run.json", folder / "inference_run.json") if path.is_file()
@@ -324,19 +398,29 @@ def _cycle_seconds(lines):
 
 
 def _read_control(study, folder, seed, experiment, kind, model):
-    """The run of quality control in an experiment's folder, or None (noted) where it is not complete."""
-    needed = [folder / "harmful" / name for name in ("truth.csv", "training_set.csv")] + [
-        folder / CONTROLLED / "log.csv"
-    ]
-    missing = [path for path in needed if not path.is_file()]
+    """A run of quality control in an experiment's folder, or None (noted) where it is not complete."""
+    rule = CONTROL_FOLDERS[model.name]
+    record = model.records.get(model.folder / "run.json", {"options": {}})
+    options = record["options"]
+    log_csv = model.folder / "log.csv"
+    truth_csv, training_csv = (folder / HARM / name for name in ("truth.csv", "training_set.csv"))
+    if experiment == CLEAN:
+        truth_csv, training_csv = None, study.folder / options.get("fn_train", "training_set.csv")
+    missing = [path for path in (truth_csv, training_csv, log_csv) if path and not path.is_file()]
     for path in missing:
-        study.note(path, "missing, so what was found is not known")
+        text = "missing, so what was found is not known"
+        if path.is_relative_to(study.folder):
+            study.note(path, text)
+        else:  # a training set that was elsewhere, and no reader needs to know where
+            study.note(model.folder, f"its {path.name} is {text}")
     if missing or not model.finished:
         return None
-    truth_csv, training_csv, log_csv = needed
+    made_by = _rule_of(options)
+    if made_by and made_by != rule:
+        raise InputError(f"{model.folder / 'run.json'}: made by the setting '{made_by}', in the folder of '{rule}'")
     images = _read_images(training_csv, truth_csv, experiment, kind)
-    log = read_log(log_csv)
-    harmful_record = folder / "harmful" / "run.json"
+    log = read_log(log_csv, rule)
+    harmful_record = folder / HARM / "run.json"
     if harmful_record.is_file():
         study.records[harmful_record] = read_record(harmful_record)
     log_images = set(SEPARATOR.join(log["Subjects"][1:]).split(SEPARATOR))
@@ -345,35 +429,52 @@ def _read_control(study, folder, seed, experiment, kind, model):
     centers = log["Subjects"][1:].str.split(SEPARATOR).str[0].map(images["Study"])
     _refuse(log_csv, centers != log["Study"][1:], f"Study is not that of the subject in {training_csv}")
     _add_outcome(images, log)
-    _compare_with_subjects(folder / CONTROLLED / "log_subjects.csv", images)
-    errors = (log["Tolerance"] / log["Images"])[1:]
-    if not np.allclose(errors, errors.iloc[0]):
+    _compare_with_subjects(model.folder / "log_subjects.csv", images)
+    trained = log["PFP"].notna()
+    errors = (log["Tolerance"] / log["Images"])[trained][1:].dropna()
+    if "evidence" not in RULES[rule] and not np.allclose(errors, errors.iloc[0]):
         raise InputError(f"{log_csv}: its Tolerance is not the same per image in all rows")
-    options = model.records.get(model.folder / "run.json", {"options": {}})["options"]
-    return ControlRun(
-        seed, experiment, kind, folder / CONTROLLED, log, images, float(errors.iloc[0]), options.get("revisit")
-    )
+    error = float(errors.iloc[0]) if len(errors) else np.nan
+    log, screening = (log[rows].reset_index(drop=True) for rows in (trained, ~trained))
+    return ControlRun(seed, experiment, kind, model.folder, log, screening, images, error, options.get("revisit"), rule)
+
+
+def _rule_of(options):
+    """The setting that the options of a run's record tell, "" where they do not (they are of an older version)."""
+    if "rule" not in options and "screen" not in options:
+        return ""
+    words = [*(["--rule", "evidence"] if options.get("rule") == "evidence" else [])]
+    words += ["--screen"] if options.get("screen") else []
+    return next(rule for rule, line in RULES.items() if list(line) == words)
 
 
 def _read_images(training_csv, truth_csv, experiment, kind):
+    """The training images and the truth about them; without ``truth_csv`` all are good."""
     images = read_table(training_csv, ("Subject", "Study", "Path", "Group_bin", "Sex"), ("Group_bin", "Age"))
-    truth = read_table(truth_csv, ("Subject", "Study", "Kind", "Experiment", "Source"))
-    if set(truth["Kind"]) != {kind} or set(truth["Experiment"]) != {experiment}:
-        raise InputError(f"{truth_csv}: its Experiment or Kind is not that of its folder ({experiment}, {kind})")
     _refuse(training_csv, images["Subject"].duplicated(), "Subject appears before, too")
-    _refuse(truth_csv, truth["Subject"].duplicated(), "Subject appears before, too")
-    _refuse(truth_csv, ~truth["Subject"].isin(images["Subject"]), f"Subject is not in {training_csv}")
+    sources = pd.Series(dtype=object)
+    if truth_csv:
+        truth = read_table(truth_csv, ("Subject", "Study", "Kind", "Experiment", "Source"))
+        if set(truth["Kind"]) != {kind} or set(truth["Experiment"]) != {experiment}:
+            raise InputError(f"{truth_csv}: its Experiment or Kind is not that of its folder ({experiment}, {kind})")
+        _refuse(truth_csv, truth["Subject"].duplicated(), "Subject appears before, too")
+        _refuse(truth_csv, ~truth["Subject"].isin(images["Subject"]), f"Subject is not in {training_csv}")
+        sources = truth.set_index("Subject")["Source"]
     if "Age" not in images.columns:
         images["Age"] = np.nan
     images["Path"] = [str((training_csv.parent / path).resolve()) for path in images["Path"]]
-    images["Harmful"] = images["Subject"].isin(truth["Subject"])
-    images["Source"] = images["Subject"].map(truth.set_index("Subject")["Source"])
+    images["Harmful"] = images["Subject"].isin(sources.index)
+    images["Source"] = images["Subject"].map(sources)
     images["Center_images"] = images.groupby("Study")["Subject"].transform("size")
     return images.set_index("Subject")
 
 
-def read_log(path):
-    """Read a verification log; adds ``Images`` (of the step) and ``Row`` (in the file, whose row 1 is the header)."""
+def read_log(path, rule=PUBLISHED):
+    """Read a verification log; adds ``Images`` (of the step) and ``Row`` (in the file, whose row 1 is the header).
+
+    ``rule`` is the setting that wrote it. Rows without rates (PFP and PFN) tell of an image that the screen judged. In
+    the settings that decide by tolerance every decision is checked, in the others ``audit.py`` does that.
+    """
     numbers = (
         "Cycle", "ACC", "FP", "FN", "PFP", "PFN", "Ignored", "Tolerance",
         "Reference_PFP", "Reference_PFN", "Eliminated",
@@ -382,13 +483,19 @@ def read_log(path):
     if log["Phase"][0] != "baseline" or len(log) < 2:
         raise InputError(f"{path}: not the log of a run: the first row must be the baseline, and others must follow")
     log = log[~log["Phase"].isin(FAILURES)]  # a center gave no usable answer: nothing was measured, nothing changed
-    _refuse(path, ~log["Phase"].isin(["baseline", "batch", "subject", "revisit"]), "unknown Phase")
-    for column in ("Tolerance", "Reference_PFP", "Reference_PFN"):
-        _refuse(path, log[column].isna() & (log["Phase"] != "baseline"), f"{column} is empty")
+    screens = "--screen" in RULES[rule]
+    _refuse(path, ~log["Phase"].isin(["baseline", *VERIFIED, *([SCREEN] if screens else [])]), "unknown Phase")
+    # The screen trains nothing: neither for its own rows nor at the revisit of an image that it still suspects.
+    untrained = log["PFP"].isna() & log["PFN"].isna()
+    suspect = (log["Phase"] == "revisit") & untrained & (log["Eliminated"] == 1)
+    screened = (log["Phase"] == SCREEN) | (suspect & screens)
+    log["Subjects"] = log["Subjects"].mask(screened & (log["Subjects"] == ""), log["Subject"])
     for column in ("PFP", "PFN"):
-        _refuse(path, log[column].isna(), f"{column} is empty")
-    _refuse(path, log["Cycle"] % 1 != 0, "Cycle is not a whole number")
-    alone = log["Phase"].isin(["subject", "revisit"])
+        _refuse(path, log[column].isna() & ~screened, f"{column} is empty")
+        _refuse(path, log[column].notna() & (log["Phase"] == SCREEN), f"{column} is not empty, but nothing was trained")
+    for column in ("Cycle", "Ignored", "Eliminated"):
+        _refuse(path, log[column] % 1 != 0, f"{column} is not a whole number")
+    alone = log["Phase"].isin(["subject", "revisit", SCREEN])
     _refuse(path, alone & (log["Subject"] != log["Subjects"]), "Subject and Subjects are not the same")
     _refuse(
         path, log["Eliminated"] != (log["Phase"] == "revisit") * log["Ignored"], "Eliminated is not what Ignored says"
@@ -398,17 +505,26 @@ def read_log(path):
     # What the step did to the worse of the two rates, per image: harmful where it is above -error.
     rises = log[["PFP", "PFN"]].to_numpy() - log[["Reference_PFP", "Reference_PFN"]].to_numpy()
     log["Rise"] = rises.max(axis=1) / log["Images"]
+    if "evidence" not in RULES[rule]:
+        _refuse_other_decisions(path, log[~screened])
+    return log.astype({"Cycle": int, "Ignored": int, "Eliminated": int})
+
+
+def _refuse_other_decisions(path, log):
+    """Raise InputError where a verification was not decided by its rates, its reference and its tolerance."""
+    for column in ("Tolerance", "Reference_PFP", "Reference_PFN"):
+        _refuse(path, log[column].isna() & (log["Phase"] != "baseline"), f"{column} is empty")
     harmful = log["Rise"] * log["Images"] > log["Tolerance"] + ROUNDING
     _refuse(path, harmful != (log["Ignored"] == 1), "Ignored is not what rates, reference and tolerance say")
     accepted = log[["PFP", "PFN"]].where(log["Ignored"] == 0).ffill().shift()[1:]
     chained = np.isclose(log[["Reference_PFP", "Reference_PFN"]][1:], accepted).all(axis=1)
     _refuse(path, pd.Series(~chained, log.index[1:]), "the reference is not the last accepted evaluation")
-    return log.astype({"Cycle": int, "Ignored": int, "Eliminated": int})
 
 
 def _add_outcome(images, log):
     """Add to every image what the log says happened to it."""
-    flags = log[(log["Phase"] == "subject") & (log["Ignored"] == 1)].groupby("Subject")["Cycle"]
+    flagged = log["Phase"].isin(["subject", SCREEN]) & (log["Ignored"] == 1)
+    flags = log[flagged].groupby("Subject")["Cycle"]
     eliminated = log[log["Eliminated"] == 1].groupby("Subject")["Cycle"].first()
     images["Times_flagged"] = flags.size().reindex(images.index, fill_value=0)
     images["First_flagged"] = flags.min().reindex(images.index).astype("Int64")

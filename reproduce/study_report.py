@@ -9,8 +9,19 @@ import jinja2
 import pandas as pd
 from intervals import RESAMPLES
 from study_figures import render
-from study_records import CLEAN, CONTROLLED, DIRTY, in_words
-from study_tables import ALL, CLEAN_KEY, GOOD, HARMFUL, MISSING, MODEL_NAMES, by_cycle, number_text
+from study_layout import CLEAN, DIRTY, PUBLISHED, control_folder
+from study_records import in_words
+from study_tables import (
+    ALL,
+    CLEAN_KEY,
+    GOOD,
+    HARMFUL,
+    MISSING,
+    MODEL_NAMES,
+    by_cycle,
+    number_text,
+    rule_in_words,
+)
 
 from travelling.checkpoint import write_whole
 
@@ -46,7 +57,7 @@ def make_report(study, tables, figures, resamples=RESAMPLES):
         notes=list(dict.fromkeys(note for table in tables.values() for note in table.notes)),
         tables=tables,
         figures=[picture for picture in figures if picture.run is None],
-        runs=[_run(run, figures) for run in study.controls],
+        runs=[_run(run, figures) for run in study.shown_controls],
         records=[
             _record(study, path, record)
             for path, record in sorted(study.records.items(), key=lambda item: (item[1].get("started") or "", item[0]))
@@ -72,11 +83,14 @@ def _data_address(picture, dark):
 
 def lead(study):
     """The whole study in one sentence or two."""
-    if not study.controls:
+    controls = study.shown_controls
+    if not controls:
         return "No run of quality control has finished, so what it finds is not known."
-    images = pd.concat([run.images for run in study.controls])
+    images = pd.concat([run.images for run in controls])
     harmful, good = images[images["Harmful"]], images[~images["Harmful"]]
-    runs = f"{len(study.controls)} run{'s' if len(study.controls) != 1 else ''} of quality control"
+    runs = f"{len(controls)} run{'s' if len(controls) != 1 else ''} of quality control"
+    if len(study.rules) > 1:
+        runs += f" in the setting '{rule_in_words(study.main_rule)}'"
     flagged = int((good["Times_flagged"] > 0).sum())
     return (
         f"In {runs}, {harmful['Eliminated'].sum()} of {len(harmful)} harmful images were eliminated, and "
@@ -94,13 +108,14 @@ def summarize(study, tables):
     clean = auroc.get(CLEAN_KEY)
     summary = []
     for condition in study.conditions:
-        images = detection[(detection["experiment"] == condition[0]) & (detection["kind"] == condition[1])]
+        images = detection[(detection[["experiment", "kind", "rule"]] == [*condition, study.main_rule]).all(axis=1)]
         images = images.set_index("images")
+        names = [*([] if condition[0] == CLEAN else [DIRTY]), control_folder(study.main_rule)]
         summary.append(
             {
                 "title": in_words(*condition).capitalize(),
                 "found": _found_in_words(images.loc[HARMFUL], images.loc[GOOD]),
-                "effects": _effects_in_words(clean, *(auroc.get((*condition, name)) for name in (DIRTY, CONTROLLED))),
+                "effects": _effects_in_words({CLEAN: clean} | {name: auroc.get((*condition, name)) for name in names}),
             }
         )
     return summary
@@ -121,10 +136,10 @@ def _images(number, what):
     return f"{number:.0f} {what} image{'s' if number != 1 else ''}"
 
 
-def _effects_in_words(clean, dirty, controlled):
+def _effects_in_words(rows):
     """The AUROC of each model in words: [(model, sentence)]."""
     found = []
-    for key, row in ((CLEAN, clean), (DIRTY, dirty), (CONTROLLED, controlled)):
+    for key, row in rows.items():
         if row is None or pd.isna(row["value"]):
             found.append((MODEL_NAMES[key], "AUROC not known"))
         else:
@@ -149,13 +164,13 @@ def _against_clean(row):
 def _run(run, figures):
     """What the report tells about a run of quality control."""
     images = run.images.assign(Place=range(len(run.images)))
-    flags = run.log[(run.log["Phase"] == "subject") & (run.log["Ignored"] == 1)].groupby("Subject")
-    revisits = run.log[run.log["Phase"] == "revisit"].groupby("Subject")
+    flags, revisits = run.flags.groupby("Subject"), run.revisits.groupby("Subject")
     touched = images[(images["Times_flagged"] > 0)].sort_values(["First_flagged", "Place"])
     decisions = [_decision(image, flags, revisits) for _, image in touched.iterrows()]
     return {
         "name": run.name,
         "title": run.name.capitalize(),
+        "by_tolerance": run.by_tolerance,
         "figures": [picture for picture in figures if picture.run is run],
         "eliminated": [decision for decision in decisions if decision["eliminated"]],
         "kept": [decision for decision in decisions if not decision["eliminated"]],
@@ -186,14 +201,13 @@ def _decision(image, flags, revisits):
 
 
 def _log_row(row):
-    """A row of the log that decided, for readers."""
-    return {
-        "row": int(row["Row"]),
-        "cycle": int(row["Cycle"]),
-        "FPR": f"{row['Reference_PFP']:.3f} to {row['PFP']:.3f}",
-        "FNR": f"{row['Reference_PFN']:.3f} to {row['PFN']:.3f}",
-        "tolerance": f"{row['Tolerance']:g}",
+    """A row of the log that decided, for readers; the screen measures no rates."""
+    rates = {
+        name: "screened" if pd.isna(row[rate]) else f"{number_text(row[f'Reference_{rate}'])} to {row[rate]:.3f}"
+        for name, rate in (("FPR", "PFP"), ("FNR", "PFN"))
     }
+    tolerance = MISSING if pd.isna(row["Tolerance"]) else f"{row['Tolerance']:g}"
+    return {"row": int(row["Row"]), "cycle": int(row["Cycle"]), **rates, "tolerance": tolerance}
 
 
 def _center(name, images, flags):
@@ -276,8 +290,8 @@ def _period(study):
 def methods(study, tables, resamples):
     """A paragraph for a paper's methods, with the study's own numbers; what no record tells is left out."""
     sentences = []
-    if study.controls:
-        run = study.controls[0]
+    if study.shown_controls:
+        run = study.shown_controls[0]
         model = next(model for model in study.models if model.folder == run.folder)
         options = model.records.get(run.folder / "run.json", {"options": {}})["options"]
         good = run.images[~run.images["Harmful"]]
@@ -290,12 +304,15 @@ def methods(study, tables, resamples):
             f"A pre-trained travelling model went on through {good['Study'].nunique()} centers with {len(good)} "
             f"T1-weighted images ({(good['Group_bin'] == 0).sum()} HC, {(good['Group_bin'] == 1).sum()} PD) in cycles "
             f"{cycles.min()} to {cycles.max()}{batch}{rate}.",
-            f"Harmful images were added: {_harm_in_words(study)}.",
+            *[f"Harmful images were added: {harm}." for harm in [_harm_in_words(study)] if harm],
             f"Decentralized quality control{protocol} verified every training step on the test set: a step that "
-            f"raised FPR or FNR by more than {run.error:g} per image was undone and its images were tried one by one; "
+            f"{_judged_in_words(run)} was undone and its images were tried one by one; "
             f"those that harmed alone were flagged, revisited {wait}, and eliminated if they harmed again (Souza et "
             "al., 2025).",
         ]
+        others = [f"'{rule_in_words(rule)}'" for rule in study.rules if rule != run.rule]
+        if others:
+            sentences.append(f"It was compared with the setting{'s' if others[1:] else ''} {', '.join(others)}.")
     frame = tables["performance"].frame
     known = frame[(frame["subgroup"] == ALL) & frame["value"].notna()]
     if len(known):
@@ -317,11 +334,19 @@ def methods(study, tables, resamples):
     return " ".join(sentences)
 
 
+def _judged_in_words(run):
+    """Which steps a run's setting undid, in words."""
+    if run.rule == PUBLISHED:
+        return f"raised FPR or FNR by more than {run.error:g} per image"
+    tolerance = f"raised FPR or FNR by more than {run.error:g} per image" if run.by_tolerance else "harmed"
+    return f"{tolerance} (setting '{rule_in_words(run.rule)}' of the software)"
+
+
 def _harm_in_words(study):
     parts = []
     for experiment, kind in study.conditions:
-        run = next((run for run in study.controls if (run.experiment, run.kind) == (experiment, kind)), None)
-        if run:
+        run = next(iter(study.runs((experiment, kind))), None)
+        if run and run.images["Harmful"].any():
             harmful = run.images[run.images["Harmful"]]
             parts.append(f"{in_words(experiment, kind)}: {len(harmful)} at {harmful['Study'].nunique()} centers")
     return "; ".join(parts)

@@ -3,12 +3,14 @@
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import numpy as np
 import pandas as pd
 from intervals import RESAMPLES, metric_replicates, paired_p_value, percentile_interval, wilson_interval
 from scipy import stats
-from study_records import CLEAN, CONTROLLED, DIRTY, in_words
+from study_layout import CLEAN, CONTROL_FOLDERS, DIRTY, PUBLISHED, control_folder
+from study_records import SCREEN, in_words
 
 from travelling.checkpoint import write_whole
 from travelling.cohort import SEPARATOR
@@ -25,7 +27,10 @@ METRIC_NAMES = {
     "specificity": "specificity",
     "F1_SCORE": "F1",
 }
-MODEL_NAMES = {CLEAN: "clean", DIRTY: "dirty", CONTROLLED: "quality-controlled"}
+MODEL_NAMES = {CLEAN: "clean", DIRTY: "dirty"} | {
+    folder: "quality-controlled" + ("" if rule == PUBLISHED else f" ({rule.replace('_', ', ')})")
+    for folder, rule in CONTROL_FOLDERS.items()
+}
 CLEAN_KEY = ("", "", CLEAN)
 MISSING = "n/a"
 ALL = "all"
@@ -69,6 +74,8 @@ def make_tables(study, cycle=None, age_edges=AGE_EDGES, resamples=RESAMPLES, see
         fairness_table(study, diagnoses),
         elimination_table(study, age_edges, seed),
         cost_table(study),
+        rules_table(study, diagnoses),
+        false_alarms_table(study),
     ]
     return {table.name: table for table in made}
 
@@ -252,10 +259,29 @@ def wide(part, cell):
     return pd.DataFrame(rows)
 
 
-def identity_cells(experiment, kind, model=None):
+def identity_cells(experiment, kind, model=None, rule=None):
     """The cells that say which run a row is about."""
-    cells = {"experiment": in_words(experiment, ""), "kind": in_words("", kind)}
-    return cells | ({"model": MODEL_NAMES[model]} if model else {})
+    cells = {"experiment": in_words(experiment), "kind": in_words(kind)}
+    cells |= {"model": MODEL_NAMES[model]} if model else {}
+    return cells | ({"rule": rule_in_words(rule)} if rule else {})
+
+
+def rule_in_words(rule):
+    """``evidence_screen`` -> ``evidence, screen``."""
+    return rule.replace("_", ", ")
+
+
+def settings(study):
+    """Every (experiment, kind) in every setting of the study: [(condition, rule)]."""
+    rules = study.rules or [study.main_rule]
+    return [(condition, rule) for condition in study.conditions for rule in rules]
+
+
+def of_shown_rule(study):
+    """What a caption adds where a table is about one setting of several."""
+    if len(study.rules) < 2:
+        return ""
+    return f" Of the setting '{rule_in_words(study.main_rule)}' only; the table rules compares all of them."
 
 
 def number_text(value, sign=False, digits=3):
@@ -308,9 +334,9 @@ def image_groups():
 def detection_table(study):
     """Who was flagged and eliminated: harmful images (found) and good ones (false alarms), by class and center size."""
     rows = []
-    for condition in study.conditions:
-        runs = [run for run in study.controls if (run.experiment, run.kind) == condition]
-        identity = {"experiment": condition[0], "kind": condition[1], "seeds": len(runs)}
+    for condition, rule in settings(study):
+        runs = study.runs(condition, rule)
+        identity = {"experiment": condition[0], "kind": condition[1], "rule": rule, "seeds": len(runs)}
         for name, members in image_groups().items():
             rows.append(identity | {"images": name} | _outcome([run.images[members(run.images)] for run in runs]))
         rows.append(identity | {"images": WHOLE_CENTERS} | _outcome_of_whole_centers(runs))
@@ -336,7 +362,7 @@ def detection_table(study):
 
 _SHARE_COLUMNS = ("", "_share", "_low", "_high", "_sd_over_seeds")
 _DETECTION_COLUMNS = (
-    "experiment", "kind", "images", "seeds", "number",
+    "experiment", "kind", "rule", "images", "seeds", "number",
     *(f"flagged{ending}" for ending in _SHARE_COLUMNS), "first_flagged_cycles",
     *(f"eliminated{ending}" for ending in _SHARE_COLUMNS), "eliminated_cycles",
 )  # fmt: skip
@@ -399,7 +425,7 @@ def _detection_view(frame):
     for _, row in frame.iterrows():
         if row["number"] == 0 or (row["images"] == WHOLE_CENTERS and row["seeds"] == 0):
             continue  # a group that the experiment does not have, such as whole centers among single images
-        cells = identity_cells(row["experiment"], row["kind"])
+        cells = identity_cells(row["experiment"], row["kind"], rule=_rule_where_several(frame, row["rule"]))
         cells |= {"seeds": count_text(row["seeds"])} if several else {}
         cells |= {"images": row["images"], "number": count_text(row["number"])}
         for name, cycles in (("flagged", "first_flagged_cycles"), ("eliminated", "eliminated_cycles")):
@@ -412,6 +438,11 @@ def _detection_view(frame):
             )
         rows.append(cells)
     return pd.DataFrame(rows)
+
+
+def _rule_where_several(frame, rule):
+    """The setting, where the table is about several; otherwise None, which leaves the column out."""
+    return rule if frame["rule"].nunique() > 1 else None
 
 
 def count_text(value):
@@ -428,8 +459,8 @@ def summary_of_performance(table):
 def summary_of_detection(table):
     """Numbers of harmful and good images, flagged and eliminated by cycle: what the demo prints."""
     rows = []
-    for (experiment, kind), group in table.frame.groupby(["experiment", "kind"], sort=False):
-        row = identity_cells(experiment, kind)
+    for (experiment, kind, rule), group in table.frame.groupby(["experiment", "kind", "rule"], sort=False):
+        row = identity_cells(experiment, kind, rule=_rule_where_several(table.frame, rule))
         for name in (HARMFUL, GOOD):
             images = group.set_index("images").loc[name]
             row[f"{name} images"] = count_text(images["number"])
@@ -492,7 +523,7 @@ def thresholds_table(study):
     )  # fmt: skip
     rows = []
     for condition in study.conditions:
-        runs = [run for run in study.controls if (run.experiment, run.kind) == condition]
+        runs = [run for run in study.runs(condition) if run.by_tolerance]
         own = {round(run.error, 9) for run in runs}
         grid = sorted({*THRESHOLDS, *own})
         tables = [detection_by_threshold(run, grid) for run in runs]
@@ -521,6 +552,7 @@ def thresholds_table(study):
         "log does not tell because nobody tried these images alone. It says nothing of another -revisit, for which "
         "the study must be run again."
         + (" Means over seeds ± standard deviation over seeds." if len(study.seeds) > 1 else "")
+        + of_shown_rule(study)
     )
     views = {"Images found by threshold": pd.DataFrame(view)}
     return Table("thresholds", "Other values of -error", caption, frame, views, notes_of(study))
@@ -541,7 +573,7 @@ def centers_table(study):
         "good_flagged", "good_eliminated", "share_lost",
     )  # fmt: skip
     rows = []
-    for run in study.controls:
+    for run in study.shown_controls:
         for center, images in run.images.groupby("Study", sort=False):
             row = {
                 "experiment": run.experiment,
@@ -566,6 +598,7 @@ def centers_table(study):
     caption = (
         f"Images per center, and how many of them were flagged and eliminated. Shown are the {len(touched)} of "
         f"{len(frame)} centers (of all runs) that held a harmful image or had a good one flagged; the CSV has all."
+        + of_shown_rule(study)
     )
     return Table(
         "centers",
@@ -651,7 +684,7 @@ def elimination_table(study, age_edges, seed):
     )  # fmt: skip
     rows = []
     for condition in study.conditions:
-        runs = [run for run in study.controls if (run.experiment, run.kind) == condition]
+        runs = study.runs(condition)
         good = pd.concat([run.images[~run.images["Harmful"]] for run in runs]) if runs else None
         for attribute, groups in _attributes(good, age_edges).items():
             identity = dict(zip(columns, (*condition, attribute), strict=False)) | {"seeds": len(runs)}
@@ -670,6 +703,7 @@ def elimination_table(study, age_edges, seed):
         "Good images flagged and eliminated, by class, sex and age group of the subject. p: Fisher's exact test that "
         "all groups of one attribute have the same share, not corrected for the number of tests (n/a where there is "
         "nothing to compare: nobody or everybody, or several seeds, whose images are of the same people)."
+        + of_shown_rule(study)
     )
     views = {"Good images by subgroup": pd.DataFrame(view)}
     return Table("elimination", "Whose good images were lost", caption, frame, views, notes_of(study))
@@ -718,7 +752,7 @@ def cost_table(study):
         "experiment", "kind", "model", "seeds", "finished", "timed_cycles", "seconds_per_cycle", "times_dirty",
         "cycles", "verifications", "undone", "undone_share",
         *(f"{phase}_{what}" for phase in PHASES for what in ("verifications", "undone")),
-        "good_batches_undone", "device",
+        "good_batches_undone", "screened", "screened_flagged", "screened_eliminated", "device",
     )  # fmt: skip
     by_key = {key: [model for model in study.models if model.key == key] for key in study.keys}
     seconds = {key: _mean_seconds(models) for key, models in by_key.items()}
@@ -729,9 +763,9 @@ def cost_table(study):
         row["timed_cycles"] = sum(len(model.cycle_seconds) for model in models)
         row["seconds_per_cycle"] = seconds[key]
         row["device"] = "; ".join(dict.fromkeys(device for model in models for device in devices(model)))
-        if key[2] == CONTROLLED:
+        if key[2] in CONTROL_FOLDERS:
             row["times_dirty"] = seconds[key] / seconds.get((*key[:2], DIRTY), np.nan)
-            row |= _verifications([run for run in study.controls if (run.experiment, run.kind) == key[:2]])
+            row |= _verifications([run for run in study.controls if run.key == key])
         rows.append(row)
     frame = pd.DataFrame(rows, columns=columns)
     caption = (
@@ -740,11 +774,17 @@ def cost_table(study):
         "quality control (sums over seeds), how many of their steps were undone, in which phase, and how many undone "
         "batches held good images only."
     )
-    views = {"Time and verifications": pd.DataFrame([_cost_cells(row) for _, row in frame.iterrows()])}
+    screened = frame["screened"].sum() > 0
+    if screened:
+        caption += (
+            " Screened: images that the screen judged, how many of them it put aside, and how many it eliminated at "
+            "their revisit; it trains nothing, so these are no verifications."
+        )
+    views = {"Time and verifications": pd.DataFrame([_cost_cells(row, screened) for _, row in frame.iterrows()])}
     return Table("cost", "Cost", caption, frame, views, notes_of(study))
 
 
-def _cost_cells(row):
+def _cost_cells(row, screened):
     cells = identity_cells(row["experiment"], row["kind"], row["model"])
     cells["seconds per cycle"] = number_text(row["seconds_per_cycle"], digits=1)
     further = {
@@ -758,8 +798,12 @@ def _cost_cells(row):
             count_text(row[f"{phase}_{what}"]) for what in ("verifications", "undone")
         )
     further["good batches undone"] = count_text(row["good_batches_undone"])
+    if screened:
+        further["screened, put aside, eliminated"] = ", ".join(
+            count_text(row[column]) for column in ("screened", "screened_flagged", "screened_eliminated")
+        )
     # The others verify nothing, which is not the same as not known.
-    return cells | (further if row["model"] == CONTROLLED else dict.fromkeys(further, ""))
+    return cells | (further if row["model"] in CONTROL_FOLDERS else dict.fromkeys(further, ""))
 
 
 def _mean_seconds(models):
@@ -787,7 +831,156 @@ def _verifications(runs):
         (run, steps) for run in runs for steps in [run.log[(run.log["Phase"] == "batch") & (run.log["Ignored"] == 1)]]
     ]
     row["good_batches_undone"] = sum(int((~holds_harm(run, steps)).sum()) for run, steps in undone)
-    return row
+    screening = pd.concat([run.screening for run in runs])
+    screens = screening[screening["Phase"] == SCREEN]
+    row |= {"screened": len(screens), "screened_flagged": int(screens["Ignored"].sum())}
+    return row | {"screened_eliminated": int(screening["Eliminated"].sum())}
+
+
+# What the table of settings tells of each, per seed: {column: (name for readers, digits)}.
+_RULE_MEASURES = {
+    "harmful": ("harmful images", 0),
+    "harmful_flagged_percent": ("harmful flagged %", 1),
+    "harmful_eliminated_percent": ("harmful eliminated %", 1),
+    "good": ("good images", 0),
+    "good_flagged_percent": ("good flagged %", 1),
+    "good_eliminated_percent": ("good eliminated %", 1),
+    "cycles_until_elimination": ("cycles until elimination", 1),
+    "undone_percent": ("steps undone %", 1),
+    "AUC_ROC": ("AUROC", 3),
+    "difference_to_clean": ("difference to clean", 3),
+    "difference_to_dirty": ("difference to dirty", 3),
+    "run_seconds": ("seconds", 0),
+}
+
+
+def rules_table(study, diagnoses):
+    """The settings of quality control side by side: what each finds, loses and costs, and what it does to AUROC."""
+    columns = ["experiment", "kind", "rule", "seeds", "cycle"]
+    columns += [f"{name}{ending}" for name in _RULE_MEASURES for ending in ("", "_sd_over_seeds")]
+    rows, view = [], []
+    for condition, rule in settings(study):
+        key = (*condition, control_folder(rule))
+        per_seed = [_measures(study, diagnoses, key, seed) for seed in study.seeds]
+        known = pd.DataFrame(per_seed, columns=list(_RULE_MEASURES), dtype=float)
+        means, deviations = known.mean(), known.std(ddof=1)
+        row = dict(zip(columns, (*condition, rule, len(study.runs(condition, rule)), diagnoses.cycle), strict=False))
+        cells = identity_cells(*condition, rule=rule)
+        cells |= {"seeds": count_text(row["seeds"])} if len(study.seeds) > 1 else {}
+        for name, (label, digits) in _RULE_MEASURES.items():
+            row |= {name: means[name], f"{name}_sd_over_seeds": deviations[name]}
+            cells[label] = number_text(means[name], sign=name.startswith("difference"), digits=digits)
+            if pd.notna(deviations[name]) and name not in (HARMFUL, GOOD):
+                cells[label] += f" ± {deviations[name]:.{digits}f}"
+        rows.append(row)
+        view.append(cells)
+    caption = (
+        "Settings of quality control compared: published (a rise of FPR or FNR above -error), evidence (--rule "
+        "evidence), screen (published, with --screen) and both. Shares of harmful images flagged (put aside at least "
+        "once) and eliminated, and of good ones, which are false alarms; cycles until a harmful image was eliminated "
+        "(median of those that were; the first cycle of the run counts as 1); the share of verifications whose step "
+        f"was undone; AUROC {diagnoses.when} and its differences to the clean and to the dirty model of the same seed; "
+        "seconds of the run from its record (n/a where it was interrupted: it does not tell for how long)."
+        + (" Means over seeds ± standard deviation over seeds." if len(study.seeds) > 1 else "")
+    )
+    views = {"Settings of quality control": pd.DataFrame(view)}
+    frame = pd.DataFrame(rows, columns=columns)
+    return Table("rules", "Settings compared", caption, frame, views, notes_of(study, diagnoses.notes))
+
+
+def _measures(study, diagnoses, key, seed):
+    """What the table of settings tells of the run of one seed; what is not known is left out."""
+    measures = {}
+    run = next((run for run in study.controls if (run.key, run.seed) == (key, seed)), None)
+    if run:
+        first = run.log["Cycle"][1:].min()
+        for name, images in ((HARMFUL, run.images[run.images["Harmful"]]), (GOOD, run.images[~run.images["Harmful"]])):
+            measures[name] = len(images)
+            measures[f"{name}_flagged_percent"] = 100 * (images["Times_flagged"] > 0).mean()
+            measures[f"{name}_eliminated_percent"] = 100 * images["Eliminated"].mean()
+            if name == HARMFUL:
+                cycles = images["Eliminated_cycle"].dropna().astype(float)
+                measures["cycles_until_elimination"] = (cycles - first + 1).median()
+        measures["undone_percent"] = 100 * run.log["Ignored"][1:].mean()
+    for model in study.models:
+        if (model.key, model.seed) == (key, seed):
+            measures["run_seconds"] = _run_seconds(model)
+    place = METRICS.index("AUC_ROC")
+    values = {
+        name: diagnoses.values[ALL, other, seed][place]
+        for name, other in (("own", key), (CLEAN, CLEAN_KEY), (DIRTY, (*key[:2], DIRTY)))
+        if (ALL, other, seed) in diagnoses.values
+    }
+    if "own" in values:
+        measures["AUC_ROC"] = values["own"]
+        measures["difference_to_clean"] = values["own"] - values.get(CLEAN, np.nan)
+        measures["difference_to_dirty"] = values["own"] - values.get(DIRTY, np.nan)
+    return measures
+
+
+def _run_seconds(model):
+    """Seconds from the start to the end of a run that was not interrupted, NaN of any other."""
+    record = model.records.get(model.folder / "run.json")
+    if not record or not record["finished"] or len(record["sessions"]) != 1:
+        return np.nan
+    begin, end = (datetime.fromisoformat(record[name]) for name in ("started", "finished"))
+    return (end - begin).total_seconds()
+
+
+def false_alarms_table(study):
+    """Good images flagged and eliminated by the size of their center and by scanner, in every setting."""
+    columns = ["experiment", "kind", "rule", "by", "group", "runs", "number"]
+    columns += [f"{outcome}{ending}" for outcome in OUTCOMES for ending in ("", "_share")]
+    rows, views = [], {}
+    for condition, rule in settings(study):
+        identity = dict(zip(columns, (*condition, rule), strict=False))
+        rows += [identity | row for row in _false_alarms(study.runs(condition, rule))]
+    frame = pd.DataFrame(rows, columns=columns)
+    clean = frame["experiment"] == CLEAN
+    for title, part in (("Good images beside harmful ones", frame[~clean]), ("Clean images alone", frame[clean])):
+        if len(part) == 0:
+            continue
+        groups = part.groupby(["rule", "by", "group"], sort=False)[["runs", "number", *OUTCOMES]].sum()
+        view = []
+        for (rule, by, group), row in groups.iterrows():
+            cells = {"rule": rule_in_words(rule), "by": by, "group": group, "runs": count_text(row["runs"])}
+            cells["good images"] = count_text(row["number"])
+            for outcome in OUTCOMES:
+                cells[outcome] = count_text(row[outcome])
+                cells[f"share {outcome}"] = number_text(row[outcome] / row["number"] if row["number"] else np.nan)
+            view.append(cells)
+        views[title] = pd.DataFrame(view)
+    caption = (
+        "Good images flagged (put aside at least once) and eliminated, by the number of images that their center has "
+        "(harmful ones counted) and, where the training set has a column Scanner, by scanner. Sums over all runs of a "
+        "setting, in which the same images come again: the shares are no independent samples, and have no intervals. "
+        "The CSV has every experiment and kind of harm by itself."
+    )
+    if not views:
+        views = {"Good images": pd.DataFrame()}
+    return Table("false_alarms", "Whom false alarms hit", caption, frame, views, notes_of(study))
+
+
+def _false_alarms(runs):
+    """One row per group of good images, over all runs of one condition and setting."""
+    if not runs:
+        return []
+    good = pd.concat([run.images[~run.images["Harmful"]] for run in runs])
+    groups = [(ALL, ALL, np.ones(len(good), dtype=bool))]
+    groups += [("center size", name, good["Center_images"].between(*size)) for name, size in CENTER_SIZES.items()]
+    if "Scanner" in good.columns:
+        scanners = good["Scanner"].fillna("").str.strip().replace("", MISSING)
+        groups += [("scanner", name, scanners == name) for name in sorted(scanners.unique())]
+    rows = []
+    for by, group, members in groups:
+        images = good[members]
+        if images.empty:
+            continue
+        row = {"by": by, "group": group, "runs": len(runs), "number": len(images)}
+        for outcome, marks in (("flagged", images["Times_flagged"] > 0), ("eliminated", images["Eliminated"])):
+            row |= {outcome: int(marks.sum()), f"{outcome}_share": marks.mean()}
+        rows.append(row)
+    return rows
 
 
 def holds_harm(run, steps):

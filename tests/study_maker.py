@@ -11,10 +11,12 @@ AGES = [50, 55, 60, 65, 70, 75, 50, 65, 72, ""]
 CLEAN = [0.1, 0.2, 0.3, 0.4, 0.6, 0.2, 0.9, 0.8, 0.7, 0.3]
 DIRTY = [0.9] * 9 + [0.1]
 CONTROLLED = [0.1, 0.2, 0.3, 0.4, 0.4, 0.2, 0.9, 0.8, 0.7, 0.3]
+SCREENED = [0.1, 0.2, 0.3, 0.4, 0.4, 0.2, 0.9, 0.8, 0.7, 0.1]
 LAST_CYCLE = 12
 
 GOOD = {"A": "a1", "B": "b1 b2 b3", "C": "c1 c2 c3 c4 c5 c6 c7", "D": "d1 d2"}  # center -> subjects
 HARMFUL = {"harmful_01": "h1 h2"}
+SCANNERS = {"A": "X", "B": "X", "C": "Y", "D": "", "harmful_01": "Y"}
 PATIENTS = {"b3", "c5", "c6", "c7", "d2"}
 C_BATCHES = ("c1;c2;c3;c4;c5", "c6;c7")
 ERROR = 0.05
@@ -38,21 +40,69 @@ STEPS = [
     *((12, "batch", batch, 0.2, 0.25) for batch in ("b3;b1;b2", "a1", *C_BATCHES, "d1;d2")),
     (12, "revisit", "h2", 0.9, 0.0),
 ]
+# The same by evidence with the screen, which trains nothing; a sixth value is the decision. The screen suspects h1
+# (still at its revisit) and d1 (not any more), c7 is lost by mistake, and c6 is kept although its FPR rises.
+SCREENED_STEPS = [
+    *((10, "screen", subject, None, None, subject in ("h1", "d1")) for subject in
+      [subject for subjects in (GOOD | HARMFUL).values() for subject in subjects.split()]),
+    (10, "batch", "a1", 0.2, 0.25, False),
+    (10, "batch", "h2", 1.0, 0.0, True),
+    (10, "subject", "h2", 0.9, 0.0, True),
+    (10, "batch", "b1;b2;b3", 0.2, 0.25, False),
+    (10, "batch", "c1;c2;c3;c4;c5", 0.2, 0.25, False),
+    (10, "batch", "c6;c7", 0.5, 0.25, True),
+    (10, "subject", "c6", 0.3, 0.25, False),
+    (10, "subject", "c7", 0.5, 0.25, True),
+    *((cycle, "batch", batch, 0.2, 0.25, False)
+      for cycle in (10, 11) for batch in ("d2", "b1;b2;b3", "a1", "c1;c2;c3;c4;c5", "c6")[: 1 if cycle == 10 else 5]),
+    (11, "revisit", "h1", None, None, True),
+    (11, "revisit", "d1", 0.2, 0.25, False),
+    (11, "revisit", "h2", 0.9, 0.0, True),
+    (11, "revisit", "c7", 0.5, 0.25, True),
+    *((12, "batch", batch, 0.2, 0.25, False) for batch in ("b1;b2;b3", "a1", "c1;c2;c3;c4;c5", "c6", "d1;d2")),
+]  # fmt: skip
+RULE = "evidence_screen"  # the setting that does so
+MADE_BY = {"published": {"rule": "published", "screen": False}, RULE: {"rule": "evidence", "screen": True}}
 
 
-def make_study(folder, experiment="whole_centers", kind="noise", names=None, steps=STEPS):
+def control_folder(rule):
+    """The folder of a setting."""
+    return "quality_control" if rule == "published" else f"quality_control_{rule}"
+
+
+def make_study(folder, experiment="whole_centers", kind="noise", names=None, steps=STEPS, rules=("published",)):
     """Write the study's records to a folder; ``names`` gives subjects and centers other names. Returns the folder."""
     condition = folder / f"{experiment}_{kind}"
-    for place, predictions in (
-        (folder / "clean", CLEAN), (condition / "dirty_baseline", DIRTY), (condition / "quality_control", CONTROLLED),
-    ):  # fmt: skip
-        write_inference(place, predictions)
-        write_log(place / ("log.log" if place.name == "quality_control" else "training.log"), place.name)
-        write_record(place / "run.json")
-        write_record(place / "inference_run.json")
+    write_run(folder / "clean", CLEAN)
+    write_run(condition / "dirty_baseline", DIRTY)
     write_harmful(condition / "harmful", experiment, kind, names or {})
-    write_control(condition / "quality_control", names or {}, steps)
+    if "published" in rules:
+        write_run(condition / "quality_control", CONTROLLED)
+        write_control(condition / "quality_control", names or {}, steps)
+    if RULE in rules:
+        place = condition / control_folder(RULE)
+        write_run(place, SCREENED, finished="2026-01-01T00:08:00+00:00", **MADE_BY[RULE])
+        write_control(place, names or {}, SCREENED_STEPS)
     return folder
+
+
+def make_clean_control(folder, rule):
+    """Add quality control of the clean images to a study."""
+    place = folder / "clean" / control_folder(rule)
+    (folder / "cohort").mkdir(exist_ok=True)
+    pd.DataFrame(training_rows({})[:-2]).to_csv(folder / "cohort" / "training_set.csv", index=False)
+    write_run(place, CONTROLLED, fn_train="cohort/training_set.csv", **MADE_BY[rule])
+    steps = SCREENED_STEPS if rule == RULE else STEPS
+    write_control(place, {}, [step for step in steps if "h" not in step[2]], GOOD)
+
+
+def write_run(folder, predictions, finished="2026-01-01T00:16:00+00:00", **options):
+    """All records of a run that any script leaves, and of its inference."""
+    write_inference(folder, predictions)
+    controls = folder.name.startswith("quality_control")
+    write_log(folder / ("log.log" if controls else "training.log"), "quality_control" if controls else folder.name)
+    write_record(folder / "run.json", finished, **options)
+    write_record(folder / "inference_run.json")
 
 
 def write_inference(folder, predictions, cycles=(11, LAST_CYCLE)):
@@ -101,37 +151,52 @@ def write_record(path, finished="2026-01-01T00:16:00+00:00", **options):
 def write_harmful(folder, experiment, kind, names):
     """The training set of an experiment, and the truth."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for center, subjects in (GOOD | HARMFUL).items():
-        for subject in subjects.split():
-            row = {"Subject": names.get(subject, subject), "Study": names.get(center, center)}
-            row |= {"Path": f"{subject}.nii.gz", "Group_bin": int(subject in PATIENTS), "Sex": "MF"[len(rows) % 2]}
-            rows.append(row | {"Age": 50 + 2 * len(rows)})
+    rows = training_rows(names)
     pd.DataFrame(rows).to_csv(folder / "training_set.csv", index=False)
     truth = pd.DataFrame(rows)[-2:][["Subject", "Study"]].assign(Kind=kind, Experiment=experiment, Source="a1")
     truth.to_csv(folder / "truth.csv", index=False)
 
 
-def write_control(folder, names, steps):
-    """The verification log and the subject file: decisions by the rule of quality control."""
-    center_of = {subject: center for center, subjects in (GOOD | HARMFUL).items() for subject in subjects.split()}
+def training_rows(names):
+    """The rows of the training set, the harmful ones last."""
+    rows = []
+    for center, subjects in (GOOD | HARMFUL).items():
+        for subject in subjects.split():
+            row = {"Subject": names.get(subject, subject), "Study": names.get(center, center)}
+            row |= {"Path": f"{subject}.nii.gz", "Group_bin": int(subject in PATIENTS), "Sex": "MF"[len(rows) % 2]}
+            rows.append(row | {"Age": 50 + 2 * len(rows), "Scanner": SCANNERS[center]})
+    return rows
+
+
+def write_control(folder, names, steps, centers=GOOD | HARMFUL):
+    """The verification log and the subject file: decisions by the published rule, where the steps do not tell them."""
+    center_of = {subject: center for center, subjects in centers.items() for subject in subjects.split()}
     reference, rows = (0.2, 0.25), []
     flags, eliminated = {subject: [] for subject in center_of}, {}
-    for cycle, phase, subjects, fpr, fnr in [(0, "baseline", "", *reference), *steps]:
+    for cycle, phase, subjects, fpr, fnr, *decided in [(0, "baseline", "", *reference), *steps]:
         ids = subjects.split(";") if subjects else []
         tolerance = len(ids) * ERROR
-        harmful = phase != "baseline" and (fpr > reference[0] + tolerance or fnr > reference[1] + tolerance)
-        if harmful and phase == "subject":
+        if decided:
+            (harmful,) = decided
+        else:
+            harmful = phase != "baseline" and (fpr > reference[0] + tolerance or fnr > reference[1] + tolerance)
+        if harmful and phase in ("subject", "screen"):
             flags[subjects].append(cycle)
         if harmful and phase == "revisit":
             eliminated[subjects] = cycle
-        known = phase != "baseline"
+        measured = fpr is not None
+        known = phase != "baseline" and measured
+        further = {}
+        if decided:  # columns that only other settings have
+            further = {"P_FP": 0.5 if known else None, "P_FN": 0.5 if known else None}
+            further |= {"Screen_score": None if known else 1.5, "Screen_limit": None if known else 2.0}
         rows.append(
             {
                 "Cycle": cycle,
                 "Subject": {"baseline": "n/a", "batch": "batch"}.get(phase, names.get(subjects, subjects)),
                 "Study": names.get(center_of[ids[0]], center_of[ids[0]]) if ids else "n/a",
-                "ACC": 0.8, "FP": 1, "FN": 1, "PFP": fpr, "PFN": fnr,
+                "ACC": 0.8 if measured else None, "FP": 1 if measured else None, "FN": 1 if measured else None,
+                "PFP": fpr, "PFN": fnr,
                 "Ignored": int(harmful),
                 "Phase": phase,
                 "Subjects": ";".join(names.get(subject, subject) for subject in ids),
@@ -139,9 +204,9 @@ def write_control(folder, names, steps):
                 "Reference_PFP": reference[0] if known else None,
                 "Reference_PFN": reference[1] if known else None,
                 "Eliminated": int(harmful and phase == "revisit"),
-            }
+            } | further
         )  # fmt: skip
-        reference = reference if harmful else (fpr, fnr)
+        reference = (fpr, fnr) if measured and not harmful else reference
     pd.DataFrame(rows).to_csv(folder / "log.csv", index=False)
     subjects = [
         {

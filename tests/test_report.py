@@ -1,6 +1,7 @@
 """The report: whatever subjects are called, without a network, for keyboards and screen readers, in a real browser."""
 
 import base64
+import dataclasses
 import hashlib
 import html.parser
 import itertools
@@ -14,7 +15,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import write_image
-from study_maker import REPRODUCE, make_study
+from study_maker import REPRODUCE, RULE, make_clean_control, make_study
 
 from travelling.errors import InputError
 
@@ -188,6 +189,54 @@ def test_a_study_without_anything_finished_has_a_report(study, tmp_path):
     assert "whole_centers_noise/quality_control: not finished" in report
     assert "left no run.json" in report
     assert not re.search(r"\b(nan|None|NaN)\b(?! has finished)", re.sub("(?s)<(script|style)>.*?</", "", report))
+
+
+def test_a_study_with_several_settings_shows_the_published_one_and_compares_all(tmp_path):
+    folder = make_study(tmp_path / "study", rules=("published", RULE))
+    make_clean_control(folder, "published")
+    both = read_study(folder)
+    tables = make_tables(both, resamples=99)
+    drawn = make_figures(both)
+    report = make_report(both, tables, [], resamples=99)
+    assert "In 2 runs of quality control in the setting &#39;published&#39;, 2 of 2 harmful images" in report
+    assert "Settings compared" in report
+    assert "Whom false alarms hit" in report
+    assert "<td>evidence, screen</td>" in report
+    assert [picture.name for picture in drawn if picture.run] == [
+        f"{name}_{run}" for run in ("whole_centers_noise", "clean") for name in ("rates", "flags", "thresholds")
+    ]
+    assert "It was compared with the setting 'evidence, screen'." in methods(both, tables, 99)
+    assert not re.search(r"\b(nan|NaN)\b", re.sub("(?s)<(script|style)>.*?</", "", report))
+
+
+def test_a_report_of_the_screen_alone(tmp_path):
+    screened = read_study(make_study(tmp_path / "study", rules=(RULE,)))
+    tables, drawn = make_tables(screened, resamples=99), make_figures(screened)
+    report = make_report(screened, tables, [], resamples=99)
+    # h1: row 16 of the log flagged it and row 32 eliminated it, both without a training step
+    cells = [cell.strip() for cell in Elements(report).cells]
+    start = cells.index("h1")
+    assert cells[start + 2 : start + 14] == [
+        "harmful", "1", "16", "10", "screened", "screened", "32", "11", "screened", "screened", "n/a", "eliminated",
+    ]  # fmt: skip
+    assert "rose by more than tolerated" not in report
+    assert "harmed (setting 'evidence, screen' of the software) was undone" in methods(screened, tables, 99)
+    assert [picture.name for picture in drawn] == [
+        "metrics_by_cycle", "rates_whole_centers_noise", "flags_whole_centers_noise",
+    ]  # fmt: skip
+    assert "2 images were eliminated. 1 more was eliminated by the screen." in drawn[1].alternative
+    assert "harmful_01: 2 in cycle 10" in drawn[2].alternative
+    assert "quality-controlled (evidence, screen) 0.771" in drawn[0].alternative
+    assert render(drawn[2]).startswith(b"\x89PNG")
+
+
+def test_many_experiments_have_several_figures_of_metrics(study):
+    with_many = [dataclasses.replace(model, kind=f"k{number}") for number in range(7) for model in study.models[1:]]
+    drawn = make_figures(dataclasses.replace(study, models=[study.models[0], *with_many], controls=[]))
+    assert [picture.name for picture in drawn] == ["metrics_by_cycle", "metrics_by_cycle_2"]
+    assert "whole centers, k5 dirty" in drawn[0].alternative
+    assert "k6" not in drawn[0].alternative
+    assert "whole centers, k6 dirty" in drawn[1].alternative
 
 
 def test_images_are_shown_only_on_demand(study, figures, tmp_path):

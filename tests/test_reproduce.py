@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT, SCRIPTS, SIZE, make_cohort
 
 sys.path.insert(0, str(ROOT / "reproduce"))
+from study_layout import EXPERIMENTS, KINDS, condition_name, conditions_of, split_condition
 from study_steps import in_words, times_before_the_end
 from study_time import measure
 
@@ -236,6 +237,57 @@ def test_options_reach_the_scripts_that_know_them(monkeypatch, small_cohort, tmp
             "maximum": 4000,
         }.items():  # fmt: skip
             assert parsed.get(name, value) == value, (step.name, name)
+
+
+def test_settings_of_quality_control_have_folders_and_options_of_their_own(monkeypatch, study):
+    _, published = planned(monkeypatch, *study.options, "--kinds", "inverted", "--experiments", "single")
+    rules = ("published", "evidence", "screen", "evidence_screen")
+    options = ["--kinds", "inverted", "--experiments", "single", "--rules", *rules, "published"]
+    _, steps = planned(monkeypatch, *study.options, *options)
+    assert {name: step for name, step in steps.items() if name in published} == published  # so that none runs again
+    assert list(steps) == [
+        *published,
+        *(f"single_inverted/quality_control_{rule}{run}" for rule in rules[1:] for run in ("", "/inference")),
+    ]
+    before = published["single_inverted/quality_control"].command()
+    for rule, added in zip(
+        rules[1:], (["--rule", "evidence"], ["--screen"], ["--rule", "evidence", "--screen"]), strict=True
+    ):
+        step = steps[f"single_inverted/quality_control_{rule}"]
+        words = [word.replace(f"quality_control_{rule}", "quality_control") for word in step.command()]
+        place = words.index(added[0])
+        assert words[place : place + len(added)] == added
+        assert words[:place] + words[place + len(added) :] == before
+        assert option(steps[f"{step.name}/inference"], "-en") == step.name
+        assert steps[f"{step.name}/inference"].results[0] == step.results[0].parent / "inference_run.json"
+    _, steps = planned(monkeypatch, *study.options, *options[:5], "evidence")
+    assert "single_inverted/quality_control" not in steps
+    assert "single_inverted/quality_control_evidence" in steps
+
+
+def test_more_kinds_of_harm_the_clean_images_and_no_dirty_baseline(monkeypatch, study):
+    options = ["--kinds", "blur", "swapped_label", "--rules", "screen", "--without-dirty"]
+    _, steps = planned(monkeypatch, *study.options, *options, "--experiments", "whole_centers", "clean")
+    parts = ("harmful", "quality_control_screen", "quality_control_screen/inference")
+    assert list(steps) == [
+        "pretrained", "clean", "clean/inference",
+        *(f"whole_centers_{kind}/{part}" for kind in ("blur", "swapped_label") for part in parts),
+        "clean/quality_control_screen", "clean/quality_control_screen/inference",
+    ]  # fmt: skip
+    assert option(steps["whole_centers_swapped_label/harmful"], "--kind") == "swapped_label"
+    controlled = steps["clean/quality_control_screen"]
+    assert option(controlled, "-fn_train") == option(steps["clean"], "-fn_train") == str(study.options[1])
+    assert "--screen" in controlled.command()
+    made = {file for step in steps.values() for file in step.results}
+    assert all(set(step.reads) <= made | {study.options[1], study.options[3]} for step in steps.values())
+
+
+def test_every_name_of_an_experiment_is_read_as_it_was_written():
+    for condition in conditions_of(EXPERIMENTS, KINDS):
+        assert split_condition(condition_name(*condition)) == condition
+    assert len(conditions_of(EXPERIMENTS, KINDS)) == 2 * 13 + 1
+    assert split_condition("steps") == ("", "")
+    assert split_condition("other_place_noise") == ("other_place", "noise")
 
 
 def test_seeds_have_folders_and_seeds_of_their_own(monkeypatch, tmp_path):

@@ -8,7 +8,19 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from study_maker import CLEAN, LABELS, REPRODUCE, STEPS, change, make_study, write_inference, write_record
+from study_maker import (
+    CLEAN,
+    LABELS,
+    MADE_BY,
+    REPRODUCE,
+    RULE,
+    STEPS,
+    change,
+    make_clean_control,
+    make_study,
+    write_inference,
+    write_record,
+)
 
 from travelling.errors import InputError
 from travelling.metrics import METRICS, performance
@@ -29,6 +41,7 @@ from study_tables import (
 
 CONDITION = "whole_centers_noise"
 DIRTY, CONTROLLED = "dirty_baseline", "quality_control"
+SCREENED = f"quality_control_{RULE}"
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +86,8 @@ def cell(table, column, **where):
     return rows[column].iloc[0]
 
 
-def value(tables, model, metric, subgroup="all", column="value"):
-    return cell(tables["performance"], column, model=model, metric=metric, subgroup=subgroup)
+def value(tables, model, metric, subgroup="all", column="value", **where):
+    return cell(tables["performance"], column, model=model, metric=metric, subgroup=subgroup, **where)
 
 
 @pytest.mark.parametrize(
@@ -250,6 +263,155 @@ def test_every_number_depends_on_the_records(folder):
     assert cell(tables["cost"], "verifications", model=CONTROLLED) == 25
 
 
+@pytest.fixture(scope="module")
+def two_rules(tmp_path_factory):
+    """A study with two settings, of which one screens; the clean images by the latter alone."""
+    folder = make_study(tmp_path_factory.mktemp("rules") / "study", rules=("published", RULE))
+    make_clean_control(folder, RULE)
+    return folder
+
+
+def test_settings_compared_by_hand(two_rules):
+    table = made(two_rules)["rules"]
+
+    def of(rule, *names, experiment="whole_centers"):
+        return [cell(table, name, rule=rule, experiment=experiment) for name in names]
+
+    shares = [f"{who}_{what}_percent" for who in ("harmful", "good") for what in ("flagged", "eliminated")]
+    assert of("published", "harmful", "good") == of(RULE, "harmful", "good") == [2, 13]
+    assert of("published", *shares) == pytest.approx([100, 100, 100 / 13, 0])
+    assert of(RULE, *shares) == pytest.approx([100, 100, 200 / 13, 100 / 13])  # d1 by the screen; c7 is lost
+    # the first cycle is 10: h1 in cycle 11 and h2 in 12, against both in 11
+    assert of("published", "cycles_until_elimination") == [2.5]
+    assert of(RULE, "cycles_until_elimination") == [2]
+    # h2, c6;c7 and h2, c7 alone, two revisits of 22 steps; 15 rows of the screen and h1's revisit trained nothing
+    assert of("published", "undone_percent") == pytest.approx([100 * 8 / 26])
+    assert of(RULE, "undone_percent") == pytest.approx([100 * 6 / 22])
+    auroc = ("AUC_ROC", "difference_to_clean", "difference_to_dirty")
+    assert of("published", *auroc) == pytest.approx([21.5 / 24, 0, 12.5 / 24])
+    assert of(RULE, *auroc) == pytest.approx([18.5 / 24, -3 / 24, 9.5 / 24])
+    assert of("published", "run_seconds", "cycle") == [16 * 60, 12]
+    assert of(RULE, "run_seconds", "seeds") == [8 * 60, 1]
+    assert np.isnan(of(RULE, "good_flagged_percent_sd_over_seeds")).all()
+    # the clean images: nothing is harmful, and there is no dirty model
+    assert of(RULE, "harmful", "good", experiment="clean") == [0, 13]
+    assert of(RULE, *shares[2:], experiment="clean") == pytest.approx([200 / 13, 100 / 13])
+    assert np.isnan(of(RULE, *shares[:2], "difference_to_dirty", experiment="clean")).all()
+    assert of("published", "seeds", experiment="clean") == [0]
+    text = to_markdown(table)
+    assert (
+        "| whole centers | noise | evidence, screen | 2 | 100.0 | 100.0 | 13 | 15.4 | 7.7 | 2.0 | 27.3 | 0.771 |"
+        in text
+    )
+    assert "nan" not in text
+
+
+def test_settings_are_averaged_over_seeds(tmp_path):
+    for name in ("seed_1", "seed_2"):
+        make_study(tmp_path / name, rules=("published", RULE))
+    steps = [(*step[:3], 0.2, 0.25) if step[:3] == (10, "subject", "b1") else step for step in STEPS]
+    make_study(tmp_path / "seed_2", steps=[step for step in steps if step[:3] != (11, "revisit", "b1")])
+    record = tmp_path / "seed_2" / CONDITION / CONTROLLED / "run.json"
+    content = json.loads(record.read_text())
+    record.write_text(json.dumps(content | {"sessions": 2 * content["sessions"]}))  # interrupted: for how long?
+    table = made(tmp_path)["rules"]
+    assert cell(table, "good_flagged_percent", rule="published") == pytest.approx(100 / 26)
+    assert cell(table, "good_flagged_percent_sd_over_seeds", rule="published") == pytest.approx(100 / 13 / np.sqrt(2))
+    assert cell(table, "run_seconds", rule="published") == 960
+    assert np.isnan(cell(table, "run_seconds_sd_over_seeds", rule="published"))
+    assert cell(table, "good_flagged_percent_sd_over_seeds", rule=RULE) == 0
+    assert "| published | 2 | 2 | 100.0 ± 0.0 | 100.0 ± 0.0 | 13 | 3.8 ± 5.4 |" in to_markdown(table)
+
+
+def test_false_alarms_by_hand(two_rules):
+    table = made(two_rules)["false_alarms"]
+
+    def group(name, rule=RULE, experiment="whole_centers"):
+        columns = ("number", "flagged", "eliminated", "flagged_share")
+        return [cell(table, column, rule=rule, group=name, experiment=experiment) for column in columns]
+
+    assert group("all") == pytest.approx([13, 2, 1, 2 / 13])
+    assert group("all", "published") == pytest.approx([13, 1, 0, 1 / 13])
+    assert group("1 image") == [1, 0, 0, 0]
+    assert group("2 to 5 images") == pytest.approx([5, 1, 0, 1 / 5])  # b1 to b3, d1, d2
+    assert group("more than 5 images") == pytest.approx([7, 1, 1, 1 / 7])
+    assert group("X") == [4, 0, 0, 0]  # A and B; harmful images are of Y
+    assert group("X", "published") == pytest.approx([4, 1, 0, 1 / 4])
+    assert group("Y") == pytest.approx([7, 1, 1, 1 / 7])
+    assert group("n/a") == pytest.approx([2, 1, 0, 1 / 2])  # D does not tell its scanner
+    assert group("all", experiment="clean") == pytest.approx([13, 2, 1, 2 / 13])
+    beside, alone = table.views.values()
+    assert beside["rule"].unique().tolist() == ["published", "evidence, screen"]
+    assert alone[alone["group"] == "Y"].to_dict("records") == [
+        {"rule": "evidence, screen", "by": "scanner", "group": "Y", "runs": "1", "good images": "7", "flagged": "1",
+         "share flagged": "0.143", "eliminated": "1", "share eliminated": "0.143"}
+    ]  # fmt: skip
+
+
+def test_a_training_set_without_scanners(folder):
+    path = folder / CONDITION / "harmful" / "training_set.csv"
+    pd.read_csv(path).drop(columns="Scanner").to_csv(path, index=False)
+    assert set(made(folder)["false_alarms"].frame["by"]) == {"all", "center size"}
+
+
+def test_other_tables_of_a_study_with_several_settings(two_rules, tables):
+    made_of_two = made(two_rules)
+    # what is about one setting shows the published one, and says so
+    for name in ("thresholds", "centers", "elimination"):
+        frame = made_of_two[name].frame
+        expected = tables[name].frame
+        pd.testing.assert_frame_equal(frame[frame["experiment"] != "clean"], expected, check_dtype=False)
+        assert "Of the setting 'published' only" in made_of_two[name].caption
+        assert "Of the setting" not in tables[name].caption
+    auroc = value(made_of_two, SCREENED, "AUC_ROC", experiment="whole_centers")
+    assert auroc == pytest.approx(18.5 / 24)
+    assert "| noise | quality-controlled (evidence, screen) | 0.771" in to_markdown(made_of_two["performance"])
+    found = made_of_two["detection"].frame.set_index(["experiment", "rule", "images"])
+    assert found["flagged"]["whole_centers", RULE, "good"] == 2
+    assert found["first_flagged_cycles"]["whole_centers", RULE, "harmful"] == "10: 2"
+    assert found["flagged"]["whole_centers", "published", "good"] == 1
+    rows = summary_of_detection(made_of_two["detection"]).set_index(["experiment", "rule"])
+    assert rows["good flagged"]["whole centers", "evidence, screen"] == "2 (10: 2)"
+    assert rows["harmful images"]["clean", "evidence, screen"] == "0"
+
+    def cost(column, model=SCREENED, table="cost"):
+        return cell(made_of_two[table], column, model=model, experiment="whole_centers")
+
+    assert [cost(name) for name in ("verifications", "undone", "revisit_verifications")] == [22, 6, 3]
+    assert [cost(f"screened{ending}") for ending in ("", "_flagged", "_eliminated")] == [15, 2, 1]
+    assert cost("screened", CONTROLLED) == 0
+    assert "15, 2, 1 |" in to_markdown(made_of_two["cost"])
+    assert "screen" not in to_markdown(tables["cost"])
+    assert not [table.name for table in made_of_two.values() if "nan" in to_markdown(table)]
+
+
+def test_a_study_of_another_setting_alone(tmp_path):
+    folder = make_study(tmp_path / "study", kind="inverted_in_range", rules=(RULE,))
+    shutil.rmtree(folder / "whole_centers_inverted_in_range" / DIRTY)
+    study = read_study(folder)
+    assert study.conditions == [("whole_centers", "inverted_in_range")]
+    assert study.main_rule == RULE
+    assert study.notes == ["no dirty baseline, so nothing is known of what harm does without quality control"]
+    tables = make_tables(study, resamples=99)
+    assert cell(tables["centers"], "good_flagged", center="D") == 1
+    assert tables["thresholds"].frame.empty  # -error decided nothing
+
+
+def test_clean_images_that_are_elsewhere(two_rules, tmp_path):
+    folder = shutil.copytree(two_rules, tmp_path / "study")
+    record = folder / "clean" / SCREENED / "run.json"
+    content = json.loads(record.read_text())
+    content["options"]["fn_train"] = str(tmp_path / "secret" / "training_set.csv")
+    record.write_text(json.dumps(content))
+    study = read_study(folder)
+    (note,) = [note for note in study.notes if "training_set.csv" in note]
+    assert note == f"clean/{SCREENED}: its training_set.csv is missing, so what was found is not known"
+    assert [run.key for run in study.controls] == [
+        ("whole_centers", "noise", CONTROLLED),
+        ("whole_centers", "noise", SCREENED),
+    ]
+
+
 def test_another_cycle(folder):
     tables = made(folder, cycle=11)  # everybody is called HC there
     assert value(tables, "clean", "accuracy") == pytest.approx(6 / 10)
@@ -285,7 +447,7 @@ def test_same_input_same_output(whole, tables, tmp_path):
     write_tables(tables, tmp_path / "one")
     write_tables(made(whole), tmp_path / "two")
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert len(files) == 21
+    assert len(files) == 27
     for name in files:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
@@ -426,10 +588,27 @@ def two_studies(folder):
     return "has seed folders"
 
 
+def other_setting(folder):
+    write_record(folder / CONDITION / CONTROLLED / "run.json", **MADE_BY[RULE])
+    return f"run.json: made by the setting '{RULE}', in the folder of 'published'"
+
+
+def screened_without_screen(folder):
+    change(folder / CONDITION / CONTROLLED / "log.csv", "Phase", "screen", Cycle=10, Subjects="h1")
+    return "log.csv, row 5: unknown Phase"
+
+
+def unmeasured(folder):
+    for column in ("PFP", "PFN"):
+        change(folder / CONDITION / CONTROLLED / "log.csv", column, "", Cycle=11, Phase="revisit", Subject="h1")
+    return "log.csv, row 21: PFP is empty"
+
+
 BREAKS = [
-    broken_predictions, other_labels, other_metrics, other_decision, other_reference, other_center,
-    other_subject, other_elimination, other_subject_file, subject_twice, other_truth, other_kind, other_training_set,
-    no_columns, empty_log, torn_record, record_of_something_else, two_studies,
+    other_setting, screened_without_screen, unmeasured, broken_predictions, other_labels, other_metrics,
+    other_decision, other_reference, other_center, other_subject, other_elimination, other_subject_file,
+    subject_twice, other_truth, other_kind, other_training_set, no_columns, empty_log, torn_record,
+    record_of_something_else, two_studies,
 ]  # fmt: skip
 
 
@@ -444,7 +623,7 @@ def test_records_that_contradict_themselves_are_refused(damage, folder):
 def test_the_script_writes_and_says_what_is_wrong(folder, tmp_path, run_script_here):
     assert run_script_here("make_tables.py", folder, "--resamples", 99) == (0, "")
     assert sorted(path.stem for path in (folder / "tables").glob("*.tex")) == [
-        "centers", "cost", "detection", "elimination", "fairness", "performance", "thresholds",
+        "centers", "cost", "detection", "elimination", "fairness", "false_alarms", "performance", "rules", "thresholds",
     ]  # fmt: skip
     nowhere, empty = tmp_path / "nowhere", tmp_path / "empty"
     empty.mkdir()

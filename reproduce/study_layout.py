@@ -1,0 +1,51 @@
+"""How a study is laid out: the names of its experiments, kinds of harm and settings, and of their folders.
+
+Imports nothing, so that a script that needs the names alone answers at once.
+"""
+
+CLEAN, DIRTY, CONTROLLED, HARM = "clean", "dirty_baseline", "quality_control", "harmful"
+# "clean" is quality control on the clean images: every image that it puts aside is a false alarm.
+EXPERIMENTS = ("whole_centers", "single", CLEAN)
+PAPER_EXPERIMENTS = EXPERIMENTS[:2]
+KINDS = (
+    "inverted", "noise", "inverted_in_range", "inverted_brain", "noise_in_range", "pure_noise", "blur", "ghosting",
+    "spike", "cropped", "upside_down", "left_right", "swapped_label",
+)  # fmt: skip
+PAPER_KINDS = KINDS[:2]
+# Settings of quality control: what each adds to the command line of its script.
+RULES = {
+    "published": (),
+    "evidence": ("--rule", "evidence"),
+    "screen": ("--screen",),
+    "evidence_screen": ("--rule", "evidence", "--screen"),
+}
+PUBLISHED = "published"
+
+
+def condition_name(experiment, kind):
+    """The folder of an experiment with a kind of harm: ``whole_centers_noise``; that of clean images has no kind."""
+    return "_".join(part for part in (experiment, kind) if part)
+
+
+def conditions_of(experiments, kinds):
+    """Every (experiment, kind) of a study; clean images have the kind "" alone."""
+    return [(experiment, kind) for experiment in experiments for kind in (("",) if experiment == CLEAN else kinds)]
+
+
+def split_condition(name):
+    """(experiment, kind) of such a folder, ("", "") where it is none; kinds may have ``_`` in them."""
+    if name == CLEAN:
+        return CLEAN, ""
+    for experiment in PAPER_EXPERIMENTS:
+        if name.startswith(f"{experiment}_"):
+            return experiment, name.removeprefix(f"{experiment}_")
+    experiment, _, kind = name.rpartition("_")
+    return (experiment, kind) if experiment else ("", "")
+
+
+def control_folder(rule):
+    """The folder of a setting's quality control, in that of its experiment; it is its model's name, too."""
+    return CONTROLLED if rule == PUBLISHED else f"{CONTROLLED}_{rule}"
+
+
+CONTROL_FOLDERS = {control_folder(rule): rule for rule in RULES}
