@@ -38,6 +38,7 @@ from travelling_quality_control.federated.prepare_site import configure_center
 from travelling_quality_control.federated.server import (
     ERROR_FILE,
     TravellingController,
+    refuse_bad_distances,
     refuse_bad_subjects,
     refuse_invalid,
 )
@@ -262,6 +263,37 @@ def test_a_list_of_subjects_that_cannot_be_right_is_invalid(names):
     refuse_bad_subjects(["0" * 16, "b" * 16], {"a" * 16})
     with pytest.raises(VisitFailed):
         refuse_bad_subjects(names, {"a" * 16})
+
+
+@pytest.mark.parametrize("rows", [None, [], [[1.0, 2.0]], [[1.0], [1.0, 2.0]], [[], []], [[1.0], ["1.0"]], [1.0, 2.0]])
+def test_distances_that_cannot_be_right_are_invalid(rows):
+    refuse_bad_distances([[1.0, 2.0], [3.0, float("nan")]], 2)
+    with pytest.raises(VisitFailed, match="distances"):
+        refuse_bad_distances(rows, 2)
+
+
+def test_the_screen_at_the_centers_is_that_of_one_process(federation, study, options, tmp_path):
+    cycles = FIRST_CYCLE + 2
+    better = ("--screen", "--false-alarms", 0.06, "--rule", "evidence", "-cycles", cycles)
+    here = tmp_path / "here"
+    here.mkdir()
+    done = run_here("quality_control", *options, *better, "-fn_save", "qc", cwd=here)
+    assert done.returncode == 0, done.stderr
+    federation.configure(study, screen=True, false_alarms=0.06, rule="evidence", cycles=cycles)
+    assert federation.job(cycles=2).panics == []
+    log = federation.log()
+    pd.testing.assert_frame_equal(log, read_log(here / "qc.csv"))
+    eliminated = log[(log["Eliminated"] == "1") & (log["FP"] == "")]
+    assert set(eliminated["Study"]) == {"bad"}
+    assert len(eliminated) == 3  # by the screen, without a training step
+    answers = [FLModelUtils.from_shareable(fobs.loads(message[3])) for message in federation.messages]
+    questions = [message[1] for message in federation.messages]
+    looks = [answer for question, answer in zip(questions, answers, strict=True) if question == "distances"]
+    assert looks
+    assert all((set(answer.meta), bool(answer.params)) == ({"distances"}, False) for answer in looks)
+    rows = pd.read_csv(federation.private["bad"] / "flagged_rows.csv")
+    assert set(rows["Phase"]) == {"screen", "revisit"}
+    assert (rows["Screen_score"] > rows["Screen_limit"]).all()
 
 
 def with_nan(array):

@@ -9,6 +9,8 @@ subjects    nothing                                     pseudonyms of all subjec
 prepare     how many filters the convolutions have      nothing
 train       all that travels (only its digest, where    all that travels after one training step, and its loss
             the center has it), pseudonyms of a batch
+distances   the same                                    for each image, how far it lies from what the network has
+                                                        learned of, at every BatchNorm layer (``--screen``)
 report      what became of the center's subjects        nothing
 ==========  ==========================================  ======================================================
 
@@ -94,24 +96,30 @@ class Center:
         if question == "prepare":
             self._prepare(meta["filters"])
             return [], {}
-        if question == "train":
-            return self._train(arrays, meta["state"], [self._pseudonyms.subject[name] for name in meta["subjects"]])
+        if question in ("train", "distances"):
+            state = arrays or self._states.get(meta["state"])
+            if state is None:
+                return [], {"missing": True}
+            self._trainer.import_state(state)
+            work = self._train if question == "train" else self._measure
+            return work(state, meta["state"], [self._pseudonyms.subject[name] for name in meta["subjects"]])
         if question == "report":
             self._report(meta["subjects"], meta["rows"])
             return [], {}
         raise InputError(f"no such question: {question}")
 
-    def _train(self, arrays, state, subjects):
-        before = arrays or self._states.get(state)
-        if before is None:
-            return [], {"missing": True}
+    def _train(self, before, name, subjects):
         start = time.perf_counter()
-        self._trainer.import_state(before)
         loss = self._trainer.train(subjects)
         after = self._trainer.export_state()
         note_visit(self._folder / "visits.csv", _VISITS, (len(subjects), f"{time.perf_counter() - start:.4f}"))
-        self._states = {state: before, digest(after): after}
+        self._states = {name: before, digest(after): after}
         return after, {"loss": loss}
+
+    def _measure(self, state, name, subjects):
+        distances = self._trainer.distances(subjects)
+        self._states = {name: state}
+        return [], {"distances": distances}
 
     def _prepare(self, counts):
         """Read the images, build the network and compile its training step: what takes long, but once in a job."""
@@ -140,7 +148,7 @@ class Center:
         found["Subject"] = found["Subject"].map(own)
         found.insert(1, "Path", found["Subject"].map(self._cohort["Path"]))
         write_csv(found, self._folder / "flagged_subjects.csv")
-        decisive = pd.DataFrame(rows, columns=LOG_COLUMNS)
+        decisive = pd.DataFrame(rows, columns=list(rows[0]) if rows else LOG_COLUMNS)
         decisive["Subject"] = decisive["Subject"].map(lambda name: own.get(name, name))  # or "batch"
         decisive["Subjects"] = decisive["Subjects"].map(
             lambda names: SEPARATOR.join(own[name] for name in names.split(SEPARATOR))

@@ -17,6 +17,7 @@ from travelling.errors import AlreadyDone, InputError, Stopped, VisitFailed
 from travelling.protocol import PROTOCOLS
 from travelling.quality_control import FAILURES
 from travelling.run import Run
+from travelling.screen import limit_rank
 from travelling.trainer import LocalTrainer, travel
 from travelling.volumes import Volumes
 from travelling_quality_control.federated.center import ERRORS, PSEUDONYM_LETTERS, REPORTED
@@ -44,18 +45,32 @@ class FederatedTrainer(LocalTrainer):
 
     def train(self, subjects):
         """One training step at the subjects' center. Returns the loss; raises VisitFailed, and changes nothing then."""
-        center, state = self.center_of[subjects[0]], self.export_state()
-        name = digest(state)
-        question = {"subjects": subjects, "state": name}
-        # A center's next batch begins where its last one has ended, or, if that was undone, begun: it has that state.
-        there = name in self._states.pop(center, ())
-        arrays, meta = self._ask(center, "train", [] if there else state, question)
-        if there and meta.get("missing"):  # it has restarted
-            arrays, meta = self._ask(center, "train", state, question)
+        state = self.export_state()
+        center, name, arrays, meta = self._ask_in(state, "train", subjects)
         refuse_invalid(arrays, meta.get("loss"), state)
         self.import_state(arrays)
         self._states[center] = {name, digest(arrays)}
         return meta["loss"]
+
+    def distances(self, subjects=None):
+        """As :meth:`LocalTrainer.distances`; measured at the subjects' center. Raises VisitFailed."""
+        if subjects is None:
+            return super().distances()
+        center, name, _, meta = self._ask_in(self.export_state(), "distances", subjects)
+        refuse_bad_distances(meta.get("distances"), len(subjects))
+        self._states[center] = {name}
+        return meta["distances"]
+
+    def _ask_in(self, state, question, subjects):
+        """Ask the subjects' center something about them in a state: (center, the state's digest, arrays, meta)."""
+        center, name = self.center_of[subjects[0]], digest(state)
+        meta = {"subjects": subjects, "state": name}
+        # A center's next batch begins where its last one has ended, or, if that was undone, begun: it has that state.
+        there = name in self._states.pop(center, ())
+        answer = self._ask(center, question, [] if there else state, meta)
+        if there and answer[1].get("missing"):  # it has restarted
+            answer = self._ask(center, question, state, meta)
+        return center, name, *answer
 
     def expect(self, subjects):
         """The images are the center's own concern."""
@@ -69,6 +84,17 @@ def refuse_invalid(arrays, loss, sent):
         raise VisitFailed("invalid", "its weights hold values that are not finite")
     if not isinstance(loss, float) or not np.isfinite(loss):
         raise VisitFailed("invalid", "its loss is not a number")
+
+
+def refuse_bad_distances(rows, subjects):
+    """Raise VisitFailed where a center's answer is not one row of distances for each of so many subjects."""
+    if not isinstance(rows, list) or len(rows) != subjects:
+        raise VisitFailed("invalid", "its distances are not one row for each subject")
+    if not all(
+        isinstance(row, list) and row and len(row) == len(rows[0]) and all(isinstance(value, float) for value in row)
+        for row in rows
+    ):
+        raise VisitFailed("invalid", "its distances are not numbers")
 
 
 def refuse_bad_subjects(names, others):
@@ -135,6 +161,8 @@ class TravellingController(ModelController):
         """Quality control: what the script does, with the training images elsewhere."""
         test_set = read_cohort(settings.fn_test)
         refuse_one_class(test_set, settings.fn_test)
+        if settings.screen:
+            limit_rank(len(test_set), settings.false_alarms)
         controlled = ControlledRun(settings, inputs=("fn_test", "en", "pd"))
         volumes = Volumes(settings.cache_gb, controlled.run.cache_folder)
         volumes.add(test_set)

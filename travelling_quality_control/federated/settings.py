@@ -83,6 +83,9 @@ _METHODS = {
         "seed": (_number(int, 0, 2**31), 42),
         "first_cycle": (_number(int, 0), None),
         "allow_saturated": (_choice(False, True), False),
+        "rule": (_choice("published", "evidence"), "published"),
+        "screen": (_choice(False, True), False),
+        "false_alarms": (_number(float, 1e-6, 0.5), 0.01),
         "eval_batch_size": (_number(int, 1), None),
     },
     "standard": _TRAINING

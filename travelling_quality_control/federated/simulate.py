@@ -85,6 +85,9 @@ def write_server_settings(path, arguments, centers):
         "batch_size",
         "first_cycle",
         "allow_saturated",
+        "rule",
+        "screen",
+        "false_alarms",
         "overwrite",
     )
     content = {name: getattr(arguments, name) for name in names}
