@@ -114,6 +114,12 @@ class ControlRun:
         return "evidence" not in RULES[self.rule]
 
     @property
+    def locked_up(self):
+        """The cycles in which most batches were undone: a table Cycle (index), verified, undone."""
+        batches = self.log[self.log["Phase"] == "batch"].groupby("Cycle")["Ignored"].agg(verified="size", undone="sum")
+        return batches[batches["undone"] * 2 > batches["verified"]]
+
+    @property
     def flags(self):
         """The rows that put an image aside, by verification or by the screen, in the order of the file."""
         tried = self.log[(self.log["Phase"] == "subject") & (self.log["Ignored"] == 1)]

@@ -114,7 +114,7 @@ def summarize(study, tables):
         summary.append(
             {
                 "title": in_words(*condition).capitalize(),
-                "found": _found_in_words(images.loc[HARMFUL], images.loc[GOOD]),
+                "found": _found_in_words(images.loc[HARMFUL], images.loc[GOOD]) + _lock_up_in_words(study, condition),
                 "effects": _effects_in_words({CLEAN: clean} | {name: auroc.get((*condition, name)) for name in names}),
             }
         )
@@ -129,6 +129,22 @@ def _found_in_words(harmful, good):
         f"Of {_images(harmful['number'], 'harmful')}{seeds}, {harmful['flagged']:.0f} were flagged and "
         f"{harmful['eliminated']:.0f} eliminated. Of {_images(good['number'], 'good')}, {good['flagged']:.0f} were "
         f"flagged and {good['eliminated']:.0f} eliminated."
+    )
+
+
+def _lock_up_in_words(study, condition):
+    """A notice for each run in which most batches of a cycle were undone; empty where there is none."""
+    notices = [
+        f"{undone} of {verified} batches of cycle {cycle}{f' (seed {run.seed})' if run.seed else ''}"
+        for run in study.shown_controls
+        if (run.experiment, run.kind) == tuple(condition)
+        for cycle, verified, undone in run.locked_up.itertuples()
+    ]
+    if not notices:
+        return ""
+    return (
+        f" Lock-up: {', '.join(notices)} were undone. Unless most images are harmful, an accepted evaluation was lucky, "
+        "and no step from that model seems as good: what was flagged then says little about the images."
     )
 
 

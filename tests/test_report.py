@@ -22,7 +22,7 @@ from travelling.errors import InputError
 sys.path.insert(0, str(REPRODUCE))
 from study_figures import make_figures, overview, render, write_figures
 from study_records import read_study
-from study_report import make_report, methods
+from study_report import make_report, methods, summarize
 from study_tables import make_tables
 
 NAMES = {
@@ -347,3 +347,17 @@ def test_the_page_looks_like_something(theme, page, tmp_path):
     written = np.abs(picture - picture[0, 0]).max(axis=2) > 0.3
     assert 0.01 < written.mean() < 0.5
     assert written.any(axis=1)[1200:].any()  # as far as the window reaches
+
+
+def test_a_cycle_in_which_most_batches_were_undone_is_told(study, tables):
+    run = study.shown_controls[0]
+    log = run.log.copy()
+    batches = (log["Phase"] == "batch") & (log["Cycle"] == log["Cycle"].max())
+    log.loc[batches, "Ignored"] = 1
+    locked = dataclasses.replace(run, log=log)
+    other = dataclasses.replace(study, controls=[locked if control is run else control for control in study.controls])
+    before, after = ([part["found"] for part in summarize(which, tables)] for which in (study, other))
+    assert not any("Lock-up" in found for found in before)
+    (told,) = [found for found in after if "Lock-up" in found]
+    number = int(batches.sum())
+    assert f"Lock-up: {number} of {number} batches of cycle {log['Cycle'].max()}" in told
