@@ -143,8 +143,8 @@ def _lock_up_in_words(study, condition):
     if not notices:
         return ""
     return (
-        f" Lock-up: {', '.join(notices)} were undone. Unless most images are harmful, an accepted evaluation was lucky, "
-        "and no step from that model seems as good: what was flagged then says little about the images."
+        f" Lock-up: {', '.join(notices)} were undone. Unless most images are harmful, an accepted evaluation was "
+        "lucky, and no step from that model seems as good: what was flagged then says little about the images."
     )
 
 
