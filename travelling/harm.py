@@ -125,7 +125,7 @@ def pure_noise(voxels, _strength, generator):
 
 
 def blur(voxels, sigma, _generator):
-    """Gaussian smoothing with ``sigma`` in voxels."""
+    """Gaussian smoothing with ``sigma`` in voxels, which is the unit of an image without a geometry."""
     import SimpleITK as sitk
 
     smooth = sitk.DiscreteGaussian(
@@ -133,7 +133,6 @@ def blur(voxels, sigma, _generator):
         variance=[sigma**2] * 3,
         maximumKernelWidth=10_000,
         maximumError=1e-4,  # of the kernel's sum where it is cut off; the default of 0.01 makes a narrower kernel
-        useImageSpacing=False,
     )
     return sitk.GetArrayFromImage(smooth).clip(voxels.min(), voxels.max())
 
