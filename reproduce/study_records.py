@@ -34,7 +34,8 @@ from study_layout import (
 from travelling.cohort import SEPARATOR
 from travelling.errors import InputError
 from travelling.metrics import performance
-from travelling.quality_control import FAILURES, LOG_COLUMNS, ROUNDING
+from travelling.quality_control import FAILURES, LOG_COLUMNS
+from travelling.rules import ROUNDING
 
 PARTS = (HARM, DIRTY, *CONTROL_FOLDERS)
 # The paper's order, then that of the options; other names follow by alphabet.

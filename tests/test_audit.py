@@ -49,12 +49,10 @@ class FakeTrainer:
         return 0.5
 
     def evaluate(self):
-        start = self.others.randint(3)  # some are healed, others new
-        misdiagnosed = (
-            tuple((start + i) % most for i in range(count))
-            for count, most in zip(self.counts, (HEALTHY, PATIENTS), strict=True)
-        )
-        return Evaluation(*self.counts, HEALTHY, PATIENTS, *misdiagnosed)
+        labels = np.repeat([0, 1], (HEALTHY, PATIENTS))
+        wrong = np.concatenate([np.arange(most) < n for most, n in zip((HEALTHY, PATIENTS), self.counts, strict=True)])
+        predictions = np.where(wrong, 1 - labels, labels) * 0.5 + 0.4 * self.others.uniform(size=len(labels))
+        return Evaluation(*self.counts, HEALTHY, PATIENTS, tuple(labels), tuple(predictions))
 
     def keep(self):
         return self.counts
@@ -206,7 +204,7 @@ BETTER = ("--rule", "evidence", "--screen")
 def better(tmp_path_factory):
     """A run with the evidence rule and a screen, in which both decided."""
     folder = tmp_path_factory.mktemp("better")
-    control = make_run(folder, rule=EvidenceRule(), screen=FakeScreen(1), trainer=FakeTrainer(1, harm=12))
+    control = make_run(folder, rule=EvidenceRule(), screen=FakeScreen(4), trainer=FakeTrainer(4, harm=12))
     rows = read_rows(folder / "log.csv")
     decided = {(row["Phase"], row["Ignored"], row["FP"] == "") for row in rows}
     assert {("screen", "1", True), ("revisit", "1", True), ("revisit", "0", False), ("batch", "1", False)} <= decided
@@ -245,8 +243,10 @@ def test_it_agrees_with_every_setting(tmp_path, protocol, rule, screened):
         ("revisit", {"FP": ""}, "Eliminated", "0", "Eliminated is 0, should be 1"),
         ("revisit", {"FP": ""}, "Screen_score", "1", "the image is no suspect and must train"),
         ("revisit", {"Ignored": "0"}, "Screen_score", "3", "is that of a suspect, but it trained"),
-        ("batch", {"Ignored": "1"}, "P_FP", "1.0", "P_FP is 1, which no test gives"),
-        ("batch", {"Ignored": "0"}, "P_FN", "0.123", "P_FN is 0.123, which no test gives"),
+        ("batch", {"Ignored": "1"}, "P_AUROC", "0.02", "Ignored is 1, should be 0 (P_AUROC 0.02)"),
+        ("batch", {"Ignored": "0"}, "P_AUROC", "1e-3", "Ignored is 0, should be 1 (P_AUROC 0.001)"),
+        ("batch", {"Ignored": "0", "P_AUROC": "1.0"}, "P_AUROC", "0.2", "P_AUROC is 0.2, but AUROC was"),
+        ("batch", {"Ignored": "0"}, "AUROC", "1.5", "AUROC is 1.5 and P_AUROC"),
         ("batch", {"Ignored": "0"}, "Screen_score", "1", "Screen_score is 1, should be empty"),
     ],
 )
@@ -259,7 +259,6 @@ def test_tampering_with_what_the_better_rules_say_is_found(better, tmp_path, pha
         number
         for number, row in enumerate(rows)
         if number > 2 and row["Phase"] == phase and all(row[name] == cell for name, cell in cells.items())
-        and (column != "P_FP" or float(row["P_FP"]) < 0.01)
     )  # fmt: skip
     rows[index][column] = text
     write_rows(tmp_path / "log.csv", rows)

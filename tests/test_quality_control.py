@@ -9,8 +9,8 @@ from travelling.cohort import travelling_order
 from travelling.errors import InputError
 from travelling.metrics import Evaluation
 from travelling.protocol import PROTOCOLS
-from travelling.quality_control import LOG_COLUMNS, SCREEN_COLUMNS, QualityControl, blind_directions
-from travelling.rules import EvidenceRule, chance
+from travelling.quality_control import LOG_COLUMNS, SCREEN_COLUMNS, QualityControl
+from travelling.rules import EvidenceRule, PublishedRule, auroc_fell
 from travelling.screen import Screen, largest, limit_rank, standard
 from travelling.trainer import travel
 
@@ -274,7 +274,7 @@ def test_published_rates_have_the_other_class_below():
     ],
 )
 def test_saturation_is_noticed(protocol, start, blind):
-    directions = blind_directions(Evaluation(*start, HEALTHY, PATIENTS), PROTOCOLS[protocol], tolerance=5 * 0.02)
+    directions = PublishedRule().blind(Evaluation(*start, HEALTHY, PATIENTS), 5 * 0.02, PROTOCOLS[protocol])
     assert [direction[:3] for direction in directions] == blind
 
 
@@ -296,38 +296,83 @@ def test_published_protocol_drops_the_short_batch_of_a_visit():
     assert [len(batch) for batch in trainer.fitted] == [5]
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "probability"),
-    [
-        ((), (), 1.0),
-        ((1, 2), (1, 2), 1.0),
-        ((1, 2, 3), (), 1.0),  # only healed
-        ((), range(7), 1 / 2**7),
-        ((1, 2), (3, 4, 5, 6), (15 + 6 + 1) / 2**6),  # 4 new, 2 healed: 4, 5 or 6 of 6
-        ((9,), (9, 1, 2), 1 / 2**2),  # who was and is misdiagnosed does not count
-    ],
-)
-def test_the_chance_that_so_many_misdiagnoses_are_new(before, after, probability):
-    assert chance(tuple(before), tuple(after)) == pytest.approx(probability)
+def ranked(labels, predictions):
+    return Evaluation(0, 0, 1, 1, tuple(labels), tuple(predictions))
+
+
+def test_the_fall_of_the_auroc_is_tested_pair_by_pair():
+    """Against the textbook's covariance matrix, term by term."""
+    random = np.random.RandomState(0)
+    labels = random.permutation([0] * 30 + [1] * 20)
+    before = random.normal(labels, 0.8)
+    after = before - 0.5 * labels + random.normal(0, 0.4, 50)
+    auroc, p_value = auroc_fell(labels, before, after)
+    patients, healthy = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
+    v10 = np.array([[np.mean([x[i] > x[j] for j in healthy]) for i in patients] for x in (before, after)])
+    v01 = np.array([[np.mean([x[i] > x[j] for i in patients]) for j in healthy] for x in (before, after)])
+    covariance = np.cov(v10) / 20 + np.cov(v01) / 30
+    variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
+    z = (v10[0].mean() - v10[1].mean()) / math.sqrt(variance)
+    assert z > 1
+    assert auroc == pytest.approx(v10[1].mean())
+    assert p_value == pytest.approx(math.erfc(z / math.sqrt(2)) / 2)
 
 
 @pytest.mark.parametrize(
-    ("error", "new", "healed", "harmful"),
+    ("change", "harmful"),
     [
-        (0.1, 7, 0, True),  # 7/50 > 0.1, p = 0.0078
-        (0.1, 6, 0, False),  # 6/50 > 0.1, but p = 0.0156
-        (0.2, 7, 0, False),  # p = 0.0078, but 7/50 < 0.2
-        (0.1, 12, 5, False),  # 7/50 more, p = 0.07: many diagnoses change in either direction
-        (0.1, 0, 7, False),
+        (lambda labels, before: before, False),
+        (lambda labels, before: before + 3, False),  # everybody is PD now, and ranked as before
+        (lambda labels, before: 1 / (1 + np.exp(-before)), False),
+        (lambda labels, before: np.zeros(len(before)), True),  # nobody is ranked
+        (lambda labels, before: -before, True),
+        (lambda labels, before: np.full(len(before), np.nan), True),
+        (lambda labels, before: before + labels, False),  # better
+        (lambda labels, before: np.where(np.arange(len(before)) == 0, 9, before), False),  # one subject
     ],
 )
-def test_evidence_needs_a_rise_and_more_than_chance(error, new, healed, harmful):
-    before = Evaluation(10, 3, HEALTHY, PATIENTS, tuple(range(10)), (0, 1, 2))
-    after = tuple(range(healed, 10)) + tuple(range(20, 20 + new))
-    after = Evaluation(len(after), 3, HEALTHY, PATIENTS, after, (0, 1, 2))
-    verdict, cells = EvidenceRule().judge(before, after, error, PROTOCOLS["corrected"])
+def test_evidence_is_a_worse_ranking_wherever_the_threshold_lies(change, harmful):
+    random = np.random.RandomState(1)
+    labels = np.repeat([0, 1], 25)
+    before = random.normal(labels, 0.7)
+    after = change(labels, before)
+    verdict, cells = EvidenceRule().judge(ranked(labels, before), ranked(labels, after), 0.02, PROTOCOLS["corrected"])
     assert verdict == harmful
-    assert cells == {"P_FP": chance(before.false_positives_of, after.false_positives_of), "P_FN": 1.0}
+    assert tuple(cells) == EvidenceRule.columns
+    assert (cells["P_AUROC"] < 0.01) == harmful
+
+
+def test_a_pre_trained_model_that_ranks_nobody_is_blind():
+    labels = np.repeat([0, 1], 25)
+    good = np.random.RandomState(1).normal(labels, 0.7)
+    bad = np.random.RandomState(1).normal(0, 1, 50)
+    assert EvidenceRule().blind(ranked(labels, good), 0.1, PROTOCOLS["corrected"]) == []
+    (words,) = EvidenceRule().blind(ranked(labels, bad), 0.1, PROTOCOLS["corrected"])
+    assert words.startswith("AUROC 0.")
+
+
+def test_the_rule_decides_what_is_undone_and_against_whom():
+    """A step is compared with the last accepted one; the state of a run that goes on holds it."""
+    labels = np.repeat([0, 1], 25)
+    start = np.random.RandomState(1).normal(labels, 0.7)
+
+    class Ranks(FakeTrainer):
+        def evaluate(self):
+            worse = self.misdiagnoses[0]
+            return Evaluation(0, 0, 25, 25, tuple(labels), tuple(start - worse * labels))
+
+    centers = {"a": ["a0", "bad", "a2"]}
+    rows = []
+    trainer = Ranks(harm={"bad": (2, 0), "a0": (0, 0)})
+    control = QualityControl(trainer, centers, PROTOCOLS["corrected"], 0, 1, rows.append, EvidenceRule())
+    control.start(trainer.evaluate())
+    run_cycles(control, centers, [10, 11])
+    assert control.eliminated == {"bad": 11}
+    assert [row["P_AUROC"] < 0.01 for row in rows if row["Ignored"]] == [True] * 3
+    assert all(row["AUROC"] > 0.5 for row in rows if not row["Ignored"] and row["Phase"] != "baseline")
+    other = QualityControl(trainer, centers, PROTOCOLS["corrected"], 0, 1, rows.append, EvidenceRule())
+    other.import_state(control.export_state())
+    assert other.accepted == control.accepted
 
 
 def screened_control(centers, trainer, wait=1, false_alarms=0.1):

@@ -214,7 +214,7 @@ def add_quality_control_options(parser, seed):
         "--rule",
         choices=["published", "evidence"],
         default="published",
-        help="evidence: a step is harmful only if its rise is also more than chance (exact McNemar test)",
+        help="evidence: a step is harmful if it makes the AUROC worse by more than chance (paired DeLong test)",
     )
     better.add_argument(
         "--screen", action="store_true", help="put images aside that look like nothing the model has learned of"

@@ -2,7 +2,7 @@
 
 from travelling.errors import InputError
 from travelling.protocol import PROTOCOLS
-from travelling.quality_control import LogFile, QualityControl, blind_directions, log_columns
+from travelling.quality_control import LogFile, QualityControl, log_columns
 from travelling.rules import RULES
 from travelling.run import Run, cycles_to_run, write_csv
 from travelling.screen import Screen
@@ -19,6 +19,7 @@ class ControlledRun:
     def __init__(self, settings, inputs):
         self._settings = settings
         self._protocol = PROTOCOLS[settings.protocol]
+        self._rule = RULES[settings.rule]()
         self.log_csv, self.subjects_csv, text_log = (
             settings.fn_save.with_name(settings.fn_save.name + ending) for ending in (".csv", "_subjects.csv", ".log")
         )
@@ -48,7 +49,7 @@ class ControlledRun:
 
     def _refuse_saturated(self):
         settings = self._settings
-        blind = blind_directions(self._baseline, self._protocol, settings.batch_size * settings.error)
+        blind = self._rule.blind(self._baseline, settings.batch_size * settings.error, self._protocol)
         if not blind:
             return []
         notice = f"{settings.en}: saturated, verification cannot see harm ({'; '.join(blind)})"
@@ -63,11 +64,10 @@ class ControlledRun:
         center to its subjects.
         """
         settings, reached = self._settings, self.reached
-        rule = RULES[settings.rule]()
         screen = Screen(self._trainer, settings.false_alarms) if settings.screen else None
-        log = LogFile(self.log_csv, log_columns(rule, screen), reached["log_length"] if reached else 0)
+        log = LogFile(self.log_csv, log_columns(self._rule, screen), reached["log_length"] if reached else 0)
         control = QualityControl(
-            self._trainer, centers, self._protocol, settings.error, settings.revisit, log, rule, screen
+            self._trainer, centers, self._protocol, settings.error, settings.revisit, log, self._rule, screen
         )
         self.control = control
         if reached:

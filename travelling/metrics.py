@@ -15,14 +15,14 @@ METRICS = ("accuracy", "sensitivity", "specificity", "AUC_ROC", "F1_SCORE")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a verification looks at: counts over the whole test set, and who they are (places in the test set)."""
+    """What a verification looks at: counts over the whole test set, its labels and the probabilities of PD."""
 
     false_positives: int
     false_negatives: int
     healthy: int
     patients: int
-    false_positives_of: tuple = ()
-    false_negatives_of: tuple = ()
+    labels: tuple = ()
+    predictions: tuple = ()
 
     @property
     def accuracy(self):
@@ -43,14 +43,13 @@ def evaluate(labels, predictions):
     """
     labels = np.asarray(labels)
     wrong = _counted_diagnoses(labels, predictions) != labels
-    false_positives, false_negatives = (np.flatnonzero(wrong & (labels == label)).tolist() for label in (0, 1))
     return Evaluation(
-        false_positives=len(false_positives),
-        false_negatives=len(false_negatives),
+        false_positives=int(np.sum(wrong & (labels == 0))),
+        false_negatives=int(np.sum(wrong & (labels == 1))),
         healthy=int(np.sum(labels == 0)),
         patients=int(np.sum(labels == 1)),
-        false_positives_of=tuple(false_positives),
-        false_negatives_of=tuple(false_negatives),
+        labels=tuple(labels.tolist()),
+        predictions=tuple(np.asarray(predictions, float).tolist()),
     )
 
 

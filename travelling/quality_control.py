@@ -15,7 +15,7 @@ import pandas as pd
 from travelling.cohort import SEPARATOR, batches, place, place_before, travelling_order
 from travelling.errors import InputError, VisitFailed, name_file
 from travelling.metrics import Evaluation
-from travelling.rules import ROUNDING, PublishedRule
+from travelling.rules import PublishedRule
 
 LOG_COLUMNS = (
     "Cycle", "Subject", "Study", "ACC", "FP", "FN", "PFP", "PFN", "Ignored",  # as published
@@ -174,7 +174,9 @@ class QualityControl:
         """Take over what :meth:`export_state` gave."""
         for name in _STATE:
             setattr(self, name, state[name])
-        self.accepted = Evaluation(**state["accepted"])
+        self.accepted = Evaluation(
+            **{name: tuple(value) if isinstance(value, list) else value for name, value in state["accepted"].items()}
+        )
         if self.screen:
             self.screen.import_state(state["screen"])
         for subject in self.center_of:  # of a center that has told its subjects since
@@ -330,17 +332,6 @@ class QualityControl:
 def log_columns(rule, screen):
     """The columns of the log: the published ones, ours, and those of the options that are used."""
     return (*LOG_COLUMNS, *rule.columns, *(SCREEN_COLUMNS if screen else ()))
-
-
-def blind_directions(baseline, protocol, tolerance):
-    """In words, the rates of the pre-trained model that are so high that no step could exceed the tolerance."""
-    return [
-        f"{name} {rate:.3f} + tolerance {tolerance:.3f} >= {most:.3f}"
-        for name, rate, most in zip(
-            ("FPR", "FNR"), protocol.rates(baseline), protocol.largest_rates(baseline), strict=True
-        )
-        if rate + tolerance >= most - ROUNDING
-    ]
 
 
 class LogFile:

@@ -3,7 +3,8 @@
 A rule is asked after every training step with the evaluations of the same test subjects before and after it.
 """
 
-from scipy.stats import binomtest
+import numpy as np
+from scipy.stats import norm
 
 ROUNDING = 1e-9  # rates are ratios of counts: a smaller difference is floating-point noise, not a misdiagnosis
 
@@ -15,46 +16,72 @@ class PublishedRule:
 
     def judge(self, before, after, tolerance, protocol):
         """Whether the step between two :class:`travelling.metrics.Evaluation` is harmful, and its further cells."""
-        return rises(before, after, tolerance, protocol), {}
+        harmful = any(
+            rate > reference + tolerance + ROUNDING
+            for rate, reference in zip(protocol.rates(after), protocol.rates(before), strict=True)
+        )
+        return harmful, {}
+
+    def blind(self, baseline, tolerance, protocol):
+        """In words, the rates of the pre-trained model that are so high that no step could exceed the tolerance."""
+        return [
+            f"{name} {rate:.3f} + tolerance {tolerance:.3f} >= {most:.3f}"
+            for name, rate, most in zip(
+                ("FPR", "FNR"), protocol.rates(baseline), protocol.largest_rates(baseline), strict=True
+            )
+            if rate + tolerance >= most - ROUNDING
+        ]
 
 
 class EvidenceRule:
-    """The published rule, and the rise must be more than chance (exact McNemar test, one-sided, in one class).
+    """The ranking of the test subjects, as its AUROC tells it, gets worse by more than chance.
 
-    A step of which nothing depends moves some subjects over the threshold, as many for the better as for the worse. The
-    test counts only those whose diagnosis changed, and so adapts to the size of the test set: where few subjects
-    are tested, few misdiagnoses more are no evidence, whatever the rate that they make. Source: McNemar, "Note on
-    the sampling error of the difference between correlated proportions or percentages", Psychometrika 12 (1947).
+    A rate looks at one threshold: a step that shifts all probabilities to one side, as good ones of one class do,
+    raises FPR or FNR although the model tells the classes apart as before. The AUROC does not see that shift, and the
+    paired test (DeLong) knows how much a test set of this size can tell. The tolerance takes no part.
     """
 
-    columns = ("P_FP", "P_FN")
+    columns = ("AUROC", "P_AUROC")
     ALPHA = 0.01
 
     def judge(self, before, after, tolerance, protocol):
-        """As :meth:`PublishedRule.judge`; the further cells are the two p-values."""
-        chances = (
-            chance(before.false_positives_of, after.false_positives_of),
-            chance(before.false_negatives_of, after.false_negatives_of),
-        )
-        harmful = rises(before, after, tolerance, protocol) and min(chances) < self.ALPHA
-        return harmful, dict(zip(self.columns, chances, strict=True))
+        """As :meth:`PublishedRule.judge`; the further cells are the AUROC after the step and the p-value."""
+        auroc, p_value = auroc_fell(after.labels, before.predictions, after.predictions)
+        return p_value < self.ALPHA, dict(zip(self.columns, (auroc, p_value), strict=True))
+
+    def blind(self, baseline, tolerance, protocol):
+        """In words, why not even a model that ranks nobody would be told from the pre-trained one; else empty."""
+        auroc, _ = auroc_fell(baseline.labels, baseline.predictions, baseline.predictions)
+        _, p_value = auroc_fell(baseline.labels, baseline.predictions, np.zeros(len(baseline.labels)))
+        return [f"AUROC {auroc:.3f}, from 0.5 by chance with p {p_value:.2g}"] if p_value >= self.ALPHA else []
 
 
 RULES = {"published": PublishedRule, "evidence": EvidenceRule}
 
 
-def rises(before, after, tolerance, protocol):
-    """Whether a rate of misdiagnosis (FPR, FNR) rises by more than the tolerance."""
-    return any(
-        rate > reference + tolerance + ROUNDING
-        for rate, reference in zip(protocol.rates(after), protocol.rates(before), strict=True)
-    )
+def auroc_fell(labels, before, after):
+    """The AUROC after a step, and the one-sided p-value of its fall; probabilities of PD, all of shape (subjects,).
 
-
-def chance(before, after):
-    """The probability that as many misdiagnoses or more are new, were new and healed ones equally likely.
-
-    ``before`` and ``after`` are the subjects that are misdiagnosed.
+    Source: DeLong, DeLong & Clarke-Pearson, "Comparing the areas under two or more correlated receiver operating
+    characteristic curves", Biometrics 44 (1988). Predictions that are not numbers rank nobody: AUROC 0.5, p-value 0.
     """
-    new, healed = len(set(after) - set(before)), len(set(before) - set(after))
-    return float(binomtest(new, new + healed, alternative="greater").pvalue) if new else 1.0
+    if not np.isfinite(after).all():
+        return 0.5, 0.0
+    patients, healthy = placements(labels, after)
+    patients_before, healthy_before = placements(labels, before)
+    fall = float(patients_before.mean() - patients.mean())
+    if fall <= ROUNDING:
+        return float(patients.mean()), 1.0
+    variance = sum(
+        np.var(difference, ddof=1) / len(difference) if len(difference) > 1 else 0.0
+        for difference in (patients_before - patients, healthy_before - healthy)
+    )
+    return float(patients.mean()), float(norm.sf(fall / np.sqrt(variance))) if variance > 0 else 0.0
+
+
+def placements(labels, predictions):
+    """For each patient the share of HC who are ranked lower, for each HC the share of patients ranked higher."""
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    patients, healthy = predictions[labels == 1][:, None], predictions[labels == 0][None, :]
+    right = (patients > healthy) + 0.5 * (patients == healthy)
+    return right.mean(axis=1), right.mean(axis=0)

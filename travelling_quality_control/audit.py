@@ -29,8 +29,8 @@ COLUMNS = (
 TABLE_COLUMNS = (
     "Subject", "Study", "Times_flagged", "First_flagged_cycle", "Revisits", "Eliminated", "Eliminated_cycle",
 )  # fmt: skip
-P_COLUMNS = ("P_FP", "P_FN")  # of --rule evidence
-P_LIMIT = 0.01  # a rise with a smaller p-value is more than chance
+EVIDENCE_COLUMNS = ("AUROC", "P_AUROC")  # of --rule evidence
+P_LIMIT = 0.01  # a fall with a smaller p-value is more than chance
 SCREEN_COLUMNS = ("Screen_score", "Screen_limit")  # of --screen
 FAILURES = ("unreachable", "invalid")  # phases of a step that a center did not make: its row has no rates
 ROUNDING = 1e-9  # smaller differences do not count
@@ -196,7 +196,7 @@ def read_log(path):
     for columns, kind in ((INTEGERS, int), (NUMBERS, float)):
         log.convert(columns, kind, optional=lambda row: row["row"] in unmeasured)
     log.convert(OPTIONAL_NUMBERS, float, optional=lambda row: True)
-    further = [column for column in (*P_COLUMNS, "Screen_limit") if column in log.header]
+    further = [column for column in (*EVIDENCE_COLUMNS, "Screen_limit") if column in log.header]
     log.convert(further, float, optional=lambda row: True)
     if "Screen_score" in log.header:  # a model that has come to nothing scores no number
         log.convert(["Screen_score"], float, optional=lambda row: True, finite=False)
@@ -367,13 +367,13 @@ class Audit:
         self.lost = False  # after a step out of order: the order is checked again from the next cycle on
         self.unfinished = False
         self.reference = None  # (PFP, PFN) of the last accepted row
-        self.counts = None  # its (FP, FN)
+        self.auroc = None  # its AUROC, where the log tells it
         self.limits = {}  # cycle -> the screen's limit
         self.violations = []
 
     def check(self):
         """Check header, rows and end of the log."""
-        columns = [*COLUMNS, *(P_COLUMNS if self.options.rule == "evidence" else ())]
+        columns = [*COLUMNS, *(EVIDENCE_COLUMNS if self.options.rule == "evidence" else ())]
         columns += SCREEN_COLUMNS if self.options.screen else ()
         if self.log.header != columns:
             self._violation({"row": 1}, f"columns are {', '.join(self.log.header)}, should be {', '.join(columns)}")
@@ -385,7 +385,7 @@ class Audit:
             self._check_baseline(first)
         else:
             self._violation(first, f"Phase is {shown(first['Phase'])}, should be 'baseline'; the row is not replayed")
-        self.reference, self.counts = (first["PFP"], first["PFN"]), (first["FP"], first["FN"])
+        self.reference = (first["PFP"], first["PFN"])
         for row, following in itertools.zip_longest(rows, rows[1:]):
             if failed_step(row):
                 self._check_failure(row)
@@ -510,8 +510,7 @@ class Audit:
         harmful = any(risen)
         reason = ", ".join(compared)
         if self.options.rule == "evidence":
-            harmful = self._is_more_than_chance(row) and harmful  # in this order: p-values are checked in any case
-            reason += f"; P_FP {shown(row['P_FP'])}, P_FN {shown(row['P_FN'])}"
+            harmful, reason = self._is_more_than_chance(row), f"P_AUROC {shown(row['P_AUROC'])}"
         self._check(row, "Ignored", int(harmful), reason)
         if self.options.screen:
             self._check_score(row, phase)
@@ -528,21 +527,18 @@ class Audit:
         )
         self.replay.happened(cycle, phase, subjects, harmful)
         if not harmful:
-            self.reference, self.counts = rates, (row["FP"], row["FN"])
+            self.reference, self.auroc = rates, row.get("AUROC")
 
     def _is_more_than_chance(self, row):
-        """Check the p-values of a step, and compare them with the limit.
-
-        The log does not tell whose diagnosis has changed. But n misdiagnoses more are n + k new ones and k healed ones,
-        for some k, and of all these the exact test's p-value must be one.
-        """
-        for column, count, before in zip(P_COLUMNS, ("FP", "FN"), self.counts, strict=True):
-            more = row[count] - before
-            possible = (p_value(more + healed, healed) for healed in range(max(0, -more), before + 1))
-            if row[column] is None or not any(same(row[column], value) for value in possible):
-                why = f"{count} was {before} and is {row[count]}"
-                self._violation(row, f"{column} is {shown(row[column])}, which no test gives ({why})")
-        return min(row[column] if row[column] is not None else 1 for column in P_COLUMNS) < P_LIMIT
+        """Check AUROC and p-value of a step as far as a log can tell, and compare the p-value with the limit."""
+        auroc, chance = row["AUROC"], row["P_AUROC"]
+        if auroc is None or chance is None or not 0 <= auroc <= 1 or not 0 <= chance <= 1:
+            self._violation(row, f"AUROC is {shown(auroc)} and P_AUROC {shown(chance)}, should be from 0 to 1")
+            return False
+        last = self.auroc
+        if last is not None and (chance < 0.5) != (auroc < last - ROUNDING) and chance not in (0, 1):
+            self._violation(row, f"P_AUROC is {shown(chance)}, but AUROC was {shown(last)} and is {shown(auroc)}")
+        return chance < P_LIMIT
 
     def _check_score(self, row, phase):
         """A revisit that trained was no suspect; elsewhere nothing is scored."""
@@ -574,7 +570,7 @@ class Audit:
             "PFP",
             "PFN",
             "Tolerance",
-            *(P_COLUMNS if self.options.rule != "published" else ()),
+            *(EVIDENCE_COLUMNS if self.options.rule != "published" else ()),
         ):
             self._check(row, column, None, "no step was made")
         for column, value in zip(("Reference_PFP", "Reference_PFN"), self.reference, strict=True):
@@ -657,12 +653,6 @@ class Audit:
 
     def _violation(self, row, text, path=None):
         self.violations.append(f"{path or self.log.path}, row {row['row']}: {text}")
-
-
-def p_value(new, healed):
-    """Of the exact one-sided test: how often chance alone makes at least ``new`` of the changes for the worse."""
-    changed = new + healed
-    return sum(math.comb(changed, worse) for worse in range(new, changed + 1)) / 2**changed
 
 
 def same(value, other):
