@@ -21,7 +21,8 @@ from pathlib import Path
 from travelling import command
 
 ROOT = Path(__file__).resolve().parent.parent
-CYCLES = 10  # of pre-training
+CYCLES = 10  # of pre-training by make demo
+OWN_CYCLES = 7  # of pre-training where that is missing
 BATCH_SIZE = 5
 CARD = 24e9  # bytes, for the number of centers that fit
 PAPER = {"visits": 83, "batches": 318}  # of one cycle
@@ -48,9 +49,9 @@ def main():
 
     folder = arguments.output_folder
     start = time.monotonic()
-    cohort, pretrained = arguments.demo / "cohort", arguments.demo / "pretrained"
-    if not model(pretrained)[1].exists():
-        cohort, pretrained = folder / "cohort", folder / "pretrained"
+    cohort, pretrained, cycles = arguments.demo / "cohort", arguments.demo / "pretrained", CYCLES
+    if not model(pretrained, cycles)[1].exists():
+        cohort, pretrained, cycles = folder / "cohort", folder / "pretrained", OWN_CYCLES
         make(cohort, pretrained)
     training_set = pd.read_csv(cohort / "training_set.csv", dtype=str, keep_default_na=False)
     training_set["Path"] = [str((cohort / path).resolve()) for path in training_set["Path"]]
@@ -62,7 +63,6 @@ def main():
         "whole_centers", "--kind", "inverted", "--centers", 1, "--images", 5, "--output-folder", folder / "harmful",
         "--overwrite",
     )  # fmt: skip
-    cycles = CYCLES
     if arguments.full_size:
         pretrained, cycles = folder / "full_size", 1
         train(folder / "good_centers.csv", pretrained, cycles, width=1, learning_rate=0.0001)
@@ -135,7 +135,7 @@ def time_of(line):
     return datetime.strptime(re.match(r"\S+ \S+", line)[0], "%Y-%m-%d %H:%M:%S,%f").timestamp()
 
 
-def model(folder, cycles=CYCLES):
+def model(folder, cycles):
     """The files of the pre-trained model."""
     from travelling.run import model_files
 
@@ -143,9 +143,9 @@ def model(folder, cycles=CYCLES):
 
 
 def make(cohort, pretrained):
-    """Make a cohort and train on it, as ``make demo`` does, with half of its images: it takes half the time."""
+    """Make a cohort and train on it, as ``make demo`` does, but smaller and shorter."""
     script("reproduce/make_demo_cohort.py", "--output-folder", cohort, "--shrink", 8, "--overwrite")
-    train(cohort / "training_set.csv", pretrained, CYCLES, width=0.125, learning_rate=0.001)
+    train(cohort / "training_set.csv", pretrained, OWN_CYCLES, width=0.125, learning_rate=0.001)
 
 
 def train(training_set, folder, cycles, width, learning_rate):
