@@ -113,6 +113,10 @@ def parse_arguments():
     add(harm, "images", "harmful images of each whole center", default=5)
     add(harm, "maximum", "largest intensity that an image may have", rate, "INTENSITY", default=255.0)
     add(harm, "error", "tolerated rise of FPR or FNR per image", command.number(float, 0, 1), "RATE", default=0.02)
+    add(
+        harm, "false_alarms", "share of good images that the screen may suspect (default: the script's)",
+        command.number(float, 1e-6, 0.5), "RATE",
+    )  # fmt: skip
     add(harm, "revisit", "cycles that a flagged image waits", metavar="CYCLES")
     harm.add_argument("--allow-saturated", action="store_true", help="go on where verification cannot see harm")
 
@@ -317,9 +321,10 @@ def plan_seed(arguments, cohort, place, seed):
                 )  # fmt: skip
         for rule in arguments.rules:
             controlled = target / control_folder(rule)
+            setting = [*RULES[rule], *(given(arguments, "false_alarms") if "--screen" in RULES[rule] else [])]
             add_going_on(
                 controlled, "control", csv, "-fn_test", cohort.test_csv, "-fn_save", controlled / "log",
-                "-revisit", arguments.revisit, "-error", arguments.error, "--batch-size", batch_size, *RULES[rule],
+                "-revisit", arguments.revisit, "-error", arguments.error, "--batch-size", batch_size, *setting,
                 *given(arguments, "allow_saturated"), reads=[cohort.test_csv],
                 results=["/log.csv", "/log_subjects.csv"],
                 work=control_work(images + harmful, batches + more_batches, cohort.tested, further),
