@@ -266,7 +266,7 @@ def test_settings_of_quality_control_have_folders_and_options_of_their_own(monke
 
 
 def test_more_kinds_of_harm_the_clean_images_and_no_dirty_baseline(monkeypatch, study):
-    options = ["--kinds", "blur", "swapped_label", "--rules", "screen", "--without-dirty"]
+    options = ["--kinds", "blur", "swapped_label", "--rules", "screen", "--without-dirty", "--false-alarms", "0.02"]
     _, steps = planned(monkeypatch, *study.options, *options, "--experiments", "whole_centers", "clean")
     parts = ("harmful", "quality_control_screen", "quality_control_screen/inference")
     assert list(steps) == [
@@ -278,6 +278,7 @@ def test_more_kinds_of_harm_the_clean_images_and_no_dirty_baseline(monkeypatch, 
     controlled = steps["clean/quality_control_screen"]
     assert option(controlled, "-fn_train") == option(steps["clean"], "-fn_train") == str(study.options[1])
     assert "--screen" in controlled.command()
+    assert option(controlled, "--false-alarms") == "0.02"
     made = {file for step in steps.values() for file in step.results}
     assert all(set(step.reads) <= made | {study.options[1], study.options[3]} for step in steps.values())
 
