@@ -17,6 +17,7 @@ import pytest
 from conftest import ROOT
 
 from travelling.cohort import travelling_order
+from travelling.errors import VisitFailed
 from travelling.metrics import Evaluation
 from travelling.protocol import PROTOCOLS
 from travelling.quality_control import LOG_COLUMNS, LogFile, QualityControl, log_columns
@@ -66,10 +67,13 @@ class FakeScreen:
 
     limit = 2.5
 
-    def __init__(self, seed):
+    def __init__(self, seed, fails=0.0):
         self.random = np.random.RandomState(seed)
+        self.fails = fails
 
     def scores(self, subjects):
+        if self.fails and self.random.uniform() < self.fails:
+            raise VisitFailed("unreachable", "away")
         return [float(self.random.normal() + 2 * (subject in BAD)) for subject in subjects]
 
     def suspects(self, score):
@@ -230,6 +234,16 @@ def test_it_agrees_with_every_setting(tmp_path, protocol, rule, screened):
     assert ("looks of the screen" in line) == screened
     status, _, _ = audit(tmp_path, *("--screen" if option == "--protocol" else option for option in options[:1]))
     assert status == (0 if (screened and not rule and protocol == "corrected") else 1)
+
+
+def test_centers_that_are_away_when_their_images_are_screened(tmp_path):
+    make_run(tmp_path, screen=FakeScreen(1, fails=0.3))
+    assert "visits failed" in consistent(tmp_path, "--screen")
+    rows = read_rows(tmp_path / "log.csv")
+    index = next(i for i, row in enumerate(rows) if row["Phase"] == "unreachable" and ";" in row["Subjects"])
+    rows[index]["Subjects"] = rows[index]["Subjects"].rpartition(";")[0]
+    write_rows(tmp_path / "log.csv", rows)
+    assert found(tmp_path, "--screen")[0].startswith(f"{index + 2}: ")
 
 
 @pytest.mark.parametrize(

@@ -219,8 +219,7 @@ class QualityControl:
             f"lock-up: {undone} of {verified} batches of cycle {cycle} were undone. Unless most images are harmful, "
             f"the last accepted evaluation (FPR {fpr:.3f}, FNR {fnr:.3f}) was a lucky one: every step is measured "
             "against it, undone, and the next begins from the very same model. With "
-            f"{tested} test subjects, one misdiagnosis more can be a rise of {most:.3f}, beside -error {self.error:g}; "
-            "--rule evidence, a larger -error or test set, or a lower learning rate avoid that"
+            f"{tested} test subjects, one misdiagnosis more can be a rise of {most:.3f}; {self.rule.remedy}"
         )
 
     def _count(self, cycle, verification):

@@ -13,6 +13,7 @@ class PublishedRule:
     """FPR or FNR rises by more than the tolerance (Souza et al. 2025)."""
 
     columns = ()  # of the log, after the published ones
+    remedy = "--rule evidence, a larger -error or test set, or a lower learning rate avoid that"  # against lock-up
 
     def judge(self, before, after, tolerance, protocol):
         """Whether the step between two :class:`travelling.metrics.Evaluation` is harmful, and its further cells."""
@@ -42,6 +43,7 @@ class EvidenceRule:
     """
 
     columns = ("AUROC", "P_AUROC")
+    remedy = "a larger test set or a lower learning rate avoid that"
     ALPHA = 0.01
 
     def judge(self, before, after, tolerance, protocol):

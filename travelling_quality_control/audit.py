@@ -273,6 +273,10 @@ class Replay:
             else:
                 self._visit = [("batch", batch) for batch in self._cut(self._present(center))]
 
+    def to_be_screened(self):
+        """The subjects about whom the center that is visited is still to be asked: it is asked once."""
+        return [subject for _, subjects in self._visit for subject in subjects]
+
     def _present(self, center):
         """Who trains at a center."""
         return [name for name in self.centers[center] if name not in self.waiting and name not in self.eliminated]
@@ -602,6 +606,8 @@ class Audit:
         if self.lost and not self._catch_up(row):
             return row["Cycle"], row["Phase"]
         step = self.replay.next_step()
+        if step and step[0] == "screen" and failed_step(row):
+            step = "screen", self.replay.to_be_screened()
         cycle = self.replay.cycle
         found = f"{row['Phase']} {';'.join(row['Subjects'])} in cycle {row['Cycle']}"
         if not step:
