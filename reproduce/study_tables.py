@@ -17,7 +17,7 @@ from travelling.cohort import SEPARATOR
 from travelling.command import AGE_EDGES
 from travelling.errors import InputError
 from travelling.metrics import METRICS, age_groups, performance, refuse_unordered_ages
-from travelling.quality_control import ROUNDING
+from travelling.rules import ROUNDING
 from travelling.run import write_csv
 
 METRIC_NAMES = {

@@ -56,7 +56,7 @@ def control(folder, dies_at=None, protocol="corrected", dies_saving=None):
     checkpoints = Checkpoints(folder / "checkpoints")
     found = checkpoints.load()
     reached = found[0] if found else None
-    log = LogFile(folder / "qc.csv", reached["log_length"] if reached else 0)
+    log = LogFile(folder / "qc.csv", length=reached["log_length"] if reached else 0)
     quality = QualityControl(trainer, CENTERS, PROTOCOLS[protocol], 0.02, 1, log)
     if reached:
         quality.import_state(reached["control"])
