@@ -209,7 +209,7 @@ def add_quality_control_options(parser, seed):
         help="go on where the pre-trained model errs so much that verification cannot see harm",
     )
     add_first_cycle_option(parser)
-    better = parser.add_argument_group("better than published (README, 'Which setting to choose')")
+    better = parser.add_argument_group("better than published (README, 'What to expect')")
     better.add_argument(
         "--rule",
         choices=["published", "evidence"],
