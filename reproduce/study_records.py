@@ -439,7 +439,7 @@ def _read_control(study, folder, seed, experiment, kind, model):
     _compare_with_subjects(model.folder / "log_subjects.csv", images)
     trained = log["PFP"].notna()
     errors = (log["Tolerance"] / log["Images"])[trained][1:].dropna()
-    if "evidence" not in RULES[rule] and not np.allclose(errors, errors.iloc[0]):
+    if "evidence" not in RULES[rule] and len(errors) and not np.allclose(errors, errors.iloc[0]):
         raise InputError(f"{log_csv}: its Tolerance is not the same per image in all rows")
     error = float(errors.iloc[0]) if len(errors) else np.nan
     log, screening = (log[rows].reset_index(drop=True) for rows in (trained, ~trained))

@@ -135,8 +135,8 @@ def _found_in_words(harmful, good):
 def _lock_up_in_words(study, condition):
     """A notice for each run in which most batches of a cycle were undone; empty where there is none."""
     notices = [
-        f"{undone} of {verified} batches of cycle {cycle}{f' (seed {run.seed})' if run.seed else ''}"
-        for run in study.shown_controls
+        f"{undone} of {verified} batches of cycle {cycle} ({run.name})"
+        for run in study.controls
         if (run.experiment, run.kind) == tuple(condition)
         for cycle, verified, undone in run.locked_up.itertuples()
     ]

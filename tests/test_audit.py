@@ -261,6 +261,7 @@ def test_centers_that_are_away_when_their_images_are_screened(tmp_path):
         ("batch", {"Ignored": "0"}, "P_AUROC", "1e-3", "Ignored is 0, should be 1 (P_AUROC 0.001)"),
         ("batch", {"Ignored": "0", "P_AUROC": "1.0"}, "P_AUROC", "0.2", "P_AUROC is 0.2, but AUROC was"),
         ("batch", {"Ignored": "0"}, "AUROC", "1.5", "AUROC is 1.5 and P_AUROC"),
+        ("batch", {"Ignored": "0", "P_AUROC": "1.0"}, "AUROC", "0.1", "P_AUROC is 1, but AUROC was"),
         ("batch", {"Ignored": "0"}, "Screen_score", "1", "Screen_score is 1, should be empty"),
     ],
 )

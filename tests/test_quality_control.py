@@ -349,6 +349,8 @@ def test_a_pre_trained_model_that_ranks_nobody_is_blind():
     assert EvidenceRule().blind(ranked(labels, good), 0.1, PROTOCOLS["corrected"]) == []
     (words,) = EvidenceRule().blind(ranked(labels, bad), 0.1, PROTOCOLS["corrected"])
     assert words.startswith("AUROC 0.")
+    (words,) = EvidenceRule().blind(ranked([0, 0, 0, 1, 1, 1], [0, 1, 2, 3, 4, 5]), 0.1, PROTOCOLS["corrected"])
+    assert "chance alone" in words
 
 
 def test_the_rule_decides_what_is_undone_and_against_whom():
@@ -467,6 +469,8 @@ def test_a_test_set_too_small_for_the_stated_false_alarms_is_refused():
     assert limit_rank(407, 0.01) == 404
     with pytest.raises(InputError, match=r"--false-alarms 0.01: a test set of 98 subjects can tell 0.0101 at best"):
         limit_rank(98, 0.01)
+    with pytest.raises(InputError, match="too small"):
+        limit_rank(2, 0.5)
 
 
 def test_state_of_the_screen_goes_on_where_it_was():
@@ -489,10 +493,23 @@ def test_a_cycle_in_which_most_batches_are_undone_is_told_with_its_cause():
     harm = {f"{center}{i}": (20, 0) for center in "abc" for i in range(2)}
     control, _ = control_over(centers, FakeTrainer(harm=harm))
     run_cycles(control, centers, [10, 11])
-    assert control.batches == [[10, 5, 3], [11, 2, 0]]
+    assert [(count["cycle"], count["verified"], count["undone"]) for count in control.counts] == [
+        (10, 5, 3),
+        (11, 2, 0),
+    ]
+    assert control.locked_up(11) is None
+    control.counts.pop()
     words = control.locked_up(10)
     assert "3 of 5 batches of cycle 10 were undone" in words
     assert "FPR 0.000, FNR 0.000" in words
     assert "150 test subjects" in words
-    assert control.locked_up(11) is None
     assert control.locked_up(12) is None
+
+
+def test_a_cycle_in_which_most_images_are_suspects_is_told_too():
+    centers = {"a": ["a0", "a1", "a2"]}
+    trainer = FakeTrainer()
+    trainer.strange = {"a0": (1e6, 1), "a2": (1e6, 1)}
+    control, _ = screened_control(centers, trainer)
+    travel_screened(control, centers, [10])
+    assert "2 of 3 images that were screened in cycle 10 are suspects" in control.locked_up(10)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from travelling.errors import AlreadyDone, InputError, Stopped
 
+FALSE_ALARMS = 0.01  # of the screen, unless told otherwise
 AGE_EDGES = (60.0, 70.0)  # years
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 at_end = []  # functions to call when main() has ended, however it ended
@@ -222,10 +223,18 @@ def add_quality_control_options(parser, seed):
     better.add_argument(
         "--false-alarms",
         type=number(float, 1e-6, 0.5),
-        default=0.01,
         metavar="RATE",
-        help="share of good images that --screen may suspect",
+        help=f"share of good images that --screen may suspect at a look (default: {FALSE_ALARMS})",
     )
+
+
+def check_quality_control_options(parser, arguments):
+    """Check how the options of quality control go together, and fill in what depends on others."""
+    if arguments.false_alarms is not None and not arguments.screen:
+        parser.error("--false-alarms: is an option of --screen")
+    if arguments.screen and arguments.false_alarms is None:
+        arguments.false_alarms = FALSE_ALARMS
+    return arguments
 
 
 def add_age_option(parser):

@@ -76,6 +76,8 @@ class ControlledRun:
             control.start(self._baseline or self._trainer.evaluate())
             self._log.info("pre-trained model: FPR %.3f, FNR %.3f", *control.reference)
 
+        locked_up = []
+
         def checkpoint(here):
             state = {"control": control.export_state(), "log_length": log.length, "subjects": centers}
             self.run.checkpoint(here | state, self._trainer)
@@ -85,7 +87,8 @@ class ControlledRun:
             write_csv(control.subject_table(), self.subjects_csv)
             self._log.info("cycle %d: %s", cycle, control.summary())
             if control.locked_up(cycle):
-                self._log.warning("%s", control.locked_up(cycle))
+                locked_up.append(control.locked_up(cycle))
+                self._log.warning("%s", locked_up[-1])
 
         yield from control.travel(
             centers,
@@ -100,6 +103,5 @@ class ControlledRun:
             checkpoint=checkpoint,
         )
         log.close()
-        locked_up = [str(cycle) for cycle, _, _ in control.batches if control.locked_up(cycle)]
-        if locked_up:
-            self._log.warning("most batches were undone in cycle(s) %s: see above for the cause", ", ".join(locked_up))
+        for notice in locked_up:  # once more, where it is not overlooked
+            self._log.warning("%s", notice)

@@ -150,8 +150,9 @@ def ghosting(voxels, strength, _generator):
     number = voxels.shape[1]
     line = np.fft.fftfreq(number, 1 / number)  # counted from the center of k-space
     gain = 1 + 2 * strength * np.cos(2 * np.pi * line * (number // 4) / number)
-    ghosts = np.abs(np.fft.ifft(np.fft.fft(voxels, axis=1) * gain[:, None], axis=1))
-    return (ghosts * voxels.max() / ghosts.max()).clip(voxels.min(), voxels.max())
+    low, high = voxels.min(), voxels.max()  # below the lowest intensity there is no signal, whatever its number
+    ghosts = np.abs(np.fft.ifft(np.fft.fft(voxels - low, axis=1) * gain[:, None], axis=1))
+    return (low + ghosts * (high - low) / ghosts.max()).clip(low, high)
 
 
 def spike(voxels, strength, generator):

@@ -1,9 +1,9 @@
 """Decentralized quality control: verification, revisit and elimination (Souza et al. 2025).
 
-No image and no label of harmfulness is looked at: a training step is harmful if it raises the rates of
-misdiagnosis (FPR or FNR) on the home's test set by more than a tolerance (:mod:`travelling.rules` has that rule, and
-another). The trainer (see :mod:`travelling.trainer`) decides where training happens, in this process or at a
-hospital; the decisions are all made here.
+No label of harmfulness is known: a training step is harmful if it raises the rates of misdiagnosis (FPR or FNR) on
+the home's test set by more than a tolerance (:mod:`travelling.rules` has that rule, and another;
+:mod:`travelling.screen` what looks at images before they train). The trainer (see :mod:`travelling.trainer`) decides
+where training happens, in this process or at a hospital; the decisions are all made here.
 """
 
 import csv
@@ -22,7 +22,7 @@ LOG_COLUMNS = (
     "Phase", "Subjects", "Tolerance", "Reference_PFP", "Reference_PFN", "Eliminated",
 )  # fmt: skip
 SCREEN_COLUMNS = ("Screen_score", "Screen_limit")  # after those of the rule, where there is a screen
-_STATE = ("flags", "revisits", "waiting", "eliminated", "absent", "batches")
+_STATE = ("flags", "revisits", "waiting", "eliminated", "absent", "counts")
 FAILURES = ("unreachable", "invalid")  # phases of a step to which a center gave no usable answer
 
 
@@ -74,7 +74,7 @@ class QualityControl:
         self.waiting = {}  # subject -> cycle of its flag, in the order of the flags
         self.eliminated = {}  # subject -> cycle of its elimination
         self.absent = []  # centers that failed in this cycle
-        self.batches = []  # [cycle, verified, undone] of every cycle
+        self.counts = []  # of batches and screened images, a dict for every cycle
 
     @property
     def reference(self):
@@ -84,7 +84,7 @@ class QualityControl:
     def start(self, baseline):
         """Take the pre-trained model's evaluation as the first reference and the first row of the log."""
         self.accepted = baseline
-        self._log_row(0, "baseline", [], baseline)
+        self._log_row(0, "baseline", [], baseline, cells=self.rule.describe(baseline))
 
     def visit(self, cycle, subjects, batch_size, generator):
         """A center's regular visit: verify its batches and, where a batch harms, its subjects one by one.
@@ -103,7 +103,7 @@ class QualityControl:
             yield verification
             if verification.failed:
                 return
-            self._count(cycle, verification)
+            self._count(cycle, "verified", "undone", verification.harmful)
             if verification.harmful:
                 for subject in batch:
                     alone = self._verify(cycle, "subject", [subject])
@@ -207,27 +207,27 @@ class QualityControl:
         )
 
     def locked_up(self, cycle):
-        """In words, why most batches of a cycle were undone; None where they were not."""
-        counts = [(verified, undone) for number, verified, undone in self.batches if number == cycle]
-        if not counts or counts[0][1] * 2 <= counts[0][0]:
-            return None
-        verified, undone = counts[0]
-        fpr, fnr = self.reference
-        tested = self.accepted.healthy + self.accepted.patients
-        most = max(1 / self.accepted.healthy, 1 / self.accepted.patients)
-        return (
-            f"lock-up: {undone} of {verified} batches of cycle {cycle} were undone. Unless most images are harmful, "
-            f"the last accepted evaluation (FPR {fpr:.3f}, FNR {fnr:.3f}) was a lucky one: every step is measured "
-            "against it, undone, and the next begins from the very same model. With "
-            f"{tested} test subjects, one misdiagnosis more can be a rise of {most:.3f}; {self.rule.remedy}"
-        )
+        """In words, why most batches of this cycle were undone, or most images suspected; None where they were not."""
+        counts = self.counts[-1] if self.counts and self.counts[-1]["cycle"] == cycle else {}
+        if 2 * counts.get("undone", 0) > counts.get("verified", 0):
+            return (
+                f"lock-up: {counts['undone']} of {counts['verified']} batches of cycle {cycle} were undone. "
+                f"Unless most images are harmful, {self.rule.locked_up(self.accepted, self.protocol)}"
+            )
+        if 2 * counts.get("suspected", 0) > counts.get("screened", 0):
+            return (
+                f"lock-up: {counts['suspected']} of {counts['screened']} images that were screened in cycle {cycle} "
+                "are suspects. Unless most images are harmful, those of the test set are not like those of the centers "
+                "(another preparation or scale of intensities?), or the model has moved far since the cycle began"
+            )
+        return None
 
-    def _count(self, cycle, verification):
-        """Count a batch."""
-        if not self.batches or self.batches[-1][0] != cycle:
-            self.batches.append([cycle, 0, 0])
-        self.batches[-1][1] += 1
-        self.batches[-1][2] += verification.harmful
+    def _count(self, cycle, what, hit, happened):
+        """Count a batch or an image of a cycle, and whether it was undone or suspected."""
+        if not self.counts or self.counts[-1]["cycle"] != cycle:
+            self.counts.append({"cycle": cycle, "verified": 0, "undone": 0, "screened": 0, "suspected": 0})
+        self.counts[-1][what] += 1
+        self.counts[-1][hit] += bool(happened)
 
     def _flag(self, cycle, subject):
         """Put a subject aside until its revisit."""
@@ -243,6 +243,7 @@ class QualityControl:
             return
         for subject, score in zip(subjects, scores, strict=True):
             suspect = self.screen.suspects(score)
+            self._count(cycle, "screened", "suspected", suspect)
             if suspect:
                 self._flag(cycle, subject)
             self._log_screened(cycle, "screen", subject, score, suspect)

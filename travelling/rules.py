@@ -3,6 +3,8 @@
 A rule is asked after every training step with the evaluations of the same test subjects before and after it.
 """
 
+import math
+
 import numpy as np
 from scipy.stats import norm
 
@@ -13,7 +15,6 @@ class PublishedRule:
     """FPR or FNR rises by more than the tolerance (Souza et al. 2025)."""
 
     columns = ()  # of the log, after the published ones
-    remedy = "--rule evidence, a larger -error or test set, or a lower learning rate avoid that"  # against lock-up
 
     def judge(self, before, after, tolerance, protocol):
         """Whether the step between two :class:`travelling.metrics.Evaluation` is harmful, and its further cells."""
@@ -22,6 +23,21 @@ class PublishedRule:
             for rate, reference in zip(protocol.rates(after), protocol.rates(before), strict=True)
         )
         return harmful, {}
+
+    def describe(self, baseline):
+        """The further cells of the pre-trained model's row."""
+        return {}
+
+    def locked_up(self, accepted, protocol):
+        """In words, how this rule can come to undo most batches, and what avoids it."""
+        fpr, fnr = protocol.rates(accepted)
+        return (
+            f"the last accepted evaluation (FPR {fpr:.3f}, FNR {fnr:.3f}) was a lucky one: every step is measured "
+            "against it, undone, and the next begins from the very same model. With "
+            f"{accepted.healthy + accepted.patients} test subjects, one misdiagnosis more can be a rise of "
+            f"{1 / min(accepted.healthy, accepted.patients):.3f}; --rule evidence, a larger -error or test set, or a "
+            "lower learning rate avoid that"
+        )
 
     def blind(self, baseline, tolerance, protocol):
         """In words, the rates of the pre-trained model that are so high that no step could exceed the tolerance."""
@@ -43,7 +59,6 @@ class EvidenceRule:
     """
 
     columns = ("AUROC", "P_AUROC")
-    remedy = "a larger test set or a lower learning rate avoid that"
     ALPHA = 0.01
 
     def judge(self, before, after, tolerance, protocol):
@@ -51,8 +66,22 @@ class EvidenceRule:
         auroc, p_value = auroc_fell(after.labels, before.predictions, after.predictions)
         return p_value < self.ALPHA, dict(zip(self.columns, (auroc, p_value), strict=True))
 
+    def describe(self, baseline):
+        """As :meth:`PublishedRule.describe`: its AUROC."""
+        return {"AUROC": auroc_fell(baseline.labels, baseline.predictions, baseline.predictions)[0]}
+
+    def locked_up(self, accepted, protocol):
+        """As :meth:`PublishedRule.locked_up`."""
+        return (
+            f"the last accepted AUROC ({self.describe(accepted)['AUROC']:.3f}) was a lucky one: every step is measured "
+            "against it, undone, and the next begins from the very same model; a larger test set or a lower learning "
+            "rate avoid that"
+        )
+
     def blind(self, baseline, tolerance, protocol):
         """In words, why not even a model that ranks nobody would be told from the pre-trained one; else empty."""
+        if 1 / math.comb(len(baseline.labels), sum(baseline.labels)) >= self.ALPHA:
+            return [f"{baseline.healthy} HC and {baseline.patients} PD: chance alone ranks them perfectly too often"]
         auroc, _ = auroc_fell(baseline.labels, baseline.predictions, baseline.predictions)
         _, p_value = auroc_fell(baseline.labels, baseline.predictions, np.zeros(len(baseline.labels)))
         return [f"AUROC {auroc:.3f}, from 0.5 by chance with p {p_value:.2g}"] if p_value >= self.ALPHA else []

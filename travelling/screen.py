@@ -22,8 +22,9 @@ _STATE = ("cycle", "mean", "sd", "limit")
 class Screen:
     """The limit of a cycle (:meth:`calibrate`), and the score of any image (:meth:`scores`).
 
-    ``false_alarms`` is the share of good images that may exceed the limit. A score is the largest of the standardized
-    log-distances of an image at all layers, in standard deviations of the test set.
+    ``false_alarms`` is the share of good images that may exceed the limit, at one look and on average over test sets,
+    if they come from where the test set does and the model is that of the cycle's beginning. A score is the largest of
+    the standardized log-distances of an image at all layers, in standard deviations of the test set.
     """
 
     def __init__(self, trainer, false_alarms):
@@ -82,6 +83,8 @@ def limit_rank(subjects, false_alarms):
 
     Raises InputError where they are too few for any limit to be exceeded so rarely.
     """
+    if subjects < 3:
+        raise InputError(f"--screen: a test set of {subjects} subjects is too small to tell what is usual")
     rank = math.ceil((subjects + 1) * (1 - false_alarms) - 1e-9)  # 100 x 0.99 is 99, whatever floats make of it
     if rank > subjects:
         raise InputError(

@@ -389,7 +389,7 @@ class Audit:
             self._check_baseline(first)
         else:
             self._violation(first, f"Phase is {shown(first['Phase'])}, should be 'baseline'; the row is not replayed")
-        self.reference = (first["PFP"], first["PFN"])
+        self.reference, self.auroc = (first["PFP"], first["PFN"]), first.get("AUROC")
         for row, following in itertools.zip_longest(rows, rows[1:]):
             if failed_step(row):
                 self._check_failure(row)
@@ -481,7 +481,7 @@ class Audit:
         self._check(row, "Subjects", [], "baseline")
         for column in ("Cycle", "Ignored", "Eliminated"):
             self._check(row, column, 0, "baseline")
-        for column in OPTIONAL_NUMBERS:
+        for column in (*OPTIONAL_NUMBERS, "P_AUROC", *SCREEN_COLUMNS):
             self._check(row, column, None, "baseline")
 
     def _check_step(self, row, following):
@@ -540,7 +540,7 @@ class Audit:
             self._violation(row, f"AUROC is {shown(auroc)} and P_AUROC {shown(chance)}, should be from 0 to 1")
             return False
         last = self.auroc
-        if last is not None and (chance < 0.5) != (auroc < last - ROUNDING) and chance not in (0, 1):
+        if last is not None and (chance < 0.5) != (auroc < last - ROUNDING) and chance != 0:
             self._violation(row, f"P_AUROC is {shown(chance)}, but AUROC was {shown(last)} and is {shown(auroc)}")
         return chance < P_LIMIT
 
@@ -592,7 +592,7 @@ class Audit:
         self._check_order(row)
         for column, should in (("Subject", "n/a"), ("Ignored", 1), ("Eliminated", 0)):
             self._check(row, column, should, f"Phase {row['Phase']}")
-        for column in ("ACC", "FP", "FN", "PFP", "PFN"):
+        for column in ("ACC", "FP", "FN", "PFP", "PFN", *EVIDENCE_COLUMNS, *SCREEN_COLUMNS):
             self._check(row, column, None, f"Phase {row['Phase']}")
         for subject in row["Subjects"]:
             self._check(row, "Study", self.center_of.get(subject), f"the center of {subject}")
@@ -654,7 +654,7 @@ class Audit:
             self._violation(self.log.rows[-1], f"the log ends {place}{missing} (--unfinished allows that)")
 
     def _check(self, row, column, should, why):
-        if not same(row[column], should):
+        if not same(row.get(column), should):
             self._violation(row, f"{column} is {shown(row[column])}, should be {shown(should)} ({why})")
 
     def _violation(self, row, text, path=None):

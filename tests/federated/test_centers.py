@@ -265,11 +265,14 @@ def test_a_list_of_subjects_that_cannot_be_right_is_invalid(names):
         refuse_bad_subjects(names, {"a" * 16})
 
 
-@pytest.mark.parametrize("rows", [None, [], [[1.0, 2.0]], [[1.0], [1.0, 2.0]], [[], []], [[1.0], ["1.0"]], [1.0, 2.0]])
+@pytest.mark.parametrize("rows", [
+    None, [], [[1.0, 2.0]], [[1.0], [1.0, 2.0]], [[1.0], [2.0]], [[1.0, 2.0], [1.0, "1.0"]],
+    [1.0, 2.0], [[1.0, 2.0], [1.0, float("nan")]], [[1.0, 2.0], [1.0, -1.0]], [[1.0, 2.0], [1.0, float("inf")]],
+])  # fmt: skip
 def test_distances_that_cannot_be_right_are_invalid(rows):
-    refuse_bad_distances([[1.0, 2.0], [3.0, float("nan")]], 2)
+    refuse_bad_distances([[1.0, 2.0], [3.0, 0.0]], 2, 2)
     with pytest.raises(VisitFailed, match="distances"):
-        refuse_bad_distances(rows, 2)
+        refuse_bad_distances(rows, 2, 2)
 
 
 def test_the_screen_at_the_centers_is_that_of_one_process(federation, study, options, tmp_path):

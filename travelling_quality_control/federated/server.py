@@ -57,7 +57,7 @@ class FederatedTrainer(LocalTrainer):
         if subjects is None:
             return super().distances()
         center, name, _, meta = self._ask_in(self.export_state(), "distances", subjects)
-        refuse_bad_distances(meta.get("distances"), len(subjects))
+        refuse_bad_distances(meta.get("distances"), len(subjects), 2 * len(self._model.filters))
         self._states[center] = {name}
         return meta["distances"]
 
@@ -86,15 +86,14 @@ def refuse_invalid(arrays, loss, sent):
         raise VisitFailed("invalid", "its loss is not a number")
 
 
-def refuse_bad_distances(rows, subjects):
-    """Raise VisitFailed where a center's answer is not one row of distances for each of so many subjects."""
+def refuse_bad_distances(rows, subjects, distances):
+    """Raise VisitFailed where a center's answer is not one row of so many distances for each of so many subjects."""
     if not isinstance(rows, list) or len(rows) != subjects:
         raise VisitFailed("invalid", "its distances are not one row for each subject")
-    if not all(
-        isinstance(row, list) and row and len(row) == len(rows[0]) and all(isinstance(value, float) for value in row)
-        for row in rows
-    ):
-        raise VisitFailed("invalid", "its distances are not numbers")
+    if not all(isinstance(row, list) and len(row) == distances for row in rows):
+        raise VisitFailed("invalid", "its distances are not those of this network")
+    if not all(isinstance(value, float) and 0 <= value < np.inf for row in rows for value in row):
+        raise VisitFailed("invalid", "its distances are not finite numbers of at least 0")
 
 
 def refuse_bad_subjects(names, others):

@@ -85,7 +85,7 @@ _METHODS = {
         "allow_saturated": (_choice(False, True), False),
         "rule": (_choice("published", "evidence"), "published"),
         "screen": (_choice(False, True), False),
-        "false_alarms": (_number(float, 1e-6, 0.5), 0.01),
+        "false_alarms": (_number(float, 1e-6, 0.5), None),
         "eval_batch_size": (_number(int, 1), None),
     },
     "standard": _TRAINING
@@ -111,6 +111,11 @@ def read_server_settings(path):
         raise InputError(f"{path}: method is {json.dumps(method)}, should be one of {', '.join(_METHODS)}")
     settings = _checked(path, content, _METHODS[method])
     settings.method = method
+    if method == "quality_control":
+        if settings.false_alarms is not None and not settings.screen:
+            raise InputError(f"{path}: false_alarms is an option of screen")
+        if settings.screen and settings.false_alarms is None:
+            settings.false_alarms = command.FALSE_ALARMS
     if settings.output_folder is None:
         settings.output_folder = settings.fn_save.with_name(f"{settings.fn_save.name}_run")
     return settings

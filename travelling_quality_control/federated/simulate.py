@@ -29,7 +29,7 @@ def parse_arguments():
     from travelling_quality_control.federated.job import add_job_options
 
     add_job_options(parser)
-    return parser.parse_args()
+    return command.check_quality_control_options(parser, parser.parse_args())
 
 
 def main():
