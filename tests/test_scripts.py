@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import random
+import runpy
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
-from conftest import SCRIPTS, run_here, run_script
+from conftest import ROOT, SCRIPTS, run_here, run_script
+
+from travelling.harm import KINDS
 
 QC_COLUMNS = [
     "Cycle", "Subject", "Study", "ACC", "FP", "FN", "PFP", "PFN", "Ignored",
@@ -330,3 +333,34 @@ def test_quality_control_survives_fifty_kills(controlled, control_options, tmp_p
             folder = tmp_path / str(runs)
             folder.mkdir()
     print(f"{kills} kills, {runs} runs, every one equal to an uninterrupted one")
+
+
+@pytest.mark.slow
+def test_every_kind_of_harm_is_screened(cohort, pretrained, tmp_path, monkeypatch, capsys):
+    (tmp_path / "cohort").symlink_to(cohort)
+    (tmp_path / "pretrained").symlink_to(pretrained)
+    script = ROOT / "reproduce" / "screen_kinds.py"
+    line = [
+        str(script),
+        str(tmp_path),
+        "--images",
+        "4",
+        "--false-alarms",
+        "0.05",
+        "--output",
+        str(tmp_path / "out.csv"),
+    ]
+    monkeypatch.setattr(sys, "argv", line)
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(script), run_name="__main__")
+    assert end.value.code == 0
+    table = pd.read_csv(output).set_index(["group", "name"])
+    training_set = pd.read_csv(cohort / "training_set.csv")
+    assert table.loc[("good", "all"), "images"] == len(training_set)
+    parts = table.loc["good"].drop("all")
+    assert parts[["images", "suspects"]].sum().tolist() == table.loc[("good", "all"), ["images", "suspects"]].tolist()
+    harmful = table.loc["harmful"]
+    assert set(harmful.index) == set(KINDS)
+    assert (harmful.loc[["inverted", "noise", "blur"], "suspects"] == 4).all()
+    assert harmful.loc["swapped_label", "suspects"] < 4
+    assert "inverted_brain" in capsys.readouterr().out
