@@ -340,17 +340,9 @@ def test_every_kind_of_harm_is_screened(cohort, pretrained, tmp_path, monkeypatc
     (tmp_path / "cohort").symlink_to(cohort)
     (tmp_path / "pretrained").symlink_to(pretrained)
     script = ROOT / "reproduce" / "screen_kinds.py"
-    line = [
-        str(script),
-        str(tmp_path),
-        "--images",
-        "4",
-        "--false-alarms",
-        "0.05",
-        "--output",
-        str(tmp_path / "out.csv"),
-    ]
-    monkeypatch.setattr(sys, "argv", line)
+    output = tmp_path / "out.csv"
+    line = [script, tmp_path, "--images", 4, "--false-alarms", 0.05, "--output", output]
+    monkeypatch.setattr(sys, "argv", list(map(str, line)))
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(script), run_name="__main__")
     assert end.value.code == 0
