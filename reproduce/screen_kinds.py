@@ -72,12 +72,12 @@ def screen(folder, training_set, test_set, volumes, arguments):
     import numpy as np
 
     from travelling.model import TravellingModel
+    from travelling.run import model_pairs
     from travelling.screen import Screen
     from travelling.trainer import LocalTrainer
 
-    encoder = sorted(folder.glob("encoder_*.keras"))[-1]
-    classifier = encoder.with_name(encoder.name.replace("encoder_", "classifier_PD_"))
-    model, _, _ = TravellingModel.load(encoder, classifier, volumes.shape)
+    pairs = model_pairs(folder, folder)
+    model, _, _ = TravellingModel.load(*pairs[max(pairs)], volumes.shape)
     trainer = LocalTrainer(model, volumes, training_set, test_set)
     good = Screen(trainer, arguments.false_alarms)
     good.calibrate(0)

@@ -1,11 +1,19 @@
 """A run of quality control, from its pre-trained model to its last checkpoint, wherever its trainer trains."""
 
+from travelling.cohort import refuse_one_class
 from travelling.errors import InputError
 from travelling.protocol import PROTOCOLS
 from travelling.quality_control import LogFile, QualityControl, log_columns
 from travelling.rules import RULES
 from travelling.run import Run, cycles_to_run, write_csv
-from travelling.screen import Screen
+from travelling.screen import Screen, limit_rank
+
+
+def refuse_unfit_test_set(test_set, settings):
+    """Raise InputError where verification or the screen has too little to go by."""
+    refuse_one_class(test_set, settings.fn_test)
+    if settings.screen:
+        limit_rank(len(test_set), settings.false_alarms)
 
 
 class ControlledRun:

@@ -174,9 +174,7 @@ class QualityControl:
         """Take over what :meth:`export_state` gave."""
         for name in _STATE:
             setattr(self, name, state[name])
-        self.accepted = Evaluation(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in state["accepted"].items()}
-        )
+        self.accepted = Evaluation(**state["accepted"])
         if self.screen:
             self.screen.import_state(state["screen"])
         for subject in self.center_of:  # of a center that has told its subjects since

@@ -82,7 +82,7 @@ class EvidenceRule:
         """In words, why not even a model that ranks nobody would be told from the pre-trained one; else empty."""
         if 1 / math.comb(len(baseline.labels), sum(baseline.labels)) >= self.ALPHA:
             return [f"{baseline.healthy} HC and {baseline.patients} PD: chance alone ranks them perfectly too often"]
-        auroc, _ = auroc_fell(baseline.labels, baseline.predictions, baseline.predictions)
+        auroc = self.describe(baseline)["AUROC"]
         _, p_value = auroc_fell(baseline.labels, baseline.predictions, np.zeros(len(baseline.labels)))
         return [f"AUROC {auroc:.3f}, from 0.5 by chance with p {p_value:.2g}"] if p_value >= self.ALPHA else []
 

@@ -35,18 +35,15 @@ def main():
     """Run the experiment."""
     arguments = parse_arguments()
     # Only now, so that --help answers at once.
-    from travelling.cohort import read_cohort, refuse_one_class, refuse_overlap, subjects_by_center
-    from travelling.controlled_run import ControlledRun
+    from travelling.cohort import read_cohort, refuse_overlap, subjects_by_center
+    from travelling.controlled_run import ControlledRun, refuse_unfit_test_set
     from travelling.run import progress_bar
-    from travelling.screen import limit_rank
     from travelling.trainer import LocalTrainer
     from travelling.volumes import Volumes
 
     training_set, test_set = read_cohort(arguments.fn_train), read_cohort(arguments.fn_test)
     refuse_overlap(training_set, test_set, arguments.fn_train, arguments.fn_test)
-    refuse_one_class(test_set, arguments.fn_test)
-    if arguments.screen:
-        limit_rank(len(test_set), arguments.false_alarms)
+    refuse_unfit_test_set(test_set, arguments)
     centers = subjects_by_center(training_set)
     controlled = ControlledRun(arguments, inputs=("fn_train", "fn_test", "en", "pd"))
     run, cycles = controlled.run, controlled.cycles

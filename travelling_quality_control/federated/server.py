@@ -11,13 +11,12 @@ from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.workflows.model_controller import ModelController
 
 from travelling import command
-from travelling.cohort import SEPARATOR, read_cohort, refuse_one_class
-from travelling.controlled_run import ControlledRun
+from travelling.cohort import SEPARATOR, read_cohort
+from travelling.controlled_run import ControlledRun, refuse_unfit_test_set
 from travelling.errors import AlreadyDone, InputError, Stopped, VisitFailed
 from travelling.protocol import PROTOCOLS
 from travelling.quality_control import FAILURES
 from travelling.run import Run
-from travelling.screen import limit_rank
 from travelling.trainer import LocalTrainer, travel
 from travelling.volumes import Volumes
 from travelling_quality_control.federated.center import ERRORS, PSEUDONYM_LETTERS, REPORTED
@@ -159,9 +158,7 @@ class TravellingController(ModelController):
     def _control_quality(self, settings):
         """Quality control: what the script does, with the training images elsewhere."""
         test_set = read_cohort(settings.fn_test)
-        refuse_one_class(test_set, settings.fn_test)
-        if settings.screen:
-            limit_rank(len(test_set), settings.false_alarms)
+        refuse_unfit_test_set(test_set, settings)
         controlled = ControlledRun(settings, inputs=("fn_test", "en", "pd"))
         volumes = Volumes(settings.cache_gb, controlled.run.cache_folder)
         volumes.add(test_set)

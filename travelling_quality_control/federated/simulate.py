@@ -35,7 +35,8 @@ def parse_arguments():
 def main():
     """Make the centers, and run job after job."""
     arguments = parse_arguments()
-    from travelling.cohort import read_cohort, refuse_one_class, refuse_overlap
+    from travelling.cohort import read_cohort, refuse_overlap
+    from travelling.controlled_run import refuse_unfit_test_set
     from travelling.errors import AlreadyDone
     from travelling_quality_control.federated import prepare_site
     from travelling_quality_control.federated.job import Progress, run_jobs, travelling_recipe
@@ -43,7 +44,7 @@ def main():
 
     training_set, test_set = read_cohort(arguments.fn_train), read_cohort(arguments.fn_test)
     refuse_overlap(training_set, test_set, arguments.fn_train, arguments.fn_test)
-    refuse_one_class(test_set, arguments.fn_test)
+    refuse_unfit_test_set(test_set, arguments)
     folder = arguments.fn_save.with_name(f"{arguments.fn_save.name}_flare").absolute()
     local = folder / "simulator" / "travelling" / "local"  # of the simulated sites, which all get a copy
     local.mkdir(parents=True, exist_ok=True)
