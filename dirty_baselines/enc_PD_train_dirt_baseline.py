@@ -29,12 +29,10 @@ def main():
     arguments = parse_arguments()
     # Only now, so that --help answers at once.
     from travelling.cohort import read_cohort, subjects_by_center
-    from travelling.protocol import PROTOCOLS
     from travelling.run import Run, cycles_to_run
-    from travelling.trainer import LocalTrainer, travel
+    from travelling.trainer import LocalTrainer, travel_and_save
     from travelling.volumes import Volumes
 
-    protocol = PROTOCOLS[arguments.protocol]
     pretrained = (arguments.en, arguments.pd)
     training_set = read_cohort(arguments.fn_train)
     centers = subjects_by_center(training_set)
@@ -55,26 +53,7 @@ def main():
     log.info("training set: %d images, %d centers", len(training_set), len(centers))
     trainer = LocalTrainer(model, volumes, training_set)
     reached = run.go_on(trainer)
-
-    def hand_on(cycle, loss):
-        run.save(model, cycle, arguments.batch_size)
-        log.info("cycle %d: learning rate %.3g, mean loss %.4f", cycle, model.learning_rate, loss)
-
-    travel(
-        trainer,
-        centers,
-        cycles,
-        seed=arguments.seed,
-        epochs=arguments.epochs,
-        batch_size=arguments.batch_size,
-        protocol=protocol,
-        learning_rate=lambda cycle: protocol.learning_rate(
-            arguments.learning_rate, cycle, cycles[0], record["learning_rate"]
-        ),
-        hand_on=hand_on,
-        reached=reached,
-        checkpoint=lambda record: run.checkpoint(record, trainer),
-    )
+    travel_and_save(run, trainer, model, centers, cycles, arguments, reached, cycles[0], record["learning_rate"])
     log.info("done: models of cycles %d to %d in %s", cycles[0], cycles[-1], run.folder)
     run.finish()
 

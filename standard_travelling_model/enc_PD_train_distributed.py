@@ -35,12 +35,10 @@ def main():
     arguments = parse_arguments()
     # Only now, so that --help answers at once.
     from travelling.cohort import read_cohort, subjects_by_center
-    from travelling.protocol import PROTOCOLS
     from travelling.run import Run
-    from travelling.trainer import LocalTrainer, travel
+    from travelling.trainer import LocalTrainer, travel_and_save
     from travelling.volumes import Volumes
 
-    protocol = PROTOCOLS[arguments.protocol]
     training_set = read_cohort(arguments.fn_train)
     centers = subjects_by_center(training_set)
     run = Run(arguments.output_folder, "training.log", arguments, inputs={"fn_train": arguments.fn_train})
@@ -58,24 +56,7 @@ def main():
     log.info("training set: %d images, %d centers", len(training_set), len(centers))
     trainer = LocalTrainer(model, volumes, training_set)
     reached = run.go_on(trainer)
-
-    def hand_on(cycle, loss):
-        run.save(model, cycle, arguments.batch_size)
-        log.info("cycle %d: learning rate %.3g, mean loss %.4f", cycle, model.learning_rate, loss)
-
-    travel(
-        trainer,
-        centers,
-        range(arguments.cycles),
-        seed=arguments.seed,
-        epochs=arguments.epochs,
-        batch_size=arguments.batch_size,
-        protocol=protocol,
-        learning_rate=lambda cycle: protocol.learning_rate(arguments.learning_rate, cycle),
-        hand_on=hand_on,
-        reached=reached,
-        checkpoint=lambda record: run.checkpoint(record, trainer),
-    )
+    travel_and_save(run, trainer, model, centers, range(arguments.cycles), arguments, reached)
     log.info("done: models of %d cycles in %s", arguments.cycles, run.folder)
     run.finish()
 

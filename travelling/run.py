@@ -32,9 +32,9 @@ class Run:
     paths. ``log`` is the plain log, in the folder unless it is an absolute path; ``files`` are further results outside
     the folder; ``models`` tells whether the run saves models; ``record`` is the file for its record.
 
-    The same command line goes on where an interrupted run stopped (:attr:`resumes`). Raises AlreadyDone where it is
-    complete, and InputError where a place cannot be written, another process writes there, or it holds another
-    run's results and ``--overwrite`` is not given.
+    The same command line goes on where an interrupted run stopped (:attr:`resumes`); :attr:`log`, a ``logging.Logger``,
+    is there from :meth:`begin` on. Raises AlreadyDone where it is complete, and InputError where a place cannot be
+    written, another process writes there, or it holds another run's results and ``--overwrite`` is not given.
     """
 
     def __init__(self, folder, log, arguments, inputs, files=(), models=True, record="run.json"):
@@ -53,7 +53,7 @@ class Run:
         self._own_cache = self._record.path.with_name(f"{self._record.path.stem}_image_cache")
         self.cache_folder = getattr(arguments, "cache_dir", None) or self._own_cache  # for decoded images
         self._lock = None
-        self._log = None
+        self.log = None
         self.resumes = False
         if self._record.path.exists():
             self._take_lock()
@@ -113,7 +113,7 @@ class Run:
                 path.unlink()
             self._checkpoints.remove()
             self._record.start(device)  # first: whatever fails from now on, the same command goes on
-        self._log = log = logging.getLogger("travelling")
+        self.log = log = logging.getLogger("travelling")
         log.setLevel(logging.INFO)
         log.propagate = False
         self._close_log()
@@ -145,9 +145,9 @@ class Run:
             return None
         record, arrays, warnings = found
         for warning in warnings:
-            self._log.warning("warning: %s", warning)
+            self.log.warning("warning: %s", warning)
         trainer.import_state(arrays)
-        self._log.info("going on in cycle %d, %d centers to visit", record["cycle"], record["centers_left"])
+        self.log.info("going on in cycle %d, %d centers to visit", record["cycle"], record["centers_left"])
         return record
 
     def finish(self):
@@ -159,8 +159,8 @@ class Run:
         self._lock.close()
 
     def _close_log(self):
-        for handler in [*self._log.handlers]:
-            self._log.removeHandler(handler)
+        for handler in [*self.log.handlers]:
+            self.log.removeHandler(handler)
             with contextlib.suppress(OSError):  # of a line that could not be written, which was an error already
                 handler.close()
 

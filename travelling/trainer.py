@@ -9,6 +9,7 @@ from travelling.cohort import batches, place, place_before, travelling_order
 from travelling.command import stop_if_asked
 from travelling.errors import VisitFailed
 from travelling.metrics import evaluate
+from travelling.protocol import PROTOCOLS
 from travelling.run import progress_bar
 
 
@@ -56,6 +57,34 @@ def travel(
             hand_on(cycle, sum(losses) / len(losses) if losses else math.nan)
             losses = []
             checkpoint({**place_before(cycle + 1, centers), "losses": losses})
+
+
+def travel_and_save(run, trainer, model, centers, cycles, settings, reached, first_cycle=0, saved_rate=None):
+    """:func:`travel` by the options of a script (``settings``), with checkpoints and the model of every cycle on disk.
+
+    ``run`` has begun, and ``reached`` is what its :meth:`travelling.run.Run.go_on` gave; ``model`` is the trainer's.
+    ``first_cycle`` is that of the run, of which ``cycles`` may be a part, and ``saved_rate`` the learning rate that the
+    pre-trained model was saved with (None: from scratch).
+    """
+    protocol = PROTOCOLS[settings.protocol]
+
+    def hand_on(cycle, loss):
+        run.save(model, cycle, settings.batch_size)
+        run.log.info("cycle %d: learning rate %.3g, mean loss %.4f", cycle, model.learning_rate, loss)
+
+    travel(
+        trainer,
+        centers,
+        cycles,
+        seed=settings.seed,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        protocol=protocol,
+        learning_rate=lambda cycle: protocol.learning_rate(settings.learning_rate, cycle, first_cycle, saved_rate),
+        hand_on=hand_on,
+        reached=reached,
+        checkpoint=lambda here: run.checkpoint(here | {"subjects": centers}, trainer),
+    )
 
 
 def images_at_once(shape):

@@ -14,10 +14,9 @@ from travelling import command
 from travelling.cohort import SEPARATOR, read_cohort
 from travelling.controlled_run import ControlledRun, refuse_unfit_test_set
 from travelling.errors import AlreadyDone, InputError, Stopped, VisitFailed
-from travelling.protocol import PROTOCOLS
 from travelling.quality_control import FAILURES
 from travelling.run import Run
-from travelling.trainer import LocalTrainer, travel
+from travelling.trainer import LocalTrainer, travel_and_save
 from travelling.volumes import Volumes
 from travelling_quality_control.federated.center import ERRORS, PSEUDONYM_LETTERS, REPORTED
 from travelling_quality_control.federated.settings import SERVER_FILE, read_server_settings
@@ -180,7 +179,6 @@ class TravellingController(ModelController):
 
     def _travel(self, settings):
         """The standard travelling model: what the script does, with the images elsewhere."""
-        protocol = PROTOCOLS[settings.protocol]
         cycles = range(settings.cycles)
         run = Run(settings.output_folder, "training.log", settings, inputs={})
 
@@ -193,24 +191,7 @@ class TravellingController(ModelController):
         trainer = FederatedTrainer(self._ask, model, volumes=None, evaluation_batch=1)  # it never evaluates
         reached = run.go_on(trainer)
         centers = self._gather(settings.centers, reached, trainer, model.filters)
-
-        def hand_on(cycle, loss):
-            run.save(model, cycle, settings.batch_size)
-            self._log.info("cycle %d: learning rate %.3g, mean loss %.4f", cycle, model.learning_rate, loss)
-
-        travel(
-            trainer,
-            centers,
-            self._of_this_job(cycles, reached),
-            seed=settings.seed,
-            epochs=settings.epochs,
-            batch_size=settings.batch_size,
-            protocol=protocol,
-            learning_rate=lambda cycle: protocol.learning_rate(settings.learning_rate, cycle),
-            hand_on=hand_on,
-            reached=reached,
-            checkpoint=lambda here: run.checkpoint(here | {"subjects": centers}, trainer),
-        )
+        travel_and_save(run, trainer, model, centers, self._of_this_job(cycles, reached), settings, reached)
         self._finish(run, cycles, reached)
 
     def _gather(self, centers, reached, trainer, filters):
