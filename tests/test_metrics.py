@@ -44,6 +44,9 @@ def test_one_class_has_no_auroc_and_only_its_own_rate():
     assert only_healthy["specificity"] == 0.5
     assert np.isnan(only_healthy["AUC_ROC"])
     assert np.isnan(only_healthy["sensitivity"])
+    assert np.isnan(only_healthy["F1_SCORE"])  # of whom nobody has the disease, with a false positive and without
+    assert np.isnan(performance([0, 0], [0.1, 0.2])["F1_SCORE"])
+    assert performance([1, 0], [0.1, 0.2])["F1_SCORE"] == 0
     assert np.isnan(performance([], [])["accuracy"])
 
 

@@ -70,7 +70,8 @@ def performance(labels, predictions):
         "sensitivity": recall_score(labels, diagnoses, pos_label=1, zero_division=np.nan),
         "specificity": recall_score(labels, diagnoses, pos_label=0, zero_division=np.nan),
         "AUC_ROC": roc_auc_score(labels, predictions) if ranks else np.nan,
-        "F1_SCORE": f1_score(labels, diagnoses, zero_division=np.nan),
+        # Of whom nobody has the disease: scikit-learn would call a single false positive 0, and none undefined.
+        "F1_SCORE": f1_score(labels, diagnoses) if labels.any() else np.nan,
     }
 
 
