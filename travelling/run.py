@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from travelling import command
-from travelling.checkpoint import Checkpoints, write_whole
+from travelling.checkpoint import Checkpoints, replace_whole, write_whole
 from travelling.errors import AlreadyDone, InputError, name_file
 from travelling.record import Record, describe, differences
 
@@ -171,7 +171,7 @@ class Run:
         try:
             model.save(*partial, {"cycle": cycle})
             for source, target in zip(partial, whole, strict=True):
-                os.replace(source, target)
+                replace_whole(source, target)
         except OSError:
             for path in partial:
                 path.unlink(missing_ok=True)

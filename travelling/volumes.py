@@ -14,6 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from travelling.cache import SHARE, ArrayFiles, free_memory
+from travelling.checkpoint import replace_whole
 from travelling.errors import InputError, name_file
 from travelling.run import progress_bar
 
@@ -177,7 +178,7 @@ def write_image(image, path):
     try:
         sitk.WriteImage(image, str(partial))
         check_image(partial)  # ITK does not notice every failure
-        partial.replace(path)
+        replace_whole(partial, path)
     except (RuntimeError, InputError):
         with name_file(path):
             _refuse_full_disk(partial, math.prod(image.GetSize()) * image.GetSizeOfPixelComponent())
