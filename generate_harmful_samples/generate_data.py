@@ -107,8 +107,8 @@ def make_experiment(arguments):
     good = read_cohort(arguments.fn_train)
     generator = np.random.default_rng(arguments.seed)
     choose = choose_for_new_centers if arguments.experiment == "whole_centers" else choose_one_per_center
-    harmful = choose(good, arguments, generator).rename(columns={"Path": "Source_path"})
-    harmful["Source"] = harmful["Subject"]
+    harmful = choose(good, arguments, generator)
+    sources, source_paths = harmful["Subject"].copy(), harmful["Path"].copy()
     harmful["Subject"] += harm.suffix(kind)
     if kind == "swapped_label":
         harmful["Group_bin"] = 1 - harmful["Group_bin"]
@@ -120,10 +120,7 @@ def make_experiment(arguments):
     harmful["Path"] = [str(folder.resolve() / "images" / f"{file_name(name)}.nii.gz") for name in harmful["Subject"]]
 
     training_csv, truth_csv = folder / "training_set.csv", folder / "truth.csv"
-    jobs = [
-        (Path(source), kind, Path(target))
-        for source, target in zip(harmful["Source_path"], harmful["Path"], strict=True)
-    ]
+    jobs = [(Path(source), kind, Path(target)) for source, target in zip(source_paths, harmful["Path"], strict=True)]
     results = [training_csv, truth_csv, *(target for *_, target in jobs)]
     refuse_originals(results, reads=[arguments.fn_train, *map(Path, good["Path"])])
     run = Run(folder, "harmful_samples.log", arguments, {"fn_train": arguments.fn_train}, results, models=False)
@@ -133,7 +130,7 @@ def make_experiment(arguments):
     for _ in write_images(jobs, arguments, finished={target for *_, target in jobs if target.exists()}):
         command.stop_if_asked()
     write_csv(
-        harmful[["Subject", "Study"]].assign(Kind=kind, Experiment=arguments.experiment, Source=harmful["Source"]),
+        harmful[["Subject", "Study"]].assign(Kind=kind, Experiment=arguments.experiment, Source=sources),
         truth_csv,
     )
     training_set = pd.concat([good, harmful[good.columns]])

@@ -10,6 +10,10 @@ Example:
 from pathlib import Path
 
 from travelling import command
+from travelling.errors import InputError
+
+# Of the predictions, before those of the test set's CSV.
+PREDICTION_COLUMNS = ("cycle", "ground_truth", "preds", "preds_raw")
 
 
 def parse_arguments():
@@ -50,6 +54,9 @@ def main():
 
     refuse_unordered_ages(arguments.age_edges)
     test_set = read_cohort(arguments.fn)
+    for column in PREDICTION_COLUMNS:
+        if column in test_set.columns:
+            raise InputError(f"{arguments.fn}: column '{column}' has the name of a result; rename it")
     models = model_pairs(arguments.en, arguments.pd, arguments.first_cycle, arguments.last_cycle)
     metrics_csv, predictions_csv, text_log = (
         arguments.o.with_name(arguments.o.name + ending) for ending in ("_metrics.csv", "_predictions.csv", ".log")
@@ -98,8 +105,8 @@ def main():
         probabilities = trainer.predict()
         row = {"cycle": cycle, **metrics_by_subgroup(test_set["Group_bin"], probabilities, subgroups)}
         metrics.append(pd.DataFrame([row]))
-        result = {"cycle": cycle, "ground_truth": test_set["Group_bin"], "preds": diagnose(probabilities)}
-        predictions.append(pd.DataFrame({**result, "preds_raw": probabilities, **test_set[columns]}))
+        results = (cycle, test_set["Group_bin"], diagnose(probabilities), probabilities)
+        predictions.append(pd.DataFrame(dict(zip(PREDICTION_COLUMNS, results, strict=True)) | dict(test_set[columns])))
         write_csv(pd.concat([table.astype(object) for table in predictions]), predictions_csv)
         write_csv(pd.concat([table.astype(object) for table in metrics]), metrics_csv)  # last: the cycle is finished
         log.info(

@@ -194,6 +194,11 @@ def test_inference_does_without_one_class(command, cohort, tmp_path):
     assert "no AUC_ROC" in notices[0]
 
 
+def test_a_column_of_the_test_set_has_no_name_of_a_result(command, cohort, tmp_path):
+    test = some_rows(cohort / "test_set.csv", tmp_path / "test.csv", slice(8), cycle=range(8))
+    refused("inference", *command("inference", {"-fn": test}), cwd=tmp_path, names=[test, "column 'cycle'"])
+
+
 def test_a_diverged_model_has_metrics_too():
     metrics = performance(np.array([0, 1, 0, 1]), np.full(4, np.nan, np.float32))
     assert np.isnan(metrics["AUC_ROC"])

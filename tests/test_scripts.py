@@ -156,16 +156,20 @@ def test_one_image_becomes_two_harmful_ones_with_its_geometry(cohort, tmp_path):
 
 
 def test_single_experiment_adds_one_image_to_each_of_n_centers(cohort, tmp_path):
-    arguments = ("-fn_train", cohort / "training_set.csv", "--experiment", "single", "--kind", "noise", "--centers", 3)
+    good = pd.read_csv(cohort / "training_set.csv").assign(Source="study 7", Source_path="scanner disk")
+    good["Path"] = [str(cohort / path) for path in good["Path"]]
+    good.to_csv(tmp_path / "good.csv", index=False)
+    arguments = ("-fn_train", "good.csv", "--experiment", "single", "--kind", "noise", "--centers", 3)
     for name in ("one", "two"):
         assert run_script("generate", *arguments, "--output-folder", name, cwd=tmp_path).returncode == 0
     truth = pd.read_csv(tmp_path / "one" / "truth.csv")
     assert list(truth.columns) == ["Subject", "Study", "Kind", "Experiment", "Source"]
     assert set(truth["Kind"]) == {"noise"}
     assert truth["Study"].nunique() == 3
-    good = pd.read_csv(cohort / "training_set.csv", index_col="Subject")
+    good = good.set_index("Subject")
     training_set = pd.read_csv(tmp_path / "one" / "training_set.csv", index_col="Subject")
     assert list(training_set.index[: len(good)]) == list(good.index)  # the source subjects stay
+    assert set(training_set["Source"]) == {"study 7"}  # the user's own column, and it does not tell the truth
     for _, row in truth.iterrows():
         assert good.loc[row["Source"], "Study"] == row["Study"] == training_set.loc[row["Subject"], "Study"]
         assert good.loc[row["Source"], "Group_bin"] == training_set.loc[row["Subject"], "Group_bin"]
