@@ -15,6 +15,7 @@ from test_quality_control import FakeTrainer
 
 from travelling import checkpoint, command, volumes
 from travelling.checkpoint import Checkpoints, write_whole
+from travelling.controlled_run import ControlledRun
 from travelling.errors import AlreadyDone, InputError
 from travelling.protocol import PROTOCOLS
 from travelling.quality_control import LogFile, QualityControl
@@ -186,6 +187,36 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
         write_whole(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_lock_up_of_an_earlier_session_is_told_at_the_end(tmp_path, monkeypatch):
+    """Once after its cycle, and once more when the run is over."""
+    model = tmp_path / "encoder_x_09.h5"
+    model.write_bytes(b"x")
+    settings = dict.fromkeys(("first_cycle", "cache_dir")) | {"cycles": 13, "error": 0.02, "revisit": 1}
+    settings |= {
+        "en": model,
+        "pd": model,
+        "fn_save": tmp_path / "qc",
+        "output_folder": tmp_path / "run",
+        "rule": "published",
+    }
+    settings |= {"screen": False, "protocol": "corrected", "seed": 42, "batch_size": 5, "learning_rate": 1e-4}
+    settings |= {"overwrite": False, "allow_saturated": False}
+    monkeypatch.setattr(QualityControl, "locked_up", lambda self, cycle: "lock-up in cycle 10" if cycle == 10 else None)
+
+    def session(cycles):
+        controlled = ControlledRun(Namespace(**settings), inputs=())
+        trainer = MortalTrainer()
+        controlled.begin(trainer, "a device", [])
+        with mock.patch.object(controlled.run, "save"):
+            for _ in controlled.travel(None, None, CENTERS, cycles):
+                pass
+        command.end()
+        return (tmp_path / "qc.log").read_text().count("lock-up in cycle 10")
+
+    assert session(range(10, 12)) == 1  # the run is not over
+    assert session(range(12, 13)) == 2
 
 
 def test_a_log_shorter_than_its_checkpoint_is_refused(tmp_path):

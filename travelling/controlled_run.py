@@ -72,6 +72,7 @@ class ControlledRun:
         center to its subjects.
         """
         settings, reached = self._settings, self.reached
+        cycles = self.cycles if cycles is None else cycles
         screen = Screen(self._trainer, settings.false_alarms) if settings.screen else None
         log = LogFile(self.log_csv, log_columns(self._rule, screen), reached["log_length"] if reached else 0)
         control = QualityControl(
@@ -84,11 +85,11 @@ class ControlledRun:
             control.start(self._baseline or self._trainer.evaluate())
             self._log.info("pre-trained model: FPR %.3f, FNR %.3f", *control.reference)
 
-        locked_up = []
+        locked_up = list(reached["locked_up"]) if reached else []
 
         def checkpoint(here):
             state = {"control": control.export_state(), "log_length": log.length, "subjects": centers}
-            self.run.checkpoint(here | state, self._trainer)
+            self.run.checkpoint(here | state | {"locked_up": locked_up}, self._trainer)
 
         def hand_on(cycle):
             self.run.save(model, cycle, settings.batch_size)
@@ -100,7 +101,7 @@ class ControlledRun:
 
         yield from control.travel(
             centers,
-            self.cycles if cycles is None else cycles,
+            cycles,
             seed=settings.seed,
             batch_size=settings.batch_size,
             learning_rate=lambda cycle: self._protocol.learning_rate(
@@ -111,5 +112,6 @@ class ControlledRun:
             checkpoint=checkpoint,
         )
         log.close()
-        for notice in locked_up:  # once more, where it is not overlooked
-            self._log.warning("%s", notice)
+        if self.cycles[-1] in cycles:
+            for notice in locked_up:  # once more, where it is not overlooked
+                self._log.warning("%s", notice)
