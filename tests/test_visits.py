@@ -124,7 +124,7 @@ def test_a_center_that_was_not_there_is_logged_and_comes_later():
 @pytest.fixture
 def failing_run(tmp_path):
     """Folder with the records of a run in which centers fail, one of which tells its subjects late."""
-    sizes = {"a": 7, "b": 3, "c": 1, "d": 6}
+    sizes = {"a": 7, "never": 0, "b": 3, "c": 1, "d": 6}
     everyone = {center: [f"{center}{number}" for number in range(size)] for center, size in sizes.items()}
     failures = {(10, "b"): "invalid", (11, "a"): "unreachable", (12, "a"): "invalid", (13, "d"): "unreachable"}
     trainer = FailingTrainer(failures, harm={"a1": (30, 0), "b2": (30, 0), "d3": (30, 0)})
@@ -152,7 +152,7 @@ def failing_run(tmp_path):
 def audit(folder):
     return subprocess.run(
         [sys.executable, ROOT / "travelling_quality_control" / "audit.py", "log.csv", "--train", "log_subjects.csv",
-         "--test", "test.csv", "--revisit", "1"],
+         "--test", "test.csv", "--revisit", "1", "--centers", "a", "never", "b", "c", "d"],
         cwd=folder, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
@@ -177,9 +177,10 @@ def test_the_audit_notices_a_failure_that_was_changed(phase, column, value, fail
     assert f"log.csv, row {row + 2}: {column} is" in done.stdout
 
 
-def test_a_failure_that_was_left_out_is_noticed(failing_run):
+@pytest.mark.parametrize("center", ["d", "never"])
+def test_a_failure_that_was_left_out_is_noticed(center, failing_run):
     log = pd.read_csv(failing_run / "log.csv", dtype=str, keep_default_na=False)
-    row = log.index[log["Phase"] == "unreachable"][-1]
+    row = log.index[(log["Phase"] == "unreachable") & (log["Study"] == center)][1]
     log.drop(row).to_csv(failing_run / "log.csv", index=False)
     done = audit(failing_run)
     assert done.returncode == 1

@@ -80,6 +80,13 @@ def parse_arguments():
     )
     group.add_argument("--rule", choices=["published", "evidence"], default="published", help="when a step is harmful")
     group.add_argument("--screen", action="store_true", help="images were screened before they trained")
+    group.add_argument(
+        "--centers",
+        nargs="+",
+        metavar="NAME",
+        help="of a federation: all that the server's configuration names, in its order (default: those of the training "
+        "set, which lacks centers that never told their subjects)",
+    )
     return parser.parse_args()
 
 
@@ -87,6 +94,8 @@ def main():
     """Audit, print, and exit with status 1 if anything is wrong."""
     arguments = parse_arguments()
     centers, healthy, patients = read_cohorts(arguments.train, arguments.test)
+    if arguments.centers:
+        centers = all_centers(arguments.centers, centers, arguments.train)
     log = read_log(arguments.log)
     center_of = {subject: center for center, subjects in centers.items() for subject in subjects}
     if len(log.rows) > 1 and not any(subject in center_of for row in log.rows for subject in row["Subjects"]):
@@ -177,6 +186,14 @@ def read_cohorts(train, test):
     return centers, groups.count(0), groups.count(1)
 
 
+def all_centers(names, centers, train):
+    """Centers with their subjects in the order of ``names``, which are all; none where they never told them."""
+    unknown = [name for name in centers if name not in names]
+    if unknown:
+        raise InputError(f"--centers: {unknown[0]} of {train} is not one of them")
+    return {name: centers.get(name, []) for name in names}
+
+
 def failed_step(row):
     """Whether a row tells of a step that its center did not make; the first row never does."""
     return row["Phase"] in FAILURES and row["row"] > 2
@@ -265,7 +282,7 @@ class Replay:
                 self._screened = None
                 continue
             center = self._order.pop(0)
-            if (self.cycle, center) in self.untold:
+            if (self.cycle, center) in self.untold or not self.centers[center]:
                 self._visit = [(FAILURES[0], [])]
             elif self.options.screen:
                 self._visit = [("screen", [subject]) for subject in self._present(center)]
@@ -650,7 +667,7 @@ class Audit:
             place = (
                 f"in the middle of cycle {self.replay.cycle}" if len(self.log.rows) > 1 else "before the first cycle"
             )
-            missing = f"; {step[0]} {';'.join(step[1])} should follow" if len(self.log.rows) > 1 else ""
+            missing = f"; {' '.join([step[0], ';'.join(step[1])]).strip()} should follow" if len(self.log.rows) > 1 else ""
             self._violation(self.log.rows[-1], f"the log ends {place}{missing} (--unfinished allows that)")
 
     def _check(self, row, column, should, why):
