@@ -31,10 +31,10 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from nvflare.fuel.utils import fobs
 from nvflare.private.fed.utils.fed_utils import fobs_initialize
 
-from travelling.errors import InputError, VisitFailed
+from travelling.errors import AlreadyDone, InputError, VisitFailed
 from travelling_quality_control.federated.center import CenterExecutor, Pseudonyms
-from travelling_quality_control.federated.job import run_jobs
-from travelling_quality_control.federated.prepare_site import configure_center
+from travelling_quality_control.federated.job import refuse_complete, run_jobs
+from travelling_quality_control.federated.prepare_site import configure_center, image_settings
 from travelling_quality_control.federated.server import (
     ERROR_FILE,
     TravellingController,
@@ -58,7 +58,7 @@ def hospitals(study, tmp_path_factory):
     table = study.table.assign(Path=[str(study.folder / path) for path in study.table["Path"]])
     for center in CENTERS:
         table[table["Study"] == center].to_csv(folder / f"{center}.csv", index=False)
-        configure_center(folder, center, folder / f"{center}.csv", folder / center)
+        configure_center(folder, center, folder / f"{center}.csv", folder / center, image_settings())
     from travelling.model import TravellingModel  # only now: it imports TensorFlow
 
     # One network for all centers, as compiling takes seconds; each takes over a whole state before every step.
@@ -223,6 +223,30 @@ def check_lists(federation):
     for path in [*federation.folder.glob("qc*"), *(federation.folder / "qc_run").iterdir()]:
         if path.is_file():
             assert b"smith" not in path.read_bytes(), path
+
+
+def test_a_complete_run_is_done_or_another_or_overwritten(federation, study):
+    def settings(**changes):
+        federation.configure(study, cycles=FIRST_CYCLE + 1, **changes)
+        return read_server_settings(federation.folder / SERVER_FILE)
+
+    def tolerances():
+        return set(federation.log()["Tolerance"])
+
+    run_jobs(settings(), federation.job)
+    before = tolerances()
+    with pytest.raises(AlreadyDone, match=r"done already: .*qc_run \(--overwrite runs it again"):
+        refuse_complete(settings(), "--overwrite")
+    with pytest.raises(
+        InputError, match=r"another run's result \(--overwrite replaces it; error is 0.\d+ there and 0.19"
+    ):
+        refuse_complete(settings(error=0.19), "--overwrite")
+    anew = settings(error=0.19, overwrite=True)
+    refuse_complete(anew, "--overwrite")
+    with pytest.raises(InputError, match="ended without a visit"):  # whatever is there already
+        run_jobs(anew, lambda: None)
+    run_jobs(anew, federation.job)
+    assert not tolerances() & (before - {""})
 
 
 def test_pseudonyms_stay_the_same_and_depend_on_the_center(study, tmp_path):

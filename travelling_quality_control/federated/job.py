@@ -76,33 +76,61 @@ def travelling_recipe(task_timeout, cycles, poll, name="travelling"):
     return Recipe(job)
 
 
+def refuse_complete(settings, overwrite):
+    """Raise AlreadyDone where the run is complete, and InputError where its folder has another complete run.
+
+    ``overwrite`` is what the user is told to say to have that replaced.
+    """
+    from travelling.errors import AlreadyDone, InputError
+    from travelling.record import Record, describe, differences
+    from travelling_quality_control.federated.settings import INPUT_FILES
+
+    path = settings.output_folder / "run.json"
+    earlier = None if settings.overwrite else Record(path, None).read()
+    if not earlier or not earlier.get("finished"):
+        return
+    now = describe(settings, {name: getattr(settings, name) for name in INPUT_FILES[settings.method]})
+    changes = differences(earlier, now | {"script": earlier.get("script")})  # that is FLARE's
+    if changes:
+        raise InputError(f"{path}: is another run's result ({overwrite} replaces it; {changes[0]})")
+    raise AlreadyDone(f"done already: {settings.output_folder} ({overwrite} runs it again)")
+
+
 class Progress:
     """How far a run has come, as its folder tells: ``finished``, and ``place``, which changes with every visit."""
 
     def __init__(self, settings):
-        import json
-
         from travelling.checkpoint import Checkpoints
+        from travelling.errors import InputError
+        from travelling.record import Record
         from travelling_quality_control.federated.server import ERROR_FILE
 
-        folder = settings.output_folder
-        record = folder / "run.json"
-        self.finished = record.is_file() and bool(json.loads(record.read_text(encoding="utf-8")).get("finished"))
+        folder, record = settings.output_folder, {}
+        with contextlib.suppress(InputError):  # a damaged one is the job's to refuse, or to overwrite
+            record = Record(folder / "run.json", None).read() or {}
+        self.finished = bool(record.get("finished"))
         found = None if self.finished else Checkpoints(folder / "checkpoints").load()
-        self.place = found and (found[0]["cycle"], found[0]["centers_left"])
+        self.place = (record.get("started"), record.get("finished"), *self._place_in_cycle(found))
         error = folder / ERROR_FILE
         self.error = error.read_text(encoding="utf-8").strip() if error.is_file() else None
 
+    @staticmethod
+    def _place_in_cycle(found):
+        return (found[0]["cycle"], found[0]["centers_left"]) if found else (None, None)
+
 
 def run_jobs(settings, run_one):
-    """Call ``run_one()`` for job after job until the run is finished; a job that gets nowhere is an InputError."""
+    """Call ``run_one()`` for job after job until the run is finished; a job that gets nowhere is an InputError.
+
+    The first is called in any case: it begins anew where a complete run is to be overwritten.
+    """
     from travelling.errors import InputError
 
-    before = Progress(settings)
-    while not before.finished:
+    before, now = Progress(settings), None
+    while not (now and now.finished):
         run_one()
         now = Progress(settings)
-        if now.error or (now.place == before.place and not now.finished):
+        if now.error or now.place == before.place:
             raise InputError(now.error or "the job ended without a visit to any center; FLARE's own logs say more")
         before = now
 
@@ -110,15 +138,14 @@ def run_jobs(settings, run_one):
 def main():
     """Submit job after job."""
     arguments = parse_arguments()
-    from travelling.errors import AlreadyDone, InputError
+    from travelling.errors import InputError
     from travelling_quality_control.federated.settings import SERVER_FILE, read_server_settings
 
     for kit in (arguments.server, arguments.admin):
         if not (kit / "startup").is_dir():
             raise InputError(f"{kit}: not a FLARE folder (it has no folder startup)")
     settings = read_server_settings(arguments.server / "local" / SERVER_FILE)
-    if Progress(settings).finished and not settings.overwrite:
-        raise AlreadyDone(f"done already: {settings.output_folder} (overwrite in {SERVER_FILE} runs it again)")
+    refuse_complete(settings, f"overwrite in {SERVER_FILE}")
 
     from nvflare.fuel.flare_api.flare_api import new_secure_session
     from nvflare.recipe.prod_env import ProdEnv

@@ -32,6 +32,7 @@ def parse_arguments():
     center.add_argument(
         "--private-folder", type=Path, required=True, metavar="FOLDER", help="for what must not leave the center"
     )
+    command.add_image_options(center)
     return parser.parse_args()
 
 
@@ -48,7 +49,13 @@ def main():
 
         read_cohort(arguments.training_set)  # an error now is better than one in a job
         allow(local)
-        configure_center(local, arguments.kit.name, arguments.training_set, arguments.private_folder)
+        configure_center(
+            local,
+            arguments.kit.name,
+            arguments.training_set,
+            arguments.private_folder,
+            image_settings(arguments.cache_gb, arguments.cache_dir),
+        )
 
 
 def allow(local, server_storage=None):
@@ -79,12 +86,17 @@ def allow(local, server_storage=None):
     write_whole(path, json.dumps(resources, indent=2).encode())
 
 
-def configure_center(local, center, training_set, private_folder):
-    """Write a center's configuration file."""
+def image_settings(cache_gb=None, cache_dir=None):
+    """What a site's configuration file says of its decoded images; None: its default."""
+    return {"cache_gb": cache_gb, "cache_dir": cache_dir and str(cache_dir.absolute())}
+
+
+def configure_center(local, center, training_set, private_folder, images):
+    """Write a center's configuration file; ``images`` are :func:`image_settings`."""
     from travelling_quality_control.federated.settings import center_file
 
     content = {"training_set": str(training_set.absolute()), "private_folder": str(private_folder.absolute())}
-    write_whole(local / center_file(center), json.dumps(content, indent=2).encode())
+    write_whole(local / center_file(center), json.dumps(content | images, indent=2).encode())
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from travelling.run import Run
 from travelling.trainer import LocalTrainer, travel_and_save
 from travelling.volumes import Volumes
 from travelling_quality_control.federated.center import ERRORS, PSEUDONYM_LETTERS, REPORTED
-from travelling_quality_control.federated.settings import SERVER_FILE, read_server_settings
+from travelling_quality_control.federated.settings import INPUT_FILES, SERVER_FILE, read_server_settings
 from travelling_quality_control.federated.wire import digest, note_visit, pack, unpack
 
 ERROR_FILE = "error.txt"  # in the run folder: why a job ended without having gone on
@@ -158,7 +158,7 @@ class TravellingController(ModelController):
         """Quality control: what the script does, with the training images elsewhere."""
         test_set = read_cohort(settings.fn_test)
         refuse_unfit_test_set(test_set, settings)
-        controlled = ControlledRun(settings, inputs=("fn_test", "en", "pd"))
+        controlled = ControlledRun(settings, inputs=INPUT_FILES[settings.method])
         volumes = Volumes(settings.cache_gb, controlled.run.cache_folder)
         volumes.add(test_set)
 

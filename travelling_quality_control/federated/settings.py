@@ -97,6 +97,7 @@ _METHODS = {
         "seed": (_number(int, 0, 2**31), 40),
     },
 }
+INPUT_FILES = {"quality_control": ("fn_test", "en", "pd"), "standard": ()}  # of each method, on the server
 _CENTER = _IMAGES | {"training_set": (_path, _REQUIRED), "private_folder": (_path, _REQUIRED)}
 
 

@@ -25,21 +25,26 @@ def parse_arguments():
     """The command line."""
     parser = command.Parser(__doc__)
     command.add_quality_control_options(parser, PUBLISHED_SEED)
-    command.add_overwrite_option(parser)
+    command.add_evaluation_options(parser)
+    command.add_image_options(parser)
+    command.add_output_options(parser, default="<fn_save>_run")
     from travelling_quality_control.federated.job import add_job_options
 
     add_job_options(parser)
-    return command.check_quality_control_options(parser, parser.parse_args())
+    arguments = command.check_quality_control_options(parser, parser.parse_args())
+    if arguments.output_folder == parser.get_default("output_folder"):
+        arguments.output_folder = None
+    return arguments
 
 
 def main():
     """Make the centers, and run job after job."""
     arguments = parse_arguments()
+    from travelling.cache import SHARE, free_memory
     from travelling.cohort import read_cohort, refuse_overlap
     from travelling.controlled_run import refuse_unfit_test_set
-    from travelling.errors import AlreadyDone
     from travelling_quality_control.federated import prepare_site
-    from travelling_quality_control.federated.job import Progress, run_jobs, travelling_recipe
+    from travelling_quality_control.federated.job import refuse_complete, run_jobs, travelling_recipe
     from travelling_quality_control.federated.settings import SERVER_FILE, read_server_settings
 
     training_set, test_set = read_cohort(arguments.fn_train), read_cohort(arguments.fn_test)
@@ -49,15 +54,16 @@ def main():
     local = folder / "simulator" / "travelling" / "local"  # of the simulated sites, which all get a copy
     local.mkdir(parents=True, exist_ok=True)
     centers = list(training_set["Study"].unique())
-    write_server_settings(local / SERVER_FILE, arguments, centers)
+    memory = SHARE * free_memory() / 1e9 if arguments.cache_gb is None else arguments.cache_gb
+    images = prepare_site.image_settings(memory / (1 + len(centers)), arguments.cache_dir)  # they share this machine
+    write_server_settings(local / SERVER_FILE, arguments, centers, images)
     settings = read_server_settings(local / SERVER_FILE)
-    if Progress(settings).finished and not settings.overwrite:
-        raise AlreadyDone(f"done already: {settings.output_folder} (--overwrite runs it again)")
+    refuse_complete(settings, "--overwrite")
     for center, cohort in training_set.groupby("Study", sort=False):
         private = folder / "centers" / center
         private.mkdir(parents=True, exist_ok=True)
         cohort.to_csv(private / "training_set.csv", index=False)
-        prepare_site.configure_center(local, center, private / "training_set.csv", private / "private")
+        prepare_site.configure_center(local, center, private / "training_set.csv", private / "private", images)
     prepare_site.allow(local)
 
     from nvflare.recipe.sim_env import SimEnv
@@ -74,8 +80,8 @@ def main():
     print(f"done: {settings.fn_save}.csv; lists of flagged images in {folder / 'centers'}")
 
 
-def write_server_settings(path, arguments, centers):
-    """The configuration of the simulated server, from the command line."""
+def write_server_settings(path, arguments, centers, images):
+    """The configuration of the simulated server, from the command line; ``images`` says where decoded ones go."""
     names = (
         "cycles",
         "revisit",
@@ -89,11 +95,15 @@ def write_server_settings(path, arguments, centers):
         "rule",
         "screen",
         "false_alarms",
+        "eval_batch_size",
+        "keep_every",
         "overwrite",
     )
     content = {name: getattr(arguments, name) for name in names}
     content |= {name: str(getattr(arguments, name).absolute()) for name in ("fn_test", "en", "pd", "fn_save")}
-    path.write_text(json.dumps(content | {"centers": centers}, indent=2), encoding="utf-8")
+    if arguments.output_folder:
+        content["output_folder"] = str(arguments.output_folder.absolute())
+    path.write_text(json.dumps(content | images | {"centers": centers}, indent=2), encoding="utf-8")
 
 
 @contextlib.contextmanager
