@@ -181,14 +181,15 @@ def _draw_metrics(curves, conditions, labels, several, figure, colors):
 def rates_along_run(run):
     """FPR and FNR after every verification; undone steps and eliminations marked."""
     undone, eliminated = int(run.log["Ignored"].sum()), int(run.log["Eliminated"].sum())
+    cycles = f"in cycles {run.log['Cycle'].iloc[1]} to {run.log['Cycle'].iloc[-1]}" if len(run.log) > 1 else "(none)"
     caption = (
         f"FPR and FNR on the test set after every verification of quality control ({run.name}), before any undoing. "
         "Crosses: steps that were undone; triangles: an image eliminated; the lines join the steps that were kept."
     )
     alternative = (
-        f"Chart of FPR and FNR along {len(run.log) - 1} verifications in cycles {run.log['Cycle'][1]} to "
-        f"{run.log['Cycle'].iloc[-1]}. {undone} steps were undone, the worst with an FPR of {run.log['PFP'].max():.3f} "
-        f"or an FNR of {run.log['PFN'].max():.3f}; {eliminated} images were eliminated."
+        f"Chart of FPR and FNR along {len(run.log) - 1} verifications {cycles}. {undone} steps were undone, the worst "
+        f"with an FPR of {run.log['PFP'].max():.3f} or an FNR of {run.log['PFN'].max():.3f}; {eliminated} images were "
+        "eliminated."
     )
     if len(run.screening):
         more = int(run.screening["Eliminated"].sum())

@@ -34,8 +34,8 @@ from study_layout import (
 from travelling.cohort import SEPARATOR
 from travelling.errors import InputError
 from travelling.metrics import performance
-from travelling.quality_control import FAILURES, LOG_COLUMNS
-from travelling.rules import ROUNDING
+from travelling.quality_control import FAILURES, LOG_COLUMNS, SCREEN_COLUMNS
+from travelling.rules import ROUNDING, EvidenceRule
 
 PARTS = (HARM, DIRTY, *CONTROL_FOLDERS)
 # The paper's order, then that of the options; other names follow by alphabet.
@@ -486,11 +486,12 @@ def read_log(path, rule=PUBLISHED):
         "Cycle", "ACC", "FP", "FN", "PFP", "PFN", "Ignored", "Tolerance",
         "Reference_PFP", "Reference_PFN", "Eliminated",
     )  # fmt: skip
-    log = read_table(path, LOG_COLUMNS, numbers)
+    screens, weighs = ("--screen" in RULES[rule], "evidence" in RULES[rule])
+    further = (*(EvidenceRule.columns if weighs else ()), *(SCREEN_COLUMNS if screens else ()))
+    log = read_table(path, (*LOG_COLUMNS, *further), (*numbers, *further))
     if log["Phase"][0] != "baseline" or len(log) < 2:
         raise InputError(f"{path}: not the log of a run: the first row must be the baseline, and others must follow")
     log = log[~log["Phase"].isin(FAILURES)]  # a center gave no usable answer: nothing was measured, nothing changed
-    screens = "--screen" in RULES[rule]
     _refuse(path, ~log["Phase"].isin(["baseline", *VERIFIED, *([SCREEN] if screens else [])]), "unknown Phase")
     # The screen trains nothing: neither for its own rows nor at the revisit of an image that it still suspects.
     untrained = log["PFP"].isna() & log["PFN"].isna()
@@ -512,7 +513,7 @@ def read_log(path, rule=PUBLISHED):
     # What the step did to the worse of the two rates, per image: harmful where it is above -error.
     rises = log[["PFP", "PFN"]].to_numpy() - log[["Reference_PFP", "Reference_PFN"]].to_numpy()
     log["Rise"] = rises.max(axis=1) / log["Images"]
-    if "evidence" not in RULES[rule]:
+    if not weighs:
         _refuse_other_decisions(path, log[~screened])
     return log.astype({"Cycle": int, "Ignored": int, "Eliminated": int})
 

@@ -182,11 +182,12 @@ def _run(run, figures):
     images = run.images.assign(Place=range(len(run.images)))
     flags, revisits = run.flags.groupby("Subject"), run.revisits.groupby("Subject")
     touched = images[(images["Times_flagged"] > 0)].sort_values(["First_flagged", "Place"])
-    decisions = [_decision(image, flags, revisits) for _, image in touched.iterrows()]
+    decisions = [_decision(image, flags, revisits, run.by_tolerance) for _, image in touched.iterrows()]
     return {
         "name": run.name,
         "title": run.name.capitalize(),
         "by_tolerance": run.by_tolerance,
+        "measured": ["FPR", "FNR"] if run.by_tolerance else ["AUROC", "p"],
         "figures": [picture for picture in figures if picture.run is run],
         "eliminated": [decision for decision in decisions if decision["eliminated"]],
         "kept": [decision for decision in decisions if not decision["eliminated"]],
@@ -194,7 +195,7 @@ def _run(run, figures):
     }
 
 
-def _decision(image, flags, revisits):
+def _decision(image, flags, revisits, by_tolerance):
     """How a flagged image was decided upon: its last flag, and the revisit after it (None where none followed)."""
     flag = flags.get_group(image.name).iloc[-1]
     revisit = None
@@ -211,19 +212,21 @@ def _decision(image, flags, revisits):
         "times_flagged": int(image["Times_flagged"]),
         "eliminated": bool(image["Eliminated"]),
         "verdict": verdict,
-        "flag": _log_row(flag),
-        "revisit": None if revisit is None else _log_row(revisit),
+        "flag": _log_row(flag, by_tolerance),
+        "revisit": None if revisit is None else _log_row(revisit, by_tolerance),
     }
 
 
-def _log_row(row):
-    """A row of the log that decided, for readers; the screen measures no rates."""
-    rates = {
-        name: "screened" if pd.isna(row[rate]) else f"{number_text(row[f'Reference_{rate}'])} to {row[rate]:.3f}"
-        for name, rate in (("FPR", "PFP"), ("FNR", "PFN"))
-    }
+def _log_row(row, by_tolerance):
+    """A row of the log that decided, for readers; the screen has a score instead of what a step did."""
+    if pd.isna(row["PFP"]):
+        measured = [f"score {row['Screen_score']:.3g}", f"limit {row['Screen_limit']:.3g}"]
+    elif by_tolerance:
+        measured = [f"{number_text(row[f'Reference_{rate}'])} to {row[rate]:.3f}" for rate in ("PFP", "PFN")]
+    else:
+        measured = [f"{row['AUROC']:.3f}", f"{row['P_AUROC']:.2g}"]
     tolerance = MISSING if pd.isna(row["Tolerance"]) else f"{row['Tolerance']:g}"
-    return {"row": int(row["Row"]), "cycle": int(row["Cycle"]), **rates, "tolerance": tolerance}
+    return {"row": int(row["Row"]), "cycle": int(row["Cycle"]), "measured": measured, "tolerance": tolerance}
 
 
 def _center(name, images, flags):

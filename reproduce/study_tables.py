@@ -485,7 +485,7 @@ def detection_by_threshold(run, thresholds=None):
     steps would have been undone and later rows would differ. Later cycles depend on the first, so it is the only one
     whose flags are used.
     """
-    first = run.log[run.log["Cycle"] == run.log["Cycle"][1]]
+    first = run.log[run.log["Cycle"] == run.log["Cycle"][1:].min()]  # none where the screen let nothing train
     batches = first[first["Phase"] == "batch"]
     members = batches["Subjects"].str.split(SEPARATOR).explode()
     images = run.images.loc[list(members)]

@@ -187,9 +187,11 @@ def write_control(folder, names, steps, centers=GOOD | HARMFUL):
         measured = fpr is not None
         known = phase != "baseline" and measured
         further = {}
-        if decided:  # columns that only other settings have
-            further = {"P_FP": 0.5 if known else None, "P_FN": 0.5 if known else None}
-            further |= {"Screen_score": None if known else 1.5, "Screen_limit": None if known else 2.0}
+        if len(steps[0]) > len(STEPS[0]):  # columns that only other settings have
+            p_value = (0.0005 if harmful else 0.5) if known else None
+            further = {"AUROC": 0.9 if measured else None, "P_AUROC": p_value}
+            score = (2.5 if harmful else 1.5) if not measured else None
+            further |= {"Screen_score": score, "Screen_limit": None if measured else 2.0}
         rows.append(
             {
                 "Cycle": cycle,
@@ -201,8 +203,8 @@ def write_control(folder, names, steps, centers=GOOD | HARMFUL):
                 "Phase": phase,
                 "Subjects": ";".join(names.get(subject, subject) for subject in ids),
                 "Tolerance": tolerance if known else None,
-                "Reference_PFP": reference[0] if known else None,
-                "Reference_PFN": reference[1] if known else None,
+                "Reference_PFP": reference[0] if phase != "baseline" else None,
+                "Reference_PFN": reference[1] if phase != "baseline" else None,
                 "Eliminated": int(harmful and phase == "revisit"),
             } | further
         )  # fmt: skip

@@ -217,9 +217,13 @@ def test_a_report_of_the_screen_alone(tmp_path):
     cells = [cell.strip() for cell in Elements(report).cells]
     start = cells.index("h1")
     assert cells[start + 2 : start + 14] == [
-        "harmful", "1", "16", "10", "screened", "screened", "32", "11", "screened", "screened", "n/a", "eliminated",
+        "harmful", "1", "16", "10", "score 2.5", "limit 2", "32", "11", "score 2.5", "limit 2", "eliminated",
+        "h2",
     ]  # fmt: skip
     assert "rose by more than tolerated" not in report
+    # what decided about c7 was the AUROC and how likely its fall is by chance
+    start = cells.index("c7")
+    assert cells[start + 6 : start + 8] == ["0.900", "0.0005"]
     assert "harmed (setting 'evidence, screen' of the software) was undone" in methods(screened, tables, 99)
     assert [picture.name for picture in drawn] == [
         "metrics_by_cycle", "rates_whole_centers_noise", "flags_whole_centers_noise",
