@@ -165,6 +165,7 @@ def main():
     refuse_other_layout(folder, arguments.seeds)
     refuse_read_only(folder)
     cohort = demo_cohort(arguments) if arguments.demo else read_cohort(arguments)
+    refuse_unfit_cohort(cohort, arguments)
     steps = plan(arguments, cohort)
     if not arguments.overwrite:
         refuse_other_results(steps, folder)
@@ -228,6 +229,21 @@ def demo_cohort(arguments):
     sizes = list(Counter(row["Study"] for row in training).values())
     shape = tuple(reversed(image_size(arguments.spacing)))  # x, y, z -> z, y, x
     return Cohort(place / "training_set.csv", place / "test_set.csv", sizes, len(test), shape, None)
+
+
+def refuse_unfit_cohort(cohort, arguments):
+    """Raise InputError where there is too little for the harmful images, or for the screen."""
+    from travelling.screen import limit_rank
+
+    if "single" in arguments.experiments and arguments.centers > len(cohort.centers):
+        raise InputError(f"--centers: {arguments.centers}, but the training set has {len(cohort.centers)}")
+    needed, there = arguments.centers * arguments.images, sum(cohort.centers)
+    if "whole_centers" in arguments.experiments and needed > there:
+        raise InputError(f"--centers x --images: {needed} sources are needed, the training set has {there} subjects")
+    if any("--screen" in RULES[rule] for rule in arguments.rules):
+        limit_rank(cohort.tested, arguments.false_alarms or command.FALSE_ALARMS)
+    elif arguments.false_alarms is not None:
+        raise InputError("--false-alarms: is an option of the screen; --rules has no setting with one")
 
 
 def refuse_other_layout(folder, seeds):
@@ -296,7 +312,7 @@ def plan_seed(arguments, cohort, place, seed):
         results=[f"/{half.name}" for half in model], alone=True,
         work=training_work(images, arguments.pretrained_cycles),
     )  # fmt: skip
-    # The clean model goes on by the script of the dirty ones: same start, same order, and only the images differ.
+    # The clean model goes on by the script of the dirty ones: same start, same seed, same learning rates.
     add_going_on(
         place / CLEAN, "dirty", cohort.training_csv, "-batch_size", batch_size, work=training_work(images, further)
     )

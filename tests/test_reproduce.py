@@ -486,6 +486,21 @@ def test_bad_input_is_found_before_anything_runs(study, small_cohort):
     assert not study.out.exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--experiments", "single", "--centers", "4"], "--centers: 4, but the training set has 3"),
+        (["--centers", "3", "--images", "5"], "15 sources are needed, the training set has 10 subjects"),
+        (["--rules", "published", "screen"], "--screen: a test set of 2 subjects is too small"),
+        (["--false-alarms", "0.1"], "--false-alarms: is an option of the screen"),
+    ],
+)
+def test_what_a_script_would_refuse_later_is_refused_at_once(options, message, study):
+    status, out, err, journal = study.run(*options)
+    assert (status, out, journal) == (2, "", [])
+    assert message in err
+
+
 def test_estimates_multiply_what_was_measured(monkeypatch, study):
     _, steps = planned(monkeypatch, *study.options)  # 10 images in centers of 6, 1 and 3; 2 tested; 2 x 3 harmful
     costs = {"start": 1000, "train": 1, "predict": 0.001, "read": 0, "make": 0, "harm": 7}

@@ -2,16 +2,26 @@
 
 Shared code of the five scripts. The scripts read like the paper; the plumbing is here:
 
-    errors           the one error that a user is meant to see
-    command          what every command line shares: options, progress bar, log, error line, output files
-    cohort           the CSV: subjects, centers, the travelling order, batches
-    volumes          NIfTI images
-    sfcn             the network
-    model            everything that travels: train, predict, keep, restore, save, load
-    backend          the only place that knows which Keras backend runs
-    metrics          accuracy, sensitivity, specificity, F1, AUROC, rates of misdiagnosis
-    protocol         "corrected" and "published", the two presets
-    quality_control  verification, revisit, elimination
+    errors             what goes wrong, and is told in one line
+    command            what every command line shares: options, error line, exit status, signals
+    run                a run: its folder, models, log, progress bar, output files
+    record             run.json, what was run on what
+    checkpoint         files that are whole or not there, and where a run stands
+    cohort             the CSV: subjects, centers, the travelling order, batches
+    volumes            NIfTI images, each decoded once
+    cache              decoded images in memory and in memory-mapped files
+    sfcn               the network
+    inference_network  the same, as evaluation and the screen need it
+    model              everything that travels: train, predict, keep, restore, save, load
+    backend            the only place that knows which Keras backend runs
+    metrics            accuracy, sensitivity, specificity, F1, AUROC, rates of misdiagnosis
+    protocol           "corrected" and "published", the two presets
+    trainer            brings model and images together; travelling without quality control
+    quality_control    verification, revisit, elimination
+    rules              when a step is harmful
+    screen             which images look like nothing the model has learned of
+    controlled_run     a run of quality control, from its pre-trained model to its last checkpoint
+    harm               kinds of harmful images
 """
 
 __version__ = "0.1.0"

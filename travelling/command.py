@@ -287,7 +287,7 @@ def add_image_options(parser):
         type=Path,
         metavar="FOLDER",
         help="for the decoded images beyond that; it stays and may be shared by runs "
-        "(default: image_cache in the folder of the results, removed at the end)",
+        "(default: run_image_cache in the folder of the results, removed at the end)",
     )
 
 
