@@ -667,7 +667,8 @@ class Audit:
             place = (
                 f"in the middle of cycle {self.replay.cycle}" if len(self.log.rows) > 1 else "before the first cycle"
             )
-            missing = f"; {' '.join([step[0], ';'.join(step[1])]).strip()} should follow" if len(self.log.rows) > 1 else ""
+            following = f"{step[0]} {';'.join(step[1])}".strip()
+            missing = f"; {following} should follow" if len(self.log.rows) > 1 else ""
             self._violation(self.log.rows[-1], f"the log ends {place}{missing} (--unfinished allows that)")
 
     def _check(self, row, column, should, why):
