@@ -187,7 +187,7 @@ def _run(run, figures):
         "name": run.name,
         "title": run.name.capitalize(),
         "by_tolerance": run.by_tolerance,
-        "measured": ["FPR", "FNR"] if run.by_tolerance else ["AUROC", "p"],
+        "measured": ["FPR", "FNR"] if run.by_tolerance else ["AUROC (p)", "p of FP, FN"],
         "figures": [picture for picture in figures if picture.run is run],
         "eliminated": [decision for decision in decisions if decision["eliminated"]],
         "kept": [decision for decision in decisions if not decision["eliminated"]],
@@ -224,7 +224,7 @@ def _log_row(row, by_tolerance):
     elif by_tolerance:
         measured = [f"{number_text(row[f'Reference_{rate}'])} to {row[rate]:.3f}" for rate in ("PFP", "PFN")]
     else:
-        measured = [f"{row['AUROC']:.3f}", f"{row['P_AUROC']:.2g}"]
+        measured = [f"{row['AUROC']:.3f} ({row['P_AUROC']:.2g})", f"{row['P_FP']:.2g}, {row['P_FN']:.2g}"]
     tolerance = MISSING if pd.isna(row["Tolerance"]) else f"{row['Tolerance']:g}"
     return {"row": int(row["Row"]), "cycle": int(row["Cycle"]), "measured": measured, "tolerance": tolerance}
 

@@ -190,6 +190,7 @@ def write_control(folder, names, steps, centers=GOOD | HARMFUL):
         if len(steps[0]) > len(STEPS[0]):  # columns that only other settings have
             p_value = (0.0005 if harmful else 0.5) if known else None
             further = {"AUROC": 0.9 if measured else None, "P_AUROC": p_value}
+            further |= dict.fromkeys(("P_FP", "P_FN"), 1.0 if known else None)
             score = (2.5 if harmful else 1.5) if not measured else None
             further |= {"Screen_score": score, "Screen_limit": None if measured else 2.0}
         rows.append(

@@ -7,10 +7,10 @@ import pytest
 
 from travelling.cohort import travelling_order
 from travelling.errors import InputError
-from travelling.metrics import Evaluation
+from travelling.metrics import Evaluation, evaluate
 from travelling.protocol import PROTOCOLS
 from travelling.quality_control import LOG_COLUMNS, SCREEN_COLUMNS, QualityControl
-from travelling.rules import EvidenceRule, PublishedRule, auroc_fell
+from travelling.rules import EvidenceRule, PublishedRule, auroc_fell, more_misdiagnosed
 from travelling.screen import Screen, largest, limit_rank, standard
 from travelling.trainer import travel
 
@@ -296,10 +296,6 @@ def test_published_protocol_drops_the_short_batch_of_a_visit():
     assert [len(batch) for batch in trainer.fitted] == [5]
 
 
-def ranked(labels, predictions):
-    return Evaluation(0, 0, 1, 1, tuple(labels), tuple(predictions))
-
-
 def test_the_fall_of_the_auroc_is_tested_pair_by_pair():
     """Against the textbook's covariance matrix, term by term."""
     random = np.random.RandomState(0)
@@ -322,8 +318,10 @@ def test_the_fall_of_the_auroc_is_tested_pair_by_pair():
     ("change", "harmful"),
     [
         (lambda labels, before: before, False),
-        (lambda labels, before: before + 3, False),  # everybody is PD now, and ranked as before
-        (lambda labels, before: 1 / (1 + np.exp(-before)), False),
+        (lambda labels, before: before + 3, True),  # everybody is PD now, though ranked as before
+        (lambda labels, before: before - 3, True),  # everybody is HC now
+        (lambda labels, before: before + 0.05, False),  # a few are PD now
+        (lambda labels, before: 3 * before - 1, False),  # as before, and surer
         (lambda labels, before: np.zeros(len(before)), True),  # nobody is ranked
         (lambda labels, before: -before, True),
         (lambda labels, before: np.full(len(before), np.nan), True),
@@ -336,20 +334,44 @@ def test_evidence_is_a_worse_ranking_wherever_the_threshold_lies(change, harmful
     labels = np.repeat([0, 1], 25)
     before = random.normal(labels, 0.7)
     after = change(labels, before)
-    verdict, cells = EvidenceRule().judge(ranked(labels, before), ranked(labels, after), 0.02, PROTOCOLS["corrected"])
+    verdict, cells = EvidenceRule().judge(
+        evaluate(labels, before), evaluate(labels, after), 0.02, PROTOCOLS["corrected"]
+    )
     assert verdict == harmful
     assert tuple(cells) == EvidenceRule.columns
-    assert (cells["P_AUROC"] < 0.01) == harmful
+    assert (min(cells["P_AUROC"], cells["P_FP"], cells["P_FN"]) < 0.01) == harmful
+
+
+def test_a_rise_of_the_rates_must_be_beyond_the_tolerance_too():
+    labels = np.repeat([0, 1], 500)
+    before = np.random.RandomState(1).normal(labels, 0.7)
+    after = before + 0.15  # 7 % of the HC more are PD now
+    for tolerance, harmful in ((0.01, True), (0.1, False)):
+        verdict, cells = EvidenceRule().judge(
+            evaluate(labels, before), evaluate(labels, after), tolerance, PROTOCOLS["corrected"]
+        )
+        assert verdict == harmful
+        assert cells["P_FP"] < 0.01
+        assert cells["P_AUROC"] == 1
+        assert cells["P_FN"] == 1
+
+
+def test_the_exact_test_of_mcnemar():
+    labels, before = np.zeros(10, int), np.array([0.1] * 8 + [0.9] * 2)
+    after = np.array([0.9] * 6 + [0.1] * 2 + [0.1, 0.9])  # six worse, one better
+    p_fp, p_fn = more_misdiagnosed(labels, before, after)
+    assert p_fp == pytest.approx(8 / 128)  # seven coins, six or seven heads
+    assert p_fn == 1
 
 
 def test_a_pre_trained_model_that_ranks_nobody_is_blind():
     labels = np.repeat([0, 1], 25)
     good = np.random.RandomState(1).normal(labels, 0.7)
     bad = np.random.RandomState(1).normal(0, 1, 50)
-    assert EvidenceRule().blind(ranked(labels, good), 0.1, PROTOCOLS["corrected"]) == []
-    (words,) = EvidenceRule().blind(ranked(labels, bad), 0.1, PROTOCOLS["corrected"])
+    assert EvidenceRule().blind(evaluate(labels, good), 0.1, PROTOCOLS["corrected"]) == []
+    (words,) = EvidenceRule().blind(evaluate(labels, bad), 0.1, PROTOCOLS["corrected"])
     assert words.startswith("AUROC 0.")
-    (words,) = EvidenceRule().blind(ranked([0, 0, 0, 1, 1, 1], [0, 1, 2, 3, 4, 5]), 0.1, PROTOCOLS["corrected"])
+    (words,) = EvidenceRule().blind(evaluate([0, 0, 0, 1, 1, 1], [0, 1, 2, 3, 4, 5]), 0.1, PROTOCOLS["corrected"])
     assert "chance alone" in words
 
 

@@ -223,7 +223,7 @@ def test_a_report_of_the_screen_alone(tmp_path):
     assert "rose by more than tolerated" not in report
     # what decided about c7 was the AUROC and how likely its fall is by chance
     start = cells.index("c7")
-    assert cells[start + 6 : start + 8] == ["0.900", "0.0005"]
+    assert cells[start + 6 : start + 8] == ["0.900 (0.0005)", "1, 1"]
     assert "harmed (setting 'evidence, screen' of the software) was undone" in methods(screened, tables, 99)
     assert [picture.name for picture in drawn] == [
         "metrics_by_cycle", "rates_whole_centers_noise", "flags_whole_centers_noise",

@@ -215,7 +215,7 @@ def add_quality_control_options(parser, seed):
         "--rule",
         choices=["published", "evidence"],
         default="published",
-        help="evidence: a step is harmful if it makes the AUROC worse by more than chance (paired DeLong test)",
+        help="evidence: a step is harmful if it makes AUROC or rates worse by more than chance (paired tests)",
     )
     better.add_argument(
         "--screen", action="store_true", help="put images aside that look like nothing the model has learned of"

@@ -42,7 +42,7 @@ def evaluate(labels, predictions):
     A prediction that is not a number is a misdiagnosis, whatever the label: such a model is of no use.
     """
     labels = np.asarray(labels)
-    wrong = _counted_diagnoses(labels, predictions) != labels
+    wrong = misdiagnosed(labels, predictions)
     return Evaluation(
         false_positives=int(np.sum(wrong & (labels == 0))),
         false_negatives=int(np.sum(wrong & (labels == 1))),
@@ -51,6 +51,11 @@ def evaluate(labels, predictions):
         labels=tuple(labels.tolist()),
         predictions=tuple(np.asarray(predictions, float).tolist()),
     )
+
+
+def misdiagnosed(labels, predictions):
+    """Whose diagnosis is wrong: booleans of shape (subjects,)."""
+    return _counted_diagnoses(labels, predictions) != labels
 
 
 def _counted_diagnoses(labels, predictions):

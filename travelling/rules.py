@@ -6,7 +6,9 @@ A rule is asked after every training step with the evaluations of the same test 
 import math
 
 import numpy as np
-from scipy.stats import norm
+from scipy.stats import binomtest, norm
+
+from travelling.metrics import misdiagnosed
 
 ROUNDING = 1e-9  # rates are ratios of counts: a smaller difference is floating-point noise, not a misdiagnosis
 
@@ -18,11 +20,7 @@ class PublishedRule:
 
     def judge(self, before, after, tolerance, protocol):
         """Whether the step between two :class:`travelling.metrics.Evaluation` is harmful, and its further cells."""
-        harmful = any(
-            rate > reference + tolerance + ROUNDING
-            for rate, reference in zip(protocol.rates(after), protocol.rates(before), strict=True)
-        )
-        return harmful, {}
+        return any(risen(before, after, tolerance, protocol)), {}
 
     def describe(self, baseline):
         """The further cells of the pre-trained model's row."""
@@ -51,20 +49,28 @@ class PublishedRule:
 
 
 class EvidenceRule:
-    """The ranking of the test subjects, as its AUROC tells it, gets worse by more than chance.
+    """The model gets worse by more than chance: its ranking of the test subjects, or its diagnoses.
 
-    A rate looks at one threshold: a step that shifts all probabilities to one side, as good ones of one class do,
-    raises FPR or FNR although the model tells the classes apart as before. The AUROC does not see that shift, and the
-    paired test (DeLong) knows how much a test set of this size can tell. The tolerance takes no part.
+    A rate looks at one threshold: a step that shifts all probabilities a little to one side, as good ones of one class
+    do, raises FPR or FNR although the model tells the classes apart as before. The AUROC does not see that shift, and
+    the paired test (DeLong) knows how much a test set of this size can tell. It does not see either when a step calls
+    everybody PD and leaves the order as it was: so FPR or FNR must not rise by more than the tolerance and, as the
+    paired test of the same subjects (McNemar, exact) knows, more than chance.
     """
 
-    columns = ("AUROC", "P_AUROC")
+    columns = ("AUROC", "P_AUROC", "P_FP", "P_FN")
     ALPHA = 0.01
 
     def judge(self, before, after, tolerance, protocol):
-        """As :meth:`PublishedRule.judge`; the further cells are the AUROC after the step and the p-value."""
-        auroc, p_value = auroc_fell(after.labels, before.predictions, after.predictions)
-        return p_value < self.ALPHA, dict(zip(self.columns, (auroc, p_value), strict=True))
+        """As :meth:`PublishedRule.judge`; the further cells are the AUROC after the step and the three p-values."""
+        auroc, p_auroc = auroc_fell(after.labels, before.predictions, after.predictions)
+        p_rates = more_misdiagnosed(after.labels, before.predictions, after.predictions)
+        shifted = any(
+            up and p_value < self.ALPHA
+            for up, p_value in zip(risen(before, after, tolerance, protocol), p_rates, strict=True)
+        )
+        cells = dict(zip(self.columns, (auroc, p_auroc, *p_rates), strict=True))
+        return p_auroc < self.ALPHA or shifted, cells
 
     def describe(self, baseline):
         """As :meth:`PublishedRule.describe`: its AUROC."""
@@ -73,9 +79,9 @@ class EvidenceRule:
     def locked_up(self, accepted, protocol):
         """As :meth:`PublishedRule.locked_up`."""
         return (
-            f"the last accepted AUROC ({self.describe(accepted)['AUROC']:.3f}) was a lucky one: every step is measured "
-            "against it, undone, and the next begins from the very same model; a larger test set or a lower learning "
-            "rate avoid that"
+            f"the last accepted evaluation (AUROC {self.describe(accepted)['AUROC']:.3f}) was a lucky one: every step "
+            "is measured against it, undone, and the next begins from the very same model; a larger test set or a "
+            "lower learning rate avoid that"
         )
 
     def blind(self, baseline, tolerance, protocol):
@@ -88,6 +94,30 @@ class EvidenceRule:
 
 
 RULES = {"published": PublishedRule, "evidence": EvidenceRule}
+
+
+def risen(before, after, tolerance, protocol):
+    """Whether FPR, and whether FNR, rose by more than the tolerance."""
+    return [
+        rate > reference + tolerance + ROUNDING
+        for rate, reference in zip(protocol.rates(after), protocol.rates(before), strict=True)
+    ]
+
+
+def more_misdiagnosed(labels, before, after):
+    """The one-sided p-values of a rise of FP, and of FN; probabilities of PD, all of shape (subjects,).
+
+    Source: McNemar, "Note on the sampling error of the difference between correlated proportions or percentages",
+    Psychometrika 12 (1947), in its exact form: of the subjects whose diagnosis changed, half would get worse by chance.
+    """
+    labels = np.asarray(labels)
+    was, now = misdiagnosed(labels, before), misdiagnosed(labels, after)
+    p_values = []
+    for group in (0, 1):
+        worse, better = (int(np.sum(change & (labels == group))) for change in (now & ~was, was & ~now))
+        changed = worse + better
+        p_values.append(float(binomtest(worse, changed, alternative="greater").pvalue) if changed else 1.0)
+    return p_values
 
 
 def auroc_fell(labels, before, after):

@@ -29,8 +29,8 @@ COLUMNS = (
 TABLE_COLUMNS = (
     "Subject", "Study", "Times_flagged", "First_flagged_cycle", "Revisits", "Eliminated", "Eliminated_cycle",
 )  # fmt: skip
-EVIDENCE_COLUMNS = ("AUROC", "P_AUROC")  # of --rule evidence
-P_LIMIT = 0.01  # a fall with a smaller p-value is more than chance
+EVIDENCE_COLUMNS = ("AUROC", "P_AUROC", "P_FP", "P_FN")  # of --rule evidence
+P_LIMIT = 0.01  # what has a smaller p-value is more than chance
 SCREEN_COLUMNS = ("Screen_score", "Screen_limit")  # of --screen
 FAILURES = ("unreachable", "invalid")  # phases of a step that a center did not make: its row has no rates
 ROUNDING = 1e-9  # smaller differences do not count
@@ -389,6 +389,7 @@ class Audit:
         self.unfinished = False
         self.reference = None  # (PFP, PFN) of the last accepted row
         self.auroc = None  # its AUROC, where the log tells it
+        self.counts = None  # its (FP, FN)
         self.limits = {}  # cycle -> the screen's limit
         self.violations = []
 
@@ -406,7 +407,7 @@ class Audit:
             self._check_baseline(first)
         else:
             self._violation(first, f"Phase is {shown(first['Phase'])}, should be 'baseline'; the row is not replayed")
-        self.reference, self.auroc = (first["PFP"], first["PFN"]), first.get("AUROC")
+        self._accept(first)
         for row, following in itertools.zip_longest(rows, rows[1:]):
             if failed_step(row):
                 self._check_failure(row)
@@ -498,7 +499,7 @@ class Audit:
         self._check(row, "Subjects", [], "baseline")
         for column in ("Cycle", "Ignored", "Eliminated"):
             self._check(row, column, 0, "baseline")
-        for column in (*OPTIONAL_NUMBERS, "P_AUROC", *SCREEN_COLUMNS):
+        for column in (*OPTIONAL_NUMBERS, *EVIDENCE_COLUMNS[1:], *SCREEN_COLUMNS):
             self._check(row, column, None, "baseline")
 
     def _check_step(self, row, following):
@@ -531,7 +532,10 @@ class Audit:
         harmful = any(risen)
         reason = ", ".join(compared)
         if self.options.rule == "evidence":
-            harmful, reason = self._is_more_than_chance(row), f"P_AUROC {shown(row['P_AUROC'])}"
+            proven = self._are_proven(row)
+            shifted = any(above and more for above, more in zip(risen, proven, strict=True))
+            harmful = self._is_more_than_chance(row) or shifted
+            reason += "".join(f", {column} {shown(row[column])}" for column in EVIDENCE_COLUMNS[1:])
         self._check(row, "Ignored", int(harmful), reason)
         if self.options.screen:
             self._check_score(row, phase)
@@ -548,7 +552,26 @@ class Audit:
         )
         self.replay.happened(cycle, phase, subjects, harmful)
         if not harmful:
-            self.reference, self.auroc = rates, row.get("AUROC")
+            self._accept(row)
+
+    def _accept(self, row):
+        """What later steps are compared with."""
+        self.reference, self.counts, self.auroc = (row["PFP"], row["PFN"]), (row["FP"], row["FN"]), row.get("AUROC")
+
+    def _are_proven(self, row):
+        """Check the p-values of a rise of FP and of FN as far as a log can tell, and compare them with the limit."""
+        proven = []
+        for name, last in zip(("FP", "FN"), self.counts, strict=True):
+            chance, more = row[f"P_{name}"], row[name] - last
+            # More of them by n: at least as likely as n coins that all show heads, and less likely than one coin.
+            if (
+                chance is None
+                or not 0.5 ** max(0, more) * (1 - ROUNDING) <= chance <= 1
+                or (chance <= 0.5) != (more > 0)
+            ):
+                self._violation(row, f"P_{name} is {shown(chance)}, but {name} was {last} and is {row[name]}")
+            proven.append(chance is not None and chance < P_LIMIT)
+        return proven
 
     def _is_more_than_chance(self, row):
         """Check AUROC and p-value of a step as far as a log can tell, and compare the p-value with the limit."""
