@@ -26,14 +26,16 @@ def write_whole(path, content):
         with name_file(path):
             with open(partial, "wb") as file:
                 file.write(content)
-            replace_whole(partial, path)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
     except OSError:
         partial.unlink(missing_ok=True)
         raise
 
 
 def replace_whole(partial, path):
-    """Make a file that is complete take the place of ``path``, with its content on disk before its name."""
+    """Make a file that a library has written take the place of ``path``, with its content on disk before its name."""
     with open(partial, "rb") as file:
         os.fsync(file.fileno())
     os.replace(partial, path)
