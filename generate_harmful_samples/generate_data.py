@@ -105,6 +105,8 @@ def make_experiment(arguments):
 
     folder, kind = arguments.output_folder, arguments.kind
     good = read_cohort(arguments.fn_train)
+    sizes = good["Study"].value_counts().tolist()
+    harm.refuse_too_few(arguments.experiment, arguments.centers, arguments.images, sizes)
     generator = np.random.default_rng(arguments.seed)
     choose = choose_for_new_centers if arguments.experiment == "whole_centers" else choose_one_per_center
     harmful = choose(good, arguments, generator)
@@ -143,10 +145,6 @@ def make_experiment(arguments):
 def choose_for_new_centers(good, arguments, generator):
     """Source subjects for N new centers of K harmful images each, every source used once."""
     number = arguments.centers * arguments.images
-    if number > len(good):
-        raise InputError(
-            f"--centers x --images: {number} sources are needed, the training set has {len(good)} subjects"
-        )
     chosen = good.iloc[generator.choice(len(good), number, replace=False)].copy()
     chosen["Study"] = [f"harmful_{row // arguments.images + 1:02d}" for row in range(number)]
     return chosen
@@ -155,8 +153,6 @@ def choose_for_new_centers(good, arguments, generator):
 def choose_one_per_center(good, arguments, generator):
     """One source subject of each of N centers; its harmful version joins that center."""
     centers = good["Study"].unique()
-    if arguments.centers > len(centers):
-        raise InputError(f"--centers: {arguments.centers}, but the training set has {len(centers)}")
     chosen_centers = [centers[i] for i in generator.choice(len(centers), arguments.centers, replace=False)]
     rows = [generator.choice((good["Study"] == center).to_numpy().nonzero()[0]) for center in chosen_centers]
     return good.iloc[rows].copy()

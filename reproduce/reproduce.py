@@ -233,13 +233,11 @@ def demo_cohort(arguments):
 
 def refuse_unfit_cohort(cohort, arguments):
     """Raise InputError where there is too little for the harmful images, or for the screen."""
+    from travelling.harm import refuse_too_few
     from travelling.screen import limit_rank
 
-    if "single" in arguments.experiments and arguments.centers > len(cohort.centers):
-        raise InputError(f"--centers: {arguments.centers}, but the training set has {len(cohort.centers)}")
-    needed, there = arguments.centers * arguments.images, sum(cohort.centers)
-    if "whole_centers" in arguments.experiments and needed > there:
-        raise InputError(f"--centers x --images: {needed} sources are needed, the training set has {there} subjects")
+    for experiment in arguments.experiments:
+        refuse_too_few(experiment, arguments.centers, arguments.images, cohort.centers)
     if any("--screen" in RULES[rule] for rule in arguments.rules):
         limit_rank(cohort.tested, arguments.false_alarms or command.FALSE_ALARMS)
     elif arguments.false_alarms is not None:

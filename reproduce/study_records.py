@@ -34,8 +34,8 @@ from study_layout import (
 from travelling.cohort import SEPARATOR
 from travelling.errors import InputError
 from travelling.metrics import performance
-from travelling.quality_control import FAILURES, LOG_COLUMNS, SCREEN_COLUMNS
-from travelling.rules import ROUNDING, EvidenceRule
+from travelling.quality_control import FAILURES, LOG_COLUMNS, log_columns
+from travelling.rules import ROUNDING, EvidenceRule, PublishedRule
 
 PARTS = (HARM, DIRTY, *CONTROL_FOLDERS)
 # The paper's order, then that of the options; other names follow by alphabet.
@@ -487,8 +487,8 @@ def read_log(path, rule=PUBLISHED):
         "Reference_PFP", "Reference_PFN", "Eliminated",
     )  # fmt: skip
     screens, weighs = ("--screen" in RULES[rule], "evidence" in RULES[rule])
-    further = (*(EvidenceRule.columns if weighs else ()), *(SCREEN_COLUMNS if screens else ()))
-    log = read_table(path, (*LOG_COLUMNS, *further), (*numbers, *further))
+    columns = log_columns(EvidenceRule if weighs else PublishedRule, screens)
+    log = read_table(path, columns, (*numbers, *columns[len(LOG_COLUMNS) :]))
     if log["Phase"][0] != "baseline" or len(log) < 2:
         raise InputError(f"{path}: not the log of a run: the first row must be the baseline, and others must follow")
     log = log[~log["Phase"].isin(FAILURES)]  # a center gave no usable answer: nothing was measured, nothing changed

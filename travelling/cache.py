@@ -15,6 +15,11 @@ _IDENTITY = 32  # letters
 SHARE = 0.5  # of the free memory; the rest is for the network and for the system's own cache of files
 
 
+def memory_for_images(cache_gb=None):
+    """Bytes for decoded images: so many GB, or a share of the free memory."""
+    return SHARE * free_memory() if cache_gb is None else cache_gb * 1e9
+
+
 def free_memory():
     """Bytes that this process may still take: of the machine, and of its control groups (SLURM, containers).
 

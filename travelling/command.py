@@ -234,6 +234,8 @@ def check_quality_control_options(parser, arguments):
         parser.error("--false-alarms: is an option of --screen")
     if arguments.screen and arguments.false_alarms is None:
         arguments.false_alarms = FALSE_ALARMS
+    if arguments.output_folder == parser.get_default("output_folder"):
+        arguments.output_folder = arguments.fn_save.with_name(f"{arguments.fn_save.name}_run")
     return arguments
 
 

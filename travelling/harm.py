@@ -52,6 +52,16 @@ def strength_of(kind, level=None):
     return level * strength
 
 
+def refuse_too_few(experiment, centers, images, sizes):
+    """Raise InputError where ``centers`` harmful centers, of ``images`` each, do not come from centers of ``sizes``."""
+    if experiment == "whole_centers" and centers * images > sum(sizes):
+        raise InputError(
+            f"--centers x --images: {centers * images} sources are needed, the training set has {sum(sizes)} subjects"
+        )
+    if experiment == "single" and centers > len(sizes):
+        raise InputError(f"--centers: {centers}, but the training set has {len(sizes)}")
+
+
 def suffix(kind):
     """What a kind adds to the name of an image or a subject."""
     return KINDS[kind].suffix or f"_{kind}"

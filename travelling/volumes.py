@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
-from travelling.cache import SHARE, ArrayFiles, free_memory
+from travelling.cache import ArrayFiles, memory_for_images
 from travelling.checkpoint import replace_whole
 from travelling.errors import InputError, name_file
 from travelling.run import progress_bar
@@ -219,7 +219,7 @@ class Volumes:
         self._memory = {}  # NIfTI file -> array
         self._array_files = ArrayFiles(cache_folder)
         self._stored = {}  # NIfTI file -> .npy file
-        self._free = SHARE * free_memory() if cache_gb is None else cache_gb * 1e9  # bytes
+        self._free = memory_for_images(cache_gb)  # bytes
         self._reservation = threading.Lock()
         self._buffers = [np.empty((0,)), np.empty((0,))]  # of batch()
 

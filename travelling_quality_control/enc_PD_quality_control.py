@@ -25,10 +25,7 @@ def parse_arguments():
     command.add_device_options(parser)
     command.add_image_options(parser)
     command.add_output_options(parser, default="<fn_save>_run")
-    arguments = command.check_quality_control_options(parser, parser.parse_args())
-    if arguments.output_folder == parser.get_default("output_folder"):
-        arguments.output_folder = arguments.fn_save.with_name(f"{arguments.fn_save.name}_run")
-    return arguments
+    return command.check_quality_control_options(parser, parser.parse_args())
 
 
 def main():

@@ -110,13 +110,11 @@ class Progress:
             record = Record(folder / "run.json", None).read() or {}
         self.finished = bool(record.get("finished"))
         found = None if self.finished else Checkpoints(folder / "checkpoints").load()
-        self.place = (record.get("started"), record.get("finished"), *self._place_in_cycle(found))
+        reached = found[0] if found else {}
+        self.place = tuple(record.get(name) for name in ("started", "finished"))
+        self.place += tuple(reached.get(name) for name in ("cycle", "centers_left"))
         error = folder / ERROR_FILE
         self.error = error.read_text(encoding="utf-8").strip() if error.is_file() else None
-
-    @staticmethod
-    def _place_in_cycle(found):
-        return (found[0]["cycle"], found[0]["centers_left"]) if found else (None, None)
 
 
 def run_jobs(settings, run_one):

@@ -31,16 +31,13 @@ def parse_arguments():
     from travelling_quality_control.federated.job import add_job_options
 
     add_job_options(parser)
-    arguments = command.check_quality_control_options(parser, parser.parse_args())
-    if arguments.output_folder == parser.get_default("output_folder"):
-        arguments.output_folder = None
-    return arguments
+    return command.check_quality_control_options(parser, parser.parse_args())
 
 
 def main():
     """Make the centers, and run job after job."""
     arguments = parse_arguments()
-    from travelling.cache import SHARE, free_memory
+    from travelling.cache import memory_for_images
     from travelling.cohort import read_cohort, refuse_overlap
     from travelling.controlled_run import refuse_unfit_test_set
     from travelling_quality_control.federated import prepare_site
@@ -54,8 +51,8 @@ def main():
     local = folder / "simulator" / "travelling" / "local"  # of the simulated sites, which all get a copy
     local.mkdir(parents=True, exist_ok=True)
     centers = list(training_set["Study"].unique())
-    memory = SHARE * free_memory() / 1e9 if arguments.cache_gb is None else arguments.cache_gb
-    images = prepare_site.image_settings(memory / (1 + len(centers)), arguments.cache_dir)  # they share this machine
+    memory = memory_for_images(arguments.cache_gb) / 1e9 / (1 + len(centers))  # they share this machine
+    images = prepare_site.image_settings(memory, arguments.cache_dir)
     write_server_settings(local / SERVER_FILE, arguments, centers, images)
     settings = read_server_settings(local / SERVER_FILE)
     refuse_complete(settings, "--overwrite")
@@ -100,9 +97,8 @@ def write_server_settings(path, arguments, centers, images):
         "overwrite",
     )
     content = {name: getattr(arguments, name) for name in names}
-    content |= {name: str(getattr(arguments, name).absolute()) for name in ("fn_test", "en", "pd", "fn_save")}
-    if arguments.output_folder:
-        content["output_folder"] = str(arguments.output_folder.absolute())
+    paths = ("fn_test", "en", "pd", "fn_save", "output_folder")
+    content |= {name: str(getattr(arguments, name).absolute()) for name in paths}
     path.write_text(json.dumps(content | images | {"centers": centers}, indent=2), encoding="utf-8")
 
 
