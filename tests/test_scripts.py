@@ -51,13 +51,13 @@ def test_standard_run_saves_every_cycle_and_a_log(pretrained):
 
 
 def test_dirty_baseline_goes_on_after_the_checkpoint(dirty_cohort, last_model, tmp_path):
-    done = run_script(
+    done = run_here(
         "dirty", "-fn_train", dirty_cohort / "training_set.csv", *last_model,
-        "-cycles", 10, "-epochs", 1, "-batch_size", 5, cwd=tmp_path,
+        "-cycles", 9, "-epochs", 1, "-batch_size", 5, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    models = sorted(path.name for path in (tmp_path / "dirty_baseline_run").glob("encoder*"))
-    assert models == ["encoder_distributed_BS5_08.keras", "encoder_distributed_BS5_09.keras"]
+    models = [path.name for path in (tmp_path / "dirty_baseline_run").glob("encoder*")]
+    assert models == ["encoder_distributed_BS5_08.keras"]
 
 
 def test_quality_control_eliminates_harmful_centers_and_no_good_image(controlled, dirty_cohort):
@@ -101,7 +101,7 @@ def test_quality_control_writes_models_and_log_in_their_places(controlled):
 
 
 def test_inference_evaluates_the_chosen_cycles(cohort, pretrained, tmp_path):
-    done = run_script(
+    done = run_here(
         "inference", "-fn", cohort / "test_set.csv", "-en", pretrained, "-pd", pretrained, "-o", "result",
         "--first-cycle", 6, cwd=tmp_path,
     )  # fmt: skip
