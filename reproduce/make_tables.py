@@ -2,7 +2,7 @@
 
 Reads a folder as reproduce/reproduce.py makes it, or one with such a layout in each of seed_1, seed_2, ..., and writes
 every table as CSV (all numbers, one case a row), Markdown and LaTeX (for readers): performance, detection, thresholds,
-centers, fairness, elimination, cost, rules and false_alarms. What is not there is n/a, and the notes below say why.
+centers, fairness, elimination, cost, settings and false_alarms. What is not there is n/a, and the notes below say why.
 
 Example:
     python reproduce/make_tables.py demo --out demo/tables

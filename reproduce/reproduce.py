@@ -10,7 +10,7 @@ Examples:
     python reproduce/reproduce.py --train training_set.csv --test test_set.csv --out study
     python reproduce/reproduce.py --demo
     python reproduce/reproduce.py --demo --dry-run > study.sh
-    python reproduce/reproduce.py --demo --rules published evidence_screen --kinds inverted blur
+    python reproduce/reproduce.py --demo --settings published evidence_screen --kinds inverted blur
 """
 
 import os
@@ -30,14 +30,14 @@ from study_layout import (
     PAPER_EXPERIMENTS,
     PAPER_KINDS,
     PUBLISHED,
-    RULES,
+    SETTINGS,
     condition_name,
     conditions_of,
     control_folder,
 )
 from study_steps import (
     Step,
-    in_words,
+    duration_text,
     missing,
     refuse_other_results,
     run_apart,
@@ -88,11 +88,15 @@ def parse_arguments():
     add(study, "seeds", "how often the study is repeated on the same cohort, with other seeds", default=1)
     study.add_argument(
         "--experiments", nargs="+", choices=EXPERIMENTS, default=PAPER_EXPERIMENTS,
-        help="of these; clean: quality control of the images as they are, whose flags are all false alarms",
+        help="of these; clean: quality control of the images as they are, every one of which counts as good",
     )  # fmt: skip
     study.add_argument("--kinds", nargs="+", choices=KINDS, default=PAPER_KINDS, help="of harm")
     study.add_argument(
-        "--rules", nargs="+", choices=tuple(RULES), default=(PUBLISHED,), help="settings of quality control to compare"
+        "--settings",
+        nargs="+",
+        choices=tuple(SETTINGS),
+        default=(PUBLISHED,),
+        help="settings of quality control to compare",
     )
     study.add_argument("--without-dirty", action="store_true", help="leave out the dirty baselines, which saves time")
     add(study, "jobs", "steps that run at the same time; each needs memory of its own, on a GPU too")
@@ -120,6 +124,7 @@ def parse_arguments():
     add(harm, "revisit", "cycles that a flagged image waits", metavar="CYCLES")
     harm.add_argument("--allow-saturated", action="store_true", help="go on where verification cannot see harm")
 
+    command.add_evaluation_options(parser)
     command.add_device_options(parser)
     command.add_image_options(parser)
     add(parser, "keep_every", "keep the models of every N-th cycle (and of the last) only", default=1)
@@ -146,7 +151,7 @@ def complete(parser, arguments):
             setattr(arguments, name, value)
     if arguments.cycles <= arguments.pretrained_cycles:
         parser.error(f"--cycles: is the total, and must be above --pretrained-cycles ({arguments.pretrained_cycles})")
-    for name in ("experiments", "kinds", "rules"):
+    for name in ("experiments", "kinds", "settings"):
         setattr(arguments, name, tuple(dict.fromkeys(getattr(arguments, name))))  # each once
     for name in ("train", "test", "out", "cache_dir"):  # the scripts run in the study's folder
         if getattr(arguments, name):
@@ -238,10 +243,10 @@ def refuse_unfit_cohort(cohort, arguments):
 
     for experiment in arguments.experiments:
         refuse_too_few(experiment, arguments.centers, arguments.images, cohort.centers)
-    if any("--screen" in RULES[rule] for rule in arguments.rules):
+    if any("--screen" in SETTINGS[setting] for setting in arguments.settings):
         limit_rank(cohort.tested, arguments.false_alarms or command.FALSE_ALARMS)
     elif arguments.false_alarms is not None:
-        raise InputError("--false-alarms: is an option of the screen; --rules has no setting with one")
+        raise InputError("--false-alarms: is an option of the screen; --settings has no setting with one")
 
 
 def refuse_other_layout(folder, seeds):
@@ -280,6 +285,7 @@ def plan_seed(arguments, cohort, place, seed):
     pretrained = place / "pretrained"
     model = model_files(pretrained, batch_size, arguments.pretrained_cycles - 1)
     further = arguments.cycles - arguments.pretrained_cycles
+    evaluation = given(arguments, "eval_batch_size")
     going_on = ["-en", model[0], "-pd", model[1], "-cycles", arguments.cycles]
 
     def add(target, script, *line, reads, results, storage=(), **facts):
@@ -297,7 +303,7 @@ def plan_seed(arguments, cohort, place, seed):
     def add_going_on(target, script, csv, *line, reads=(), **facts):
         line = [*going_on, *line, *given(arguments, "learning_rate")]
         add_training(target, script, csv, *line, reads=[*reads, pretrained / "run.json"], **facts)
-        line = ["-fn", cohort.test_csv, "-en", target, "-pd", target, "-o", target / "inference", *device]
+        line = ["-fn", cohort.test_csv, "-en", target, "-pd", target, "-o", target / "inference", *evaluation, *device]
         add(
             target / "inference", "infer", *line, reads=[cohort.test_csv, target / "run.json"],
             results=["_run.json", "_metrics.csv", "_predictions.csv"], storage=storage, overwrites=True,
@@ -333,13 +339,14 @@ def plan_seed(arguments, cohort, place, seed):
                     target / DIRTY, "dirty", csv, "-batch_size", batch_size,
                     work=training_work(images + harmful, further),
                 )  # fmt: skip
-        for rule in arguments.rules:
-            controlled = target / control_folder(rule)
-            setting = [*RULES[rule], *(given(arguments, "false_alarms") if "--screen" in RULES[rule] else [])]
+        for setting in arguments.settings:
+            controlled = target / control_folder(setting)
+            options = SETTINGS[setting]
+            false_alarms = given(arguments, "false_alarms") if "--screen" in options else []
             add_going_on(
                 controlled, "control", csv, "-fn_test", cohort.test_csv, "-fn_save", controlled / "log",
-                "-revisit", arguments.revisit, "-error", arguments.error, "--batch-size", batch_size, *setting,
-                *given(arguments, "allow_saturated"), reads=[cohort.test_csv],
+                "-revisit", arguments.revisit, "-error", arguments.error, "--batch-size", batch_size, *options,
+                *false_alarms, *evaluation, *given(arguments, "allow_saturated"), reads=[cohort.test_csv],
                 results=["/log.csv", "/log_subjects.csv"],
                 work=control_work(images + harmful, batches + more_batches, cohort.tested, further),
             )  # fmt: skip
@@ -360,9 +367,9 @@ def describe(steps, left, seconds, folder, device, arguments):
     """The plan for readers; with ``--dry-run`` as a shell script that does the same, step by step."""
     total = sum(seconds.values())
     lines = [f"{len(left)} of {len(steps)} steps to run, {arguments.jobs} at a time, in {folder}"]
-    lines.append(f"estimated time: {in_words(total)} on {device}" if left else "all steps are done")
+    lines.append(f"estimated time: {duration_text(total)} on {device}" if left else "all steps are done")
     width = max(len(step.name) for step in steps)
-    told = {step: f"about {in_words(seconds[step.name])}" if step in left else "done" for step in steps}
+    told = {step: f"about {duration_text(seconds[step.name])}" if step in left else "done" for step in steps}
     if not arguments.dry_run:
         return "\n".join([*lines, *(f"  {step.name:{width}}  {told[step]}" for step in steps)])
     lines = ["#!/bin/sh", *(f"# {line}" for line in lines), "set -e"]
@@ -387,14 +394,14 @@ def evaluate(folder, arguments):
     write_tables(tables, folder / "tables")
     write_figures(figures, folder / "figures")
     shown = {"whole_centers", *PAPER_KINDS, PUBLISHED}
-    if arguments.demo and shown <= {*arguments.experiments, *arguments.kinds, *arguments.rules}:
+    if arguments.demo and shown <= {*arguments.experiments, *arguments.kinds, *arguments.settings}:
         (folder / "demo.png").write_bytes(render(overview(study)))  # shows images, and these are nobody's
     write_report(make_report(study, tables, figures), folder / "report.html")
     performance, detection = summary_of_performance(tables["performance"]), summary_of_detection(tables["detection"])
     print(f"\nDiagnoses of the test set after cycle {arguments.cycles - 1}\n\n{performance.to_string(index=False)}")
     print(f"\nImages found (numbers by cycle in brackets)\n\n{detection.to_string(index=False)}")
-    if len(study.rules) > 1:
-        for title, view in tables["rules"].views.items():
+    if len(study.settings) > 1:
+        for title, view in tables["settings"].views.items():
             print(f"\n{title}\n\n{view.to_string(index=False)}")
 
 

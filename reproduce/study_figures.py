@@ -116,7 +116,7 @@ def metrics_by_cycle(study, conditions, number=1):
 
     ``conditions`` are the experiments that are drawn, ``number`` that of the figure.
     """
-    names = {CLEAN: CLEAN, DIRTY: DIRTY, control_folder(study.main_rule): CONTROLLED}
+    names = {CLEAN: CLEAN, DIRTY: DIRTY, control_folder(study.main_setting): CONTROLLED}
     labels = {name: MODEL_NAMES[model] for model, name in names.items()}
     drawn = [key for key in study.keys if key[2] in names and (key[:2] in conditions or key[2] == CLEAN)]
     curves = {(*key[:2], names[key[2]]): _curve([model for model in study.models if model.key == key]) for key in drawn}

@@ -13,7 +13,7 @@ KINDS = (
 )  # fmt: skip
 PAPER_KINDS = KINDS[:2]
 # Settings of quality control: what each adds to the command line of its script.
-RULES = {
+SETTINGS = {
     "published": (),
     "evidence": ("--rule", "evidence"),
     "screen": ("--screen",),
@@ -43,9 +43,9 @@ def split_condition(name):
     return (experiment, kind) if experiment else ("", "")
 
 
-def control_folder(rule):
+def control_folder(setting):
     """The folder of a setting's quality control, in that of its experiment; it is its model's name, too."""
-    return CONTROLLED if rule == PUBLISHED else f"{CONTROLLED}_{rule}"
+    return CONTROLLED if setting == PUBLISHED else f"{CONTROLLED}_{setting}"
 
 
-CONTROL_FOLDERS = {control_folder(rule): rule for rule in RULES}
+CONTROL_FOLDERS = {control_folder(setting): setting for setting in SETTINGS}

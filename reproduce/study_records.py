@@ -2,9 +2,9 @@
 
 A study folder holds, as reproduce/reproduce.py lays them out, ``clean/`` and, for every experiment and kind of harm,
 ``<experiment>_<kind>/`` with ``harmful/``, ``dirty_baseline/`` and ``quality_control/``, the latter for settings other
-than the published one ``quality_control_<rule>/``; in ``clean/``, too, where the clean images were controlled. A study
-with several seeds has one such layout in each of ``seed_<N>/``. No image is opened here, so a study can be evaluated
-without its images.
+than the published one ``quality_control_<setting>/``; in ``clean/``, too, where the clean images were controlled. A
+study with several seeds has one such layout in each of ``seed_<N>/``. No image is opened here, so a study can be
+evaluated without its images.
 
 What is missing is None and named in :attr:`Study.notes`; what is there but contradicts itself raises InputError.
 """
@@ -25,7 +25,7 @@ from study_layout import (
     HARM,
     KINDS,
     PUBLISHED,
-    RULES,
+    SETTINGS,
     condition_name,
     control_folder,
     split_condition,
@@ -79,13 +79,13 @@ class TrainedModel:
 class ControlRun:
     """A finished run of quality control and the truth about its images.
 
-    ``rule`` is the setting. ``log`` is the verification log, the baseline and one row per verification, with ``Row``
-    (in the file; row 1 is the header); ``screening`` has the rows that tell of an image without a training step: those
-    of the screen, and revisits of images that it still suspected. ``images`` has one row per training image, indexed by
-    Subject: Study, Group_bin, Sex, Age (years), Path (of the image; not checked), Harmful, Source (of a harmful image),
-    Center_images (how many its center has), Times_flagged, First_flagged, Eliminated, Eliminated_cycle, and Scanner
-    where the training set tells it. ``error`` is the tolerated rise of FPR or FNR per image, ``revisit`` the wait in
-    cycles (None where not recorded).
+    ``setting`` names its setting (see study_layout). ``log`` is the verification log, the baseline and one row per
+    verification, with ``Row`` (in the file; row 1 is the header); ``screening`` has the rows that tell of an image
+    without a training step: those of the screen, and revisits of images that it still suspected. ``images`` has one row
+    per training image, indexed by Subject: Study, Group_bin, Sex, Age (years), Path (of the image; not checked),
+    Harmful, Source (of a harmful image), Center_images (how many its center has), Times_flagged, First_flagged,
+    Eliminated, Eliminated_cycle, and Scanner where the training set tells it. ``error`` is the tolerated rise of FPR or
+    FNR per image, ``revisit`` the wait in cycles (None where not recorded).
     """
 
     seed: str
@@ -97,22 +97,22 @@ class ControlRun:
     images: pd.DataFrame
     error: float
     revisit: int | None
-    rule: str = PUBLISHED
+    setting: str = PUBLISHED
 
     @property
     def name(self):
         """The run in words."""
-        return in_words(self.experiment, self.kind, "" if self.rule == PUBLISHED else self.rule, self.seed)
+        return in_words(self.experiment, self.kind, "" if self.setting == PUBLISHED else self.setting, self.seed)
 
     @property
     def key(self):
         """(experiment, kind, name) of its model."""
-        return self.experiment, self.kind, control_folder(self.rule)
+        return self.experiment, self.kind, control_folder(self.setting)
 
     @property
     def by_tolerance(self):
-        """Whether it decided by -error, which the rises in its log can be compared with."""
-        return "evidence" not in RULES[self.rule]
+        """Whether -error alone decided, so that its log tells what other values would have done."""
+        return "evidence" not in SETTINGS[self.setting]
 
     @property
     def locked_up(self):
@@ -160,25 +160,25 @@ class Study:
         return list(dict.fromkeys(key[:2] for key in self.keys if key[0]))
 
     @property
-    def rules(self):
+    def settings(self):
         """The settings of quality control that the study has, the published one first."""
         names = {model.name for model in self.models}
-        return [rule for folder, rule in CONTROL_FOLDERS.items() if folder in names]
+        return [setting for folder, setting in CONTROL_FOLDERS.items() if folder in names]
 
     @property
-    def main_rule(self):
+    def main_setting(self):
         """The setting that is shown where there is place for one only: the published one, if the study has it."""
-        return next(iter(self.rules), PUBLISHED)
+        return next(iter(self.settings), PUBLISHED)
 
     @property
     def shown_controls(self):
         """The runs of that setting."""
-        return [run for run in self.controls if run.rule == self.main_rule]
+        return [run for run in self.controls if run.setting == self.main_setting]
 
-    def runs(self, condition, rule=None):
+    def runs(self, condition, setting=None):
         """The runs of an (experiment, kind) in a setting (None: the one that is shown), one per seed."""
-        rule = rule or self.main_rule
-        return [run for run in self.controls if (run.experiment, run.kind) == condition and run.rule == rule]
+        setting = setting or self.main_setting
+        return [run for run in self.controls if (run.experiment, run.kind) == condition and run.setting == setting]
 
 
 def in_words(*parts):
@@ -406,7 +406,7 @@ def _cycle_seconds(lines):
 
 def _read_control(study, folder, seed, experiment, kind, model):
     """A run of quality control in an experiment's folder, or None (noted) where it is not complete."""
-    rule = CONTROL_FOLDERS[model.name]
+    setting = CONTROL_FOLDERS[model.name]
     record = model.records.get(model.folder / "run.json", {"options": {}})
     options = record["options"]
     log_csv = model.folder / "log.csv"
@@ -422,11 +422,11 @@ def _read_control(study, folder, seed, experiment, kind, model):
             study.note(model.folder, f"its {path.name} is {text}")
     if missing or not model.finished:
         return None
-    made_by = _rule_of(options)
-    if made_by and made_by != rule:
-        raise InputError(f"{model.folder / 'run.json'}: made by the setting '{made_by}', in the folder of '{rule}'")
+    made_by = _setting_of(options)
+    if made_by and made_by != setting:
+        raise InputError(f"{model.folder / 'run.json'}: made by the setting '{made_by}', in the folder of '{setting}'")
     images = _read_images(training_csv, truth_csv, experiment, kind)
-    log = read_log(log_csv, rule)
+    log = read_log(log_csv, setting)
     harmful_record = folder / HARM / "run.json"
     if harmful_record.is_file():
         study.records[harmful_record] = read_record(harmful_record)
@@ -439,20 +439,22 @@ def _read_control(study, folder, seed, experiment, kind, model):
     _compare_with_subjects(model.folder / "log_subjects.csv", images)
     trained = log["PFP"].notna()
     errors = (log["Tolerance"] / log["Images"])[trained][1:].dropna()
-    if "evidence" not in RULES[rule] and len(errors) and not np.allclose(errors, errors.iloc[0]):
+    if "evidence" not in SETTINGS[setting] and len(errors) and not np.allclose(errors, errors.iloc[0]):
         raise InputError(f"{log_csv}: its Tolerance is not the same per image in all rows")
     error = float(errors.iloc[0]) if len(errors) else np.nan
     log, screening = (log[rows].reset_index(drop=True) for rows in (trained, ~trained))
-    return ControlRun(seed, experiment, kind, model.folder, log, screening, images, error, options.get("revisit"), rule)
+    return ControlRun(
+        seed, experiment, kind, model.folder, log, screening, images, error, options.get("revisit"), setting
+    )
 
 
-def _rule_of(options):
+def _setting_of(options):
     """The setting that the options of a run's record tell, "" where they do not (they are of an older version)."""
     if "rule" not in options and "screen" not in options:
         return ""
     words = [*(["--rule", "evidence"] if options.get("rule") == "evidence" else [])]
     words += ["--screen"] if options.get("screen") else []
-    return next(rule for rule, line in RULES.items() if list(line) == words)
+    return next(setting for setting, line in SETTINGS.items() if list(line) == words)
 
 
 def _read_images(training_csv, truth_csv, experiment, kind):
@@ -476,17 +478,17 @@ def _read_images(training_csv, truth_csv, experiment, kind):
     return images.set_index("Subject")
 
 
-def read_log(path, rule=PUBLISHED):
+def read_log(path, setting=PUBLISHED):
     """Read a verification log; adds ``Images`` (of the step) and ``Row`` (in the file, whose row 1 is the header).
 
-    ``rule`` is the setting that wrote it. Rows without rates (PFP and PFN) tell of an image that the screen judged. In
-    the settings that decide by tolerance every decision is checked, in the others ``audit.py`` does that.
+    ``setting`` names the one that wrote it. Rows without rates (PFP and PFN) tell of an image that the screen judged.
+    In the settings that decide by tolerance every decision is checked, in the others ``audit.py`` does that.
     """
     numbers = (
         "Cycle", "ACC", "FP", "FN", "PFP", "PFN", "Ignored", "Tolerance",
         "Reference_PFP", "Reference_PFN", "Eliminated",
     )  # fmt: skip
-    screens, weighs = ("--screen" in RULES[rule], "evidence" in RULES[rule])
+    screens, weighs = ("--screen" in SETTINGS[setting], "evidence" in SETTINGS[setting])
     columns = log_columns(EvidenceRule if weighs else PublishedRule, screens)
     log = read_table(path, columns, (*numbers, *columns[len(LOG_COLUMNS) :]))
     if log["Phase"][0] != "baseline" or len(log) < 2:

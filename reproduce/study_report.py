@@ -9,7 +9,7 @@ import jinja2
 import pandas as pd
 from intervals import RESAMPLES
 from study_figures import render
-from study_layout import CLEAN, DIRTY, PUBLISHED, control_folder
+from study_layout import CLEAN, DIRTY, SETTINGS, control_folder
 from study_records import in_words
 from study_tables import (
     ALL,
@@ -20,10 +20,11 @@ from study_tables import (
     MODEL_NAMES,
     by_cycle,
     number_text,
-    rule_in_words,
+    setting_in_words,
 )
 
 from travelling.checkpoint import write_whole
+from travelling.rules import EvidenceRule
 
 FOLDER = Path(__file__).resolve().parent
 TEMPLATE, SCRIPT = "report.html.jinja", "report.js"
@@ -89,9 +90,15 @@ def lead(study):
     images = pd.concat([run.images for run in controls])
     harmful, good = images[images["Harmful"]], images[~images["Harmful"]]
     runs = f"{len(controls)} run{'s' if len(controls) != 1 else ''} of quality control"
-    if len(study.rules) > 1:
-        runs += f" in the setting '{rule_in_words(study.main_rule)}'"
+    if len(study.settings) > 1:
+        runs += f" in the setting '{setting_in_words(study.main_setting)}'"
     flagged = int((good["Times_flagged"] > 0).sum())
+    if not len(harmful):
+        return (
+            f"In {runs}, {flagged} of {len(good)} images were flagged, that is put aside for a while at least, and "
+            f"{good['Eliminated'].sum()} eliminated. The study made none of them harmful; if all are good, these are "
+            "false alarms."
+        )
     return (
         f"In {runs}, {harmful['Eliminated'].sum()} of {len(harmful)} harmful images were eliminated, and "
         f"{good['Eliminated'].sum()} of {len(good)} good ones by mistake. {_images(flagged, 'good')} "
@@ -108,9 +115,11 @@ def summarize(study, tables):
     clean = auroc.get(CLEAN_KEY)
     summary = []
     for condition in study.conditions:
-        images = detection[(detection[["experiment", "kind", "rule"]] == [*condition, study.main_rule]).all(axis=1)]
+        images = detection[
+            (detection[["experiment", "kind", "setting"]] == [*condition, study.main_setting]).all(axis=1)
+        ]
         images = images.set_index("images")
-        names = [*([] if condition[0] == CLEAN else [DIRTY]), control_folder(study.main_rule)]
+        names = [*([] if condition[0] == CLEAN else [DIRTY]), control_folder(study.main_setting)]
         summary.append(
             {
                 "title": in_words(*condition).capitalize(),
@@ -328,8 +337,9 @@ def methods(study, tables, resamples):
             f"{_judged_in_words(run)} was undone and its images were tried one by one; "
             f"those that harmed alone were flagged, revisited {wait}, and eliminated if they harmed again (Souza et "
             "al., 2025).",
+            *_screened_in_words(run, options),
         ]
-        others = [f"'{rule_in_words(rule)}'" for rule in study.rules if rule != run.rule]
+        others = [f"'{setting_in_words(setting)}'" for setting in study.settings if setting != run.setting]
         if others:
             sentences.append(f"It was compared with the setting{'s' if others[1:] else ''} {', '.join(others)}.")
     frame = tables["performance"].frame
@@ -355,10 +365,26 @@ def methods(study, tables, resamples):
 
 def _judged_in_words(run):
     """Which steps a run's setting undid, in words."""
-    if run.rule == PUBLISHED:
-        return f"raised FPR or FNR by more than {run.error:g} per image"
-    tolerance = f"raised FPR or FNR by more than {run.error:g} per image" if run.by_tolerance else "harmed"
-    return f"{tolerance} (setting '{rule_in_words(run.rule)}' of the software)"
+    rise = f"raised FPR or FNR by more than {run.error:g} per image"
+    if run.by_tolerance:
+        return rise
+    alpha = f"one-sided p < {EvidenceRule.ALPHA:g}"
+    return (
+        f"lowered the AUROC (paired DeLong test, {alpha}), or {rise} with more new misdiagnoses than chance explains "
+        f"(exact McNemar test, {alpha}),"
+    )
+
+
+def _screened_in_words(run, options):
+    """What the screen did, in words: no sentence or one."""
+    if "--screen" not in SETTINGS[run.setting]:
+        return []
+    rate = f" (stated rate of false alarms {options['false_alarms']:g})" if options.get("false_alarms") else ""
+    return [
+        "Before a center trained, the statistics of each of its images at the network's BatchNorm layers were compared "
+        "with the moving ones; images farther from these than the conformal limit that the images of the test set "
+        f"gave{rate} were flagged without training, and eliminated if they were beyond it at their revisit, too."
+    ]
 
 
 def _harm_in_words(study):

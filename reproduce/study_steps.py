@@ -116,7 +116,7 @@ def run_steps(steps, folder, jobs, seconds, overwrite=False):
     first = [step for step in steps if step not in together]
     left = missing(steps, folder)
     total = max(1, round(sum(seconds[step.name] for step in left)))
-    looks = "{percentage:3.0f}%|{bar}| {elapsed} of about " + in_words(total)
+    looks = "{percentage:3.0f}%|{bar}| {elapsed} of about " + duration_text(total)
     with progress_bar(total=total, bar_format=looks) as bar:
         progress = _Progress(bar, seconds)
         for group, workers in ((first, 1), (together, jobs)):
@@ -205,7 +205,7 @@ class _Progress:
         self._bar.update(min(round(self._done + running), self._bar.total) - self._bar.n)
 
 
-def in_words(seconds):
+def duration_text(seconds):
     """A duration that is an estimate: "40 s", "9 minutes", "14 hours", "3 days"."""
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:

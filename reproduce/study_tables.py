@@ -28,8 +28,8 @@ METRIC_NAMES = {
     "F1_SCORE": "F1",
 }
 MODEL_NAMES = {CLEAN: "clean", DIRTY: "dirty"} | {
-    folder: "quality-controlled" + ("" if rule == PUBLISHED else f" ({rule.replace('_', ', ')})")
-    for folder, rule in CONTROL_FOLDERS.items()
+    folder: "quality-controlled" + ("" if setting == PUBLISHED else f" ({setting.replace('_', ', ')})")
+    for folder, setting in CONTROL_FOLDERS.items()
 }
 CLEAN_KEY = ("", "", CLEAN)
 MISSING = "n/a"
@@ -74,7 +74,7 @@ def make_tables(study, cycle=None, age_edges=AGE_EDGES, resamples=RESAMPLES, see
         fairness_table(study, diagnoses),
         elimination_table(study, age_edges, seed),
         cost_table(study),
-        rules_table(study, diagnoses),
+        settings_table(study, diagnoses),
         false_alarms_table(study),
     ]
     return {table.name: table for table in made}
@@ -259,29 +259,29 @@ def wide(part, cell):
     return pd.DataFrame(rows)
 
 
-def identity_cells(experiment, kind, model=None, rule=None):
+def identity_cells(experiment, kind, model=None, setting=None):
     """The cells that say which run a row is about."""
     cells = {"experiment": in_words(experiment), "kind": in_words(kind)}
     cells |= {"model": MODEL_NAMES[model]} if model else {}
-    return cells | ({"rule": rule_in_words(rule)} if rule else {})
+    return cells | ({"setting": setting_in_words(setting)} if setting else {})
 
 
-def rule_in_words(rule):
+def setting_in_words(setting):
     """``evidence_screen`` -> ``evidence, screen``."""
-    return rule.replace("_", ", ")
+    return setting.replace("_", ", ")
 
 
-def settings(study):
-    """Every (experiment, kind) in every setting of the study: [(condition, rule)]."""
-    rules = study.rules or [study.main_rule]
-    return [(condition, rule) for condition in study.conditions for rule in rules]
+def experiments_and_settings(study):
+    """Every (experiment, kind) in every setting of the study: [(condition, setting)]."""
+    settings = study.settings or [study.main_setting]
+    return [(condition, setting) for condition in study.conditions for setting in settings]
 
 
-def of_shown_rule(study):
+def of_shown_setting(study):
     """What a caption adds where a table is about one setting of several."""
-    if len(study.rules) < 2:
+    if len(study.settings) < 2:
         return ""
-    return f" Of the setting '{rule_in_words(study.main_rule)}' only; the table rules compares all of them."
+    return f" Of the setting '{setting_in_words(study.main_setting)}' only; the table settings compares all of them."
 
 
 def number_text(value, sign=False, digits=3):
@@ -334,9 +334,9 @@ def image_groups():
 def detection_table(study):
     """Who was flagged and eliminated: harmful images (found) and good ones (false alarms), by class and center size."""
     rows = []
-    for condition, rule in settings(study):
-        runs = study.runs(condition, rule)
-        identity = {"experiment": condition[0], "kind": condition[1], "rule": rule, "seeds": len(runs)}
+    for condition, setting in experiments_and_settings(study):
+        runs = study.runs(condition, setting)
+        identity = {"experiment": condition[0], "kind": condition[1], "setting": setting, "seeds": len(runs)}
         for name, members in image_groups().items():
             rows.append(identity | {"images": name} | _outcome([run.images[members(run.images)] for run in runs]))
         rows.append(identity | {"images": WHOLE_CENTERS} | _outcome_of_whole_centers(runs))
@@ -362,7 +362,7 @@ def detection_table(study):
 
 _SHARE_COLUMNS = ("", "_share", "_low", "_high", "_sd_over_seeds")
 _DETECTION_COLUMNS = (
-    "experiment", "kind", "rule", "images", "seeds", "number",
+    "experiment", "kind", "setting", "images", "seeds", "number",
     *(f"flagged{ending}" for ending in _SHARE_COLUMNS), "first_flagged_cycles",
     *(f"eliminated{ending}" for ending in _SHARE_COLUMNS), "eliminated_cycles",
 )  # fmt: skip
@@ -425,7 +425,7 @@ def _detection_view(frame):
     for _, row in frame.iterrows():
         if row["number"] == 0 or (row["images"] == WHOLE_CENTERS and row["seeds"] == 0):
             continue  # a group that the experiment does not have, such as whole centers among single images
-        cells = identity_cells(row["experiment"], row["kind"], rule=_rule_where_several(frame, row["rule"]))
+        cells = identity_cells(row["experiment"], row["kind"], setting=_setting_where_several(frame, row["setting"]))
         cells |= {"seeds": count_text(row["seeds"])} if several else {}
         cells |= {"images": row["images"], "number": count_text(row["number"])}
         for name, cycles in (("flagged", "first_flagged_cycles"), ("eliminated", "eliminated_cycles")):
@@ -440,9 +440,9 @@ def _detection_view(frame):
     return pd.DataFrame(rows)
 
 
-def _rule_where_several(frame, rule):
+def _setting_where_several(frame, setting):
     """The setting, where the table is about several; otherwise None, which leaves the column out."""
-    return rule if frame["rule"].nunique() > 1 else None
+    return setting if frame["setting"].nunique() > 1 else None
 
 
 def count_text(value):
@@ -459,8 +459,8 @@ def summary_of_performance(table):
 def summary_of_detection(table):
     """Numbers of harmful and good images, flagged and eliminated by cycle: what the demo prints."""
     rows = []
-    for (experiment, kind, rule), group in table.frame.groupby(["experiment", "kind", "rule"], sort=False):
-        row = identity_cells(experiment, kind, rule=_rule_where_several(table.frame, rule))
+    for (experiment, kind, setting), group in table.frame.groupby(["experiment", "kind", "setting"], sort=False):
+        row = identity_cells(experiment, kind, setting=_setting_where_several(table.frame, setting))
         for name in (HARMFUL, GOOD):
             images = group.set_index("images").loc[name]
             row[f"{name} images"] = count_text(images["number"])
@@ -552,7 +552,7 @@ def thresholds_table(study):
         "log does not tell because nobody tried these images alone. It says nothing of another -revisit, for which "
         "the study must be run again."
         + (" Means over seeds ± standard deviation over seeds." if len(study.seeds) > 1 else "")
-        + of_shown_rule(study)
+        + of_shown_setting(study)
     )
     views = {"Images found by threshold": pd.DataFrame(view)}
     return Table("thresholds", "Other values of -error", caption, frame, views, notes_of(study))
@@ -598,7 +598,7 @@ def centers_table(study):
     caption = (
         f"Images per center, and how many of them were flagged and eliminated. Shown are the {len(touched)} of "
         f"{len(frame)} centers (of all runs) that held a harmful image or had a good one flagged; the CSV has all."
-        + of_shown_rule(study)
+        + of_shown_setting(study)
     )
     return Table(
         "centers",
@@ -703,7 +703,7 @@ def elimination_table(study, age_edges, seed):
         "Good images flagged and eliminated, by class, sex and age group of the subject. p: Fisher's exact test that "
         "all groups of one attribute have the same share, not corrected for the number of tests (n/a where there is "
         "nothing to compare: nobody or everybody, or several seeds, whose images are of the same people)."
-        + of_shown_rule(study)
+        + of_shown_setting(study)
     )
     views = {"Good images by subgroup": pd.DataFrame(view)}
     return Table("elimination", "Whose good images were lost", caption, frame, views, notes_of(study))
@@ -838,7 +838,7 @@ def _verifications(runs):
 
 
 # What the table of settings tells of each, per seed: {column: (name for readers, digits)}.
-_RULE_MEASURES = {
+_SETTING_MEASURES = {
     "harmful": ("harmful images", 0),
     "harmful_flagged_percent": ("harmful flagged %", 1),
     "harmful_eliminated_percent": ("harmful eliminated %", 1),
@@ -854,20 +854,22 @@ _RULE_MEASURES = {
 }
 
 
-def rules_table(study, diagnoses):
+def settings_table(study, diagnoses):
     """The settings of quality control side by side: what each finds, loses and costs, and what it does to AUROC."""
-    columns = ["experiment", "kind", "rule", "seeds", "cycle"]
-    columns += [f"{name}{ending}" for name in _RULE_MEASURES for ending in ("", "_sd_over_seeds")]
+    columns = ["experiment", "kind", "setting", "seeds", "cycle"]
+    columns += [f"{name}{ending}" for name in _SETTING_MEASURES for ending in ("", "_sd_over_seeds")]
     rows, view = [], []
-    for condition, rule in settings(study):
-        key = (*condition, control_folder(rule))
+    for condition, setting in experiments_and_settings(study):
+        key = (*condition, control_folder(setting))
         per_seed = [_measures(study, diagnoses, key, seed) for seed in study.seeds]
-        known = pd.DataFrame(per_seed, columns=list(_RULE_MEASURES), dtype=float)
+        known = pd.DataFrame(per_seed, columns=list(_SETTING_MEASURES), dtype=float)
         means, deviations = known.mean(), known.std(ddof=1)
-        row = dict(zip(columns, (*condition, rule, len(study.runs(condition, rule)), diagnoses.cycle), strict=False))
-        cells = identity_cells(*condition, rule=rule)
+        row = dict(
+            zip(columns, (*condition, setting, len(study.runs(condition, setting)), diagnoses.cycle), strict=False)
+        )
+        cells = identity_cells(*condition, setting=setting)
         cells |= {"seeds": count_text(row["seeds"])} if len(study.seeds) > 1 else {}
-        for name, (label, digits) in _RULE_MEASURES.items():
+        for name, (label, digits) in _SETTING_MEASURES.items():
             row |= {name: means[name], f"{name}_sd_over_seeds": deviations[name]}
             cells[label] = number_text(means[name], sign=name.startswith("difference"), digits=digits)
             if pd.notna(deviations[name]) and name not in (HARMFUL, GOOD):
@@ -885,7 +887,7 @@ def rules_table(study, diagnoses):
     )
     views = {"Settings of quality control": pd.DataFrame(view)}
     frame = pd.DataFrame(rows, columns=columns)
-    return Table("rules", "Settings compared", caption, frame, views, notes_of(study, diagnoses.notes))
+    return Table("settings", "Settings compared", caption, frame, views, notes_of(study, diagnoses.notes))
 
 
 def _measures(study, diagnoses, key, seed):
@@ -929,21 +931,21 @@ def _run_seconds(model):
 
 def false_alarms_table(study):
     """Good images flagged and eliminated by the size of their center and by scanner, in every setting."""
-    columns = ["experiment", "kind", "rule", "by", "group", "runs", "number"]
+    columns = ["experiment", "kind", "setting", "by", "group", "runs", "number"]
     columns += [f"{outcome}{ending}" for outcome in OUTCOMES for ending in ("", "_share")]
     rows, views = [], {}
-    for condition, rule in settings(study):
-        identity = dict(zip(columns, (*condition, rule), strict=False))
-        rows += [identity | row for row in _false_alarms(study.runs(condition, rule))]
+    for condition, setting in experiments_and_settings(study):
+        identity = dict(zip(columns, (*condition, setting), strict=False))
+        rows += [identity | row for row in _false_alarms(study.runs(condition, setting))]
     frame = pd.DataFrame(rows, columns=columns)
     clean = frame["experiment"] == CLEAN
     for title, part in (("Good images beside harmful ones", frame[~clean]), ("Clean images alone", frame[clean])):
         if len(part) == 0:
             continue
-        groups = part.groupby(["rule", "by", "group"], sort=False)[["runs", "number", *OUTCOMES]].sum()
+        groups = part.groupby(["setting", "by", "group"], sort=False)[["runs", "number", *OUTCOMES]].sum()
         view = []
-        for (rule, by, group), row in groups.iterrows():
-            cells = {"rule": rule_in_words(rule), "by": by, "group": group, "runs": count_text(row["runs"])}
+        for (setting, by, group), row in groups.iterrows():
+            cells = {"setting": setting_in_words(setting), "by": by, "group": group, "runs": count_text(row["runs"])}
             cells["good images"] = count_text(row["number"])
             for outcome in OUTCOMES:
                 cells[outcome] = count_text(row[outcome])

@@ -61,38 +61,38 @@ SCREENED_STEPS = [
     (11, "revisit", "c7", 0.5, 0.25, True),
     *((12, "batch", batch, 0.2, 0.25, False) for batch in ("b1;b2;b3", "a1", "c1;c2;c3;c4;c5", "c6", "d1;d2")),
 ]  # fmt: skip
-RULE = "evidence_screen"  # the setting that does so
-MADE_BY = {"published": {"rule": "published", "screen": False}, RULE: {"rule": "evidence", "screen": True}}
+SETTING = "evidence_screen"  # the setting that does so
+MADE_BY = {"published": {"rule": "published", "screen": False}, SETTING: {"rule": "evidence", "screen": True}}
 
 
-def control_folder(rule):
+def control_folder(setting):
     """The folder of a setting."""
-    return "quality_control" if rule == "published" else f"quality_control_{rule}"
+    return "quality_control" if setting == "published" else f"quality_control_{setting}"
 
 
-def make_study(folder, experiment="whole_centers", kind="noise", names=None, steps=STEPS, rules=("published",)):
+def make_study(folder, experiment="whole_centers", kind="noise", names=None, steps=STEPS, settings=("published",)):
     """Write the study's records to a folder; ``names`` gives subjects and centers other names. Returns the folder."""
     condition = folder / f"{experiment}_{kind}"
     write_run(folder / "clean", CLEAN)
     write_run(condition / "dirty_baseline", DIRTY)
     write_harmful(condition / "harmful", experiment, kind, names or {})
-    if "published" in rules:
+    if "published" in settings:
         write_run(condition / "quality_control", CONTROLLED)
         write_control(condition / "quality_control", names or {}, steps)
-    if RULE in rules:
-        place = condition / control_folder(RULE)
-        write_run(place, SCREENED, finished="2026-01-01T00:08:00+00:00", **MADE_BY[RULE])
+    if SETTING in settings:
+        place = condition / control_folder(SETTING)
+        write_run(place, SCREENED, finished="2026-01-01T00:08:00+00:00", **MADE_BY[SETTING])
         write_control(place, names or {}, SCREENED_STEPS)
     return folder
 
 
-def make_clean_control(folder, rule):
+def make_clean_control(folder, setting):
     """Add quality control of the clean images to a study."""
-    place = folder / "clean" / control_folder(rule)
+    place = folder / "clean" / control_folder(setting)
     (folder / "cohort").mkdir(exist_ok=True)
     pd.DataFrame(training_rows({})[:-2]).to_csv(folder / "cohort" / "training_set.csv", index=False)
-    write_run(place, CONTROLLED, fn_train="cohort/training_set.csv", **MADE_BY[rule])
-    steps = SCREENED_STEPS if rule == RULE else STEPS
+    write_run(place, CONTROLLED, fn_train="cohort/training_set.csv", **MADE_BY[setting])
+    steps = SCREENED_STEPS if setting == SETTING else STEPS
     write_control(place, {}, [step for step in steps if "h" not in step[2]], GOOD)
 
 

@@ -6,6 +6,7 @@ The logs are made by quality control itself, with a fake trainer. No image exist
 import contextlib
 import csv
 import io
+import itertools
 import runpy
 import subprocess
 import sys
@@ -31,7 +32,7 @@ BAD = ("c0_3", "c1_0", "c2_5", "c2_6", "c5_1")
 CYCLES = range(10, 16)
 
 
-class FakeTrainer:
+class RandomTrainer:
     """Training moves the counts of misdiagnoses a little by chance, and by a lot with a bad subject.
 
     One that harms at times only is flagged, comes back, and can be flagged again.
@@ -51,7 +52,13 @@ class FakeTrainer:
 
     def evaluate(self):
         labels = np.repeat([0, 1], (HEALTHY, PATIENTS))
-        wrong = np.concatenate([np.arange(most) < n for most, n in zip((HEALTHY, PATIENTS), self.counts, strict=True)])
+        # Not always the same subjects: one gets worse and another better.
+        wrong = np.concatenate(
+            [
+                np.roll(np.arange(most) < n, self.others.randint(2))
+                for most, n in zip((HEALTHY, PATIENTS), self.counts, strict=True)
+            ]
+        )
         predictions = np.where(wrong, 1 - labels, labels) * 0.5 + 0.4 * self.others.uniform(size=len(labels))
         return Evaluation(*self.counts, HEALTHY, PATIENTS, tuple(labels), tuple(predictions))
 
@@ -111,7 +118,7 @@ def make_run(
         folder / "test.csv",
         [{"Subject": f"t{i}", "Study": "home", "Group_bin": int(i < PATIENTS)} for i in range(HEALTHY + PATIENTS)],
     )
-    trainer = trainer or FakeTrainer(seed)
+    trainer = trainer or RandomTrainer(seed)
     rule = rule or PublishedRule()
     log = LogFile(folder / "log.csv", log_columns(rule, screen))
     control = QualityControl(trainer, centers, PROTOCOLS[protocol], error, wait, log, rule, screen)
@@ -208,7 +215,7 @@ BETTER = ("--rule", "evidence", "--screen")
 def better(tmp_path_factory):
     """A run with the evidence rule and a screen, in which both decided."""
     folder = tmp_path_factory.mktemp("better")
-    control = make_run(folder, rule=EvidenceRule(), screen=FakeScreen(4), trainer=FakeTrainer(4, harm=12))
+    control = make_run(folder, rule=EvidenceRule(), screen=FakeScreen(4), trainer=RandomTrainer(4, harm=12))
     rows = read_rows(folder / "log.csv")
     decided = {(row["Phase"], row["Ignored"], row["FP"] == "") for row in rows}
     assert {("screen", "1", True), ("revisit", "1", True), ("revisit", "0", False), ("batch", "1", False)} <= decided
@@ -220,6 +227,7 @@ def better(tmp_path_factory):
         and float(row["PFP"]) > float(row["Reference_PFP"]) + float(row["Tolerance"]) + 1e-9
     ]
     assert spared  # the published rule would have undone them
+    assert any(0.5 < float(row["P_FP"]) < 1 for row in rows if row["P_FP"])  # as many got worse as better, or fewer
     assert control.eliminated
     return folder
 
@@ -232,7 +240,7 @@ def test_it_agrees_with_every_setting(tmp_path, protocol, rule, screened):
     options = ["--protocol", protocol] + (["--rule", "evidence"] if rule else []) + (["--screen"] if screened else [])
     line = consistent(tmp_path, *options)
     assert ("looks of the screen" in line) == screened
-    status, _, _ = audit(tmp_path, *("--screen" if option == "--protocol" else option for option in options[:1]))
+    status, _, _ = audit(tmp_path, "--screen")  # consistent only where that is how it was run
     assert status == (0 if (screened and not rule and protocol == "corrected") else 1)
 
 
@@ -260,8 +268,10 @@ def test_centers_that_are_away_when_their_images_are_screened(tmp_path):
         ("batch", {"Ignored": "1"}, "P_AUROC", "0.9", "P_AUROC is 0.9, but AUROC was"),
         ("batch", {"Ignored": "0"}, "P_AUROC", "1e-3", "Ignored is 0, should be 1 (PFP"),
         ("batch", {"Ignored": "0"}, "P_FP", "1e-3", "P_FP is 0.001, but FP was"),
+        ("batch", {"Ignored": "0"}, "P_FP", "0.7", "P_FP is 0.7, but FP was"),  # no number of coins gives that
         ("batch", {"Ignored": "0"}, "P_FN", "", "P_FN is empty, but FN was"),
         ("batch", {"Ignored": "0", "P_AUROC": "1.0"}, "P_AUROC", "0.2", "P_AUROC is 0.2, but AUROC was"),
+        ("batch", {"Ignored": "0", "P_AUROC": "1.0"}, "P_AUROC", "0", "P_AUROC is 0, but AUROC was"),
         ("batch", {"Ignored": "0"}, "AUROC", "1.5", "AUROC is 1.5 and P_AUROC"),
         ("batch", {"Ignored": "0", "P_AUROC": "1.0"}, "AUROC", "0.1", "P_AUROC is 1, but AUROC was"),
         ("batch", {"Ignored": "0"}, "Screen_score", "1", "Screen_score is 1, should be empty"),
@@ -283,6 +293,25 @@ def test_tampering_with_what_the_better_rules_say_is_found(better, tmp_path, pha
     assert any(line.startswith(f"{index + 2}: ") and names in line for line in lines), lines
 
 
+def test_a_baseline_without_auroc_is_found(better, tmp_path):
+    for path in better.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    rows = read_rows(tmp_path / "log.csv")
+    rows[0]["AUROC"] = ""
+    write_rows(tmp_path / "log.csv", rows)
+    assert found(tmp_path, *BETTER)[0] == "2: AUROC is empty, should be from 0 to 1"
+
+
+def test_a_rise_that_the_counts_prove_cannot_be_called_chance(tmp_path):
+    """From no misdiagnosis to eight: nobody can have recovered, so p is one half to the power of eight."""
+    possible_p_values = runpy.run_path(str(AUDIT))["possible_p_values"]
+    assert possible_p_values(0, 8, 30) == [0.5**8]
+    assert possible_p_values(2, 2, 3) == [1, 0.75]  # nobody changed, or one for another
+    for before, after in itertools.product(range(HEALTHY + 1), repeat=2):
+        values = possible_p_values(before, after, HEALTHY)
+        assert (min(values) <= 0.5) == (after > before)
+
+
 def test_published_spellings_and_no_subject_table(tmp_path):
     make_run(tmp_path, wait=3, error=0.05)
     (tmp_path / "log_subjects.csv").unlink()
@@ -291,7 +320,7 @@ def test_published_spellings_and_no_subject_table(tmp_path):
 
 def test_cycles_in_which_everybody_waits_have_no_rows(tmp_path):
     everybody = [f"c{number}_{i}" for number, size in enumerate(SIZES) for i in range(size)]
-    make_run(tmp_path, wait=3, trainer=FakeTrainer(0, bad=everybody, harm=30, often=1))
+    make_run(tmp_path, wait=3, trainer=RandomTrainer(0, bad=everybody, harm=30, often=1))
     assert {row["Cycle"] for row in read_rows(tmp_path / "log.csv")} == {"0", "10", "13"}
     assert f"{len(everybody)} eliminated" in consistent(tmp_path, "--revisit", 3)
 

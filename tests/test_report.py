@@ -15,14 +15,14 @@ import sys
 import numpy as np
 import pytest
 from conftest import write_image
-from study_maker import REPRODUCE, RULE, make_clean_control, make_study
+from study_maker import REPRODUCE, SETTING, make_clean_control, make_study
 
 from travelling.errors import InputError
 
 sys.path.insert(0, str(REPRODUCE))
 from study_figures import make_figures, overview, render, write_figures
 from study_records import read_study
-from study_report import make_report, methods, summarize
+from study_report import lead, make_report, methods, summarize
 from study_tables import make_tables
 
 NAMES = {
@@ -192,7 +192,7 @@ def test_a_study_without_anything_finished_has_a_report(study, tmp_path):
 
 
 def test_a_study_with_several_settings_shows_the_published_one_and_compares_all(tmp_path):
-    folder = make_study(tmp_path / "study", rules=("published", RULE))
+    folder = make_study(tmp_path / "study", settings=("published", SETTING))
     make_clean_control(folder, "published")
     both = read_study(folder)
     tables = make_tables(both, resamples=99)
@@ -205,12 +205,24 @@ def test_a_study_with_several_settings_shows_the_published_one_and_compares_all(
     assert [picture.name for picture in drawn if picture.run] == [
         f"{name}_{run}" for run in ("whole_centers_noise", "clean") for name in ("rates", "flags", "thresholds")
     ]
-    assert "It was compared with the setting 'evidence, screen'." in methods(both, tables, 99)
+    told = methods(both, tables, 99)
+    assert "It was compared with the setting 'evidence, screen'." in told
+    assert "a step that raised FPR or FNR by more than 0.05 per image was undone" in told
+    assert "conformal" not in told
     assert not re.search(r"\b(nan|NaN)\b", re.sub("(?s)<(script|style)>.*?</", "", report))
 
 
+def test_quality_control_of_images_as_they_are_is_not_called_a_mistake(tmp_path):
+    folder = make_study(tmp_path / "study", settings=())
+    make_clean_control(folder, "published")
+    shutil.rmtree(folder / "whole_centers_noise")
+    told = lead(read_study(folder))
+    assert told.startswith("In 1 run of quality control, 2 of 13 images were flagged")
+    assert "mistake" not in told
+
+
 def test_a_report_of_the_screen_alone(tmp_path):
-    screened = read_study(make_study(tmp_path / "study", rules=(RULE,)))
+    screened = read_study(make_study(tmp_path / "study", settings=(SETTING,)))
     tables, drawn = make_tables(screened, resamples=99), make_figures(screened)
     report = make_report(screened, tables, [], resamples=99)
     # h1: row 16 of the log flagged it and row 32 eliminated it, both without a training step
@@ -224,7 +236,11 @@ def test_a_report_of_the_screen_alone(tmp_path):
     # what decided about c7 was the AUROC and how likely its fall is by chance
     start = cells.index("c7")
     assert cells[start + 6 : start + 8] == ["0.900 (0.0005)", "1, 1"]
-    assert "harmed (setting 'evidence, screen' of the software) was undone" in methods(screened, tables, 99)
+    told = methods(screened, tables, 99)
+    assert (
+        "a step that lowered the AUROC (paired DeLong test, one-sided p < 0.01), or raised FPR or FNR by more" in told
+    )
+    assert "images farther from these than the conformal limit" in told
     assert [picture.name for picture in drawn] == [
         "metrics_by_cycle", "rates_whole_centers_noise", "flags_whole_centers_noise",
     ]  # fmt: skip

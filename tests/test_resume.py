@@ -11,7 +11,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from conftest import run_here
-from test_quality_control import FakeTrainer
+from fake_trainer import FakeTrainer
 
 from travelling import checkpoint, command, volumes
 from travelling.checkpoint import Checkpoints, write_whole

@@ -13,7 +13,7 @@ from study_maker import (
     LABELS,
     MADE_BY,
     REPRODUCE,
-    RULE,
+    SETTING,
     STEPS,
     change,
     make_clean_control,
@@ -41,7 +41,7 @@ from study_tables import (
 
 CONDITION = "whole_centers_noise"
 DIRTY, CONTROLLED = "dirty_baseline", "quality_control"
-SCREENED = f"quality_control_{RULE}"
+SCREENED = f"quality_control_{SETTING}"
 
 
 @pytest.fixture(scope="module")
@@ -264,39 +264,39 @@ def test_every_number_depends_on_the_records(folder):
 
 
 @pytest.fixture(scope="module")
-def two_rules(tmp_path_factory):
+def two_settings(tmp_path_factory):
     """A study with two settings, of which one screens; the clean images by the latter alone."""
-    folder = make_study(tmp_path_factory.mktemp("rules") / "study", rules=("published", RULE))
-    make_clean_control(folder, RULE)
+    folder = make_study(tmp_path_factory.mktemp("settings") / "study", settings=("published", SETTING))
+    make_clean_control(folder, SETTING)
     return folder
 
 
-def test_settings_compared_by_hand(two_rules):
-    table = made(two_rules)["rules"]
+def test_settings_compared_by_hand(two_settings):
+    table = made(two_settings)["settings"]
 
-    def of(rule, *names, experiment="whole_centers"):
-        return [cell(table, name, rule=rule, experiment=experiment) for name in names]
+    def of(setting, *names, experiment="whole_centers"):
+        return [cell(table, name, setting=setting, experiment=experiment) for name in names]
 
     shares = [f"{who}_{what}_percent" for who in ("harmful", "good") for what in ("flagged", "eliminated")]
-    assert of("published", "harmful", "good") == of(RULE, "harmful", "good") == [2, 13]
+    assert of("published", "harmful", "good") == of(SETTING, "harmful", "good") == [2, 13]
     assert of("published", *shares) == pytest.approx([100, 100, 100 / 13, 0])
-    assert of(RULE, *shares) == pytest.approx([100, 100, 200 / 13, 100 / 13])  # d1 by the screen; c7 is lost
+    assert of(SETTING, *shares) == pytest.approx([100, 100, 200 / 13, 100 / 13])  # d1 by the screen; c7 is lost
     # the first cycle is 10: h1 in cycle 11 and h2 in 12, against both in 11
     assert of("published", "cycles_until_elimination") == [2.5]
-    assert of(RULE, "cycles_until_elimination") == [2]
+    assert of(SETTING, "cycles_until_elimination") == [2]
     # h2, c6;c7 and h2, c7 alone, two revisits of 22 steps; 15 rows of the screen and h1's revisit trained nothing
     assert of("published", "undone_percent") == pytest.approx([100 * 8 / 26])
-    assert of(RULE, "undone_percent") == pytest.approx([100 * 6 / 22])
+    assert of(SETTING, "undone_percent") == pytest.approx([100 * 6 / 22])
     auroc = ("AUC_ROC", "difference_to_clean", "difference_to_dirty")
     assert of("published", *auroc) == pytest.approx([21.5 / 24, 0, 12.5 / 24])
-    assert of(RULE, *auroc) == pytest.approx([18.5 / 24, -3 / 24, 9.5 / 24])
+    assert of(SETTING, *auroc) == pytest.approx([18.5 / 24, -3 / 24, 9.5 / 24])
     assert of("published", "run_seconds", "cycle") == [16 * 60, 12]
-    assert of(RULE, "run_seconds", "seeds") == [8 * 60, 1]
-    assert np.isnan(of(RULE, "good_flagged_percent_sd_over_seeds")).all()
+    assert of(SETTING, "run_seconds", "seeds") == [8 * 60, 1]
+    assert np.isnan(of(SETTING, "good_flagged_percent_sd_over_seeds")).all()
     # the clean images: nothing is harmful, and there is no dirty model
-    assert of(RULE, "harmful", "good", experiment="clean") == [0, 13]
-    assert of(RULE, *shares[2:], experiment="clean") == pytest.approx([200 / 13, 100 / 13])
-    assert np.isnan(of(RULE, *shares[:2], "difference_to_dirty", experiment="clean")).all()
+    assert of(SETTING, "harmful", "good", experiment="clean") == [0, 13]
+    assert of(SETTING, *shares[2:], experiment="clean") == pytest.approx([200 / 13, 100 / 13])
+    assert np.isnan(of(SETTING, *shares[:2], "difference_to_dirty", experiment="clean")).all()
     assert of("published", "seeds", experiment="clean") == [0]
     text = to_markdown(table)
     assert (
@@ -308,27 +308,29 @@ def test_settings_compared_by_hand(two_rules):
 
 def test_settings_are_averaged_over_seeds(tmp_path):
     for name in ("seed_1", "seed_2"):
-        make_study(tmp_path / name, rules=("published", RULE))
+        make_study(tmp_path / name, settings=("published", SETTING))
     steps = [(*step[:3], 0.2, 0.25) if step[:3] == (10, "subject", "b1") else step for step in STEPS]
     make_study(tmp_path / "seed_2", steps=[step for step in steps if step[:3] != (11, "revisit", "b1")])
     record = tmp_path / "seed_2" / CONDITION / CONTROLLED / "run.json"
     content = json.loads(record.read_text())
     record.write_text(json.dumps(content | {"sessions": 2 * content["sessions"]}))  # interrupted: for how long?
-    table = made(tmp_path)["rules"]
-    assert cell(table, "good_flagged_percent", rule="published") == pytest.approx(100 / 26)
-    assert cell(table, "good_flagged_percent_sd_over_seeds", rule="published") == pytest.approx(100 / 13 / np.sqrt(2))
-    assert cell(table, "run_seconds", rule="published") == 960
-    assert np.isnan(cell(table, "run_seconds_sd_over_seeds", rule="published"))
-    assert cell(table, "good_flagged_percent_sd_over_seeds", rule=RULE) == 0
+    table = made(tmp_path)["settings"]
+    assert cell(table, "good_flagged_percent", setting="published") == pytest.approx(100 / 26)
+    assert cell(table, "good_flagged_percent_sd_over_seeds", setting="published") == pytest.approx(
+        100 / 13 / np.sqrt(2)
+    )
+    assert cell(table, "run_seconds", setting="published") == 960
+    assert np.isnan(cell(table, "run_seconds_sd_over_seeds", setting="published"))
+    assert cell(table, "good_flagged_percent_sd_over_seeds", setting=SETTING) == 0
     assert "| published | 2 | 2 | 100.0 ± 0.0 | 100.0 ± 0.0 | 13 | 3.8 ± 5.4 |" in to_markdown(table)
 
 
-def test_false_alarms_by_hand(two_rules):
-    table = made(two_rules)["false_alarms"]
+def test_false_alarms_by_hand(two_settings):
+    table = made(two_settings)["false_alarms"]
 
-    def group(name, rule=RULE, experiment="whole_centers"):
+    def group(name, setting=SETTING, experiment="whole_centers"):
         columns = ("number", "flagged", "eliminated", "flagged_share")
-        return [cell(table, column, rule=rule, group=name, experiment=experiment) for column in columns]
+        return [cell(table, column, setting=setting, group=name, experiment=experiment) for column in columns]
 
     assert group("all") == pytest.approx([13, 2, 1, 2 / 13])
     assert group("all", "published") == pytest.approx([13, 1, 0, 1 / 13])
@@ -341,9 +343,9 @@ def test_false_alarms_by_hand(two_rules):
     assert group("n/a") == pytest.approx([2, 1, 0, 1 / 2])  # D does not tell its scanner
     assert group("all", experiment="clean") == pytest.approx([13, 2, 1, 2 / 13])
     beside, alone = table.views.values()
-    assert beside["rule"].unique().tolist() == ["published", "evidence, screen"]
+    assert beside["setting"].unique().tolist() == ["published", "evidence, screen"]
     assert alone[alone["group"] == "Y"].to_dict("records") == [
-        {"rule": "evidence, screen", "by": "scanner", "group": "Y", "runs": "1", "good images": "7", "flagged": "1",
+        {"setting": "evidence, screen", "by": "scanner", "group": "Y", "runs": "1", "good images": "7", "flagged": "1",
          "share flagged": "0.143", "eliminated": "1", "share eliminated": "0.143"}
     ]  # fmt: skip
 
@@ -354,8 +356,8 @@ def test_a_training_set_without_scanners(folder):
     assert set(made(folder)["false_alarms"].frame["by"]) == {"all", "center size"}
 
 
-def test_other_tables_of_a_study_with_several_settings(two_rules, tables):
-    made_of_two = made(two_rules)
+def test_other_tables_of_a_study_with_several_settings(two_settings, tables):
+    made_of_two = made(two_settings)
     # what is about one setting shows the published one, and says so
     for name in ("thresholds", "centers", "elimination"):
         frame = made_of_two[name].frame
@@ -366,11 +368,11 @@ def test_other_tables_of_a_study_with_several_settings(two_rules, tables):
     auroc = value(made_of_two, SCREENED, "AUC_ROC", experiment="whole_centers")
     assert auroc == pytest.approx(18.5 / 24)
     assert "| noise | quality-controlled (evidence, screen) | 0.771" in to_markdown(made_of_two["performance"])
-    found = made_of_two["detection"].frame.set_index(["experiment", "rule", "images"])
-    assert found["flagged"]["whole_centers", RULE, "good"] == 2
-    assert found["first_flagged_cycles"]["whole_centers", RULE, "harmful"] == "10: 2"
+    found = made_of_two["detection"].frame.set_index(["experiment", "setting", "images"])
+    assert found["flagged"]["whole_centers", SETTING, "good"] == 2
+    assert found["first_flagged_cycles"]["whole_centers", SETTING, "harmful"] == "10: 2"
     assert found["flagged"]["whole_centers", "published", "good"] == 1
-    rows = summary_of_detection(made_of_two["detection"]).set_index(["experiment", "rule"])
+    rows = summary_of_detection(made_of_two["detection"]).set_index(["experiment", "setting"])
     assert rows["good flagged"]["whole centers", "evidence, screen"] == "2 (10: 2)"
     assert rows["harmful images"]["clean", "evidence, screen"] == "0"
 
@@ -386,19 +388,19 @@ def test_other_tables_of_a_study_with_several_settings(two_rules, tables):
 
 
 def test_a_study_of_another_setting_alone(tmp_path):
-    folder = make_study(tmp_path / "study", kind="inverted_in_range", rules=(RULE,))
+    folder = make_study(tmp_path / "study", kind="inverted_in_range", settings=(SETTING,))
     shutil.rmtree(folder / "whole_centers_inverted_in_range" / DIRTY)
     study = read_study(folder)
     assert study.conditions == [("whole_centers", "inverted_in_range")]
-    assert study.main_rule == RULE
+    assert study.main_setting == SETTING
     assert study.notes == ["no dirty baseline, so nothing is known of what harm does without quality control"]
     tables = make_tables(study, resamples=99)
     assert cell(tables["centers"], "good_flagged", center="D") == 1
-    assert tables["thresholds"].frame.empty  # -error decided nothing
+    assert tables["thresholds"].frame.empty  # -error alone decided nothing
 
 
-def test_clean_images_that_are_elsewhere(two_rules, tmp_path):
-    folder = shutil.copytree(two_rules, tmp_path / "study")
+def test_clean_images_that_are_elsewhere(two_settings, tmp_path):
+    folder = shutil.copytree(two_settings, tmp_path / "study")
     record = folder / "clean" / SCREENED / "run.json"
     content = json.loads(record.read_text())
     content["options"]["fn_train"] = str(tmp_path / "secret" / "training_set.csv")
@@ -589,8 +591,8 @@ def two_studies(folder):
 
 
 def other_setting(folder):
-    write_record(folder / CONDITION / CONTROLLED / "run.json", **MADE_BY[RULE])
-    return f"run.json: made by the setting '{RULE}', in the folder of 'published'"
+    write_record(folder / CONDITION / CONTROLLED / "run.json", **MADE_BY[SETTING])
+    return f"run.json: made by the setting '{SETTING}', in the folder of 'published'"
 
 
 def screened_without_screen(folder):
@@ -623,7 +625,8 @@ def test_records_that_contradict_themselves_are_refused(damage, folder):
 def test_the_script_writes_and_says_what_is_wrong(folder, tmp_path, run_script_here):
     assert run_script_here("make_tables.py", folder, "--resamples", 99) == (0, "")
     assert sorted(path.stem for path in (folder / "tables").glob("*.tex")) == [
-        "centers", "cost", "detection", "elimination", "fairness", "false_alarms", "performance", "rules", "thresholds",
+        "centers", "cost", "detection", "elimination", "fairness", "false_alarms", "performance", "settings",
+        "thresholds",
     ]  # fmt: skip
     nowhere, empty = tmp_path / "nowhere", tmp_path / "empty"
     empty.mkdir()

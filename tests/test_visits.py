@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
-from test_quality_control import HEALTHY, PATIENTS, FakeTrainer, control_over, run_cycles
+from fake_trainer import HEALTHY, PATIENTS, FakeTrainer, control_over, run_cycles
 
 from travelling.errors import VisitFailed
 from travelling.protocol import PROTOCOLS

@@ -167,7 +167,10 @@ def add_method_options(parser, seed):
         "--learning-rate", type=number(float, 0), default=1e-4, metavar="RATE", help="Adam's learning rate in cycle 0"
     )
     group.add_argument(
-        "--seed", type=number(int, 0, 2**31), default=seed, help="of the travelling order, the weights and the dropout"
+        "--seed",
+        type=number(int, 0, 2**31),
+        default=seed,
+        help="of the travelling order; where training begins anew, of the weights and the dropout, too",
     )
     return group
 
@@ -210,7 +213,7 @@ def add_quality_control_options(parser, seed):
         help="go on where the pre-trained model errs so much that verification cannot see harm",
     )
     add_first_cycle_option(parser)
-    better = parser.add_argument_group("better than published (README, 'What to expect')")
+    better = parser.add_argument_group("beyond the published method (README, 'What to expect')")
     better.add_argument(
         "--rule",
         choices=["published", "evidence"],
@@ -276,8 +279,8 @@ def add_device_options(parser):
     )
 
 
-def add_image_options(parser):
-    """``--cache-gb`` and ``--cache-dir``, for every script that reads images."""
+def add_image_options(parser, folder="run_image_cache in the folder of the results, removed at the end"):
+    """``--cache-gb`` and ``--cache-dir``, for every script that reads images; ``folder`` tells the latter's default."""
     parser.add_argument(
         "--cache-gb",
         type=number(float, 0),
@@ -288,8 +291,7 @@ def add_image_options(parser):
         "--cache-dir",
         type=Path,
         metavar="FOLDER",
-        help="for the decoded images beyond that; it stays and may be shared by runs "
-        "(default: run_image_cache in the folder of the results, removed at the end)",
+        help=f"for the decoded images beyond that; it stays and may be shared by runs (default: {folder})",
     )
 
 

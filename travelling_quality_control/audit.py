@@ -11,6 +11,7 @@ Prints one line "consistent: ..." (exit status 0), or the first violations, one 
 """
 
 import csv
+import functools
 import itertools
 import math
 import sys
@@ -501,6 +502,8 @@ class Audit:
             self._check(row, column, 0, "baseline")
         for column in (*OPTIONAL_NUMBERS, *EVIDENCE_COLUMNS[1:], *SCREEN_COLUMNS):
             self._check(row, column, None, "baseline")
+        if self.options.rule == "evidence" and (row["AUROC"] is None or not 0 <= row["AUROC"] <= 1):
+            self._violation(row, f"AUROC is {shown(row['AUROC'])}, should be from 0 to 1")
 
     def _check_step(self, row, following):
         """Check one verification, and tell the replay what happened."""
@@ -561,14 +564,9 @@ class Audit:
     def _are_proven(self, row):
         """Check the p-values of a rise of FP and of FN as far as a log can tell, and compare them with the limit."""
         proven = []
-        for name, last in zip(("FP", "FN"), self.counts, strict=True):
-            chance, more = row[f"P_{name}"], row[name] - last
-            # More of them by n: at least as likely as n coins that all show heads, and less likely than one coin.
-            if (
-                chance is None
-                or not 0.5 ** max(0, more) * (1 - ROUNDING) <= chance <= 1
-                or (chance <= 0.5) != (more > 0)
-            ):
+        for name, last, most in zip(("FP", "FN"), self.counts, (self.healthy, self.patients), strict=True):
+            chance = row[f"P_{name}"]
+            if chance is None or not any(same(chance, value) for value in possible_p_values(last, row[name], most)):
                 self._violation(row, f"P_{name} is {shown(chance)}, but {name} was {last} and is {row[name]}")
             proven.append(chance is not None and chance < P_LIMIT)
         return proven
@@ -580,7 +578,8 @@ class Audit:
             self._violation(row, f"AUROC is {shown(auroc)} and P_AUROC {shown(chance)}, should be from 0 to 1")
             return False
         last = self.auroc
-        if last is not None and (chance < 0.5) != (auroc < last - ROUNDING) and chance != 0:
+        unknown = chance == 0 and auroc == 0.5  # predictions that are not numbers, which rank nobody
+        if last is not None and (chance < 0.5) != (auroc < last - ROUNDING) and not unknown:
             self._violation(row, f"P_AUROC is {shown(chance)}, but AUROC was {shown(last)} and is {shown(auroc)}")
         return chance < P_LIMIT
 
@@ -700,6 +699,25 @@ class Audit:
 
     def _violation(self, row, text, path=None):
         self.violations.append(f"{path or self.log.path}, row {row['row']}: {text}")
+
+
+@functools.cache
+def possible_p_values(before, after, most):
+    """The p-values that the exact McNemar test can give where misdiagnoses of a class go from one number to another.
+
+    So many of those ``before`` are diagnosed well now, any number, and the others of the class (``most`` subjects) make
+    up for them; it is the chance that of all whose diagnosis changed, as coins that fall, as many or more get worse.
+    """
+    recovered = range(max(0, before - after), before + 1)
+    return [
+        _heads(after - before + better, after - before + 2 * better) for better in recovered if after + better <= most
+    ]
+
+
+@functools.cache
+def _heads(heads, coins):
+    """The probability of so many heads or more."""
+    return sum(math.comb(coins, number) for number in range(heads, coins + 1)) / 2**coins
 
 
 def same(value, other):

@@ -359,9 +359,10 @@ def test_visits_that_fail_are_undone_and_the_centers_are_back_in_the_next_cycle(
             np.testing.assert_array_equal(array, other[name])
 
 
-def test_a_center_that_is_away_costs_no_time_and_comes_later(federation):
+def test_a_center_that_is_away_is_not_asked_and_comes_later(federation):
     federation.away = {"c2"}
     assert federation.job().panics == []
+    assert "c2" not in {center for center, *_ in federation.messages}
     federation.away = set()
     assert federation.job().panics == []
     log = federation.log()

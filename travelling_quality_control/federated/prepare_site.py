@@ -20,9 +20,9 @@ from travelling.errors import InputError
 def parse_arguments():
     """The command line."""
     parser = command.Parser(__doc__)
-    parsers = parser.add_subparsers(dest="role", required=True, parser_class=lambda **options: command.Parser(__doc__))
-    server = parsers.add_parser("server")
-    center = parsers.add_parser("center")
+    parsers = parser.add_subparsers(dest="role", required=True, parser_class=part_of_the_command_line)
+    server = parsers.add_parser("server", help="home, which holds the test set")
+    center = parsers.add_parser("center", help="a hospital, which holds training images")
     for part in (server, center):
         part.add_argument("kit", type=Path, metavar="KIT", help="the site's FLARE folder, named as the site is")
     server.add_argument(
@@ -32,8 +32,15 @@ def parse_arguments():
     center.add_argument(
         "--private-folder", type=Path, required=True, metavar="FOLDER", help="for what must not leave the center"
     )
-    command.add_image_options(center)
+    command.add_image_options(center, "image_cache in the private folder; it stays there")
     return parser.parse_args()
+
+
+def part_of_the_command_line(prog, **_):
+    """The parser of a role; ``prog`` is the command line up to it."""
+    parser = command.Parser(__doc__)
+    parser.prog = prog
+    return parser
 
 
 def main():
