@@ -65,7 +65,7 @@ def make_figures(study, with_images=False):
         figures = [metrics_by_cycle(study, part, number) for number, part in enumerate(parts, 1)]
     for run in study.shown_controls:
         figures += [rates_along_run(run), flags_by_center(run)]
-        figures += [flags_by_threshold(run)] if run.by_tolerance else []
+        figures += [flags_by_threshold(run)] if run.by_tolerance and len(run.log) > 1 else []
         if with_images:
             figures += slices_of_images(run)
     return figures
@@ -253,14 +253,14 @@ def flags_by_center(run):
     alternative = f"Map of centers by cycles. Images flagged: {'; '.join(rows) or 'none'}."
     return Picture(
         _name("flags", run), f"Flags by center and cycle: {run.name}", caption, alternative,
-        (max(5.0, 3 + 0.45 * run.log["Cycle"][1:].nunique()), 1.2 + 0.3 * max(1, len(shown))),
+        (max(5.0, 3 + 0.45 * len(run.cycles)), 1.2 + 0.3 * max(1, len(shown))),
         partial(_draw_flags, run, shown, flagged, eliminated), run,
     )  # fmt: skip
 
 
 def _draw_flags(run, shown, flagged, eliminated, figure, colors):
     axis = figure.subplots()
-    cycles = list(run.log["Cycle"][1:].drop_duplicates())
+    cycles = run.cycles
     if shown.empty:
         axis.text(0.5, 0.5, "no harmful image, and none was flagged", ha="center", transform=axis.transAxes)
         axis.axis("off")
@@ -297,11 +297,12 @@ def flags_by_threshold(run):
         "step. With another value other steps would have been undone, and everything after them would differ: read it "
         "near the run's own value, the dotted line. Below that line, the bands add the images of batches that were "
         "not undone, which nobody tried alone."
+        + (" Images that the screen put aside before are no part of it." if len(run.screening) else "")
     )
     own = table[table["threshold"] >= run.error - ROUNDING].iloc[0]
     alternative = (
         f"Step chart of the share of images flagged by threshold. At the run's {run.error:g}: "
-        + (f"{own['harmful_flagged']:.0%} of harmful and " if run.images["Harmful"].any() else "")
+        + (f"{own['harmful_flagged']:.0%} of harmful and " if pd.notna(own["harmful_flagged"]) else "")
         + f"{own['good_flagged']:.1%} of good images. "
         + _words_of_range(table)
     )
@@ -314,6 +315,8 @@ def flags_by_threshold(run):
 def _words_of_range(table):
     """Up to which threshold all harmful images that can be are flagged, in words."""
     most = table["harmful_flagged"].max()
+    if pd.isna(most):
+        return "No harmful image was tried."
     if not most > 0:
         return "No threshold would have flagged a harmful image."
     last = table[table["harmful_flagged"] >= most]["threshold"].max()

@@ -115,10 +115,24 @@ class ControlRun:
         return "evidence" not in SETTINGS[self.setting]
 
     @property
+    def cycles(self):
+        """Its cycles in which anything was verified or screened, in order."""
+        return sorted({*self.log["Cycle"][1:], *self.screening["Cycle"]})
+
+    @property
     def locked_up(self):
-        """The cycles in which most batches were undone: a table Cycle (index), verified, undone."""
-        batches = self.log[self.log["Phase"] == "batch"].groupby("Cycle")["Ignored"].agg(verified="size", undone="sum")
-        return batches[batches["undone"] * 2 > batches["verified"]]
+        """The cycles in which most batches were undone, or most screened images suspected.
+
+        A list of (cycle, number, of how many, what became of them in words).
+        """
+        found = []
+        for table, phase, outcome in (
+            (self.log, "batch", "batches of cycle {} were undone"),
+            (self.screening, SCREEN, "images screened in cycle {} were suspected"),
+        ):
+            counts = table[table["Phase"] == phase].groupby("Cycle")["Ignored"].agg(["size", "sum"])
+            found += [(cycle, number, of, outcome.format(cycle)) for cycle, of, number in counts.itertuples()]
+        return sorted(row for row in found if 2 * row[1] > row[2])
 
     @property
     def flags(self):

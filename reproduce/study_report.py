@@ -142,18 +142,19 @@ def _found_in_words(harmful, good):
 
 
 def _lock_up_in_words(study, condition):
-    """A notice for each run in which most batches of a cycle were undone; empty where there is none."""
+    """A notice where most batches of a cycle were undone, or most images suspected; empty where there is none."""
     notices = [
-        f"{undone} of {verified} batches of cycle {cycle} ({run.name})"
+        f"{number} of {of} {what} ({run.name})"
         for run in study.controls
         if (run.experiment, run.kind) == tuple(condition)
-        for cycle, verified, undone in run.locked_up.itertuples()
+        for _, number, of, what in run.locked_up
     ]
     if not notices:
         return ""
     return (
-        f" Lock-up: {', '.join(notices)} were undone. Unless most images are harmful, an accepted evaluation was "
-        "lucky, and no step from that model seems as good: what was flagged then says little about the images."
+        f" Lock-up: {', '.join(notices)}. Unless most images are harmful, what was flagged then says little about the "
+        "images: an accepted evaluation was lucky, and no step from that model seems as good, or to the screen the "
+        "images of the test set are unlike those of the centers."
     )
 
 
@@ -323,7 +324,6 @@ def methods(study, tables, resamples):
         model = next(model for model in study.models if model.folder == run.folder)
         options = model.records.get(run.folder / "run.json", {"options": {}})["options"]
         good = run.images[~run.images["Harmful"]]
-        cycles = run.log["Cycle"][1:]
         batch = f", in batches of {options['batch_size']}" if "batch_size" in options else ""
         rate = f", with Adam at {options['learning_rate']:g} in cycle 0" if "learning_rate" in options else ""
         protocol = f" (protocol '{options['protocol']}')" if "protocol" in options else ""
@@ -331,7 +331,7 @@ def methods(study, tables, resamples):
         sentences += [
             f"A pre-trained travelling model went on through {good['Study'].nunique()} centers with {len(good)} "
             f"T1-weighted images ({(good['Group_bin'] == 0).sum()} HC, {(good['Group_bin'] == 1).sum()} PD) in cycles "
-            f"{cycles.min()} to {cycles.max()}{batch}{rate}.",
+            f"{min(run.cycles)} to {max(run.cycles)}{batch}{rate}.",
             *[f"Harmful images were added: {harm}." for harm in [_harm_in_words(study)] if harm],
             f"Decentralized quality control{protocol} verified every training step on the test set: a step that "
             f"{_judged_in_words(run)} was undone and its images were tried one by one; "

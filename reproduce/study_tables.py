@@ -98,7 +98,7 @@ def subgroups(people, age_edges):
         ALL: np.ones(len(people), dtype=bool),
         "male": (people["Sex"] == "M").to_numpy(),
         "female": (people["Sex"] == "F").to_numpy(),
-        **(age_groups(people["Age"], age_edges) if len(age_edges) else {}),
+        **age_groups(people["Age"], age_edges),
     }
 
 
@@ -549,8 +549,8 @@ def thresholds_table(study):
         "revisit that followed: of harmful images the sensitivity, of good ones the false alarms. From the rises of "
         "FPR and FNR that the logs record, each step judged in the state that its own run was in: with another value "
         "other steps would have been undone, and everything after them would differ. 'to': up to so many, where the "
-        "log does not tell because nobody tried these images alone. It says nothing of another -revisit, for which "
-        "the study must be run again."
+        "log does not tell because nobody tried these images alone. Images that the screen put aside before are no "
+        "part of it. It says nothing of another -revisit, for which the study must be run again."
         + (" Means over seeds ± standard deviation over seeds." if len(study.seeds) > 1 else "")
         + of_shown_setting(study)
     )
@@ -895,7 +895,7 @@ def _measures(study, diagnoses, key, seed):
     measures = {}
     run = next((run for run in study.controls if (run.key, run.seed) == (key, seed)), None)
     if run:
-        first = run.log["Cycle"][1:].min()
+        first = run.cycles[0]
         for name, images in ((HARMFUL, run.images[run.images["Harmful"]]), (GOOD, run.images[~run.images["Harmful"]])):
             measures[name] = len(images)
             measures[f"{name}_flagged_percent"] = 100 * (images["Times_flagged"] > 0).mean()

@@ -18,7 +18,8 @@ from travelling.checkpoint import Checkpoints, write_whole
 from travelling.controlled_run import ControlledRun
 from travelling.errors import AlreadyDone, InputError
 from travelling.protocol import PROTOCOLS
-from travelling.quality_control import LogFile, QualityControl
+from travelling.quality_control import LogFile, QualityControl, log_columns
+from travelling.rules import EvidenceRule
 from travelling.run import Run
 from travelling.trainer import travel
 
@@ -219,11 +220,14 @@ def test_a_lock_up_of_an_earlier_session_is_told_at_the_end(tmp_path, monkeypatc
     assert session(range(12, 13)) == 2
 
 
-def test_a_log_shorter_than_its_checkpoint_is_refused(tmp_path):
+def test_a_log_that_is_not_its_checkpoints_is_refused(tmp_path):
     log = LogFile(tmp_path / "qc.csv")
+    length = log.length
     log.close()
     with pytest.raises(InputError, match="shorter than when its run stopped"):
         LogFile(tmp_path / "qc.csv", length=10_000)
+    with pytest.raises(InputError, match="other columns"):
+        LogFile(tmp_path / "qc.csv", log_columns(EvidenceRule, None), length=length)
 
 
 @pytest.mark.parametrize("kind", ["inverted", "noise"])

@@ -50,12 +50,12 @@ class ControlledRun:
         self._trainer = trainer
         if not self.run.resumes:
             self._baseline = trainer.evaluate()
-            notices = [*notices, *self._refuse_saturated()]
+            notices = [*notices, *self._saturation_notices()]
         self._log = self.run.begin(device, notices)
         self.reached = self.run.go_on(trainer)
         return self._log
 
-    def _refuse_saturated(self):
+    def _saturation_notices(self):
         settings = self._settings
         blind = self._rule.blind(self._baseline, settings.batch_size * settings.error, self._protocol)
         if not blind:

@@ -89,8 +89,10 @@ def refuse_unordered_ages(edges):
 def age_groups(ages, edges):
     """Boolean masks of the age groups that ``edges`` (years, increasing) separate, by name.
 
-    An age equal to an edge belongs to the older group; unknown ages (NaN) to none.
+    An age equal to an edge belongs to the older group; unknown ages (NaN) to none. Without edges there is no group.
     """
+    if not len(edges):
+        return {}
     ages = np.asarray(ages, dtype=float)
     bounds = [-np.inf, *edges, np.inf]
     masks = {}

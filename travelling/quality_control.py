@@ -50,8 +50,9 @@ class QualityControl:
     called with one row, a dict of ``columns``, per verification.
 
     ``rule`` is one of :mod:`travelling.rules`. With a ``screen`` (:class:`travelling.screen.Screen`), every image is
-    looked at before it trains, in each visit and at its revisit: a suspect is flagged like one that harms alone, and
-    eliminated if it still is one at its revisit. Both without a training step, and therefore without rates in the log.
+    looked at before it trains, in each visit and at its revisit: a suspect is flagged like one that harms alone, and a
+    flagged image, whoever flagged it, is eliminated if it is a suspect at its revisit. Both without a training step,
+    and therefore without rates in the log.
 
     Where ``trainer.train`` raises VisitFailed, the step is undone and logged, not those of the visit that were accepted
     before, and the center is left alone for the rest of the cycle. Its subjects were not tried: none is flagged for it,
@@ -91,7 +92,8 @@ class QualityControl:
 
         Subjects that are eliminated or wait for their revisit stay out. Yields every verification.
         """
-        training = [subject for subject in subjects if subject not in self.waiting | self.eliminated]
+        out = self.waiting | self.eliminated
+        training = [subject for subject in subjects if subject not in out]
         if self.screen and training:
             for screened in self._screen(cycle, training):
                 yield screened
@@ -349,6 +351,9 @@ class LogFile:
         if length:
             if self._file.seek(0, os.SEEK_END) < length:
                 raise InputError(f"{path}: shorter than when its run stopped; --overwrite starts anew")
+            self._file.seek(0)
+            if self._file.readline().strip() != ",".join(self._writer.fieldnames):
+                raise InputError(f"{path}: has other columns (of another version?); --overwrite starts anew")
             self._file.truncate(length)
             self._file.seek(length)
         else:
