@@ -6,6 +6,7 @@
     simulate    all centers of a cohort on one machine, in FLARE's simulator
     prepare_site  prepares a FLARE site: which classes it may run, where its CSV is
     settings    the configuration files of server and centers
+    wire        how arrays travel in FLARE's messages
 
 Needs ``requirements-federated.txt``; nothing else in this repository does.
 """

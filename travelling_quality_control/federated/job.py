@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from travelling import command
+from travelling.errors import AlreadyDone, InputError
 
 CONTROLLER = "travelling_quality_control.federated.server.TravellingController"
 EXECUTOR = "travelling_quality_control.federated.center.CenterExecutor"
@@ -81,7 +82,6 @@ def refuse_complete(settings, overwrite):
 
     ``overwrite`` is what the user is told to say to have that replaced.
     """
-    from travelling.errors import AlreadyDone, InputError
     from travelling.record import Record, describe, differences
     from travelling_quality_control.federated.settings import INPUT_FILES
 
@@ -101,7 +101,6 @@ class Progress:
 
     def __init__(self, settings):
         from travelling.checkpoint import Checkpoints
-        from travelling.errors import InputError
         from travelling.record import Record
         from travelling_quality_control.federated.server import ERROR_FILE
 
@@ -122,8 +121,6 @@ def run_jobs(settings, run_one):
 
     The first is called in any case: it begins anew where a complete run is to be overwritten.
     """
-    from travelling.errors import InputError
-
     before, now = Progress(settings), None
     while not (now and now.finished):
         run_one()
@@ -136,7 +133,6 @@ def run_jobs(settings, run_one):
 def main():
     """Submit job after job."""
     arguments = parse_arguments()
-    from travelling.errors import InputError
     from travelling_quality_control.federated.settings import SERVER_FILE, read_server_settings
 
     for kit in (arguments.server, arguments.admin):
@@ -174,8 +170,6 @@ def main():
 
 def refuse_lonely(session, centers, wait):
     """Wait for two of the centers to be connected; raises InputError where they do not come."""
-    from travelling.errors import InputError
-
     end = time.monotonic() + wait
     while True:
         there = {client.name for client in session.get_system_info().client_info} & set(centers)

@@ -244,7 +244,8 @@ class TravellingController(ModelController):
         self._stop_if_asked()  # then no answer says nothing about the center
         received = unpack(answers[0].params) if answers else []
         error = answers[0].meta.get("error") if answers else "unreachable"
-        outcome = error if error is None or error == "unreachable" or error in ERRORS else "unknown"
+        known = (None, "unreachable", *ERRORS)
+        outcome = error if error in known else "unknown"  # of a center's own words nothing is written down
         seconds = f"{time.perf_counter() - start:.4f}"
         sizes = [sum(array.nbytes for array in arrays_one_way) for arrays_one_way in (arrays, received)]
         note_visit(self._visits, _VISITS, (center, question, seconds, *sizes, outcome or "answered"))
