@@ -10,6 +10,8 @@ its first decision. Examples:
 
 from pathlib import Path
 
+from study_layout import CENTER_SIZES
+
 from travelling import command
 from travelling.harm import KINDS
 
@@ -84,8 +86,8 @@ def screen(folder, training_set, test_set, volumes, arguments):
     suspect = np.array([good.suspects(score) for score in good.scores(list(training_set["Subject"]))])
     sizes = training_set.groupby("Study")["Subject"].transform("size")
     groups = {("good", "all"): np.full(len(suspect), True)}
-    for name, low, high in (("center of 1 image", 1, 1), ("of 2 to 5", 2, 5), ("of more", 6, np.inf)):
-        groups["good", name] = sizes.between(low, high).to_numpy()
+    for name, bounds in CENTER_SIZES.items():
+        groups["good", f"center of {name}"] = sizes.between(*bounds).to_numpy()
     if "Scanner" in training_set:
         for scanner, number in training_set["Scanner"].value_counts().items():
             if number >= LARGE_SCANNER:

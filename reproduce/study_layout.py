@@ -20,6 +20,8 @@ SETTINGS = {
     "evidence_screen": ("--rule", "evidence", "--screen"),
 }
 PUBLISHED = "published"
+# The sizes of centers that tables tell apart: from, to.
+CENTER_SIZES = {"1 image": (1, 1), "2 to 5 images": (2, 5), "more than 5 images": (6, float("inf"))}
 
 
 def condition_name(experiment, kind):

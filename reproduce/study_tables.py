@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from intervals import RESAMPLES, metric_replicates, paired_p_value, percentile_interval, wilson_interval
 from scipy import stats
-from study_layout import CLEAN, CONTROL_FOLDERS, DIRTY, PUBLISHED, control_folder
+from study_layout import CENTER_SIZES, CLEAN, CONTROL_FOLDERS, DIRTY, PUBLISHED, control_folder
 from study_records import SCREEN, in_words
 
 from travelling.checkpoint import write_whole
@@ -35,7 +35,6 @@ CLEAN_KEY = ("", "", CLEAN)
 MISSING = "n/a"
 ALL = "all"
 # A center of one image cannot dilute it, up to five (the paper's batch size) are one batch, more are several.
-CENTER_SIZES = {"1 image": (1, 1), "2 to 5 images": (2, 5), "more than 5 images": (6, np.inf)}
 HARMFUL, GOOD, WHOLE_CENTERS = "harmful", "good", "whole harmful centers"
 PHASES = ("batch", "subject", "revisit")
 OUTCOMES = ("flagged", "eliminated")
