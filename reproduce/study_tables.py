@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -34,7 +35,6 @@ MODEL_NAMES = {CLEAN: "clean", DIRTY: "dirty"} | {
 CLEAN_KEY = ("", "", CLEAN)
 MISSING = "n/a"
 ALL = "all"
-# A center of one image cannot dilute it, up to five (the paper's batch size) are one batch, more are several.
 HARMFUL, GOOD, WHOLE_CENTERS = "harmful", "good", "whole harmful centers"
 PHASES = ("batch", "subject", "revisit")
 OUTCOMES = ("flagged", "eliminated")
@@ -164,11 +164,6 @@ class Diagnoses:
             for source in (self.values, self.replicates)
         )
 
-    def deviation(self, subgroup, key, seeds):
-        """Standard deviation of the METRICS over seeds; NaN for a single seed."""
-        values = np.array([self.values[subgroup, key, seed] for seed in seeds])
-        return values.std(axis=0, ddof=1) if len(seeds) > 1 else np.full(len(METRICS), np.nan)
-
 
 def performance_table(study, diagnoses):
     """Accuracy, sensitivity, specificity, F1 and AUROC of every model, overall and by subgroup, and against clean."""
@@ -209,36 +204,38 @@ def performance_table(study, diagnoses):
 
 def _performance(diagnoses, subgroup, key):
     """One row per metric of a model in a subgroup."""
-    identity = dict(zip(("experiment", "kind", "model"), key, strict=True)) | {"subgroup": subgroup}
+    seeds = diagnoses.seeds(key)
+    sizes = dict(zip(("HC", "PD"), diagnoses.sizes[subgroup, seeds[0]], strict=True)) if seeds else {}
+    rows = metric_rows(diagnoses, key, lambda model, some: diagnoses.mean(subgroup, model, some), "difference")
+    return [{"subgroup": subgroup} | sizes | row for row in rows]
+
+
+def metric_rows(diagnoses, key, of, difference):
+    """One row per metric of a model, with what it is against the clean model's.
+
+    ``of(model key, seeds)`` gives what is told of a model: values (metrics,) and their replicates (metrics,
+    resamples). ``difference`` is what that to the clean model is called in the names of columns.
+    """
+    identity = dict(zip(("experiment", "kind", "model"), key, strict=True))
     seeds = diagnoses.seeds(key)
     if not seeds:
         return [identity | {"metric": metric, "seeds": 0} for metric in METRICS]
-    values, drawn = diagnoses.mean(subgroup, key, seeds)
+    values, drawn = of(key, seeds)
     low, high = percentile_interval(drawn)
-    deviation = diagnoses.deviation(subgroup, key, seeds)
+    each = np.array([of(key, [seed])[0] for seed in seeds])
+    deviation = each.std(axis=0, ddof=1) if len(seeds) > 1 else np.full(len(METRICS), np.nan)
     both = [seed for seed in seeds if seed in diagnoses.seeds(CLEAN_KEY)] if key != CLEAN_KEY else []
     if both:
-        (mine, my_drawn), (clean, clean_drawn) = (diagnoses.mean(subgroup, model, both) for model in (key, CLEAN_KEY))
-        differences, drawn_differences = mine - clean, my_drawn - clean_drawn
-        below, above = percentile_interval(drawn_differences)
+        (mine, my_drawn), (clean, clean_drawn) = (of(model, both) for model in (key, CLEAN_KEY))
+        below, above = percentile_interval(my_drawn - clean_drawn)
     rows = []
-    healthy, patients = diagnoses.sizes[subgroup, seeds[0]]
     for index, metric in enumerate(METRICS):
-        row = identity | {
-            "metric": metric,
-            "cycle": diagnoses.cycle,
-            "seeds": len(seeds),
-            "HC": healthy,
-            "PD": patients,
-        }
+        row = identity | {"metric": metric, "cycle": diagnoses.cycle, "seeds": len(seeds)}
         row |= {"value": values[index], "low": low[index], "high": high[index], "sd_over_seeds": deviation[index]}
         if both:
-            row |= {
-                "difference_to_clean": differences[index],
-                "difference_low": below[index],
-                "difference_high": above[index],
-            }
-            row["p_value"] = paired_p_value(drawn_differences[index]) if metric == "AUC_ROC" else np.nan
+            row[f"{difference}_to_clean"] = mine[index] - clean[index]
+            row |= {f"{difference}_low": below[index], f"{difference}_high": above[index]}
+            row["p_value"] = paired_p_value((my_drawn - clean_drawn)[index]) if metric == "AUC_ROC" else np.nan
         rows.append(row)
     return rows
 
@@ -620,7 +617,10 @@ def fairness_table(study, diagnoses):
     if len(ages) > 1:
         kinds["best - worst age group"] = ages
     rows = [
-        row for gap, groups in kinds.items() for key in diagnoses.keys for row in _gaps(diagnoses, gap, groups, key)
+        {"gap": gap} | row
+        for gap, groups in kinds.items()
+        for key in diagnoses.keys
+        for row in metric_rows(diagnoses, key, partial(_gap, diagnoses, groups), "change")
     ]
     frame = pd.DataFrame(rows, columns=columns)
     views = {}
@@ -639,31 +639,6 @@ def fairness_table(study, diagnoses):
         "metric needs, or its ages."
     )
     return Table("fairness", "Gaps between subgroups", caption, frame, views, notes_of(study, diagnoses.notes))
-
-
-def _gaps(diagnoses, gap, groups, key):
-    """One row per metric: the gap between subgroups in one model."""
-    identity = dict(zip(("experiment", "kind", "model"), key, strict=True)) | {"gap": gap}
-    seeds = diagnoses.seeds(key)
-    if not seeds:
-        return [identity | {"metric": metric, "seeds": 0} for metric in METRICS]
-    values, drawn = _gap(diagnoses, groups, key, seeds)
-    low, high = percentile_interval(drawn)
-    each = np.array([_gap(diagnoses, groups, key, [seed])[0] for seed in seeds])
-    deviation = each.std(axis=0, ddof=1) if len(seeds) > 1 else np.full(len(METRICS), np.nan)
-    both = [seed for seed in seeds if seed in diagnoses.seeds(CLEAN_KEY)] if key != CLEAN_KEY else []
-    if both:
-        (mine, my_drawn), (clean, clean_drawn) = (_gap(diagnoses, groups, model, both) for model in (key, CLEAN_KEY))
-        changes = mine - clean
-        below, above = percentile_interval(my_drawn - clean_drawn)
-    rows = []
-    for index, metric in enumerate(METRICS):
-        row = identity | {"metric": metric, "cycle": diagnoses.cycle, "seeds": len(seeds)}
-        row |= {"value": values[index], "low": low[index], "high": high[index], "sd_over_seeds": deviation[index]}
-        if both:
-            row |= {"change_to_clean": changes[index], "change_low": below[index], "change_high": above[index]}
-        rows.append(row)
-    return rows
 
 
 def _gap(diagnoses, groups, key, seeds):
