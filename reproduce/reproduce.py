@@ -268,89 +268,112 @@ def plan(arguments, cohort):
         facts = {"overwrites": True, "keeps_record": False, "alone": True, "work": {"make": images}}
         steps.append(Step("cohort", (SCRIPTS["cohort"], *line), results=results, **facts))
     if arguments.seeds == 1:
-        return steps + plan_seed(arguments, cohort, Path(), 0)
+        return steps + PlanOfSeed(arguments, cohort, Path(), 0).steps()
     for seed in range(arguments.seeds):
-        steps += plan_seed(arguments, cohort, Path(f"seed_{seed + 1}"), seed * BETWEEN_SEEDS)
+        steps += PlanOfSeed(arguments, cohort, Path(f"seed_{seed + 1}"), seed * BETWEEN_SEEDS).steps()
     return steps
 
 
-def plan_seed(arguments, cohort, place, seed):
+class PlanOfSeed:
     """The steps of one seed, in the folder ``place``; ``seed`` is added to the published ones."""
-    from travelling.run import model_files
 
-    steps = []
-    batch_size, device = arguments.batch_size, given(arguments, "precision", "deterministic")
-    storage = given(arguments, "cache_gb", "cache_dir")
-    images, batches = sum(cohort.centers), sum(-(-size // batch_size) for size in cohort.centers)
-    pretrained = place / "pretrained"
-    model = model_files(pretrained, batch_size, arguments.pretrained_cycles - 1)
-    further = arguments.cycles - arguments.pretrained_cycles
-    evaluation = given(arguments, "eval_batch_size")
-    going_on = ["-en", model[0], "-pd", model[1], "-cycles", arguments.cycles]
+    def __init__(self, arguments, cohort, place, seed):
+        from travelling.run import model_files
 
-    def add(target, script, *line, reads, results, storage=(), **facts):
-        options = ["--seed", PUBLISHED_SEEDS[script] + seed] if script in PUBLISHED_SEEDS else []
-        results = [Path(f"{target}{result}") for result in results]
-        line = (SCRIPTS[script], *line, *options)
-        steps.append(Step(str(target), line, tuple(reads), tuple(results), tuple(storage), **facts))
+        self.arguments, self.cohort, self.place, self.seed = arguments, cohort, place, seed
+        self.pretrained = place / "pretrained"
+        self.model = model_files(self.pretrained, arguments.batch_size, arguments.pretrained_cycles - 1)
+        self.images = sum(cohort.centers)
+        self.batches = sum(-(-size // arguments.batch_size) for size in cohort.centers)
+        self.further = arguments.cycles - arguments.pretrained_cycles
+        self.device = given(arguments, "precision", "deterministic")
+        self.evaluation = given(arguments, "eval_batch_size")
+        self.storage = given(arguments, "cache_gb", "cache_dir")
 
-    def add_training(target, script, csv, *line, reads=(), results=(), **facts):
-        line = [*line, "--output-folder", target, *given(arguments, "protocol"), *device]
-        kept = [*storage, *given(arguments, "keep_every")]
-        results = ["/run.json", *results]
-        add(target, script, "-fn_train", csv, *line, reads=[csv, *reads], results=results, storage=kept, **facts)
+    def steps(self):
+        """All of them, each after those that it needs."""
+        made = [self._pretrain(), *self._go_on_without_control(self.place / CLEAN, self.cohort.training_csv, 0)]
+        for experiment, kind in conditions_of(self.arguments.experiments, self.arguments.kinds):
+            target = self.place / condition_name(experiment, kind)
+            csv, harmful, more_batches = self.cohort.training_csv, 0, 0
+            if experiment != CLEAN:
+                csv = target / HARM / "training_set.csv"
+                harmful, more_batches = self._added(experiment)
+                made.append(self._harm(target / HARM, experiment, kind, harmful))
+                if not self.arguments.without_dirty:
+                    made += self._go_on_without_control(target / DIRTY, csv, harmful)
+            for setting in self.arguments.settings:
+                made += self._control(target / control_folder(setting), csv, setting, harmful, more_batches)
+        return made
 
-    def add_going_on(target, script, csv, *line, reads=(), **facts):
-        line = [*going_on, *line, *given(arguments, "learning_rate")]
-        add_training(target, script, csv, *line, reads=[*reads, pretrained / "run.json"], **facts)
-        line = ["-fn", cohort.test_csv, "-en", target, "-pd", target, "-o", target / "inference", *evaluation, *device]
-        add(
-            target / "inference", "infer", *line, reads=[cohort.test_csv, target / "run.json"],
-            results=["_run.json", "_metrics.csv", "_predictions.csv"], storage=storage, overwrites=True,
-            work=inference_work(cohort.tested, further),
+    def _added(self, experiment):
+        """The images that an experiment adds, and the batches."""
+        centers, images = self.arguments.centers, self.arguments.images
+        if experiment == "whole_centers":
+            return centers * images, centers * -(-images // self.arguments.batch_size)
+        return centers, centers
+
+    def _pretrain(self):
+        arguments = self.arguments
+        return self._train(
+            self.pretrained, "train", self.cohort.training_csv,
+            "-cycles", arguments.pretrained_cycles, "-batch_size", arguments.batch_size,
+            *given(arguments, "width"), "--learning-rate", arguments.pretraining_rate,
+            results=[f"/{half.name}" for half in self.model], alone=True,
+            work=training_work(self.images, arguments.pretrained_cycles),
         )  # fmt: skip
 
-    add_training(
-        pretrained, "train", cohort.training_csv, "-cycles", arguments.pretrained_cycles, "-batch_size", batch_size,
-        *given(arguments, "width"), "--learning-rate", arguments.pretraining_rate,
-        results=[f"/{half.name}" for half in model], alone=True,
-        work=training_work(images, arguments.pretrained_cycles),
-    )  # fmt: skip
-    # The clean model goes on by the script of the dirty ones: same start, same seed, same learning rates.
-    add_going_on(
-        place / CLEAN, "dirty", cohort.training_csv, "-batch_size", batch_size, work=training_work(images, further)
-    )
-    for experiment, kind in conditions_of(arguments.experiments, arguments.kinds):
-        target = place / condition_name(experiment, kind)
-        csv, harmful, more_batches = cohort.training_csv, 0, 0
-        if experiment != CLEAN:
-            csv = target / HARM / "training_set.csv"
-            whole = experiment == "whole_centers"
-            harmful = arguments.centers * (arguments.images if whole else 1)
-            more_batches = arguments.centers * (-(-arguments.images // batch_size) if whole else 1)
-            add(
-                target / HARM, "harm", "-fn_train", cohort.training_csv, "--experiment", experiment, "--kind", kind,
-                *given(arguments, "centers", "images", "maximum"), "--output-folder", target / HARM,
-                reads=[cohort.training_csv], results=["/training_set.csv", "/truth.csv", "/run.json"],
-                work={"harm": harmful},
-            )  # fmt: skip
-            if not arguments.without_dirty:
-                add_going_on(
-                    target / DIRTY, "dirty", csv, "-batch_size", batch_size,
-                    work=training_work(images + harmful, further),
-                )  # fmt: skip
-        for setting in arguments.settings:
-            controlled = target / control_folder(setting)
-            options = SETTINGS[setting]
-            false_alarms = given(arguments, "false_alarms") if "--screen" in options else []
-            add_going_on(
-                controlled, "control", csv, "-fn_test", cohort.test_csv, "-fn_save", controlled / "log",
-                "-revisit", arguments.revisit, "-error", arguments.error, "--batch-size", batch_size, *options,
-                *false_alarms, *evaluation, *given(arguments, "allow_saturated"), reads=[cohort.test_csv],
-                results=["/log.csv", "/log_subjects.csv"],
-                work=control_work(images + harmful, batches + more_batches, cohort.tested, further),
-            )  # fmt: skip
-    return steps
+    def _harm(self, target, experiment, kind, images):
+        return self._step(
+            target, "harm", "-fn_train", self.cohort.training_csv, "--experiment", experiment, "--kind", kind,
+            *given(self.arguments, "centers", "images", "maximum"), "--output-folder", target,
+            reads=[self.cohort.training_csv], results=["/training_set.csv", "/truth.csv", "/run.json"],
+            work={"harm": images},
+        )  # fmt: skip
+
+    def _go_on_without_control(self, target, csv, harmful):
+        """By the script of the dirty baseline, clean images too: same start, same seed, same learning rates."""
+        work = training_work(self.images + harmful, self.further)
+        return self._go_on(target, "dirty", csv, "-batch_size", self.arguments.batch_size, work=work)
+
+    def _control(self, target, csv, setting, harmful, more_batches):
+        arguments, options = self.arguments, SETTINGS[setting]
+        false_alarms = given(arguments, "false_alarms") if "--screen" in options else []
+        return self._go_on(
+            target, "control", csv, "-fn_test", self.cohort.test_csv, "-fn_save", target / "log",
+            "-revisit", arguments.revisit, "-error", arguments.error, "--batch-size", arguments.batch_size,
+            *options, *false_alarms, *self.evaluation, *given(arguments, "allow_saturated"),
+            reads=[self.cohort.test_csv], results=["/log.csv", "/log_subjects.csv"],
+            work=control_work(self.images + harmful, self.batches + more_batches, self.cohort.tested, self.further),
+        )  # fmt: skip
+
+    def _go_on(self, target, script, csv, *line, reads=(), **facts):
+        """Going on from the pre-trained model, and inference on the models of every cycle."""
+        line = ["-en", self.model[0], "-pd", self.model[1], "-cycles", self.arguments.cycles, *line]
+        reads = [*reads, self.pretrained / "run.json"]
+        training = self._train(
+            target, script, csv, *line, *given(self.arguments, "learning_rate"), reads=reads, **facts
+        )
+        line = ["-fn", self.cohort.test_csv, "-en", target, "-pd", target, "-o", target / "inference"]
+        inference = self._step(
+            target / "inference", "infer", *line, *self.evaluation, *self.device,
+            reads=[self.cohort.test_csv, target / "run.json"],
+            results=["_run.json", "_metrics.csv", "_predictions.csv"], storage=self.storage, overwrites=True,
+            work=inference_work(self.cohort.tested, self.further),
+        )  # fmt: skip
+        return [training, inference]
+
+    def _train(self, target, script, csv, *line, reads=(), results=(), **facts):
+        line = ["-fn_train", csv, *line, "--output-folder", target, *given(self.arguments, "protocol"), *self.device]
+        storage = [*self.storage, *given(self.arguments, "keep_every")]
+        reads, results = [csv, *reads], ["/run.json", *results]
+        return self._step(target, script, *line, reads=reads, results=results, storage=storage, **facts)
+
+    def _step(self, target, script, *line, reads, results, storage=(), **facts):
+        """A step; ``results`` are what comes after the name of the target."""
+        options = ["--seed", PUBLISHED_SEEDS[script] + self.seed] if script in PUBLISHED_SEEDS else []
+        results = tuple(Path(f"{target}{result}") for result in results)
+        return Step(str(target), (SCRIPTS[script], *line, *options), tuple(reads), results, tuple(storage), **facts)
 
 
 def given(arguments, *names):
