@@ -1,4 +1,4 @@
-"""The paper's tables, from the raw records of a study folder and nothing else.
+"""The tables of a study, from its raw records and nothing else.
 
 Reads a folder as reproduce/reproduce.py makes it, or one with such a layout in each of seed_1, seed_2, ..., and writes
 every table as CSV (all numbers, one case a row), Markdown and LaTeX (for readers): performance, detection, thresholds,

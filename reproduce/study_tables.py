@@ -1,4 +1,4 @@
-"""The paper's tables of a study: diagnoses, detection, fairness and cost, each with its numbers and its text."""
+"""The tables of a study: diagnoses, detection, fairness and cost, each with its numbers and its text."""
 
 import re
 from collections import Counter
