@@ -1,4 +1,4 @@
-"""The paper's figures, from the raw records of a study folder: PNG and PDF, one style, safe for the colour-blind.
+"""The figures of a study, from its raw records: PNG and PDF, one style, safe for the colour-blind.
 
 Metrics by cycle of the clean, dirty and quality-controlled models; and for every run of quality control the rates of
 misdiagnosis along its verifications, its flags by center and cycle, and what another -error would have flagged.
