@@ -121,18 +121,19 @@ class ControlRun:
 
     @property
     def locked_up(self):
-        """The cycles in which most batches were undone, or most screened images suspected.
-
-        A list of (cycle, number, of how many, what became of them in words).
-        """
+        """The cycles in which most batches were undone, or most screened images suspected: a list of words."""
         found = []
         for table, phase, outcome in (
             (self.log, "batch", "batches of cycle {} were undone"),
             (self.screening, SCREEN, "images screened in cycle {} were suspected"),
         ):
             counts = table[table["Phase"] == phase].groupby("Cycle")["Ignored"].agg(["size", "sum"])
-            found += [(cycle, number, of, outcome.format(cycle)) for cycle, of, number in counts.itertuples()]
-        return sorted(row for row in found if 2 * row[1] > row[2])
+            found += [
+                (cycle, f"{number} of {of} {outcome.format(cycle)}")
+                for cycle, of, number in counts.itertuples()
+                if 2 * number > of
+            ]
+        return [words for _, words in sorted(found)]
 
     @property
     def flags(self):

@@ -144,10 +144,10 @@ def _found_in_words(harmful, good):
 def _lock_up_in_words(study, condition):
     """A notice where most batches of a cycle were undone, or most images suspected; empty where there is none."""
     notices = [
-        f"{number} of {of} {what} ({run.name})"
+        f"{words} ({run.name})"
         for run in study.controls
         if (run.experiment, run.kind) == tuple(condition)
-        for _, number, of, what in run.locked_up
+        for words in run.locked_up
     ]
     if not notices:
         return ""

@@ -227,15 +227,16 @@ def metric_rows(diagnoses, key, of, difference):
     both = [seed for seed in seeds if seed in diagnoses.seeds(CLEAN_KEY)] if key != CLEAN_KEY else []
     if both:
         (mine, my_drawn), (clean, clean_drawn) = (of(model, both) for model in (key, CLEAN_KEY))
-        below, above = percentile_interval(my_drawn - clean_drawn)
+        changes, drawn_changes = mine - clean, my_drawn - clean_drawn
+        below, above = percentile_interval(drawn_changes)
     rows = []
     for index, metric in enumerate(METRICS):
         row = identity | {"metric": metric, "cycle": diagnoses.cycle, "seeds": len(seeds)}
         row |= {"value": values[index], "low": low[index], "high": high[index], "sd_over_seeds": deviation[index]}
         if both:
-            row[f"{difference}_to_clean"] = mine[index] - clean[index]
+            row[f"{difference}_to_clean"] = changes[index]
             row |= {f"{difference}_low": below[index], f"{difference}_high": above[index]}
-            row["p_value"] = paired_p_value((my_drawn - clean_drawn)[index]) if metric == "AUC_ROC" else np.nan
+            row["p_value"] = paired_p_value(drawn_changes[index]) if metric == "AUC_ROC" else np.nan
         rows.append(row)
     return rows
 

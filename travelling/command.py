@@ -95,8 +95,8 @@ def _fail(status, message):
 class Parser(argparse.ArgumentParser):
     """An argument parser that shows defaults, and one line instead of its usage where an option is wrong."""
 
-    def __init__(self, description):
-        super().__init__(description=description.strip(), formatter_class=_Help, allow_abbrev=False)
+    def __init__(self, description, prog=None):
+        super().__init__(prog=prog, description=description.strip(), formatter_class=_Help, allow_abbrev=False)
 
     def error(self, message):
         """Print the message and exit with status 2."""

@@ -442,35 +442,22 @@ def test_an_error_that_nobody_foresaw_is_one_line_and_ends_the_jobs(federation):
 
 
 @pytest.mark.parametrize(
-    ("method", "needed", "script", "line"),
+    ("method", "needed", "line"),
     [
         (
             "quality_control",
             {"fn_test": "t.csv", "en": "e.keras", "pd": "p.keras", "fn_save": "qc/log", "screen": True},
-            "quality_control",
-            [
-                "-fn_train",
-                "x",
-                "-fn_test",
-                "t.csv",
-                "-en",
-                "e.keras",
-                "-pd",
-                "p.keras",
-                "-fn_save",
-                "qc/log",
-                "--screen",
-            ],
+            "-fn_train x -fn_test t.csv -en e.keras -pd p.keras -fn_save qc/log --screen",
         ),
-        ("standard", {"shape": [33, 34, 35], "output_folder": "out"}, "standard", ["-fn_train", "x"]),
+        ("standard", {"shape": [33, 34, 35], "output_folder": "out"}, "-fn_train x"),
     ],
 )
-def test_defaults_are_those_of_the_script(method, needed, script, line, tmp_path, monkeypatch):
+def test_defaults_are_those_of_the_script(method, needed, line, tmp_path, monkeypatch):
     path = tmp_path / "server.json"
     path.write_text(json.dumps({"method": method, "centers": ["a", "b"], **needed}))
     settings = vars(read_server_settings(path))
-    monkeypatch.setattr("sys.argv", [str(SCRIPTS[script]), *line])
-    options = vars(runpy.run_path(str(SCRIPTS[script]), run_name="script")["parse_arguments"]())
+    monkeypatch.setattr("sys.argv", [str(SCRIPTS[method]), *line.split()])
+    options = vars(runpy.run_path(str(SCRIPTS[method]), run_name="script")["parse_arguments"]())
     common = settings.keys() & options.keys() - {"fn_test", "en", "pd", "fn_save", "output_folder"}  # paths
     assert len(common) > 8
     assert {name: settings[name] for name in common} == {name: options[name] for name in common}

@@ -10,6 +10,7 @@ pseudonyms, its log, and the list of its flagged images.
 """  # noqa: E501
 
 import json
+from functools import partial
 from pathlib import Path
 
 from travelling import command
@@ -20,7 +21,7 @@ from travelling.errors import InputError
 def parse_arguments():
     """The command line."""
     parser = command.Parser(__doc__)
-    parsers = parser.add_subparsers(dest="role", required=True, parser_class=part_of_the_command_line)
+    parsers = parser.add_subparsers(dest="role", required=True, parser_class=partial(command.Parser, __doc__))
     server = parsers.add_parser("server", help="home, which holds the test set")
     center = parsers.add_parser("center", help="a hospital, which holds training images")
     for part in (server, center):
@@ -34,13 +35,6 @@ def parse_arguments():
     )
     command.add_image_options(center, "image_cache in the private folder; it stays there")
     return parser.parse_args()
-
-
-def part_of_the_command_line(prog, **_):
-    """The parser of a role; ``prog`` is the command line up to it."""
-    parser = command.Parser(__doc__)
-    parser.prog = prog
-    return parser
 
 
 def main():
