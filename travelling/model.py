@@ -49,7 +49,7 @@ class TravellingModel:
         self.classifier = classifier
         for layer in encoder.layers:
             if isinstance(layer, keras.layers.BatchNormalization):
-                backend.fuse(layer)
+                backend.train_like_keras_2(layer)
         self.network = keras.Model(encoder.inputs, classifier(encoder.outputs[0]), name="travelling_model")
         self.network.compile(
             optimizer=keras.optimizers.Adam(learning_rate, name="adam"),
