@@ -15,7 +15,7 @@ from study_tables import METRIC_NAMES, MODEL_NAMES, detection_by_threshold
 
 from travelling.checkpoint import write_whole
 from travelling.errors import InputError
-from travelling.rules import ROUNDING
+from travelling.protocol import ROUNDING
 
 DRAWN_METRICS = ("AUC_ROC", "accuracy", "sensitivity", "specificity")
 MOST_IMAGES = 24  # slices in one figure; more cannot be seen

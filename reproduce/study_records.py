@@ -35,7 +35,8 @@ from travelling.cohort import SEPARATOR
 from travelling.errors import InputError
 from travelling.metrics import performance
 from travelling.quality_control import FAILURES, LOG_COLUMNS, log_columns
-from travelling.rules import ROUNDING, EvidenceRule, PublishedRule
+from travelling.protocol import PROTOCOLS
+from travelling.rules import EvidenceRule, PublishedRule
 
 PARTS = (HARM, DIRTY, *CONTROL_FOLDERS)
 # The paper's order, then that of the options; other names follow by alphabet.
@@ -85,7 +86,7 @@ class ControlRun:
     per training image, indexed by Subject: Study, Group_bin, Sex, Age (years), Path (of the image; not checked),
     Harmful, Source (of a harmful image), Center_images (how many its center has), Times_flagged, First_flagged,
     Eliminated, Eliminated_cycle, and Scanner where the training set tells it. ``error`` is the tolerated rise of FPR or
-    FNR per image, ``revisit`` the wait in cycles (None where not recorded).
+    FNR per image, ``revisit`` the wait in cycles (None where not recorded), ``protocol`` the name of its protocol.
     """
 
     seed: str
@@ -98,6 +99,7 @@ class ControlRun:
     error: float
     revisit: int | None
     setting: str = PUBLISHED
+    protocol: str = "corrected"
 
     @property
     def name(self):
@@ -441,7 +443,8 @@ def _read_control(study, folder, seed, experiment, kind, model):
     if made_by and made_by != setting:
         raise InputError(f"{model.folder / 'run.json'}: made by the setting '{made_by}', in the folder of '{setting}'")
     images = _read_images(training_csv, truth_csv, experiment, kind)
-    log = read_log(log_csv, setting)
+    protocol = options.get("protocol", "corrected")
+    log = read_log(log_csv, setting, protocol)
     harmful_record = folder / HARM / "run.json"
     if harmful_record.is_file():
         study.records[harmful_record] = read_record(harmful_record)
@@ -459,7 +462,7 @@ def _read_control(study, folder, seed, experiment, kind, model):
     error = float(errors.iloc[0]) if len(errors) else np.nan
     log, screening = (log[rows].reset_index(drop=True) for rows in (trained, ~trained))
     return ControlRun(
-        seed, experiment, kind, model.folder, log, screening, images, error, options.get("revisit"), setting
+        seed, experiment, kind, model.folder, log, screening, images, error, options.get("revisit"), setting, protocol
     )
 
 
@@ -493,10 +496,18 @@ def _read_images(training_csv, truth_csv, experiment, kind):
     return images.set_index("Subject")
 
 
-def read_log(path, setting=PUBLISHED):
+def harms(steps, tolerance, protocol):
+    """Whether each step (rows of a log) raised FPR or FNR by more than a tolerance: booleans of shape (steps,)."""
+    fpr, fnr = (
+        PROTOCOLS[protocol].exceeds(steps[rate], steps[f"Reference_{rate}"], tolerance) for rate in ("PFP", "PFN")
+    )
+    return (fpr | fnr).to_numpy()
+
+
+def read_log(path, setting=PUBLISHED, protocol="corrected"):
     """Read a verification log; adds ``Images`` (of the step) and ``Row`` (in the file, whose row 1 is the header).
 
-    ``setting`` names the one that wrote it. Rows without rates (PFP and PFN) tell of an image that the screen judged.
+    ``setting`` and ``protocol`` name those that wrote it. Rows without rates (PFP and PFN) tell of an image that the screen judged.
     In the settings that decide by tolerance every decision is checked, in the others ``audit.py`` does that.
     """
     numbers = (
@@ -531,15 +542,15 @@ def read_log(path, setting=PUBLISHED):
     rises = log[["PFP", "PFN"]].to_numpy() - log[["Reference_PFP", "Reference_PFN"]].to_numpy()
     log["Rise"] = rises.max(axis=1) / log["Images"]
     if not weighs:
-        _refuse_other_decisions(path, log[~screened])
+        _refuse_other_decisions(path, log[~screened], protocol)
     return log.astype({"Cycle": int, "Ignored": int, "Eliminated": int})
 
 
-def _refuse_other_decisions(path, log):
+def _refuse_other_decisions(path, log, protocol):
     """Raise InputError where a verification was not decided by its rates, its reference and its tolerance."""
     for column in ("Tolerance", "Reference_PFP", "Reference_PFN"):
         _refuse(path, log[column].isna() & (log["Phase"] != "baseline"), f"{column} is empty")
-    harmful = log["Rise"] * log["Images"] > log["Tolerance"] + ROUNDING
+    harmful = harms(log, log["Tolerance"], protocol)
     _refuse(path, harmful != (log["Ignored"] == 1), "Ignored is not what rates, reference and tolerance say")
     accepted = log[["PFP", "PFN"]].where(log["Ignored"] == 0).ffill().shift()[1:]
     chained = np.isclose(log[["Reference_PFP", "Reference_PFN"]][1:], accepted).all(axis=1)

@@ -11,14 +11,13 @@ import pandas as pd
 from intervals import RESAMPLES, metric_replicates, paired_p_value, percentile_interval, wilson_interval
 from scipy import stats
 from study_layout import CENTER_SIZES, CLEAN, CONTROL_FOLDERS, DIRTY, PUBLISHED, control_folder
-from study_records import SCREEN, in_words
+from study_records import SCREEN, harms, in_words
 
 from travelling.checkpoint import write_whole
 from travelling.cohort import SEPARATOR
 from travelling.command import AGE_EDGES
 from travelling.errors import InputError
 from travelling.metrics import METRICS, age_groups, performance, refuse_unordered_ages
-from travelling.rules import ROUNDING
 from travelling.run import write_csv
 
 METRIC_NAMES = {
@@ -486,21 +485,22 @@ def detection_by_threshold(run, thresholds=None):
     batches = first[first["Phase"] == "batch"]
     members = batches["Subjects"].str.split(SEPARATOR).explode()
     images = run.images.loc[list(members)]
-    batch = batches["Rise"].loc[members.index].to_numpy()
-    own = first[first["Phase"] == "subject"].set_index("Subject")["Rise"].reindex(images.index).to_numpy()
-    revisits = run.log[run.log["Phase"] == "revisit"].groupby("Subject")["Rise"].first()
-    again = revisits.reindex(images.index).where(own > run.error + ROUNDING).to_numpy()  # after a flag in this cycle
+    batch = batches.loc[members.index]
+    own = first[first["Phase"] == "subject"].set_index("Subject").reindex(images.index)
+    revisits = run.log[run.log["Phase"] == "revisit"].drop_duplicates("Subject").set_index("Subject")
+    again = revisits.reindex(images.index[own["Ignored"] == 1]).reindex(images.index)  # after a flag in this cycle
     if thresholds is None:
-        changes = np.concatenate([[0, run.error], batch, own[~np.isnan(own)], again[~np.isnan(again)]])
-        thresholds = np.unique(changes.clip(min=0).round(12))
+        rises = np.concatenate([steps["Rise"] for steps in (batch, own, again)])
+        thresholds = np.unique(np.append(rises[~np.isnan(rises)], [0, run.error]).clip(min=0).round(12))
     harmful = images["Harmful"].to_numpy()
     rows = []
     for threshold in thresholds:
         row = {"threshold": threshold}
         flagged, flagged_at_most = True, True
-        for outcome, rises in (("undone", batch), ("flagged", own), ("eliminated", again)):
-            above = rises > threshold + ROUNDING
-            flagged, flagged_at_most = flagged & above, flagged_at_most & (above | np.isnan(rises))
+        for outcome, steps in (("undone", batch), ("flagged", own), ("eliminated", again)):
+            harmful_steps = harms(steps, steps["Images"] * threshold, run.protocol)
+            flagged = flagged & harmful_steps
+            flagged_at_most = flagged_at_most & (harmful_steps | steps["Rise"].isna().to_numpy())
             if outcome not in OUTCOMES:
                 continue
             for name, those in ((HARMFUL, harmful), (GOOD, ~harmful)):

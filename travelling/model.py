@@ -5,9 +5,12 @@ BatchNorm, Adam's moments and step count, the learning rate and the seed of the 
 restore, save and load all use that list.
 """
 
+import contextlib
 import json
+import math
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -20,8 +23,9 @@ import keras
 import numpy as np
 
 from travelling.inference_network import distance_function, prediction_function
+from travelling.protocol import DECAY
 from travelling.run import RECORD, read_record
-from travelling.sfcn import FILTERS, build_classifier, build_encoder
+from travelling.sfcn import build_classifier, build_encoder, width_of
 
 HDF5_TIMEOUT = 60  # seconds for a file of at most some 100 MB
 _READ_ALL = """
@@ -38,7 +42,9 @@ with h5py.File(sys.argv[1]) as file:
     read("", file)
     file.visititems(read)
 """
-_RANDOM = "random_state"  # the key in a model's record that holds the state of the dropout's generator
+# Keys in a model's record: the state of the dropout's generator, and the cycle that Adam's learning rate is meant for.
+_RANDOM = "random_state"
+_RATE_OF_CYCLE = "learning_rate_of_cycle"
 
 
 class TravellingModel:
@@ -134,10 +140,15 @@ class TravellingModel:
     def save(self, encoder_path, classifier_path, record):
         """Write the two halves as ``.keras`` files, each with its part of Adam's state and with ``record``.
 
-        ``record`` is a dict of plain values; ``cycle`` in it is the cycle that the model has just finished.
+        ``record`` is a dict of plain values; ``cycle`` in it is the cycle that the model has just finished. As in the
+        published files, its learning rate is that of the next one.
         """
-        # Keras does not write the state of its random generators.
-        record = {**record, _RANDOM: [keras.ops.convert_to_numpy(seed).tolist() for seed in self._random_state]}
+        record = {
+            **record,
+            _RATE_OF_CYCLE: record["cycle"] + 1,
+            # Keras does not write the state of its random generators.
+            _RANDOM: [keras.ops.convert_to_numpy(seed).tolist() for seed in self._random_state],
+        }
         optimizer_variables = self._adam.variables
         start = 2  # after Adam's step count and learning rate come two moments for each weight
         for part, path in ((self.encoder, encoder_path), (self.classifier, classifier_path)):
@@ -161,9 +172,9 @@ class TravellingModel:
     def load(cls, encoder_path, classifier_path, shape):
         """Read a saved model for images of ``shape`` (z, y, x).
 
-        Takes ``.keras`` files as :meth:`save` writes them and ``.h5`` files as the published code saved them
-        with TensorFlow 2.10. Returns (model, record, notices): ``record`` is the dict given to :meth:`save`
-        (empty where the file has none) plus ``learning_rate``, Adam's saved one (None where the file has none);
+        Takes Keras files as :meth:`save` writes them and HDF5 files as the published code saved them with
+        TensorFlow 2.10, whatever their names. Returns (model, record, notices): ``record`` is the dict given to
+        :meth:`save` (empty where the file has none) plus ``learning_rate``, Adam's saved one (None where the file has none);
         ``notices`` says in words what could not be taken over.
         Raises InputError for anything that is not such a model or does not fit the images.
         """
@@ -187,9 +198,10 @@ class TravellingModel:
         """Take over the weights, and only them, of another saved model of this size; raises InputError."""
         for part, path in ((self.encoder, encoder_path), (self.classifier, classifier_path)):
             try:
-                if _is_hdf5(Path(path)):
+                if h5py.is_hdf5(path):
                     _try_hdf5(path)
-                part.load_weights(path)
+                with _ending(path, ".h5" if h5py.is_hdf5(path) else ".keras") as named:
+                    part.load_weights(named)
             except Exception as error:  # whatever the file makes Keras or HDF5 raise, the answer is the same
                 raise InputError(
                     f"{path}: not a model of the same network as in the cycles before ({_first_line(error)})"
@@ -254,7 +266,7 @@ def _read_part(path, input_shape, build_legacy):
     if not path.is_file():
         raise InputError(f"{path}: no such model file")
     try:
-        if _is_hdf5(path):
+        if h5py.is_hdf5(path):
             part, adam, record, notices = _read_legacy_file(path, input_shape, build_legacy)
         else:
             part, adam, record, notices = _read_keras_file(path)
@@ -276,20 +288,33 @@ def _first_line(error):
     return lines[0][:200]
 
 
+@contextlib.contextmanager
+def _ending(path, ending):
+    """A path to the same file that has this ending: Keras goes by the name, and the published ones have no ending."""
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / f"model{ending}"
+        link.symlink_to(Path(path).resolve())
+        yield link
+
+
 def _read_keras_file(path):
     if not zipfile.is_zipfile(path):
-        raise InputError(f"{path}: not a Keras model file")
-    part = keras.models.load_model(path, safe_mode=True)  # safe mode: a file that carries code is refused
+        raise InputError(f"{path}: neither a Keras nor an HDF5 model file")
+    with _ending(path, ".keras") as named:
+        part = keras.models.load_model(named, safe_mode=True)  # safe mode: a file that carries code is refused
     record = read_record(path)
     optimizer = part.optimizer
     if not isinstance(optimizer, keras.optimizers.Adam):
         return part, _NO_ADAM, record, [f"{path.name} holds no state of Adam: its moments start at zero"]
     steps, rate, *moments = [keras.ops.convert_to_numpy(variable) for variable in optimizer.variables]
-    return part, {"steps": int(steps), "learning_rate": float(rate), "moments": moments}, record, []
-
-
-def _is_hdf5(path):
-    return path.suffix in (".h5", ".hdf5")
+    adam, notices = {"steps": int(steps), "learning_rate": float(rate), "moments": moments}, []
+    if "cycle" in record and _RATE_OF_CYCLE not in record:
+        adam["learning_rate"] *= math.exp(-DECAY)
+        notices.append(
+            f"{path.name}: of version 0.1, which saved the learning rate of the cycle that was over; "
+            f"taken as {adam['learning_rate']:.4g}, that of the next"
+        )
+    return part, adam, record, notices
 
 
 def _try_hdf5(path):
@@ -309,7 +334,7 @@ def _try_hdf5(path):
 
 
 def _read_legacy_file(path, input_shape, build):
-    """Weights, learning rate, step count and moments of an HDF5 file saved by TensorFlow 2.10."""
+    """Weights, learning rate, step count and moments of an HDF5 file saved by Keras 2."""
     _try_hdf5(path)
     with h5py.File(path) as file:
         if "model_config" not in file.attrs or "model_weights" not in file:
@@ -321,11 +346,15 @@ def _read_legacy_file(path, input_shape, build):
     if build is build_encoder:
         if not convolutions:
             raise InputError(f"{path}: not an encoder (it has no 3-D convolution)")
-        width = convolutions[0]["config"]["filters"] / FILTERS[0]
+        try:
+            width = width_of([layer["config"]["filters"] for layer in convolutions])
+        except ValueError as error:
+            raise InputError(f"{path}: not an encoder of this network ({error})") from None
         part = build(saved_shape[:-1], width)
     else:
         part = build(saved_shape[0])
-    part.load_weights(path)
+    with _ending(path, ".h5") as named:
+        part.load_weights(named)
     return part, adam, {}, notices
 
 
@@ -333,9 +362,10 @@ _NO_ADAM = {"steps": 0, "learning_rate": None, "moments": []}
 
 
 def _read_legacy_adam(path, file):
-    """Adam's state as TensorFlow 2.10 saved it: the step count, all first moments, all second moments."""
+    """Adam's state as Keras 2 saved it, to 2.10 (all first moments, then all second ones) and since (in turn)."""
+    version = _text(file.attrs.get("keras_version", "2"))
     notices = [
-        f"{path.name} (TensorFlow 2.10): the random state of the dropout is not in the file; it starts from the seed"
+        f"{path.name} (Keras {version}): the random state of the dropout is not in the file; it starts from the seed"
     ]
     adam = dict(_NO_ADAM)
     settings = json.loads(file.attrs.get("training_config", "{}")).get("optimizer_config", {}).get("config", {})
@@ -344,13 +374,22 @@ def _read_legacy_adam(path, file):
     else:
         notices.append(f"{path.name}: holds no learning rate")
     group = file.get("optimizer_weights")
-    names = [] if group is None else list(group.attrs["weight_names"])
-    values = [np.asarray(group[name]) for name in names]
-    if values:
-        adam["steps"] = int(values[0])
-    firsts, seconds = values[1 : len(values) // 2 + 1], values[len(values) // 2 + 1 :]
+    firsts, seconds = [], []
+    for name in [] if group is None else group.attrs["weight_names"]:
+        words = _text(name).split(":")[0].split("/")  # "conv1/kernel/m:0" or "m/conv1/kernel:0"
+        if words[-1] in ("iter", "iteration"):
+            adam["steps"] = int(group[name][()])
+        elif "m" in words:
+            firsts.append(group[name][()])
+        elif "v" in words:
+            seconds.append(group[name][()])
     if firsts and len(firsts) == len(seconds):
         adam["moments"] = [moment for pair in zip(firsts, seconds, strict=True) for moment in pair]
     else:
         notices.append(f"{path.name}: holds no moments of Adam; they start at zero")
     return adam, notices
+
+
+def _text(attribute):
+    """A text of an HDF5 file, which holds either text or bytes."""
+    return attribute.decode() if isinstance(attribute, bytes) else attribute

@@ -9,6 +9,8 @@ FPR, FNR                     FP / HC, FN / PD            FP / PD, FN / HC (can e
 last short batch             trained                     dropped
 learning rate, resuming      ``rate * exp(-0.1 cycle)``  the saved one in the first resumed cycle, then
 at a cycle                                               ``rate * exp(-0.1 k)`` with k = 1, 2, ...
+a rate that is the           not harmful                 as floating-point numbers compare
+reference + tolerance                                    (0.2 + 0.1 > 0.3, but 0.7 + 0.1 < 0.8)
 ===========================  ==========================  =============================================
 """
 
@@ -16,6 +18,7 @@ import math
 from dataclasses import dataclass, replace
 
 DECAY = 0.1  # the learning rate is multiplied by exp(-DECAY) after every cycle
+ROUNDING = 1e-9  # rates are ratios of counts: a smaller difference is floating-point noise, not a misdiagnosis
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Protocol:
     rates_by_own_class: bool
     trains_short_batch: bool
     decays_with_cycle: bool
+    rounding: float  # what a rate may exceed its limit by without harm
 
     def rates(self, counts):
         """Rates of misdiagnosis (FPR, FNR) of a :class:`travelling.metrics.Evaluation`."""
@@ -36,6 +40,10 @@ class Protocol:
     def largest_rates(self, counts):
         """(FPR, FNR) of a model that is always wrong on the same test set: no rate can exceed these."""
         return self.rates(replace(counts, false_positives=counts.healthy, false_negatives=counts.patients))
+
+    def exceeds(self, rate, reference, tolerance):
+        """Whether a rate is above ``reference + tolerance``, all as fractions of 1; of arrays, for each element."""
+        return rate > reference + tolerance + self.rounding
 
     def learning_rate(self, initial, cycle, first_cycle=0, saved=None):
         """Adam's learning rate in a cycle.
@@ -53,7 +61,7 @@ class Protocol:
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
-        Protocol("corrected", rates_by_own_class=True, trains_short_batch=True, decays_with_cycle=True),
-        Protocol("published", rates_by_own_class=False, trains_short_batch=False, decays_with_cycle=False),
+        Protocol("corrected", rates_by_own_class=True, trains_short_batch=True, decays_with_cycle=True, rounding=ROUNDING),
+        Protocol("published", rates_by_own_class=False, trains_short_batch=False, decays_with_cycle=False, rounding=0.0),
     )
 }

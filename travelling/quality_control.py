@@ -164,6 +164,7 @@ class QualityControl:
             for verification in self.revisit(cycle):
                 yield cycle, "revisits", verification
                 checkpoint(place(cycle, 0, generator))
+            self.trainer.learning_rate = learning_rate(cycle + 1)  # before the model is saved, as published
             hand_on(cycle)
             checkpoint(place_before(cycle + 1, centers))
 

@@ -9,8 +9,7 @@ import numpy as np
 from scipy.stats import binomtest, norm
 
 from travelling.metrics import misdiagnosed
-
-ROUNDING = 1e-9  # rates are ratios of counts: a smaller difference is floating-point noise, not a misdiagnosis
+from travelling.protocol import ROUNDING
 
 
 class PublishedRule:
@@ -44,7 +43,7 @@ class PublishedRule:
             for name, rate, most in zip(
                 ("FPR", "FNR"), protocol.rates(baseline), protocol.largest_rates(baseline), strict=True
             )
-            if rate + tolerance >= most - ROUNDING
+            if not protocol.exceeds(most, rate, tolerance)
         ]
 
 
@@ -99,7 +98,7 @@ RULES = {"published": PublishedRule, "evidence": EvidenceRule}
 def risen(before, after, tolerance, protocol):
     """Whether FPR, and whether FNR, rose by more than the tolerance."""
     return [
-        rate > reference + tolerance + ROUNDING
+        protocol.exceeds(rate, reference, tolerance)
         for rate, reference in zip(protocol.rates(after), protocol.rates(before), strict=True)
     ]
 

@@ -22,6 +22,7 @@ from travelling.errors import AlreadyDone, InputError, name_file
 from travelling.record import Record, describe, differences
 
 MODEL_FILE = re.compile(r"(encoder|classifier)_.*_(\d+)\.(keras|h5)")  # ..._<cycle>.<format>
+CYCLE_AT_END = re.compile(r"encoder_.*_(\d+)(\.\w+)?")  # of the file of an encoder
 RECORD = "travelling.json"  # in a .keras file, beside what Keras writes: what else a model must carry
 
 
@@ -291,15 +292,18 @@ def read_record(path):
 def cycles_to_run(encoder_path, classifier_path, first_cycle, cycles):
     """The cycles of a run that goes on from a pre-trained model, as a range.
 
-    It begins after the model's own cycle (told by its record, or by its name where TensorFlow 2.10 saved it) unless
+    It begins after the model's own cycle (told by its record, or by its name where it has none) unless
     ``first_cycle`` says otherwise; ``cycles`` is the total. Raises InputError where that leaves none.
     """
     records = [read_record(path) for path in (encoder_path, classifier_path)]
     if first_cycle is None:
-        match = MODEL_FILE.fullmatch(Path(encoder_path).name)
-        cycle = records[0].get("cycle", int(match[2]) if match else None)
+        match = CYCLE_AT_END.fullmatch(Path(encoder_path).name)
+        cycle = records[0].get("cycle", int(match[1]) if match else None)
         if cycle is None:
-            raise InputError(f"{encoder_path}: does not tell its cycle; --first-cycle is needed")
+            raise InputError(
+                f"{encoder_path}: neither its name (as in encoder_09.h5) nor a record in it tells the cycle of this "
+                "model; --first-cycle is needed"
+            )
         first_cycle = cycle + 1
     if cycles <= first_cycle:
         raise InputError(

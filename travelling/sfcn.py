@@ -18,6 +18,8 @@ def filters(width):
 
 def width_of(counts):
     """The width whose :func:`filters` are ``counts``; raises ValueError where there is none."""
+    if len(counts) != len(FILTERS):
+        raise ValueError(f"{len(counts)} convolutions, should be {len(FILTERS)}")
     most = [(count + 0.5) / number for count, number in zip(counts, FILTERS, strict=True)]
     least = [(count - 0.5) / number for count, number in zip(counts, FILTERS, strict=True) if count > 1]
     width = (max(least, default=0.0) + min(most)) / 2

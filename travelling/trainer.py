@@ -54,6 +54,7 @@ def travel(
                         bar.update(len(batch))
                         stop_if_asked()
                 checkpoint({**place(cycle, left, generator), "losses": losses})
+            trainer.learning_rate = learning_rate(cycle + 1)  # before the model is saved, as published
             hand_on(cycle, sum(losses) / len(losses) if losses else math.nan)
             losses = []
             checkpoint({**place_before(cycle + 1, centers), "losses": losses})
@@ -68,9 +69,12 @@ def travel_and_save(run, trainer, model, centers, cycles, settings, reached, fir
     """
     protocol = PROTOCOLS[settings.protocol]
 
+    def learning_rate(cycle):
+        return protocol.learning_rate(settings.learning_rate, cycle, first_cycle, saved_rate)
+
     def hand_on(cycle, loss):
         run.save(model, cycle, settings.batch_size)
-        run.log.info("cycle %d: learning rate %.3g, mean loss %.4f", cycle, model.learning_rate, loss)
+        run.log.info("cycle %d: learning rate %.3g, mean loss %.4f", cycle, learning_rate(cycle), loss)
 
     travel(
         trainer,
@@ -80,7 +84,7 @@ def travel_and_save(run, trainer, model, centers, cycles, settings, reached, fir
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         protocol=protocol,
-        learning_rate=lambda cycle: protocol.learning_rate(settings.learning_rate, cycle, first_cycle, saved_rate),
+        learning_rate=learning_rate,
         hand_on=hand_on,
         reached=reached,
         checkpoint=lambda here: run.checkpoint(here | {"subjects": centers}, trainer),

@@ -34,7 +34,7 @@ EVIDENCE_COLUMNS = ("AUROC", "P_AUROC", "P_FP", "P_FN")  # of --rule evidence
 P_LIMIT = 0.01  # what has a smaller p-value is more than chance
 SCREEN_COLUMNS = ("Screen_score", "Screen_limit")  # of --screen
 FAILURES = ("unreachable", "invalid")  # phases of a step that a center did not make: its row has no rates
-ROUNDING = 1e-9  # smaller differences do not count
+ROUNDING = 1e-9  # smaller differences do not count, but for what --protocol published decides
 LARGEST = 2**31  # of seed and of cycle: NumPy takes seeds below 2**32
 
 
@@ -483,16 +483,27 @@ class Audit:
     def _check_counts(self, row):
         """ACC, PFP and PFN follow from FP and FN."""
         total = self.healthy + self.patients
-        below = (self.healthy, self.patients)
+        below = self._below()
         for column, most, group in (("FP", self.healthy, "HC"), ("FN", self.patients, "PD")):
             if row[column] > most:
                 self._violation(row, f"{column} is {row[column]}, but the test set has {most} {group}")
-        if self.options.protocol == "published":
-            below = below[::-1]
         right = total - row["FP"] - row["FN"]
         self._check(row, "ACC", right / total, f"FP {row['FP']}, FN {row['FN']} of {total}")
         self._check(row, "PFP", row["FP"] / below[0], f"FP {row['FP']} / {below[0]}")
         self._check(row, "PFN", row["FN"] / below[1], f"FN {row['FN']} / {below[1]}")
+
+    def _below(self):
+        """What FP and FN are divided by."""
+        below = (self.healthy, self.patients)
+        return below[::-1] if self.options.protocol == "published" else below
+
+    def _risen(self, row, tolerance):
+        """Whether FPR, and whether FNR, rose by more than the tolerance since the last accepted step."""
+        rounding = 0.0 if self.options.protocol == "published" else ROUNDING
+        return [
+            row[column] / number > before / number + tolerance + rounding
+            for column, number, before in zip(("FP", "FN"), self._below(), self.counts, strict=True)
+        ]
 
     def _check_baseline(self, row):
         for column in ("Subject", "Study"):
@@ -527,7 +538,7 @@ class Audit:
         self._check(row, "Reference_PFP", self.reference[0], why)
         self._check(row, "Reference_PFN", self.reference[1], why)
         rates = (row["PFP"], row["PFN"])
-        risen = [rate - before - tolerance > ROUNDING for rate, before in zip(rates, self.reference, strict=True)]
+        risen = self._risen(row, tolerance)
         compared = (
             f"{name} {rate:.6g} {'>' if above else '<='} {before:.6g} + {tolerance:.6g}"
             for name, rate, before, above in zip(("PFP", "PFN"), rates, self.reference, risen, strict=True)
