@@ -198,7 +198,7 @@ def check_images(jobs, maximum):
     from travelling.run import progress_bar
 
     for source, kind, _ in progress_bar(jobs, desc="checking images", unit="image"):
-        read_source(source, kind, maximum)
+        harm.read_source(source, kind, maximum)
 
 
 def write_images(jobs, arguments, finished=()):
@@ -211,30 +211,11 @@ def write_images(jobs, arguments, finished=()):
             yield target
 
 
-def read_source(path, kind, maximum):
-    """Read a T1 image; for a published kind its intensities must be within [0, maximum], else InputError is raised."""
-    from travelling.volumes import check_image, to_array
-
-    image = check_image(path)
-    if kind not in harm.PUBLISHED:
-        return image
-    intensities = to_array(image)
-    low, high = float(intensities.min()), float(intensities.max())
-    if low < 0 or high > maximum:
-        raise InputError(f"{path}: intensities from {low:g} to {high:g}, beyond 0 to {maximum:g} (see --maximum)")
-    if (
-        intensities.dtype.kind in "iu"
-        and maximum > 2 ** (8 * intensities.itemsize - (intensities.dtype.kind == "i")) - 1
-    ):
-        raise InputError(f"{path}: --maximum {maximum:g} does not fit its {intensities.dtype} voxels")
-    return image
-
-
 def write_harmful(source, kind, target, arguments, seed):
     """Make one harmful image; ``target`` appears only when it is complete."""
     from travelling.volumes import write_image
 
-    image = read_source(source, kind, arguments.maximum)
+    image = harm.read_source(source, kind, arguments.maximum)
     try:
         harmful = harm.make_harmful(image, kind, arguments.maximum, seed, arguments.level)
     except InputError as error:

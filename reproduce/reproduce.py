@@ -115,7 +115,10 @@ def parse_arguments():
     harm = parser.add_argument_group("harm and quality control")
     add(harm, "centers", "centers with harmful images", default=5)
     add(harm, "images", "harmful images of each whole center", default=5)
-    add(harm, "maximum", "largest intensity that an image may have", rate, "INTENSITY", default=255.0)
+    add(
+        harm, "maximum", "largest intensity that an image may have", command.number(float, 1e-6), "INTENSITY",
+        default=255.0,
+    )  # fmt: skip
     add(harm, "error", "tolerated rise of FPR or FNR per image", command.number(float, 0, 1), "RATE", default=0.02)
     add(
         harm, "false_alarms", "share of good images that the screen may suspect (default: the script's)",
@@ -176,6 +179,8 @@ def main():
         refuse_other_results(steps, folder)
     stop_on_signals()
     left = missing(steps, folder)
+    if not arguments.demo:
+        refuse_unfit_sources([step for step in left if step.line[0] == SCRIPTS["harm"]], arguments)
     seconds = dict.fromkeys([step.name for step in steps], 0.0)
     device = "nothing"
     if left:
@@ -247,6 +252,19 @@ def refuse_unfit_cohort(cohort, arguments):
         limit_rank(cohort.tested, arguments.false_alarms or command.FALSE_ALARMS)
     elif arguments.false_alarms is not None:
         raise InputError("--false-alarms: is an option of the screen; --settings has no setting with one")
+
+
+def refuse_unfit_sources(steps, arguments):
+    """Raise InputError where one of ``steps`` would find an image that it cannot harm, which may be after days.
+
+    Every training image is read, because every one may be drawn.
+    """
+    from travelling import cohort, harm
+    from travelling.volumes import for_each_image
+
+    if kinds := [kind for step in steps for kind in harm.PUBLISHED if kind in step.line]:
+        paths = list(cohort.read_cohort(arguments.train)["Path"])
+        for_each_image(lambda path: harm.read_source(path, kinds[0], arguments.maximum), paths, "checking intensities")
 
 
 def refuse_other_layout(folder, seeds):

@@ -34,8 +34,8 @@ from study_layout import (
 from travelling.cohort import SEPARATOR
 from travelling.errors import InputError
 from travelling.metrics import performance
-from travelling.quality_control import FAILURES, LOG_COLUMNS, log_columns
 from travelling.protocol import PROTOCOLS
+from travelling.quality_control import FAILURES, LOG_COLUMNS, log_columns
 from travelling.rules import EvidenceRule, PublishedRule
 
 PARTS = (HARM, DIRTY, *CONTROL_FOLDERS)
@@ -507,8 +507,9 @@ def harms(steps, tolerance, protocol):
 def read_log(path, setting=PUBLISHED, protocol="corrected"):
     """Read a verification log; adds ``Images`` (of the step) and ``Row`` (in the file, whose row 1 is the header).
 
-    ``setting`` and ``protocol`` name those that wrote it. Rows without rates (PFP and PFN) tell of an image that the screen judged.
-    In the settings that decide by tolerance every decision is checked, in the others ``audit.py`` does that.
+    ``setting`` and ``protocol`` name those that wrote it. Rows without rates (PFP and PFN) tell of an image that the
+    screen judged. In the settings that decide by tolerance every decision is checked, in the others
+    ``audit.py`` does that.
     """
     numbers = (
         "Cycle", "ACC", "FP", "FN", "PFP", "PFN", "Ignored", "Tolerance",

@@ -16,6 +16,7 @@ from study_tables import (
     CLEAN_KEY,
     GOOD,
     HARMFUL,
+    METRIC_NAMES,
     MISSING,
     MODEL_NAMES,
     by_cycle,
@@ -110,9 +111,12 @@ def summarize(study, tables):
     """What was found and what it did to the diagnoses, in words, a dict per experiment: title, found, effects."""
     detection = tables["detection"].frame
     performance = tables["performance"].frame
-    performance = performance[(performance["subgroup"] == ALL) & (performance["metric"] == "AUC_ROC")]
-    auroc = {tuple(row[["experiment", "kind", "model"]]): row for _, row in performance.iterrows()}
-    clean = auroc.get(CLEAN_KEY)
+    performance = performance[performance["subgroup"] == ALL]
+    metrics = {
+        key: group.set_index("metric")
+        for key, group in performance.groupby(["experiment", "kind", "model"], sort=False)
+    }
+    clean = metrics.get(CLEAN_KEY)
     summary = []
     for condition in study.conditions:
         images = detection[
@@ -124,7 +128,9 @@ def summarize(study, tables):
             {
                 "title": in_words(*condition).capitalize(),
                 "found": _found_in_words(images.loc[HARMFUL], images.loc[GOOD]) + _lock_up_in_words(study, condition),
-                "effects": _effects_in_words({CLEAN: clean} | {name: auroc.get((*condition, name)) for name in names}),
+                "effects": _effects_in_words(
+                    {CLEAN: clean} | {name: metrics.get((*condition, name)) for name in names}
+                ),
             }
         )
     return summary
@@ -162,15 +168,23 @@ def _images(number, what):
     return f"{number:.0f} {what} image{'s' if number != 1 else ''}"
 
 
-def _effects_in_words(rows):
-    """The AUROC of each model in words: [(model, sentence)]."""
-    found = []
-    for key, row in rows.items():
-        if row is None or pd.isna(row["value"]):
-            found.append((MODEL_NAMES[key], "AUROC not known"))
-        else:
-            found.append((MODEL_NAMES[key], f"AUROC {number_text(row['value'])}{_against_clean(row)}"))
-    return found
+def _effects_in_words(models):
+    """AUROC and accuracy of each model in words: [(model, sentence)]; ``models`` have a row for each metric.
+
+    Both, because a model that calls everybody PD can rank as well as one that is right.
+    """
+    return [(MODEL_NAMES[key], _effect_in_words(metrics)) for key, metrics in models.items()]
+
+
+def _effect_in_words(metrics):
+    if metrics is None or pd.isna(metrics["value"]["accuracy"]):
+        return "diagnoses not known"
+    sentence = "; ".join(
+        f"{METRIC_NAMES[metric]} {number_text(metrics['value'][metric])}{_against_clean(metrics.loc[metric])}"
+        for metric in ("AUC_ROC", "accuracy")
+    )
+    called = tuple(metrics["value"].reindex(["sensitivity", "specificity"]))
+    return sentence + {(1, 0): "; it calls everybody PD", (0, 1): "; it calls everybody HC"}.get(called, "")
 
 
 def _against_clean(row):

@@ -209,6 +209,23 @@ def test_it_agrees_with_quality_control(tmp_path, protocol, wait, seed):
     assert phases["revisit"] > 3
 
 
+@pytest.mark.parametrize("protocol", ["corrected", "published"])
+def test_it_decides_ties_as_the_protocol_does(tmp_path, protocol):
+    """A rise of exactly the tolerance: harmful where floats say so, under the published protocol alone."""
+    make_run(tmp_path, protocol, error=0.05, seed=2)
+    consistent(tmp_path, "--protocol", protocol, "--error", 0.05)
+    rows = read_rows(tmp_path / "log.csv")
+    ties = [
+        number
+        for number, row in enumerate(rows[1:], start=1)
+        for rate in ("PFP", "PFN")
+        if abs(float(row[rate]) - float(row[f"Reference_{rate}"]) - float(row["Tolerance"])) < 1e-9
+        and float(row[rate]) > float(row[f"Reference_{rate}"]) + float(row["Tolerance"])
+    ]
+    assert ties
+    assert all(rows[number]["Ignored"] == str(int(protocol == "published")) for number in ties)
+
+
 BETTER = ("--rule", "evidence", "--screen")
 
 

@@ -508,12 +508,26 @@ def test_a_model_must_fit_the_images(models):
 
 
 def test_a_model_without_cycle_needs_the_option(models, tmp_path):
-    encoder = tmp_path / "mine.h5"
+    for name in ("mine.h5", "path_encoder"):
+        encoder = tmp_path / name
+        encoder.touch()
+        message = input_error(cycles_to_run, encoder, pair(models)[1], None, 30)
+        assert message.startswith(f"{encoder}: neither its name ")
+        assert "--first-cycle" in message
+        assert cycles_to_run(encoder, pair(models)[1], 10, 30) == range(10, 30)
+
+
+@pytest.mark.parametrize("name", ["path_encoder", "encoder_x_9", "encoder_x_08.keras"])
+def test_the_cycle_of_a_model_is_that_of_its_record_whatever_its_name(name, models, tmp_path):
+    encoder = tmp_path / name
+    shutil.copy(pair(models)[0], encoder)
+    assert cycles_to_run(encoder, pair(models)[1], None, 30)[0] == 8
+
+
+def test_the_name_tells_the_cycle_of_a_model_without_a_record(models, tmp_path):
+    encoder = tmp_path / "encoder_distributed_BS5_09"
     encoder.touch()
-    message = input_error(cycles_to_run, encoder, pair(models)[1], None, 30)
-    assert str(encoder) in message
-    assert "--first-cycle" in message
-    assert cycles_to_run(encoder, pair(models)[1], 10, 30) == range(10, 30)
+    assert cycles_to_run(encoder, pair(models)[1], None, 30) == range(10, 30)
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,8 @@ def as_image(array, path):
     return sitk.ReadImage(str(write_image(path / "x.nii.gz", array)))
 
 
-def made(image, kind, seed=(42, 0), level=None):
-    return sitk.GetArrayFromImage(harm.make_harmful(image, kind, 255, seed, level))
+def made(image, kind, seed=(42, 0), level=None, maximum=255):
+    return sitk.GetArrayFromImage(harm.make_harmful(image, kind, maximum, seed, level))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -71,6 +71,15 @@ def test_the_published_kinds_follow_their_formulas(tmp_path):
     assert np.array_equal(noise, np.clip(array + added, 0, 255).astype(np.uint8))
     assert noise.dtype == np.uint8
     assert (harm.suffix("inverted"), harm.suffix("noise"), harm.suffix("blur")) == ("_inv", "_clip", "_blur")
+
+
+def test_noise_of_images_whose_maximum_has_a_fraction_keeps_its_fractions(tmp_path):
+    """Whole numbers of at most 0.9 are all 0."""
+    array = (brain() / 300).astype(np.float32)
+    noise = made(as_image(array, tmp_path), "noise", maximum=0.9)
+    added = np.random.default_rng((42, 0)).normal(0.0, 25.0, array.shape)
+    assert np.array_equal(noise, np.clip(array + added, 0, 0.9).astype(np.float32))
+    assert len(np.unique(noise)) > 100
 
 
 def test_each_kind_does_what_its_name_says(tmp_path):

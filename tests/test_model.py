@@ -1,18 +1,22 @@
 """What travels: the network's shape, undoing a step bit for bit, saving and going on."""
 
+import json
 import resource
+import shutil
 import zipfile
 from pathlib import Path
 from unittest import mock
 
+import h5py
 import keras
 import numpy as np
 import pytest
 
 import travelling.model
-from travelling import backend
+from travelling import backend, sfcn
 from travelling.errors import InputError
 from travelling.model import TravellingModel
+from travelling.run import RECORD
 from travelling.sfcn import build_classifier, build_encoder
 
 SHAPE = (33, 36, 34)
@@ -37,30 +41,56 @@ def model():
     return TravellingModel.build(SHAPE, width=0.05, learning_rate=1e-3)
 
 
-def test_a_fused_norm_does_what_the_layer_does():
-    """Outputs, moving statistics and gradients of the layer in training, and its outputs at inference."""
+@pytest.mark.parametrize("shape", [(1, 2, 2, 2, 3), (5, 2, 2, 2, 3), (1, 33, 34, 35, 3), (5, 33, 34, 35, 3)])
+def test_norm_trains_as_in_keras_2(shape):
+    """In training, outputs by the variance of the batch, but the unbiased one into the moving variance."""
+    generator = np.random.default_rng(1)
+    volumes = generator.normal((3, -2, 0), (2, 1, 0.5), shape).astype(np.float32)
+    gamma, beta, mean, variance = np.array([[2.0, 0.5, 1], [1.0, -3.0, 0], [0.25, 4.0, 1], [1.5, 0.5, 2]])
+    norm = keras.layers.BatchNormalization()
+    norm.build((None, *shape[1:]))
+    norm.set_weights([gamma, beta, mean, variance])
+    backend.train_like_keras_2(norm)
+    outputs = keras.ops.convert_to_numpy(norm(volumes, training=True))
+    flat = volumes.astype(float).reshape(-1, 3)
+    expected = (volumes - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-3) * gamma + beta
+    np.testing.assert_allclose(outputs, expected, atol=1e-3)
+    moving_mean, moving_variance = (keras.ops.convert_to_numpy(new) for new in (norm.moving_mean, norm.moving_variance))
+    np.testing.assert_allclose(moving_mean, 0.99 * mean + 0.01 * flat.mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(moving_variance, 0.99 * variance + 0.01 * flat.var(0, ddof=1), rtol=1e-5)
+    at_inference = keras.ops.convert_to_numpy(norm(volumes, training=False))
+    expected = (volumes - moving_mean) / np.sqrt(moving_variance + 1e-3) * gamma + beta
+    np.testing.assert_allclose(at_inference, expected, atol=1e-4)
+
+
+@pytest.mark.skipif(backend.BACKEND != "tensorflow", reason="JAX has no fused operation")
+def test_norm_has_the_gradients_of_the_layer():
+    import tensorflow as tf
+
     results = []
-    for fuse in (backend.fuse, lambda layer: None):
-        norm = keras.layers.BatchNormalization(momentum=0.9)
+    for prepare in (backend.train_like_keras_2, lambda norm: None):
+        norm = keras.layers.BatchNormalization()
         norm.build((None, 3, 4, 5, 2))
         norm.set_weights(np.array([[2.0, 0.5], [1.0, -3.0], [0.25, 4.0], [1.5, 0.5]]))
-        fuse(norm)
+        prepare(norm)
         volume = keras.Variable(np.random.RandomState(1).normal(3, 2, (2, 3, 4, 5, 2)).astype(np.float32))
-        if backend.BACKEND == "tensorflow":
-            import tensorflow as tf
+        with tf.GradientTape() as tape:
+            outputs = norm(volume.value, training=True)
+            loss = tf.reduce_sum(outputs * outputs * outputs)
+        results.append(tape.gradient(loss, [volume.value, norm.gamma.value, norm.beta.value]))
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
 
-            with tf.GradientTape() as tape:
-                outputs = norm(volume.value, training=True)
-                loss = tf.reduce_sum(outputs * outputs * outputs)
-            gradients = tape.gradient(loss, [volume.value, norm.gamma.value, norm.beta.value])
-        else:
-            outputs, gradients = norm(volume.value, training=True), []
-        arrays = [outputs, norm.moving_mean.value, norm.moving_variance.value, norm(volume.value), *gradients]
-        results.append([keras.ops.convert_to_numpy(array) for array in arrays])
-    assert [array.shape for array in results[0]][:2] == [(2, 3, 4, 5, 2), (2,)]
-    assert np.abs(results[0][1] - [0.25, 4.0]).min() > 0.05  # the moving mean has moved
-    for fused, composed in zip(*results, strict=True):
-        np.testing.assert_allclose(fused, composed, rtol=2e-4, atol=2e-4)
+
+@pytest.mark.skipif(backend.BACKEND != "tensorflow", reason="JAX has no fused operation")
+def test_norm_runs_on_the_published_array(model, images):
+    """Another shape would be summed in another order: see test_golden.py, and backend.py."""
+    import tensorflow as tf
+
+    graph = tf.function(model.network).get_concrete_function(tf.constant(images), training=True).graph
+    norms = [node for node in graph.get_operations() if node.type.startswith("FusedBatchNorm")]
+    assert len(norms) == 6
+    assert all(node.get_attr("data_format") == b"NDHWC" for node in norms)
 
 
 @pytest.mark.skipif(backend.BACKEND != "tensorflow", reason="TensorFlow's switch")
@@ -300,6 +330,76 @@ def test_files_of_tensorflow_2_10_are_taken_over(images):
     assert any("dropout" in notice for notice in notices)
     moments = [variable for variable in model.network.optimizer.variables if "conv1_kernel_velocity" in variable.path]
     assert np.all(keras.ops.convert_to_numpy(moments[0]) > 0)
+
+
+def test_files_of_keras_2_15_are_taken_over(images):
+    """It saved Adam's moments in another order, under other names (as Keras 2.11 did first)."""
+    # Saved by the published layers in TensorFlow 2.15.1 after a step of Adam(1e-4); its own predictions and moments:
+    expected = [0.5008731484413147, 0.5007373690605164, 0.5010147094726562, 0.5011278390884399]
+    model, _, notices = TravellingModel.load(
+        LEGACY / "encoder_keras_2_15.h5", LEGACY / "classifier_keras_2_15.h5", SHAPE
+    )
+    assert model.predict(images) == pytest.approx(expected, abs=1e-6)
+    assert model.learning_rate == pytest.approx(1e-4)
+    steps, _, *moments = [keras.ops.convert_to_numpy(variable) for variable in model.network.optimizer.variables]
+    assert steps == 1
+    first = [moment.ravel()[0] for moment in moments[:4]]
+    assert first == pytest.approx([0.0153017, 2.341419e-5, 9.776367e-6, 9.557735e-12], rel=1e-5)
+    assert all("Keras 2.15" in notice for notice in notices)
+
+
+def test_the_content_of_a_model_file_tells_its_format(model, images, tmp_path):
+    """The published README names models without an ending."""
+    ours, legacy = (
+        [tmp_path / f"{part}_{kind}" for part in ("path_encoder", "path_classifier")] for kind in ("ours", "legacy")
+    )
+    named = [tmp_path / "encoder.keras", tmp_path / "classifier.h5"]
+    saved = [tmp_path / "e.keras", tmp_path / "c.keras"]
+    model.save(*saved, {"cycle": 3})
+    for source, target, misleading in zip(saved, ours, named, strict=True):
+        shutil.copy(source, misleading)
+        source.rename(target)
+    for part, path in zip(("encoder", "classifier_PD"), legacy, strict=True):
+        shutil.copy(LEGACY / f"{part}_distributed_BS5_09.h5", path)
+    for pair, cycle in ((ours, 3), (named, 3), (legacy, None)):
+        loaded, record, _ = TravellingModel.load(*pair, SHAPE)
+        assert record.get("cycle") == cycle
+        other = TravellingModel.build(SHAPE, sfcn.width_of(loaded.filters), learning_rate=0.0)
+        other.read_weights(*pair)
+        assert np.array_equal(other.predict(images), loaded.predict(images))
+
+
+def test_a_model_file_carries_the_learning_rate_of_the_next_cycle(model, tmp_path):
+    pair = tmp_path / "e.keras", tmp_path / "c.keras"
+    model.learning_rate = 3.68e-5
+    model.save(*pair, {"cycle": 9})
+    loaded, record, notices = TravellingModel.load(*pair, SHAPE)
+    assert loaded.learning_rate == record["learning_rate"] == pytest.approx(3.68e-5)
+    assert record["learning_rate_of_cycle"] == 10
+    assert notices == []
+    # Version 0.1 saved that of the cycle that was over, and its record did not tell whose it is.
+    for path in pair:
+        with zipfile.ZipFile(path) as archive:
+            parts = {name: archive.read(name) for name in archive.namelist()}
+        old = json.loads(parts[RECORD])
+        del old["learning_rate_of_cycle"]
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in (parts | {RECORD: json.dumps(old)}).items():
+                archive.writestr(name, content)
+    _, record, notices = TravellingModel.load(*pair, SHAPE)
+    assert record["learning_rate"] == pytest.approx(3.68e-5 * np.exp(-0.1))
+    assert any("learning rate" in notice for notice in notices)
+
+
+def test_an_hdf5_encoder_of_no_width_is_refused(tmp_path):
+    path = tmp_path / "encoder_09.h5"
+    shutil.copy(LEGACY / "encoder_distributed_BS5_09.h5", path)
+    with h5py.File(path, "r+") as file:
+        config = json.loads(file.attrs["model_config"])
+        next(layer for layer in config["config"]["layers"] if layer["name"] == "conv3")["config"]["filters"] = 77
+        file.attrs["model_config"] = json.dumps(config)
+    with pytest.raises(InputError, match=r"filters are those of no width of the network"):
+        TravellingModel.load(path, LEGACY / "classifier_PD_distributed_BS5_09.h5", SHAPE)
 
 
 @pytest.mark.parametrize("kind", ["text", "empty", "zip", "image"])

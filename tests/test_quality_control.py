@@ -23,10 +23,11 @@ def test_the_model_travels_through_all_centers_in_order():
     travel(
         trainer, centers, range(3), seed=40, epochs=2, batch_size=5, protocol=PROTOCOLS["corrected"],
         learning_rate=lambda cycle: 1 / (1 + cycle),
-        hand_on=lambda cycle, loss: handed_on.append((cycle, trainer.weight, loss)),
+        hand_on=lambda cycle, loss: handed_on.append((cycle, trainer.weight, loss, trainer.learning_rate)),
     )  # fmt: skip
     steps = 2 * (1 + 1 + 2)  # epochs x batches of the three centers
-    assert handed_on == [(0, steps, 0.5), (1, 2 * steps, 0.5), (2, 3 * steps, 0.5)]  # one weight goes through all
+    # One weight goes through all; a model is saved with the learning rate of the next cycle.
+    assert handed_on == [(0, steps, 0.5, 1 / 2), (1, 2 * steps, 0.5, 1 / 3), (2, 3 * steps, 0.5, 1 / 4)]
     assert trainer.rates_seen == [1.0] * steps + [0.5] * steps + [1 / 3] * steps
     visited = [batch[0][0] for batch in trainer.fitted]
     expected = []
@@ -45,7 +46,13 @@ def test_at_every_center_the_next_one_is_expected(controlled):
     trainer = FakeTrainer()
     if controlled:
         control, _ = control_over(centers, trainer)
-        list(control.travel(centers, range(2), 42, 5, lambda cycle: 1, lambda cycle: None))
+        saved = []
+        list(
+            control.travel(
+                centers, range(2), 42, 5, lambda cycle: 1 / (1 + cycle), lambda _: saved.append(trainer.learning_rate)
+            )
+        )
+        assert saved == [1 / 2, 1 / 3]  # of the next cycle
     else:
         travel(trainer, centers, range(2), 42, 1, 5, PROTOCOLS["corrected"], lambda cycle: 1, lambda cycle, loss: None)
     expected = []
@@ -226,6 +233,20 @@ def test_learning_rates_of_the_protocols():
     assert corrected.learning_rate(1e-4, 10, first_cycle=10, saved=7e-5) == pytest.approx(1e-4 * math.exp(-1))
     assert published.learning_rate(1e-4, 10, first_cycle=10, saved=7e-5) == 7e-5
     assert published.learning_rate(1e-4, 12, first_cycle=10, saved=7e-5) == pytest.approx(1e-4 * math.exp(-0.2))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_ties_are_decided_by_floats_under_the_published_protocol_alone(protocol):
+    """220 HC, 5 images and -error 0.02: exactly 22 test subjects; the numbers are those of SPEC, section 9."""
+    harmful = [
+        PROTOCOLS[protocol].exceeds((false_positives + 22) / 220, false_positives / 220, 5 * 0.02)
+        for false_positives in range(199)
+    ]
+    assert sum(harmful) == {"corrected": 0, "published": 29}[protocol]
+    assert all(
+        PROTOCOLS[protocol].exceeds((false_positives + 23) / 220, false_positives / 220, 5 * 0.02)
+        for false_positives in range(198)
+    )
 
 
 def test_published_protocol_drops_the_short_batch_of_a_visit():

@@ -369,6 +369,25 @@ def test_the_page_looks_like_something(theme, page, tmp_path):
     assert written.any(axis=1)[1200:].any()  # as far as the window reaches
 
 
+def test_a_model_that_calls_everybody_pd_is_not_said_to_be_like_the_clean_one(study, tables):
+    """Its AUROC can be as good: only the threshold is lost."""
+    performance = tables["performance"].frame.copy()
+    dirty = (performance["model"] == "dirty_baseline") & (performance["subgroup"] == "all")
+    like_clean = {"value": 0.95, "difference_to_clean": 0.0, "difference_low": -0.05, "difference_high": 0.05}
+    worse = {"value": 0.4, "difference_to_clean": -0.4, "difference_low": -0.5, "difference_high": -0.3}
+    for metric, cells in (
+        ("AUC_ROC", like_clean), ("accuracy", worse), ("sensitivity", {"value": 1}), ("specificity", {"value": 0}),
+    ):  # fmt: skip
+        performance.loc[dirty & (performance["metric"] == metric), list(cells)] = list(cells.values())
+    changed = tables | {"performance": dataclasses.replace(tables["performance"], frame=performance)}
+    ((_, clean), (_, said), _) = summarize(study, changed)[0]["effects"]
+    assert said == (
+        "AUROC 0.950, not told apart from clean: +0.000 (95 % interval -0.050 to +0.050); "
+        "accuracy 0.400, lower than clean: -0.400 (95 % interval -0.500 to -0.300); it calls everybody PD"
+    )
+    assert "calls everybody" not in clean
+
+
 def test_a_cycle_in_which_most_batches_were_undone_is_told(study, tables):
     run = study.shown_controls[0]
     log = run.log.copy()

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 
+import pandas as pd
 import pytest
+import SimpleITK as sitk
 from conftest import ROOT, SCRIPTS, SIZE, make_cohort
 
 sys.path.insert(0, str(ROOT / "reproduce"))
@@ -494,12 +496,28 @@ def test_bad_input_is_found_before_anything_runs(study, small_cohort):
         (["--centers", "3", "--images", "5"], "15 sources are needed, the training set has 10 subjects"),
         (["--settings", "published", "screen"], "--screen: a test set of 2 subjects is too small"),
         (["--false-alarms", "0.1"], "--false-alarms: is an option of the screen"),
+        (["--maximum", "0"], "'0' is not a number of at least 1e-06"),
     ],
 )
 def test_what_a_script_would_refuse_later_is_refused_at_once(options, message, study):
     status, out, err, journal = study.run(*options)
     assert (status, out, journal) == (2, "", [])
     assert message in err
+
+
+@pytest.mark.parametrize(("kinds", "status"), [(["noise", "inverted"], 2), (["blur"], 0)])
+def test_images_beyond_the_maximum_are_found_before_anything_runs(kinds, status, study, small_cohort):
+    """The step that makes harmful images would find them, after the pre-training; only published kinds mind."""
+    last = small_cohort / pd.read_csv(small_cohort / "training_set.csv")["Path"].iloc[-1]
+    image = sitk.ReadImage(str(last))
+    original = last.read_bytes()
+    sitk.WriteImage(image * 2000.0, str(last))
+    try:
+        found, _, err, journal = study.run("--kinds", *kinds, "--dry-run")
+    finally:
+        last.write_bytes(original)
+    assert (found, journal) == (status, [])
+    assert (f"{last}: intensities from " in err and "beyond 0 to 255 (see --maximum)" in err) == (status == 2)
 
 
 def test_estimates_multiply_what_was_measured(monkeypatch, study):

@@ -219,6 +219,17 @@ def test_detection_by_threshold_by_hand(whole):
         assert (table[f"{name}_at_most"] == table[name]).all()
 
 
+@pytest.mark.parametrize("protocol", ["corrected", "published"])
+def test_a_threshold_that_is_exactly_the_rise_is_decided_as_the_protocol_does(protocol, tmp_path):
+    """0.2 + 0.7 is a little less than 0.9 in floats, and h1 rises from 0.2 to 0.9."""
+    steps = [(10, "batch", "a1", 0.2, 0.25), (10, "batch", "h1;h2", 1.9, 0.25), (10, "subject", "h1", 0.9, 0.25)]
+    steps += [(10, "subject", "h2", 0.2, 0.25), (11, "revisit", "h1", 0.2, 0.25)]
+    folder = make_study(tmp_path / "study", steps=steps)
+    write_record(folder / "whole_centers_noise" / "quality_control" / "run.json", protocol=protocol)
+    table = detection_by_threshold(read_study(folder).controls[0], [0.69, 0.7, 0.71])
+    assert list(table["harmful_flagged"]) == [0.5, 0.5 if protocol == "published" else 0.0, 0.0]
+
+
 def test_what_a_log_does_not_tell_about_a_threshold_is_a_range(tmp_path):
     # c6;c7 rise by 0.04 per image, below the run's 0.05, so nobody tried them alone; the run ends before any revisit
     first = [step for step in STEPS if step[0] == 10]

@@ -40,6 +40,28 @@ def make_harmful(image, kind, maximum, seed, level=None):
     return harmful
 
 
+def read_source(path, kind, maximum):
+    """Read an image to be harmed, as a SimpleITK image; raises InputError where it is not fit for this kind of harm.
+
+    For a published kind its intensities must be within [0, ``maximum``].
+    """
+    from travelling.volumes import check_image, to_array
+
+    image = check_image(path)
+    if kind not in PUBLISHED:
+        return image
+    intensities = to_array(image)
+    low, high = float(intensities.min()), float(intensities.max())
+    if low < 0 or high > maximum:
+        raise InputError(f"{path}: intensities from {low:g} to {high:g}, beyond 0 to {maximum:g} (see --maximum)")
+    if (
+        intensities.dtype.kind in "iu"
+        and maximum > 2 ** (8 * intensities.itemsize - (intensities.dtype.kind == "i")) - 1
+    ):
+        raise InputError(f"{path}: --maximum {maximum:g} does not fit its {intensities.dtype} voxels")
+    return image
+
+
 def strength_of(kind, level=None):
     """Default strength of a kind times ``level``, None where it has none; raises InputError for a wrong ``level``."""
     strength, limit = KINDS[kind].strength, KINDS[kind].limit
@@ -88,14 +110,16 @@ def invert(image, _strength, maximum, _seed):
 def add_noise(image, sd, maximum, seed):
     """Intensity + Gaussian noise (mean 0, standard deviation ``sd``), clipped to [0, maximum], fraction cut off.
 
-    Stored as 8-bit where ``maximum`` allows it, else as 16-bit or 32-bit whole numbers; geometry is kept.
+    Stored as 8-bit where ``maximum`` allows it, else as 16-bit or 32-bit whole numbers; with a fraction, as float32,
+    where ``maximum`` has one. Geometry is kept.
     """
     import numpy as np
     import SimpleITK as sitk
 
     intensities = sitk.GetArrayFromImage(image)
     noisy = intensities + np.random.default_rng(seed).normal(NOISE_MEAN, sd, intensities.shape)
-    noise = sitk.GetImageFromArray(np.clip(noisy, 0, maximum).astype(np.min_scalar_type(int(maximum))))
+    kind = np.min_scalar_type(int(maximum)) if maximum == int(maximum) else np.float32
+    noise = sitk.GetImageFromArray(np.clip(noisy, 0, maximum).astype(kind))
     noise.CopyInformation(image)
     return noise
 

@@ -174,8 +174,8 @@ class TravellingModel:
 
         Takes Keras files as :meth:`save` writes them and HDF5 files as the published code saved them with
         TensorFlow 2.10, whatever their names. Returns (model, record, notices): ``record`` is the dict given to
-        :meth:`save` (empty where the file has none) plus ``learning_rate``, Adam's saved one (None where the file has none);
-        ``notices`` says in words what could not be taken over.
+        :meth:`save` (empty where the file has none) plus ``learning_rate``, Adam's saved one (None where the file has
+        none); ``notices`` says in words what could not be taken over.
         Raises InputError for anything that is not such a model or does not fit the images.
         """
         (encoder, classifier), adam, record, notices = _read_pair(encoder_path, classifier_path, shape)

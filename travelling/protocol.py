@@ -61,7 +61,11 @@ class Protocol:
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
-        Protocol("corrected", rates_by_own_class=True, trains_short_batch=True, decays_with_cycle=True, rounding=ROUNDING),
-        Protocol("published", rates_by_own_class=False, trains_short_batch=False, decays_with_cycle=False, rounding=0.0),
+        Protocol(
+            "corrected", rates_by_own_class=True, trains_short_batch=True, decays_with_cycle=True, rounding=ROUNDING
+        ),
+        Protocol(
+            "published", rates_by_own_class=False, trains_short_batch=False, decays_with_cycle=False, rounding=0.0
+        ),
     )
 }

@@ -204,6 +204,17 @@ def _reason(error):
     return lines[-1].removeprefix("ITK ERROR: ") if lines else type(error).__name__
 
 
+def for_each_image(function, paths, description):
+    """Call ``function(path)`` for each path, several at a time, under a progress bar; raises what it raises."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        try:
+            for _ in progress_bar(pool.map(function, paths), total=len(paths), desc=description, unit="image"):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
 class Volumes:
     """The images of one or more cohorts, which all must have one shape; each is decoded once.
 
@@ -246,16 +257,7 @@ class Volumes:
 
         Returns what a log should say of it: a list of lines, empty where all fits into memory.
         """
-        paths = list(self._files.values())
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            try:
-                for _ in progress_bar(
-                    pool.map(self._decode, paths), total=len(paths), desc="reading images", unit="image"
-                ):
-                    pass
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        for_each_image(self._decode, list(self._files.values()), "reading images")
         if not self._stored:
             return []
         size = sum(path.stat().st_size for path in self._stored.values()) / 1e9

@@ -292,10 +292,11 @@ def test_a_list_of_subjects_that_cannot_be_right_is_invalid(names):
 
 @pytest.mark.parametrize("rows", [
     None, [], [[1.0, 2.0]], [[1.0], [1.0, 2.0]], [[1.0], [2.0]], [[1.0, 2.0], [1.0, "1.0"]],
-    [1.0, 2.0], [[1.0, 2.0], [1.0, float("nan")]], [[1.0, 2.0], [1.0, -1.0]], [[1.0, 2.0], [1.0, float("inf")]],
+    [1.0, 2.0], [[1.0, 2.0], [1.0, -1.0]], [[1.0, 2.0], [1.0, float("-inf")]],
 ])  # fmt: skip
 def test_distances_that_cannot_be_right_are_invalid(rows):
     refuse_bad_distances([[1.0, 2.0], [3.0, 0.0]], 2, 2)
+    refuse_bad_distances([[1.0, float("inf")], [float("nan"), 0.0]], 2, 2)  # of suspects
     with pytest.raises(VisitFailed, match="distances"):
         refuse_bad_distances(rows, 2, 2)
 
@@ -414,6 +415,39 @@ def test_a_center_that_has_lost_the_state_is_sent_it(federation, in_one_process)
     federation.before = forget
     assert federation.job().panics == []
     pd.testing.assert_frame_equal(federation.log(), first_cycles(in_one_process, 1))
+
+
+@pytest.mark.parametrize("question", ["train", "distances"])
+def test_a_center_that_restarts_within_a_job_prepares_itself(question, federation, study, in_one_process):
+    """It has lost its network, too, and nobody asks it to prepare again."""
+    screened = {"screen": True, "false_alarms": 0.06} if question == "distances" else {}
+    federation.configure(study, **screened)
+    left = [2]
+
+    def restart(controller, asked):
+        if asked == question and left[0]:
+            left[0] -= 1
+            federation.executors = {center: CenterExecutor() for center in CENTERS}
+
+    federation.before = restart
+    assert federation.job().panics == []
+    assert left == [0]
+    log = federation.log()
+    assert not set(log["Phase"]) & {"unreachable", "invalid"}
+    if not screened:
+        pd.testing.assert_frame_equal(log, first_cycles(in_one_process, 1))
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_can_be_overwritten(federation, study):
+    federation.configure(study)
+    assert federation.job().panics == []
+    for path in (federation.folder / "qc_run" / "checkpoints").iterdir():
+        path.write_bytes(b"damaged" + path.read_bytes())
+    settings = read_server_settings(federation.folder / SERVER_FILE)
+    with pytest.raises(InputError, match="every checkpoint is damaged; --overwrite starts anew"):
+        run_jobs(settings, federation.job)
+    federation.configure(study, overwrite=True, cycles=FIRST_CYCLE + 1)
+    run_jobs(read_server_settings(federation.folder / SERVER_FILE), federation.job)
 
 
 def test_one_center_is_too_few(federation):

@@ -8,7 +8,8 @@ question    holds                                       answer
 subjects    nothing                                     pseudonyms of all subjects, in the order of the CSV
 prepare     how many filters the convolutions have      nothing
 train       all that travels (only its digest, where    all that travels after one training step, and its loss
-            the center has it), pseudonyms of a batch
+            the center has it), pseudonyms of a batch,
+            how many filters the convolutions have
 distances   the same                                    for each image, how far it lies from what the network has
                                                         learned of, at every BatchNorm layer (``--screen``)
 report      what became of the center's subjects        nothing
@@ -100,6 +101,7 @@ class Center:
             state = arrays or self._states.get(meta["state"])
             if state is None:
                 return [], {"missing": True}
+            self._prepare(meta["filters"])  # again, where the center has restarted
             self._trainer.import_state(state)
             work = self._train if question == "train" else self._measure
             return work(state, meta["state"], [self._pseudonyms.subject[name] for name in meta["subjects"]])

@@ -104,11 +104,11 @@ class Progress:
         from travelling.record import Record
         from travelling_quality_control.federated.server import ERROR_FILE
 
-        folder, record = settings.output_folder, {}
-        with contextlib.suppress(InputError):  # a damaged one is the job's to refuse, or to overwrite
+        folder, record, found, self.finished = settings.output_folder, {}, None, False
+        with contextlib.suppress(InputError):  # what is damaged is the job's to refuse, or to overwrite
             record = Record(folder / "run.json", None).read() or {}
-        self.finished = bool(record.get("finished"))
-        found = None if self.finished else Checkpoints(folder / "checkpoints").load()
+            self.finished = bool(record.get("finished"))
+            found = None if self.finished else Checkpoints(folder / "checkpoints").load()
         reached = found[0] if found else {}
         self.place = tuple(record.get(name) for name in ("started", "finished"))
         self.place += tuple(reached.get(name) for name in ("cycle", "centers_left"))

@@ -62,7 +62,7 @@ class FederatedTrainer(LocalTrainer):
     def _ask_in(self, state, question, subjects):
         """Ask the subjects' center something about them in a state: (center, the state's digest, arrays, meta)."""
         center, name = self.center_of[subjects[0]], digest(state)
-        meta = {"subjects": subjects, "state": name}
+        meta = {"subjects": subjects, "state": name, "filters": self._model.filters}
         # A center's next batch begins where its last one has ended, or, if that was undone, begun: it has that state.
         there = name in self._states.pop(center, ())
         answer = self._ask(center, question, [] if there else state, meta)
@@ -90,8 +90,9 @@ def refuse_bad_distances(rows, subjects, distances):
         raise VisitFailed("invalid", "its distances are not one row for each subject")
     if not all(isinstance(row, list) and len(row) == distances for row in rows):
         raise VisitFailed("invalid", "its distances are not those of this network")
-    if not all(isinstance(value, float) and 0 <= value < np.inf for row in rows for value in row):
-        raise VisitFailed("invalid", "its distances are not finite numbers of at least 0")
+    # An image may be infinitely far, or no number: then it is a suspect, as in the script.
+    if not all(isinstance(value, float) and not value < 0 for row in rows for value in row):
+        raise VisitFailed("invalid", "its distances are not numbers of at least 0")
 
 
 def refuse_bad_subjects(names, others):
