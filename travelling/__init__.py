@@ -24,4 +24,4 @@ Shared code of the five scripts. The scripts read like the paper; the plumbing i
     harm               kinds of harmful images
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
