@@ -28,7 +28,7 @@ def main():
     """Run the experiment."""
     arguments = parse_arguments()
     # Only now, so that --help answers at once.
-    from travelling.cohort import read_cohort, subjects_by_center
+    from travelling.cohort import copies, read_cohort, subjects_by_center
     from travelling.run import Run, cycles_to_run
     from travelling.trainer import LocalTrainer, travel_and_save
     from travelling.volumes import Volumes
@@ -39,7 +39,7 @@ def main():
     cycles = cycles_to_run(*pretrained, arguments.first_cycle, arguments.cycles)
     inputs = {"fn_train": arguments.fn_train, "en": arguments.en, "pd": arguments.pd}
     run = Run(arguments.output_folder, "training.log", arguments, inputs)
-    volumes = Volumes(arguments.cache_gb, run.cache_folder)
+    volumes = Volumes(arguments.cache_gb, run.cache_folder, arguments.reorient)
     volumes.add(training_set)
 
     # TensorFlow takes seconds to import: only now that the input is known to be good.
@@ -48,10 +48,11 @@ def main():
 
     device = backend.start(arguments.seed, arguments.deterministic, arguments.precision)
     model, record, notices = TravellingModel.load(*pretrained, volumes.shape)
-    notices += volumes.decode()
-    log = run.begin(device, notices)
-    log.info("training set: %d images, %d centers", len(training_set), len(centers))
+    notices += volumes.decode() + copies(volumes.images, training_set)
     trainer = LocalTrainer(model, volumes, training_set)
+    notices += trainer.strange(record)
+    log = run.begin(device, notices, volumes.images)
+    log.info("training set: %d images, %d centers", len(training_set), len(centers))
     reached = run.go_on(trainer)
     travel_and_save(run, trainer, model, centers, cycles, arguments, reached, cycles[0], record["learning_rate"])
     log.info("done: models of cycles %d to %d in %s", cycles[0], cycles[-1], run.folder)

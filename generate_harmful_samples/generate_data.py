@@ -24,7 +24,7 @@ from travelling.errors import InputError
 
 def parse_arguments():
     """The command line."""
-    parser = command.Parser(__doc__ + harm.in_words())
+    parser = command.Parser((__doc__ or "") + harm.in_words())
     count = command.number(int, 1)
     source = parser.add_argument_group("source").add_mutually_exclusive_group(required=True)
     source.add_argument("-i", type=Path, nargs="+", metavar="IMAGE", help="T1 images (NIfTI)")

@@ -46,7 +46,7 @@ def main():
     # Only now, so that --help answers at once.
     import pandas as pd
 
-    from travelling.cohort import read_cohort
+    from travelling.cohort import copies, read_cohort
     from travelling.metrics import age_groups, diagnose, metrics_by_subgroup, refuse_unordered_ages
     from travelling.run import Run, model_pairs, progress_bar, write_csv
     from travelling.trainer import LocalTrainer
@@ -73,7 +73,7 @@ def main():
         models=False,
         record=f"{name}_run.json",
     )
-    volumes = Volumes(arguments.cache_gb, run.cache_folder)
+    volumes = Volumes(arguments.cache_gb, run.cache_folder, arguments.reorient)
     volumes.add(test_set)
 
     # TensorFlow takes seconds to import: only now that the input is known to be good.
@@ -82,9 +82,10 @@ def main():
 
     device = backend.start(0, arguments.deterministic, arguments.precision)
     cycles = list(models)
-    model, _, _ = TravellingModel.load(*models[cycles[0]], volumes.shape)
-    log = run.begin(device, volumes.decode())
+    model, record, _ = TravellingModel.load(*models[cycles[0]], volumes.shape)
+    notices = volumes.decode() + copies(volumes.images, test_set)
     trainer = LocalTrainer(model, volumes, test_set=test_set, evaluation_batch=arguments.eval_batch_size)
+    log = run.begin(device, notices + trainer.strange(record), volumes.images)
     subgroups = {
         "male": (test_set["Sex"] == "M").to_numpy(),
         "female": (test_set["Sex"] == "F").to_numpy(),

@@ -177,6 +177,7 @@ def main():
     steps = plan(arguments, cohort)
     if not arguments.overwrite:
         refuse_other_results(steps, folder)
+    refuse_changed_images(folder)
     stop_on_signals()
     left = missing(steps, folder)
     if not arguments.demo:
@@ -220,7 +221,7 @@ def read_cohort(arguments):
     training_set, test_set = cohort.read_cohort(arguments.train), cohort.read_cohort(arguments.test)
     cohort.refuse_overlap(training_set, test_set, arguments.train, arguments.test)
     cohort.refuse_one_class(test_set, arguments.test)
-    volumes = Volumes(0, arguments.out)
+    volumes = Volumes(0, arguments.out, arguments.reorient)
     volumes.add(training_set)
     volumes.add(test_set)
     sizes = list(map(len, cohort.subjects_by_center(training_set).values()))
@@ -267,6 +268,17 @@ def refuse_unfit_sources(steps, arguments):
         for_each_image(lambda path: harm.read_source(path, kinds[0], arguments.maximum), paths, "checking intensities")
 
 
+def refuse_changed_images(folder):
+    """Raise InputError where an image is not what it was when a step of this study read it."""
+    from travelling.record import Record
+
+    for path in sorted(folder.rglob("*run.json")):
+        if image := Record(path, {}).changed_image():
+            raise InputError(
+                f"{image}: has changed since {path.parent} read it; bring back the old one, or choose another --out"
+            )
+
+
 def refuse_other_layout(folder, seeds):
     """Raise InputError where the folder has a study with one seed and several are asked for, or the reverse."""
     there = [path.name for path in sorted(folder.glob("seed_*"))]
@@ -306,7 +318,7 @@ class PlanOfSeed:
         self.further = arguments.cycles - arguments.pretrained_cycles
         self.device = given(arguments, "precision", "deterministic")
         self.evaluation = given(arguments, "eval_batch_size")
-        self.storage = given(arguments, "cache_gb", "cache_dir")
+        self.storage = given(arguments, "cache_gb", "cache_dir", "reorient")
 
     def steps(self):
         """All of them, each after those that it needs."""

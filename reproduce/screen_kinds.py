@@ -116,12 +116,12 @@ class Harmed:
         import numpy as np
 
         from travelling.harm import make_harmful
-        from travelling.volumes import check_image, to_array
+        from travelling.volumes import read_image, to_array
 
         rows = []
         for number, subject in enumerate(subjects):
             seed = (self._arguments.seed, number)
-            image = make_harmful(check_image(Path(self._paths[subject])), self._kind, self._arguments.maximum, seed)
+            image = make_harmful(read_image(Path(self._paths[subject])), self._kind, self._arguments.maximum, seed)
             rows += self._model.distances(np.asarray(to_array(image), np.float32)[None, ..., None]).tolist()
         return rows
 

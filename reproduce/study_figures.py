@@ -405,9 +405,9 @@ def _draw_slices(images, figure, colors):
 
 def _show_slices(pair, path, title):
     """Axial and sagittal middle slice of an image on two axes."""
-    from travelling.volumes import open_image, to_array
+    from travelling.volumes import read_voxels
 
-    volume = to_array(open_image(path))  # z, y, x
+    volume, _ = read_voxels(path)  # z, y, x
     middle = [size // 2 for size in volume.shape]
     for axis, image in zip(pair, (volume[middle[0]], volume[:, :, middle[2]]), strict=True):
         axis.imshow(image, cmap="gray", origin="lower")

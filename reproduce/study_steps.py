@@ -66,7 +66,7 @@ def needed(step, others):
 def is_done(step, folder):
     """Whether a step has run with this line on these inputs, and its results are there."""
     try:
-        return _note(step, folder).read_text() == _fingerprint(step, folder) and all(
+        return _note(step, folder).read_text(encoding="utf-8") == _fingerprint(step, folder) and all(
             (folder / result).is_file() for result in step.results
         )
     except FileNotFoundError:
@@ -86,7 +86,7 @@ def refuse_other_results(steps, folder):
     """Raise InputError where a step whose script keeps no record would replace the results of other options."""
     for step in steps:
         note = _note(step, folder)
-        if not step.keeps_record and note.is_file() and note.read_text() != _fingerprint(step, folder):
+        if not step.keeps_record and note.is_file() and note.read_text(encoding="utf-8") != _fingerprint(step, folder):
             raise InputError(
                 f"{folder / step.name}: made by other options (the first lines of {step.output(folder)}); "
                 "--overwrite makes it anew"
@@ -168,7 +168,7 @@ def _run_group(steps, folder, workers, progress, overwrite):
 def _finish(step, status, folder):
     """Note that a step is done, or stop the others and raise what its exit status means."""
     if status == 0:
-        _note(step, folder).write_text(_fingerprint(step, folder))
+        _note(step, folder).write_text(_fingerprint(step, folder), encoding="utf-8")
         return
     _stop_workers()
     output = step.output(folder)

@@ -53,7 +53,7 @@ def _seconds_of_files(image, spacing):
     import pandas as pd
     from make_demo_cohort import CENTERS_FILE, plan_cohort, write_subject
 
-    from travelling.volumes import check_image
+    from travelling.volumes import read_voxels
 
     with tempfile.TemporaryDirectory() as folder:
         make = 0.0
@@ -62,7 +62,7 @@ def _seconds_of_files(image, spacing):
             row = plan_cohort(pd.read_csv(CENTERS_FILE), 1)[0][0]
             make = _time(lambda: write_subject(row, folder, spacing, effect=1.0, seed=0), warm=True)
             (image,) = (Path(folder) / "images").iterdir()
-        read = _time(lambda: check_image(image))
+        read = _time(lambda: read_voxels(image))
     # A harmful image is read twice, and written, which takes about as long as reading it thrice.
     return {"read": read / os.cpu_count(), "make": make / min(os.cpu_count(), 8), "harm": 5 * read}
 

@@ -34,7 +34,7 @@ def main():
     """Run the experiment."""
     arguments = parse_arguments()
     # Only now, so that --help answers at once.
-    from travelling.cohort import read_cohort, subjects_by_center
+    from travelling.cohort import copies, read_cohort, subjects_by_center
     from travelling.run import Run
     from travelling.trainer import LocalTrainer, travel_and_save
     from travelling.volumes import Volumes
@@ -42,9 +42,9 @@ def main():
     training_set = read_cohort(arguments.fn_train)
     centers = subjects_by_center(training_set)
     run = Run(arguments.output_folder, "training.log", arguments, inputs={"fn_train": arguments.fn_train})
-    volumes = Volumes(arguments.cache_gb, run.cache_folder)
+    volumes = Volumes(arguments.cache_gb, run.cache_folder, arguments.reorient)
     volumes.add(training_set)
-    notices = volumes.decode()
+    notices = volumes.decode() + copies(volumes.images, training_set)
 
     # TensorFlow takes seconds to import: only now that the input is known to be good.
     from travelling import backend
@@ -52,7 +52,7 @@ def main():
 
     device = backend.start(arguments.seed, arguments.deterministic, arguments.precision)
     model = TravellingModel.build(volumes.shape, arguments.width, arguments.learning_rate)
-    log = run.begin(device, notices)
+    log = run.begin(device, notices, volumes.images)
     log.info("training set: %d images, %d centers", len(training_set), len(centers))
     trainer = LocalTrainer(model, volumes, training_set)
     reached = run.go_on(trainer)

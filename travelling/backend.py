@@ -4,6 +4,7 @@ Import it before anything else that imports Keras: it sets what the backends rea
 """
 
 import contextlib
+import importlib.util
 import math
 import os
 import sys
@@ -12,7 +13,12 @@ import numpy as np
 
 from travelling.errors import InputError
 
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+BACKEND = os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # not that of the user's keras.json
+if BACKEND not in ("tensorflow", "jax"):
+    raise InputError(f"KERAS_BACKEND={BACKEND}: is not supported; tensorflow (also where it is not set) and jax are")
+if not importlib.util.find_spec(BACKEND):
+    file = "requirements.txt" if BACKEND == "tensorflow" else f"requirements-{BACKEND}.txt"
+    raise InputError(f"KERAS_BACKEND={BACKEND}: {BACKEND} is not installed; pip install -r {file}")
 # TensorFlow leaves its oneDNN kernels and memory pool off on CPUs without AVX-512, where they are worth a
 # factor of five for 3-D convolutions just as well.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
@@ -37,10 +43,16 @@ def _quiet_start():
         os.close(terminal)
 
 
-with _quiet_start():
-    import keras
+try:
+    with _quiet_start():
+        import keras
+except ImportError as error:
+    raise InputError(f"KERAS_BACKEND={BACKEND}: cannot be imported ({str(error).splitlines()[0]})") from None
 
-BACKEND = keras.backend.backend()
+# Nor what else keras.json says: a tip to save memory for another project would change every number here.
+keras.config.set_floatx("float32")
+keras.config.set_epsilon(1e-7)
+keras.config.set_image_data_format("channels_last")
 # Keras may choose XLA by itself, which is five times slower for 3-D convolutions on a CPU; JAX has only XLA.
 JIT_COMPILE = "auto" if BACKEND == "jax" else False
 
@@ -126,13 +138,23 @@ def _normalize(norm, inputs):
 
 
 def compile_training_step(network):
-    """One compiled step for all batch sizes: f(images, labels) -> loss, changing the network's state.
+    """One compiled step for all batch sizes: f(images, labels) -> (loss, whether all values of the state are finite).
 
-    ``network`` is compiled with loss and optimizer. A fixed signature makes it one trace: TensorFlow would
-    otherwise trace anew by the sizes it has met so far, and a resumed run meets them in another order.
+    It changes the network's state. ``network`` is compiled with loss and optimizer. A fixed signature makes it one
+    trace: TensorFlow would otherwise trace anew by the sizes it has met so far, and a resumed run meets them in
+    another order.
     """
+    state = [*network.variables, *network.optimizer.variables]
     if BACKEND != "tensorflow":
-        return lambda images, labels: float(network.train_on_batch(images, labels))
+        import jax
+
+        look = jax.jit(are_finite)
+
+        def train_and_look(images, labels):
+            loss = float(network.train_on_batch(images, labels))
+            return loss, bool(look([variable.value for variable in state]))
+
+        return train_and_look
 
     import tensorflow as tf
 
@@ -143,13 +165,21 @@ def compile_training_step(network):
 
     @tf.function(input_signature=signature)
     def step(images, labels):
-        return network.train_step((images, labels))["loss"]
+        loss = network.train_step((images, labels))["loss"]
+        return loss, are_finite([variable.value for variable in state])
 
     def train(images, labels):
         network.reset_metrics()  # the loss of this batch, not the mean since the first
-        return float(step(images, labels))
+        loss, finite = step(images, labels)
+        return float(loss), bool(finite)
 
     return train
+
+
+def are_finite(values):
+    """Whether all numbers of some tensors are finite, as a tensor: those of whole numbers always are."""
+    floats = [value for value in values if keras.backend.is_float_dtype(keras.backend.standardize_dtype(value.dtype))]
+    return keras.ops.all(keras.ops.stack([keras.ops.all(keras.ops.isfinite(value)) for value in floats]))
 
 
 def compile_prediction(variables, predict, input_shape):

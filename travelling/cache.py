@@ -4,10 +4,10 @@ import contextlib
 import hashlib
 import os
 import tempfile
-import zlib
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from travelling.errors import name_file
 
@@ -21,15 +21,9 @@ def memory_for_images(cache_gb=None):
 
 
 def free_memory():
-    """Bytes that this process may still take: of the machine, and of its control groups (SLURM, containers).
-
-    Zero where neither can be told.
-    """
-    found = []
-    with contextlib.suppress(OSError, ValueError):
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        found.append(int(lines["MemAvailable"].split()[0]) * 1024)
-    with contextlib.suppress(OSError, ValueError):
+    """Bytes that this process may still take: of the machine, and of its control groups (SLURM, containers)."""
+    found = [psutil.virtual_memory().available]
+    with contextlib.suppress(OSError, ValueError):  # no control groups, as on macOS
         for line in Path("/proc/self/cgroup").read_text().splitlines():
             _, controllers, group = line.split(":", 2)
             if not controllers:  # version 2
@@ -42,35 +36,60 @@ def free_memory():
             for folder in (place, *place.parents):
                 with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
                     found.append(int((folder / limit).read_text()) - int((folder / usage).read_text()))
-    return max(0, min(found, default=0))
+    return max(0, min(found))
+
+
+def checksum(array):
+    """SHA-256 of an image: of its shape and of its voxels in float32, as the network gets them."""
+    total = hashlib.sha256(str(array.shape).encode())
+    total.update(np.ascontiguousarray(array, "<f4"))
+    return total.hexdigest()
+
+
+def identity(file):
+    """What the file system knows of a file, as one word. Another word: its content may be another.
+
+    A copy that keeps size and time of the last change has another inode, a file that is written over another ctime.
+    """
+    state = os.stat(file)
+    words = f"{Path(file).resolve()}\n{state.st_size}\n{state.st_mtime_ns}\n{state.st_ctime_ns}\n{state.st_ino}"
+    return hashlib.sha256(words.encode()).hexdigest()[:_IDENTITY]
 
 
 class ArrayFiles:
     """Arrays made from other files, one ``.npy`` file each, in a folder that several runs may share.
 
-    A name tells what the file was made from (path, size and time of the last change) and the checksum of what it
-    holds, so that a changed original or a damaged file is never taken for the right one. Files appear whole.
+    A name tells what the file was made from (:func:`identity`) and the checksum of what it holds, so that a changed
+    original or a damaged file is never taken for the right one. Files appear whole.
     """
 
     def __init__(self, folder):
         self.folder = Path(folder)
         self._found = {path.name[:_IDENTITY]: path for path in self.folder.glob("*.npy")}
 
-    def find(self, original):
-        """The file with the array of ``original``, checked; None where there is none. A damaged one is removed."""
-        path = self._found.get(_identity(original))
+    def load(self, original):
+        """The array of a file, mapped into memory, its own file and its checksum; None where there is none.
+
+        ``original`` is the file's :func:`identity`. A damaged file is removed.
+        """
+        path = self._found.get(original)
         if path is None:
             return None
         with contextlib.suppress(OSError, ValueError, EOFError):
-            if path.name == _name(original, np.load(path, mmap_mode="r")):
-                return path
+            array = np.load(path, mmap_mode="r")
+            total = checksum(array)
+            if path.name == _name(original, total):
+                return array, path, total
         path.unlink(missing_ok=True)
         return None
 
-    def store(self, original, array):
-        """Write the array of ``original`` to its file and return that; raises OSError."""
+    def store(self, original, array, total):
+        """Write an array, whose checksum is ``total``, to its file and return that; raises OSError.
+
+        ``original`` is the :func:`identity` that the file it comes from had before it was read.
+        """
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # images of patients
-        path = self.folder / _name(original, array)
+        path = self.folder / _name(original, total)
         with (
             name_file(path),
             tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as partial,
@@ -85,12 +104,5 @@ class ArrayFiles:
         return path
 
 
-def _identity(original):
-    state = os.stat(original)
-    words = f"{Path(original).resolve()}\n{state.st_size}\n{state.st_mtime_ns}"
-    return hashlib.sha256(words.encode()).hexdigest()[:_IDENTITY]
-
-
-def _name(original, array):
-    description = f"{array.dtype.str} {array.shape}".encode()
-    return f"{_identity(original)}_{zlib.crc32(np.ascontiguousarray(array), zlib.crc32(description)):08x}.npy"
+def _name(original, total):
+    return f"{original}_{total}.npy"

@@ -2,11 +2,14 @@
 
 Columns: ``Subject`` (unique id), ``Study`` (center), ``Path`` (image; relative paths are relative to the CSV),
 ``Group_bin`` (1 = Parkinson's disease, PD; 0 = healthy control, HC), ``Sex`` (M or F) and, optionally,
-``Age`` (years). Further columns are carried along.
+``Age`` (years) and ``Participant`` (the person, where one has several images). Further columns are carried along.
 """
 
+import csv
 import io
 import re
+import sys
+import unicodedata
 import warnings
 from pathlib import Path
 
@@ -32,7 +35,11 @@ def read_cohort(path):
     table = _read_text_table(path)
     missing = [column for column in REQUIRED_COLUMNS if column not in table.columns]
     if missing:
-        raise InputError(f"{path}: missing column(s) {', '.join(missing)}; needed are {', '.join(REQUIRED_COLUMNS)}")
+        why = " (separated by semicolons? commas are needed)" if ";" in "".join(table.columns) else ""
+        raise InputError(
+            f"{path}: missing column(s) {', '.join(missing)}; needed are {', '.join(REQUIRED_COLUMNS)}, "
+            f"there are {', '.join(map(repr, table.columns))[:200]}{why}"
+        )
     if table.empty:
         raise InputError(f"{path}: no subjects")
     table = table.apply(lambda column: column.str.strip())
@@ -42,6 +49,8 @@ def read_cohort(path):
     _refuse(path, table["Subject"].isin(RESERVED_IDS), "Subject must not be 'batch' or 'n/a'")
     _refuse(path, table["Subject"].str.contains(SEPARATOR, regex=False), f"Subject must not contain '{SEPARATOR}'")
     _refuse(path, table["Subject"].duplicated(), "Subject appears before, too", table["Subject"])
+    for column in ("Subject", "Study"):
+        _refuse_look_alikes(path, table[column])
     labels = pd.to_numeric(table["Group_bin"], errors="coerce")
     _refuse(path, ~labels.isin([0, 1]), "Group_bin must be 0 or 1", table["Group_bin"])
     _refuse(path, ~table["Sex"].isin(["M", "F"]), "Sex must be M or F", table["Sex"])
@@ -50,9 +59,10 @@ def read_cohort(path):
     ages = pd.to_numeric(table["Age"], errors="coerce")
     _refuse(path, (table["Age"] != "") & ~ages.between(0, 120), "Age must be years from 0 to 120", table["Age"])
 
-    files = table["Path"].map(lambda name: _find(path.parent / name))
-    _refuse(path, files == "", "no such image", table["Path"])
-    table["Path"] = files
+    found = pd.DataFrame([_find(path.parent / name) for name in table["Path"]], table.index, ["file", "reason"])
+    for reason in found["reason"].unique():
+        _refuse(path, (found["reason"] == reason) & (reason != ""), reason, table["Path"])
+    table["Path"] = found["file"]
     _refuse(path, table["Path"].duplicated(), "the image belongs to another subject, too", table["Path"])
 
     table["Group_bin"] = labels.astype(int)
@@ -61,12 +71,35 @@ def read_cohort(path):
 
 
 def _find(file):
-    """The absolute path of a file as text, empty where there is none."""
+    """The absolute path of a file as text, and why it cannot be read (empty where it can)."""
     try:
         file = file.resolve()
-        return str(file) if file.is_file() else ""
+        return str(file), "" if file.is_file() else "no such image"
+    except PermissionError as error:
+        return str(file), f"the image cannot be read, {error.strerror}"
+    except UnicodeEncodeError:
+        encoding = sys.getfilesystemencoding()
+        return str(
+            file
+        ), f"the image cannot be found, names of files are {encoding} here (PYTHONUTF8=1 makes them UTF-8)"
     except (OSError, RuntimeError):  # a name too long, or links in a circle
-        return ""
+        return str(file), "no such image"
+
+
+def _refuse_look_alikes(path, names):
+    """Raise InputError where two different names of a column look alike: one subject or center, or two?"""
+    first_of = {}
+    for name in names.unique():
+        first = first_of.setdefault(_look(name), name)
+        if first != name:
+            shown, other = (word.encode("unicode_escape").decode() for word in (name, first))  # what nobody sees, too
+            _refuse(path, names == name, f"{names.name} '{shown}' looks like '{other}', but is written in another way")
+
+
+def _look(name):
+    """A name without what nobody sees: case, ways to write one letter, kinds of blanks, invisible signs."""
+    letters = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    return " ".join("".join(letter for letter in letters if unicodedata.category(letter) != "Cf").split())
 
 
 def _read_text_table(path):
@@ -75,6 +108,7 @@ def _read_text_table(path):
         content = path.read_bytes()
         if b"\0" in content:  # what follows it in a cell, pandas would cut off
             raise ValueError("it holds a zero byte")
+        header = [name.strip() for name in next(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline="")), [])]
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # pandas would cut off surplus cells
             table = pd.read_csv(
@@ -91,9 +125,13 @@ def _read_text_table(path):
         raise InputError(f"{path}: {error.strerror or error}") from None
     except pd.errors.ParserWarning:
         raise InputError(f"{path}: its rows have more cells than its header (a decimal comma?)") from None
-    except (ValueError, pd.errors.ParserError) as error:
+    except (ValueError, csv.Error, pd.errors.ParserError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else "empty"
         raise InputError(f"{path}: not a CSV file ({reason})") from None
+    twice = [name for number, name in enumerate(header) if name and name in header[:number]]
+    if twice:
+        raise InputError(f"{path}, row 1: two columns are named {twice[0]!r}")
+    table.columns = [name.strip() for name in table.columns]
     table = table[(table.fillna("") != "").any(axis=1)].fillna("")
     # Between two stray quotation marks whole rows would become one cell.
     reason = "a line break inside a cell (a quotation mark too many?)"
@@ -114,10 +152,44 @@ def _refuse(path, bad, reason, values=None):
 
 
 def refuse_overlap(training_set, test_set, training_path, test_path):
-    """Raise InputError where a subject or an image is in both sets: the test set must be unseen."""
-    for column in ("Subject", "Path"):
-        tested = test_set[column].reset_index(drop=True)
-        _refuse(test_path, tested.isin(set(training_set[column])), f"{column} is in {training_path}, too", tested)
+    """Raise InputError where a subject, a person or an image is in both sets: the test set must be unseen."""
+    for column, of in (("Subject", _subject), ("Path", lambda table: table["Path"]), ("Participant", _person)):
+        tested = of(test_set).reset_index(drop=True)
+        _refuse(test_path, tested.isin(set(of(training_set))), f"{column} is in {training_path}, too", tested)
+
+
+def _subject(table):
+    return table["Subject"].map(_look)
+
+
+def _person(table):
+    """Who is in each image: the participant where that is told, else the subject."""
+    persons = table["Participant"] if "Participant" in table.columns else table["Subject"]
+    return persons.where(persons != "", table["Subject"]).map(_look)
+
+
+def copies(images, training_set, test_set=None):
+    """What to tell of images that are there twice under different names: a list of lines.
+
+    ``images`` is :attr:`travelling.volumes.Volumes.images`. Raises InputError where the same image is in both sets.
+    """
+    owners, pairs = {}, []
+    for table in (training_set, test_set):
+        for subject in () if table is None else table["Subject"]:
+            first = owners.setdefault(images[subject]["sha256"], subject)
+            if first == subject:
+                continue
+            if first in training_set["Subject"] and subject not in training_set["Subject"]:
+                raise InputError(
+                    f"{test_set.loc[subject, 'Path']}: the test subject {subject} has the same image as {first} of the "
+                    f"training set ({training_set.loc[first, 'Path']}); the test set must be unseen"
+                )
+            labels = [table.loc[name, "Group_bin"] for name in (first, subject)]
+            pairs.append(f"{first} and {subject}{', one as HC and one as PD' * int(labels[0] != labels[1])}")
+    if not pairs:
+        return []
+    more = f" (and {len(pairs) - 3} more)" if len(pairs) > 3 else ""
+    return [f"the same image under two names: {'; '.join(pairs[:3])}{more}"]
 
 
 def refuse_one_class(test_set, path):

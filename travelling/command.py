@@ -4,7 +4,9 @@ Imports nothing that is slow, so that ``--help`` answers at once.
 """
 
 import argparse
+import contextlib
 import math
+import os
 import signal
 import sys
 import threading
@@ -25,8 +27,13 @@ def run(main):
     0: done. 1: the machine failed (disk full, no permission). 2: the input is wrong. 130, 143: interrupted.
     """
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _Output(sys.stdout), _Output(sys.stderr, may_fail=True)
     try:
+        if os.name == "nt":
+            raise InputError("Windows is not supported; the Windows Subsystem for Linux (WSL) runs it: wsl --install")
         main()
+        sys.stdout.flush()
     except AlreadyDone as message:
         print(message, file=sys.stderr)
     except Stopped as stop:
@@ -46,7 +53,39 @@ def run(main):
         _asked.clear()
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        sys.stdout, sys.stderr = streams
     sys.exit(0)
+
+
+class _Output:
+    """A stream that shows what its encoding lacks as escapes, and survives its terminal (``may_fail``: any failure).
+
+    What is printed to a terminal that is gone is lost; logs and results are files.
+    """
+
+    def __init__(self, stream, may_fail=False):
+        self._stream = stream
+        self._may_fail = may_fail or stream.isatty()
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, text):
+        encoding = self._stream.encoding or "utf-8"
+        self._try(lambda: self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding)))
+        return len(text)
+
+    def flush(self):
+        self._try(self._stream.flush)
+
+    def _try(self, function):
+        try:
+            function()
+        except OSError:
+            with contextlib.suppress(OSError), open(os.devnull, "wb") as nothing:  # from now on, and at Python's end
+                os.dup2(nothing.fileno(), self._stream.fileno())
+            if not self._may_fail:
+                raise
 
 
 def _is_lack_of_memory(error):
@@ -96,7 +135,8 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that shows defaults, and one line instead of its usage where an option is wrong."""
 
     def __init__(self, description, prog=None):
-        super().__init__(prog=prog, description=description.strip(), formatter_class=_Help, allow_abbrev=False)
+        description = (description or "").strip()  # none under PYTHONOPTIMIZE=2
+        super().__init__(prog=prog, description=description, formatter_class=_Help, allow_abbrev=False)
 
     def error(self, message):
         """Print the message and exit with status 2."""
@@ -292,6 +332,11 @@ def add_image_options(parser, folder="run_image_cache in the folder of the resul
         type=Path,
         metavar="FOLDER",
         help=f"for the decoded images beyond that; it stays and may be shared by runs (default: {folder})",
+    )
+    parser.add_argument(
+        "--reorient",
+        action="store_true",
+        help="turn images whose axes are only permuted or flipped as those of the first one are",
     )
 
 

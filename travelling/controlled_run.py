@@ -45,13 +45,16 @@ class ControlledRun:
         self._baseline = None
         self._log = None
 
-    def begin(self, trainer, device, notices):
-        """Begin or go on; returns the plain log. Raises InputError where the pre-trained model is saturated."""
+    def begin(self, trainer, device, notices, images):
+        """Begin or go on; returns the plain log. Raises InputError where the pre-trained model is saturated.
+
+        ``images`` as in :meth:`travelling.run.Run.begin`.
+        """
         self._trainer = trainer
         if not self.run.resumes:
             self._baseline = trainer.evaluate()
             notices = [*notices, *self._saturation_notices()]
-        self._log = self.run.begin(device, notices)
+        self._log = self.run.begin(device, notices, images)
         self.reached = self.run.go_on(trainer)
         return self._log
 
@@ -92,7 +95,7 @@ class ControlledRun:
             self.run.checkpoint(here | state | {"locked_up": locked_up}, self._trainer)
 
         def hand_on(cycle):
-            self.run.save(model, cycle, settings.batch_size)
+            self.run.save(model, cycle, settings.batch_size, self._trainer.known(control.training()))
             write_csv(control.subject_table(), self.subjects_csv)
             self._log.info("cycle %d: %s", cycle, control.summary())
             if control.locked_up(cycle):

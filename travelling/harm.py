@@ -45,9 +45,9 @@ def read_source(path, kind, maximum):
 
     For a published kind its intensities must be within [0, ``maximum``].
     """
-    from travelling.volumes import check_image, to_array
+    from travelling.volumes import read_image, to_array
 
-    image = check_image(path)
+    image = read_image(path)
     if kind not in PUBLISHED:
         return image
     intensities = to_array(image)

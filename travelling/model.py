@@ -6,6 +6,7 @@ restore, save and load all use that list.
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import subprocess
@@ -37,13 +38,18 @@ def read(name, item):
     if isinstance(item, h5py.Dataset):
         item[()]
 
-resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))
+try:
+    resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))
+except (OSError, ValueError):  # macOS has no such limit
+    pass
 with h5py.File(sys.argv[1]) as file:
     read("", file)
     file.visititems(read)
 """
-# Keys in a model's record: the state of the dropout's generator, and the cycle that Adam's learning rate is meant for.
+# Keys in a model's record: the state of the dropout's generator, the cycle that Adam's learning rate is meant for, and
+# what tells whether two halves belong together.
 _RANDOM = "random_state"
+_MODEL = "model_sha256"  # of all that travels, the same in both halves
 _RATE_OF_CYCLE = "learning_rate_of_cycle"
 
 
@@ -101,8 +107,14 @@ class TravellingModel:
         self._adam.learning_rate = rate
 
     def train(self, images, labels):
-        """One step on one batch: images (batch, z, y, x, 1) float32, labels (batch,) 0 or 1. Returns the loss."""
-        return self._training_step(images, np.asarray(labels, np.float32)[:, None])
+        """One step on one batch: images (batch, z, y, x, 1) float32, labels (batch,) 0 or 1. Returns the loss.
+
+        Raises FloatingPointError where not all values of the state are finite any more.
+        """
+        loss, finite = self._training_step(images, np.asarray(labels, np.float32)[:, None])
+        if not finite:
+            raise FloatingPointError("not all that travels is finite any more")
+        return loss
 
     def predict(self, images, largest_batch=None):
         """Probability of PD for each of images (batch, z, y, x, 1): float32 of shape (batch,).
@@ -146,6 +158,7 @@ class TravellingModel:
         record = {
             **record,
             _RATE_OF_CYCLE: record["cycle"] + 1,
+            _MODEL: hashlib.sha256(b"".join(array.tobytes() for array in self.export_state())).hexdigest(),
             # Keras does not write the state of its random generators.
             _RANDOM: [keras.ops.convert_to_numpy(seed).tolist() for seed in self._random_state],
         }
@@ -192,10 +205,14 @@ class TravellingModel:
                 f"{encoder_path}: its state of Adam or of the dropout, or that of its classifier, "
                 f"is not that of this network ({_first_line(error)})"
             ) from None
+        for path, values in ((encoder_path, encoder.variables), (classifier_path, classifier.variables)):
+            _refuse_not_finite(path, values)
+        _refuse_not_finite(f"{encoder_path} and {classifier_path}", optimizer.variables)
         return model, record, notices
 
     def read_weights(self, encoder_path, classifier_path):
         """Take over the weights, and only them, of another saved model of this size; raises InputError."""
+        _refuse_two_models(encoder_path, read_record(encoder_path), classifier_path, read_record(classifier_path))
         for part, path in ((self.encoder, encoder_path), (self.classifier, classifier_path)):
             try:
                 if h5py.is_hdf5(path):
@@ -206,6 +223,7 @@ class TravellingModel:
                 raise InputError(
                     f"{path}: not a model of the same network as in the cycles before ({_first_line(error)})"
                 ) from None
+            _refuse_not_finite(path, part.variables)
 
 
 def _write_keras_file(part, path, record):
@@ -230,9 +248,12 @@ def _read_pair(encoder_path, classifier_path, shape):
             raise InputError(f"{path}: its layers are not those of the SFCN's {like.name}")
     if classifier.output_shape != (None, 1):
         raise InputError(f"{classifier_path}: a classifier has one output, this one has {classifier.output_shape[1]}")
-    cycle, other_cycle = record.get("cycle"), other_record.get("cycle")
-    if cycle != other_cycle:
-        raise InputError(f"{classifier_path}: of cycle {other_cycle}, but {encoder_path} is of cycle {cycle}")
+    _refuse_two_models(encoder_path, record, classifier_path, other_record)
+    if adam["steps"] and other_adam["steps"] and adam["steps"] != other_adam["steps"]:
+        raise InputError(
+            f"{classifier_path}: of another model than {encoder_path} "
+            f"(trained in {other_adam['steps']} steps, and that in {adam['steps']})"
+        )
     moments = adam["moments"] + other_adam["moments"] if adam["moments"] and other_adam["moments"] else []
     record["learning_rate"] = adam["learning_rate"]
     return (
@@ -241,6 +262,20 @@ def _read_pair(encoder_path, classifier_path, shape):
         record,
         notices + other_notices,
     )
+
+
+def _refuse_two_models(encoder_path, record, classifier_path, other_record):
+    """Raise InputError where the records of two halves are not those of one model."""
+    cycle, other_cycle = record.get("cycle"), other_record.get("cycle")
+    if cycle != other_cycle:
+        raise InputError(f"{classifier_path}: of cycle {other_cycle}, but {encoder_path} is of cycle {cycle}")
+    if record.get(_MODEL) != other_record.get(_MODEL):
+        raise InputError(f"{classifier_path}: of another model than {encoder_path}, though of the same cycle")
+
+
+def _refuse_not_finite(name, variables):
+    if not backend.are_finite([variable.value for variable in variables]):
+        raise InputError(f"{name}: holds values that are not finite; no good can come of this model")
 
 
 def _in_current_precision(encoder):

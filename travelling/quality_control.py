@@ -184,6 +184,10 @@ class QualityControl:
             self.flags.setdefault(subject, [])
             self.revisits.setdefault(subject, 0)
 
+    def training(self):
+        """The subjects that neither wait for their revisit nor are eliminated, a list."""
+        return [subject for subject in self.center_of if subject not in self.waiting | self.eliminated]
+
     def subject_table(self):
         """One row per training subject: what happened to it so far."""
         return pd.DataFrame(

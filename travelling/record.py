@@ -67,7 +67,27 @@ class Record:
         except (OSError, ValueError) as error:
             raise InputError(f"{self.path}: not a record of a run ({error}); --overwrite replaces it") from None
 
-    def start(self, device):
+    def refuse_other_images(self, images):
+        """Raise InputError where an image, of those that the run reads now, is not the one that it began with."""
+        for subject, image in self.read().get("images", {}).items():
+            if subject in images and images[subject]["sha256"] != image["sha256"]:
+                raise InputError(
+                    f"{image['path']}: the image of {subject} has changed since the run began; bring back the old one, "
+                    "or --overwrite starts anew"
+                )
+
+    def changed_image(self):
+        """The first file of an image that holds another one now, or None; reads what was written anew."""
+        from travelling.cache import checksum, identity
+        from travelling.volumes import read_voxels
+
+        for image in self.read().get("images", {}).values():
+            path = Path(image["path"])
+            if path.exists() and identity(path) != image["file"] and checksum(read_voxels(path)[0]) != image["sha256"]:
+                return path
+        return None
+
+    def start(self, device, images):
         """Write the record of a run that begins."""
         self._content = {
             **self.description,
@@ -76,12 +96,13 @@ class Record:
             "started": _now(),
             "sessions": [],
             "finished": None,
+            "images": images,
         }
         self._add_session(device)
 
-    def resume(self, device):
+    def resume(self, device, images):
         """Add to the record that the run goes on."""
-        self._content = self.read()
+        self._content = {"images": images, **self.read()}
         self._add_session(device)
 
     def finish(self):

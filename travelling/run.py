@@ -54,6 +54,7 @@ class Run:
         self._own_cache = self._record.path.with_name(f"{self._record.path.stem}_image_cache")
         self.cache_folder = getattr(arguments, "cache_dir", None) or self._own_cache  # for decoded images
         self._lock = None
+        self._notices = []
         self.log = None
         self.resumes = False
         if self._record.path.exists():
@@ -68,6 +69,11 @@ class Run:
         if self.resumes:
             return
         if earlier and not changes and not self._overwrite:
+            if image := self._record.changed_image():
+                raise InputError(
+                    f"{image}: has changed since it was read for {self._record.path}, a complete run; bring back the "
+                    "old one, or --overwrite runs it again"
+                )
             raise AlreadyDone(f"done already, {earlier['finished']}: {self._record.path} (--overwrite runs it again)")
         for path in self._earlier_results():
             if path.resolve() in self._reads:
@@ -95,6 +101,10 @@ class Run:
             owner = lock.read().strip() or "another process"
             lock.close()
             raise InputError(f"{self.folder}: {owner} is writing to it") from None
+        except OSError as error:  # some file systems of networks
+            self._notices.append(
+                f"{self.folder}: its file system has no locks ({error.strerror}); no other run must write there"
+            )
         self._lock = lock
         with name_file(path):
             lock.truncate(0)
@@ -102,18 +112,24 @@ class Run:
             lock.flush()
         command.at_end.append(lock.close)
 
-    def begin(self, device, notices=()):
-        """Remove an earlier run's results or go on with this one's; returns the log (a ``logging.Logger``)."""
+    def begin(self, device, notices=(), images=None):
+        """Remove an earlier run's results or go on with this one's; returns the log (a ``logging.Logger``).
+
+        ``images`` is what :attr:`travelling.volumes.Volumes.images` tells of all that the run reads. Raises InputError
+        where one is not what it was when the run began.
+        """
         for folder in self._folders:
             folder.mkdir(parents=True, exist_ok=True)
         if not self._lock:
             self._take_lock()
             self._look()  # another process may have been faster
-        if not self.resumes:
+        if self.resumes:
+            self._record.refuse_other_images(images or {})
+        else:
             for path in self._earlier_results():
                 path.unlink()
             self._checkpoints.remove()
-            self._record.start(device)  # first: whatever fails from now on, the same command goes on
+            self._record.start(device, images or {})  # first: whatever fails from now on, the same command goes on
         self.log = log = logging.getLogger("travelling")
         log.setLevel(logging.INFO)
         log.propagate = False
@@ -125,10 +141,10 @@ class Run:
         log.info("command: %s", shlex.join(sys.argv))
         log.addHandler(_AboveTheBar())
         log.info("device: %s", device)
-        for notice in notices:
+        for notice in [*notices, *self._notices]:
             log.info("notice: %s", notice)
         if self.resumes:
-            self._record.resume(device)
+            self._record.resume(device, images or {})
         command.finish_steps_on_signals()
         return log
 
@@ -165,12 +181,15 @@ class Run:
             with contextlib.suppress(OSError):  # of a line that could not be written, which was an error already
                 handler.close()
 
-    def save(self, model, cycle, batch_size):
-        """Save the model of a cycle under its published names; ``--keep-every`` decides which earlier ones stay."""
+    def save(self, model, cycle, batch_size, known):
+        """Save the model of a cycle under its published names; ``--keep-every`` decides which earlier ones stay.
+
+        ``known`` is what its record says besides (:meth:`travelling.trainer.LocalTrainer.known`).
+        """
         whole = model_files(self.folder, batch_size, cycle)
         partial = [path.with_name(f".{path.name}.part.keras") for path in whole]
         try:
-            model.save(*partial, {"cycle": cycle})
+            model.save(*partial, {"cycle": cycle, **known})
             for source, target in zip(partial, whole, strict=True):
                 replace_whole(source, target)
         except OSError:

@@ -7,7 +7,7 @@ import numpy as np
 
 from travelling.cohort import batches, place, place_before, travelling_order
 from travelling.command import stop_if_asked
-from travelling.errors import VisitFailed
+from travelling.errors import InputError, VisitFailed
 from travelling.metrics import evaluate
 from travelling.protocol import PROTOCOLS
 from travelling.run import progress_bar
@@ -73,7 +73,7 @@ def travel_and_save(run, trainer, model, centers, cycles, settings, reached, fir
         return protocol.learning_rate(settings.learning_rate, cycle, first_cycle, saved_rate)
 
     def hand_on(cycle, loss):
-        run.save(model, cycle, settings.batch_size)
+        run.save(model, cycle, settings.batch_size, trainer.known(sum(centers.values(), [])))
         run.log.info("cycle %d: learning rate %.3g, mean loss %.4f", cycle, learning_rate(cycle), loss)
 
     travel(
@@ -91,12 +91,23 @@ def travel_and_save(run, trainer, model, centers, cycles, settings, reached, fir
     )
 
 
+KNOWN = "distances_of_training_images"  # key in a model's record
+_FIRST = 2  # distances of the first BatchNorm layer: of mean and variance, which intensities decide
+_SAMPLE = 30  # images that stand for a set
+_STRANGE = 0.5  # of them: more, and it is not this or that image, but all
+
+
 def images_at_once(shape):
     """How many test images of ``shape`` (voxels) are evaluated at a time.
 
     Some 2 million voxels at once keep a GPU busy; more only takes memory.
     """
     return max(1, 2**21 // math.prod(shape))
+
+
+def _some(subjects):
+    """A few of the subjects, spread over all of them."""
+    return subjects[:: -(-len(subjects) // _SAMPLE)] if subjects else []
 
 
 class LocalTrainer:
@@ -122,8 +133,17 @@ class LocalTrainer:
         self._model.learning_rate = rate
 
     def train(self, subjects):
-        """One training step on the subjects as one batch, in this order. Returns the loss."""
-        return self._model.train(self._volumes.batch(subjects), [self._labels[subject] for subject in subjects])
+        """One training step on the subjects as one batch, in this order. Returns the loss.
+
+        Raises InputError where it makes the model worthless for good: values that are not finite stay so.
+        """
+        try:
+            return self._model.train(self._volumes.batch(subjects), [self._labels[subject] for subject in subjects])
+        except FloatingPointError:
+            raise InputError(
+                f"after a training step on {', '.join(subjects)} the model holds values that are not finite; look at "
+                "their intensities, or lower the learning rate"
+            ) from None
 
     def expect(self, subjects):
         """Training on these subjects comes soon: their images may be fetched meanwhile."""
@@ -138,11 +158,38 @@ class LocalTrainer:
 
         A list of lists, see :meth:`travelling.model.TravellingModel.distances`; None: of every subject of the test set.
         """
+        return self._distances_of(self._test_set["Subject"] if subjects is None else subjects)
+
+    def _distances_of(self, subjects):
         # Centers have many sizes: a backend that compiles for each of them would do nothing else.
-        return self._of_each(
-            self._test_set["Subject"] if subjects is None else subjects,
-            lambda images, _: self._model.distances(images, self._evaluation_batch),
-        )
+        return self._of_each(subjects, lambda images, _: self._model.distances(images, self._evaluation_batch))
+
+    def known(self, subjects):
+        """What a saved model tells of the images that it has trained on, those of ``subjects``: a dict for its record.
+
+        The largest distances of a few of them, at the first BatchNorm layer.
+        """
+        return {KNOWN: np.max(self._first_distances(subjects), axis=0).tolist()} if subjects else {}
+
+    def _first_distances(self, subjects):
+        return np.array([row[:_FIRST] for row in self._distances_of(_some(subjects))])
+
+    def strange(self, record):
+        """Notices where images lie further from what a model knows than those that it has trained on: a list of lines.
+
+        ``record`` is that of the model. Where it tells nothing, the images of the training set stand for them.
+        """
+        tested = [] if self._test_set is None else list(self._test_set["Subject"])
+        known = record.get(KNOWN) or self.known(list(self._labels)).get(KNOWN)
+        notices = []
+        for name, subjects in (("test", tested), ("training", list(self._labels))) if known else ():
+            beyond = ~(self._first_distances(subjects) <= known).all(axis=1) if subjects else np.zeros(0)
+            if beyond.sum() > _STRANGE * len(beyond):
+                notices.append(
+                    f"{beyond.sum()} of {len(beyond)} {name} images that were looked at lie further from what the "
+                    "model has learned of than those it has trained on: is their scale of intensities another?"
+                )
+        return notices
 
     def _of_each(self, subjects, function):
         """What a function of (images, largest batch) gives for each subject: a list, in their order."""

@@ -1,8 +1,14 @@
-"""Brain images: NIfTI files in, arrays (z, y, x) out, each file decoded once."""
+"""Brain images: NIfTI files in, arrays (z, y, x) out, each file read once.
+
+nibabel reads headers and voxels. It believes what a header says and what is in an archive, so both are looked at here.
+"""
 
 import contextlib
 import errno
 import gzip
+import io
+import itertools
+import logging
 import math
 import os
 import threading
@@ -10,163 +16,163 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
+from nibabel.affines import apply_affine, voxel_sizes
+from nibabel.arrayproxy import ArrayProxy
+from nibabel.orientations import aff2axcodes, apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
+from nibabel.spatialimages import HeaderDataError
 
-from travelling.cache import ArrayFiles, memory_for_images
+from travelling.cache import ArrayFiles, checksum, identity, memory_for_images
 from travelling.checkpoint import replace_whole
 from travelling.errors import InputError, name_file
 from travelling.run import progress_bar
 
-# NIfTI's data types with one value per voxel, by its code.
-DATA_TYPES = {
-    2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8",
-}  # fmt: skip
-# What decides how a NIfTI-1 header is read, and where it is.
-HEADER = np.dtype(
-    {
-        "names": ["dim", "datatype", "pixdim", "vox_offset", "qform_code", "sform_code", "quatern", "srow", "magic"],
-        "formats": ["8i2", "i2", "8f4", "f4", "i2", "i2", "6f4", "12f4", "S4"],
-        "offsets": [40, 70, 76, 108, 252, 254, 256, 280, 344],
-        "itemsize": 348,
-    }
-)
 LARGEST_OFFSET = 2**20  # bytes of header and extensions; more means that the header is damaged
 LARGEST_LENGTH = 1e6  # mm, of a voxel or from the origin
 GZIP_RATIO = 1032  # no byte of a gzip file can stand for more bytes than that
 MINIMUM_VOXELS = 33  # per axis: five poolings by 2, rounded up, must leave 2 for the network's average pooling
+SAME_SPACE = 0.5  # voxels between the corners of two images: more, and they do not lie in one space
+SAME_FORM = 0.1  # voxels, between qform and sform: what rounding leaves is below 0.001
+RIGHT_ANGLE = 0.1  # degrees by which axes may miss it
 
-sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's own warnings; what matters is an InputError
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # its remarks on headers; what matters is an InputError
+sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's own warnings likewise
 
 
-def open_image(path):
-    """Read a 3-D NIfTI image with one value per voxel as a SimpleITK image (axes x, y, z; mm).
+class Header(NamedTuple):
+    """What a file tells of its image.
 
-    Raises InputError for anything else; :func:`check_image` looks for damage inside the file, too.
+    ``affine`` takes voxel indices (x, y, z) to mm (right, anterior, superior); where neither qform nor sform tells it,
+    ``is_oriented`` is False. ``remarks`` are what a user should know, though it can be read.
     """
-    return _read_voxels(_read_header(path)[0], path)
+
+    nifti: nib.Nifti1Header
+    shape: tuple  # x, y, z
+    affine: np.ndarray  # (4, 4)
+    is_oriented: bool
+    remarks: list
 
 
-def check_image(path):
-    """Read an image as :func:`open_image` does and raise InputError if it is damaged or not finite.
+def read_image(path):
+    """Read a 3-D NIfTI image with one value per voxel, whole, as a SimpleITK image (axes x, y, z; mm).
 
-    Looks at the file's bytes as well, because ITK says nothing of two kinds of damage: what a truncated file
-    lacks it takes for zeros, and a NaN or infinite voxel, too, becomes zero.
+    Raises InputError for anything else, and where the file is damaged or a voxel is not finite in float32.
     """
-    reader, header = _read_header(path)
-    try:
-        found, finite = _scan_voxels(path, header)
-    except (EOFError, OSError, zlib.error) as error:
-        raise InputError(f"{path}: damaged image ({error})") from None
-    if found < header.length:
-        raise InputError(f"{path}: damaged image (truncated: {found} of {header.length} bytes of voxels)")
-    if found > header.length + LARGEST_OFFSET:
-        raise InputError(f"{path}: damaged image (longer than the {header.length} bytes of voxels in its header)")
-    image = _read_voxels(reader, path)
-    with np.errstate(over="ignore"):
-        voxels = sitk.GetArrayViewFromImage(image).astype(np.float32, copy=False)  # as batch() gives them
-    if not finite or not np.isfinite(voxels).all():
-        raise InputError(f"{path}: the image has voxels that are NaN or infinite (or too large for float32)")
+    voxels, header = read_voxels(path)
+    image = sitk.GetImageFromArray(voxels)
+    sizes = voxel_sizes(header.affine)
+    to_left_posterior = np.diag([-1.0, -1.0, 1.0, 1.0]) @ header.affine  # ITK counts mm to there
+    image.SetSpacing(sizes.tolist())
+    image.SetDirection((to_left_posterior[:3, :3] / sizes).ravel().tolist())
+    image.SetOrigin(to_left_posterior[:3, 3].tolist())
     return image
 
 
-class NiftiHeader(NamedTuple):
-    """What the voxels of a NIfTI file are, and where."""
+def read_voxels(path):
+    """The voxels of an image as an array (z, y, x), and its :class:`Header`; raises InputError as :func:`read_image`.
 
-    shape: tuple  # x, y, z
-    kind: np.dtype
-    offset: int  # bytes
-    length: int  # bytes
-
-
-def read_nifti_header(path):
-    """The :class:`NiftiHeader` of a 3-D image; raises InputError for anything else, and where it cannot be true.
-
-    ITK takes many a damaged header for a good one, prints its complaints about others, and allocates whatever size
-    a header claims.
+    The array has the file's own data type; scaled intensities are float32.
     """
+    header = read_header(path)
+    length = _length(header.nifti)
     try:
         with _open_bytes(path) as file:
-            content = file.read(HEADER.itemsize)
+            content = file.read(header.nifti.get_data_offset() + length + LARGEST_OFFSET + 1)
+    except (EOFError, OSError, zlib.error) as error:
+        raise InputError(f"{path}: damaged image ({error})") from None
+    found = len(content) - header.nifti.get_data_offset()
+    if found < length:
+        raise InputError(f"{path}: damaged image (truncated: {max(found, 0)} of {length} bytes of voxels)")
+    if found > length + LARGEST_OFFSET:
+        raise InputError(f"{path}: damaged image (longer than the {length} bytes of voxels in its header)")
+    with np.errstate(all="ignore"):
+        voxels = np.asanyarray(ArrayProxy(io.BytesIO(content), header.nifti))
+        kind = header.nifti.get_data_dtype().newbyteorder("=")
+        voxels = voxels.astype(kind if voxels.dtype == kind else np.float32, copy=False)
+        finite = voxels.dtype.kind in "iu" or np.isfinite(voxels.astype(np.float32, copy=False)).all()
+    if not finite:
+        raise InputError(f"{path}: the image has voxels that are NaN or infinite (or too large for float32)")
+    return np.ascontiguousarray(voxels.reshape(header.shape, order="F").T), header
+
+
+def read_header(path):
+    """The :class:`Header` of a 3-D image; raises InputError for anything else, and where it cannot be true."""
+    if not str(path).endswith((".nii", ".nii.gz")):
+        raise InputError(f"{path}: not a .nii or .nii.gz file")
+    try:
+        with _open_bytes(path) as file:
+            content = file.read(348)
         most = os.stat(path).st_size * (GZIP_RATIO if str(path).endswith(".gz") else 1)
     except (EOFError, OSError, zlib.error) as error:
         raise InputError(f"{path}: not a NIfTI image ({getattr(error, 'strerror', None) or error})") from None
-    sizes = {"<": int.from_bytes(content[:4], "little"), ">": int.from_bytes(content[:4], "big")}
-    if 540 in sizes.values():
+    if {content[:4], content[3::-1]} & {(540).to_bytes(4, "little")}:
         raise InputError(f"{path}: a NIfTI-2 image; NIfTI-1 is needed")
-    order = next((order for order, size in sizes.items() if size == HEADER.itemsize == len(content)), None)
-    if order is None:
+    if len(content) < 348 or not {content[:4], content[3::-1]} & {(348).to_bytes(4, "little")}:
         raise InputError(f"{path}: not a NIfTI image (it does not begin with a header)")
-    fields = np.frombuffer(content, HEADER.newbyteorder(order))[0]
-    if fields["magic"] != b"n+1":
+    try:
+        nifti = nib.Nifti1Header(content)
+        axes, kind, offset = nifti.get_data_shape(), nifti.get_data_dtype(), nifti.get_data_offset()
+        nifti.get_slope_inter()
+    except (HeaderDataError, ValueError, OverflowError) as error:
+        raise InputError(f"{path}: damaged image ({_reason(error)})") from None
+    if nifti["magic"].item() != b"n+1":
         raise InputError(f"{path}: not a NIfTI image in one file (no 'n+1' at the end of its header)")
-    axes, *shape = (int(number) for number in fields["dim"])
-    if not 0 < axes <= len(shape) or min(shape[: min(axes, 3)]) < 1:
-        raise InputError(f"{path}: damaged image (its header tells {axes} axes of {shape} voxels)")
-    code = int(fields["datatype"])
-    if axes < 3 or max(shape[3:axes], default=1) > 1 or code not in DATA_TYPES:
+    if min(axes[:3], default=0) < 1:
+        raise InputError(f"{path}: damaged image (its header tells {len(axes)} axes of {list(axes)} voxels)")
+    if len(axes) < 3 or max(axes[3:], default=1) > 1 or kind.kind not in "iuf" or kind.itemsize > 8:
         raise InputError(
-            f"{path}: a 3-D image with one value per voxel is needed, "
-            f"this one is {_in_words(shape[:axes][::-1])}, data type {code}"
+            f"{path}: a 3-D image with one value per voxel is needed, this one is {_in_words(axes[::-1])}, data type "
+            f"{nifti['datatype']}"
         )
-    geometry = [fields["pixdim"][:4]]
-    geometry += [fields[name] for name, use in (("quatern", "qform_code"), ("srow", "sform_code")) if fields[use] > 0]
-    if not all((np.abs(numbers) < LARGEST_LENGTH).all() for numbers in geometry):  # not of NaN either
-        raise InputError(f"{path}: damaged image (its voxel size or its orientation is no possible one)")
-    offset = float(fields["vox_offset"])
-    if not HEADER.itemsize + 4 <= offset <= LARGEST_OFFSET:
+    if offset > LARGEST_OFFSET:
         raise InputError(f"{path}: damaged image (its voxels begin at byte {offset:g})")
-    kind = np.dtype(order + DATA_TYPES[code])
-    header = NiftiHeader(tuple(shape[:3]), kind, int(offset), math.prod(shape[:3]) * kind.itemsize)
-    if header.offset + header.length > most:
+    if offset + _length(nifti) > most:
         raise InputError(
-            f"{path}: damaged image (truncated: its header tells {header.length} bytes of voxels, "
-            f"the file has at most {max(most - header.offset, 0)})"
+            f"{path}: damaged image (truncated: its header tells {_length(nifti)} bytes of voxels, "
+            f"the file has at most {max(most - offset, 0)})"
         )
-    return header
+    return Header(nifti, axes[:3], *_geometry(path, nifti, axes[:3]))
+
+
+def _length(nifti):
+    """Bytes of voxels."""
+    return math.prod(nifti.get_data_shape()) * nifti.get_data_dtype().itemsize
+
+
+def _geometry(path, nifti, shape):
+    """Affine, whether the file tells it, and remarks; raises InputError where it is none."""
+    remarks = []
+    try:
+        sform, qform = nifti.get_sform(coded=True)[0], nifti.get_qform(coded=True)[0]
+        affine = next((form for form in (sform, qform) if form is not None), nifti.get_base_affine())
+    except (HeaderDataError, ValueError):
+        affine = np.full((4, 4), np.nan)
+    sizes = voxel_sizes(affine)
+    if not ((np.abs(affine) < LARGEST_LENGTH).all() and (sizes > 1 / LARGEST_LENGTH).all()):  # not of NaN either
+        raise InputError(f"{path}: damaged image (its voxel size or its orientation is no possible one)")
+    axes = affine[:3, :3] / sizes
+    if abs(np.linalg.det(axes)) < 0.1:
+        raise InputError(f"{path}: damaged image (its axes lie in one plane)")
+    skew = np.degrees(np.arcsin(np.abs(axes.T @ axes - np.eye(3)).max()))
+    if skew > RIGHT_ANGLE:
+        remarks.append("with axes that are not at right angles")
+    if sform is not None and qform is not None and apart(qform, sform, shape) > SAME_FORM:
+        remarks.append("whose qform and sform differ (the sform counts)")
+    if sform is None and qform is None:
+        remarks.append("that tell no orientation, neither as qform nor as sform (taken as they are)")
+    return affine, sform is not None or qform is not None, remarks
+
+
+def apart(affine, other, shape):
+    """How far, in voxels, the corners of an image of ``shape`` (x, y, z) lie from where another affine has them."""
+    corners = np.array(list(itertools.product(*((0, size - 1) for size in shape))))
+    return np.abs(apply_affine(np.linalg.inv(other) @ affine, corners) - corners).max()
 
 
 def _open_bytes(path):
     return gzip.open(path) if str(path).endswith(".gz") else open(path, "rb")
-
-
-def _scan_voxels(path, header):
-    """Read a file from its first voxel on: (bytes, whether all voxels are finite).
-
-    Reads to the end, which checks an archive, unless that is much later than the header says.
-    """
-    length, finite = 0, True
-    with _open_bytes(path) as file:
-        file.seek(header.offset)
-        for chunk in iter(lambda: file.read(2**22), b""):
-            length += len(chunk)
-            if header.kind.kind == "f":
-                number = len(chunk) // header.kind.itemsize
-                finite &= bool(np.isfinite(np.frombuffer(chunk, header.kind, number)).all())
-            if length > header.length + LARGEST_OFFSET:
-                break
-    return length, finite
-
-
-def _read_header(path):
-    if not str(path).endswith((".nii", ".nii.gz")):
-        raise InputError(f"{path}: not a .nii or .nii.gz file")
-    header = read_nifti_header(path)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.SetImageIO("NiftiImageIO")
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise InputError(f"{path}: not a NIfTI image ({_reason(error)})") from None
-    return reader, header
-
-
-def _read_voxels(reader, path):
-    try:
-        return reader.Execute()
-    except (RuntimeError, MemoryError) as error:
-        raise InputError(f"{path}: unreadable image ({_reason(error)})") from None
 
 
 def write_image(image, path):
@@ -177,20 +183,14 @@ def write_image(image, path):
     partial = path.with_name(f".part_{path.name}")
     try:
         sitk.WriteImage(image, str(partial))
-        check_image(partial)  # ITK does not notice every failure
+        read_voxels(partial)  # ITK does not notice every failure
         replace_whole(partial, path)
     except (RuntimeError, InputError):
-        with name_file(path):
-            _refuse_full_disk(partial, math.prod(image.GetSize()) * image.GetSizeOfPixelComponent())
+        with name_file(path), open(partial, "ab") as file:  # ITK does not say why: a full disk would do so here
+            file.write(bytes(math.prod(image.GetSize()) * image.GetSizeOfPixelComponent()))
         raise OSError(errno.EIO, "could not be written", str(path)) from None
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _refuse_full_disk(path, length):
-    """Raise OSError where a file cannot grow by ``length`` bytes: ITK does not say why it failed."""
-    with open(path, "ab") as file:
-        os.posix_fallocate(file.fileno(), file.tell(), length)
 
 
 def to_array(image):
@@ -199,9 +199,7 @@ def to_array(image):
 
 
 def _reason(error):
-    """The last line of ITK's message says what is wrong; the others say where in ITK."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1].removeprefix("ITK ERROR: ") if lines else type(error).__name__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def for_each_image(function, paths, description):
@@ -216,20 +214,32 @@ def for_each_image(function, paths, description):
 
 
 class Volumes:
-    """The images of one or more cohorts, which all must have one shape; each is decoded once.
+    """The images of one or more cohorts, which must have one shape and lie in one space; each is read once.
 
-    ``shape`` is (z, y, x) in voxels, known once a cohort is added. Decoded images are kept in their own data type: in
+    ``shape`` is (z, y, x) in voxels, known once a cohort is added. With ``reorient``, images whose axes are only
+    permuted or flipped are turned as the first one is. ``space`` is :attr:`space` of the images that these must agree
+    with, where they are elsewhere. Decoded images are kept in their own data type: in
     memory up to ``cache_gb`` (10^9 bytes; None: half of what is free), as a rule those that were added first, the
-    others in files in ``cache_folder``, which is made when the first one needs it.
+    others in files in ``cache_folder``, which is made when the first one needs it. ``images`` (after
+    :meth:`decode`) tells for each subject, in dicts, ``path``, ``file`` (its :func:`travelling.cache.identity`)
+    and ``sha256`` (:func:`travelling.cache.checksum`).
     """
 
-    def __init__(self, cache_gb, cache_folder):
-        self.shape = None
-        self._first = None  # the image that set the shape
+    def __init__(self, cache_gb, cache_folder, reorient=False, space=None):
+        self.shape = None if space is None else tuple(space["shape"])
+        self.images = {}
+        self._reorient = reorient
+        self._first = "the model's home"  # or the image that set the shape
+        self._affine = None if space is None or space["affine"] is None else np.array(space["affine"])
+        self._oriented = self._first  # or the image that set the affine
+        self._sizes = None if self._affine is None else voxel_sizes(self._affine)  # mm
+        self._turns = {}  # NIfTI file -> nibabel's orientation transform of (z, y, x), where one is needed
         self._files = {}  # subject -> NIfTI file
         self._memory = {}  # NIfTI file -> array
         self._array_files = ArrayFiles(cache_folder)
         self._stored = {}  # NIfTI file -> .npy file
+        self._contents = {}  # NIfTI file -> what is known of it, see images
+        self._remarks = {}  # in words -> NIfTI files
         self._free = memory_for_images(cache_gb)  # bytes
         self._reservation = threading.Lock()
         self._buffers = [np.empty((0,)), np.empty((0,))]  # of batch()
@@ -237,8 +247,12 @@ class Volumes:
     def add(self, cohort):
         """Add the images of a cohort, checking the headers only; raises InputError for the first bad one."""
         for path in cohort["Path"]:
-            _, header = _read_header(path)
-            shape = tuple(reversed(header.shape))  # x, y, z -> z, y, x
+            header = read_header(path)
+            for remark in header.remarks:
+                self._remark(remark, path)
+            size, affine = self._turned(path, header) if self._reorient else (header.shape, header.affine)
+            self._refuse_other_axes(path, header, affine)
+            shape = tuple(reversed(size))  # x, y, z -> z, y, x
             if self.shape is None:
                 self.shape, self._first = shape, path
             if shape != self.shape:
@@ -250,32 +264,97 @@ class Volumes:
                 raise InputError(
                     f"{path}: {_in_words(shape)} voxels; the network needs {MINIMUM_VOXELS} along every axis"
                 )
+            self._refuse_other_space(path, header, affine)
+            if self._affine is None and header.is_oriented:
+                self._affine, self._oriented = affine, path
         self._files.update(zip(cohort["Subject"], cohort["Path"], strict=True))
 
-    def decode(self):
-        """Decode and check every image once; raises InputError for a bad one, OSError where a file cannot be written.
+    def _remark(self, words, path):
+        self._remarks.setdefault(words, []).append(path)
 
-        Returns what a log should say of it: a list of lines, empty where all fits into memory.
+    @property
+    def space(self):
+        """Where all images lie, as plain values: ``shape``, and ``affine`` (None where none tells it)."""
+        return {"shape": self.shape, "affine": None if self._affine is None else self._affine.tolist()}
+
+    def _comparable(self, header):
+        """Whether an image and the first one both tell how they lie."""
+        return self._affine is not None and header.is_oriented
+
+    def _turned(self, path, header):
+        """Shape (x, y, z) and affine after the axes are permuted and flipped as those of the first image."""
+        if not self._comparable(header):
+            return header.shape, header.affine
+        turn = ornt_transform(io_orientation(header.affine), io_orientation(self._affine))
+        if np.array_equal(turn, [[0, 1], [1, 1], [2, 1]]):
+            return header.shape, header.affine
+        shape = apply_orientation(np.empty(header.shape, bool), turn).shape
+        self._turns[path] = turn
+        self._remark(
+            f"turned from {_axes(header.affine)} to {_axes(self._affine)} as {self._oriented} (--reorient)", path
+        )
+        return shape, header.affine @ inv_ornt_aff(turn, header.shape)
+
+    def _refuse_other_axes(self, path, header, affine):
+        if self._comparable(header) and _axes(affine) != _axes(self._affine):
+            raise InputError(
+                f"{path}: its axes run {_axes(affine)}, those of {self._oriented} {_axes(self._affine)}; "
+                "all images must have one orientation (--reorient turns them)"
+            )
+
+    def _refuse_other_space(self, path, header, affine):
+        sizes, shape = voxel_sizes(affine), self.shape[::-1]
+        if self._sizes is None:
+            self._sizes = sizes
+        if (np.abs(sizes / self._sizes - 1) * shape > SAME_SPACE).any():
+            raise InputError(
+                f"{path}: voxels of {_in_mm(sizes)} mm, but those of {self._first} have {_in_mm(self._sizes)} mm; "
+                "all images must have one voxel size: this needs resampling, which is not done here"
+            )
+        if self._comparable(header) and (distance := apart(affine, self._affine, shape)) > SAME_SPACE:
+            raise InputError(
+                f"{path}: lies up to {distance:.3g} voxels from where {self._oriented} lies (origin, or tilted axes); "
+                "all images must lie in one space: this needs resampling, which is not done here"
+            )
+
+    def decode(self):
+        """Read and check every image once; raises InputError for a bad one, OSError where a file cannot be written.
+
+        Returns what a log should say of them: a list of lines.
         """
         for_each_image(self._decode, list(self._files.values()), "reading images")
-        if not self._stored:
-            return []
-        size = sum(path.stat().st_size for path in self._stored.values()) / 1e9
-        return [
-            f"{len(self._memory)} decoded images are in memory (--cache-gb), "
-            f"{len(self._stored)} in {self._array_files.folder} ({size:.1f} GB, --cache-dir)"
+        self.images = {subject: self._contents[path] for subject, path in self._files.items()}
+        notices = [
+            f"{len(paths)} image{'s' * (len(paths) > 1)} {words}: {min(paths)}{' and others' * (len(paths) > 1)}"
+            for words, paths in self._remarks.items()
         ]
+        if self._stored:
+            size = sum(path.stat().st_size for path in self._stored.values()) / 1e9
+            notices.append(
+                f"{len(self._memory)} decoded images are in memory (--cache-gb), "
+                f"{len(self._stored)} in {self._array_files.folder} ({size:.1f} GB, --cache-dir)"
+            )
+        return notices
 
     def _decode(self, path):
-        stored = self._array_files.find(path)
-        array = to_array(check_image(path)) if stored is None else np.load(stored, mmap_mode="r")
+        original = identity(path)
+        found = self._array_files.load(original)
+        if found:
+            array, stored, total = found
+        else:
+            array, stored = read_voxels(path)[0], None
+            total = checksum(array)
+        is_flat = array.min() == array.max()
         with self._reservation:
+            self._contents[path] = {"path": path, "file": original, "sha256": total}
+            if is_flat:
+                self._remark("without any contrast: every voxel is the same", path)
             fits = array.nbytes <= self._free
             self._free -= array.nbytes if fits else 0
         if fits:
             self._memory[path] = np.array(array) if stored else array
         else:
-            self._stored[path] = stored or self._array_files.store(path, array)
+            self._stored[path] = stored or self._array_files.store(original, array, total)
 
     def batch(self, subjects):
         """Images of the subjects as float32 of shape (subjects, z, y, x, 1).
@@ -288,7 +367,11 @@ class Volumes:
         self._buffers = [other, buffer]
         images = buffer[: len(subjects)]
         for image, subject in zip(images, subjects, strict=True):
-            image[..., 0] = self._array(self._files[subject])
+            path = self._files[subject]
+            array = self._array(path)
+            if path in self._turns:
+                array = apply_orientation(array.T, self._turns[path]).T
+            image[..., 0] = array
         return images
 
     def batches(self, groups):
@@ -303,6 +386,8 @@ class Volumes:
 
     def expect(self, subjects):
         """Have the system read the files of these subjects in the background: a batch of them is needed soon."""
+        if not hasattr(os, "posix_fadvise"):  # macOS
+            return
         for subject in subjects:
             path = self._files[subject]
             if path not in self._memory:
@@ -315,7 +400,19 @@ class Volumes:
         try:
             return np.load(self._stored[path], mmap_mode="r")
         except (OSError, ValueError):  # somebody has cleaned up
-            return to_array(open_image(path))
+            array, _ = read_voxels(path)
+            if checksum(array) != self._contents[path]["sha256"]:
+                raise InputError(f"{path}: has changed since this run began") from None
+            return array
+
+
+def _axes(affine):
+    """Where the axes x, y, z run to, as letters: RAS is right, anterior, superior."""
+    return "".join(aff2axcodes(affine))
+
+
+def _in_mm(sizes):
+    return " x ".join(f"{size:.4g}" for size in sizes)
 
 
 def _in_words(shape):

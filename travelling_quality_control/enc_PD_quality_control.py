@@ -32,7 +32,7 @@ def main():
     """Run the experiment."""
     arguments = parse_arguments()
     # Only now, so that --help answers at once.
-    from travelling.cohort import read_cohort, refuse_overlap, subjects_by_center
+    from travelling.cohort import copies, read_cohort, refuse_overlap, subjects_by_center
     from travelling.controlled_run import ControlledRun, refuse_unfit_test_set
     from travelling.run import progress_bar
     from travelling.trainer import LocalTrainer
@@ -44,7 +44,7 @@ def main():
     centers = subjects_by_center(training_set)
     controlled = ControlledRun(arguments, inputs=("fn_train", "fn_test", "en", "pd"))
     run, cycles = controlled.run, controlled.cycles
-    volumes = Volumes(arguments.cache_gb, run.cache_folder)
+    volumes = Volumes(arguments.cache_gb, run.cache_folder, arguments.reorient)
     volumes.add(test_set)  # first: it is needed most often
     volumes.add(training_set)
 
@@ -54,9 +54,9 @@ def main():
 
     device = backend.start(arguments.seed, arguments.deterministic, arguments.precision)
     model, record, notices = TravellingModel.load(arguments.en, arguments.pd, volumes.shape)
-    notices += volumes.decode()
+    notices += volumes.decode() + copies(volumes.images, training_set, test_set)
     trainer = LocalTrainer(model, volumes, training_set, test_set, arguments.eval_batch_size)
-    log = controlled.begin(trainer, device, notices)
+    log = controlled.begin(trainer, device, notices + trainer.strange(record), volumes.images)
     log.info("training set: %d images, %d centers; test set: %d images", len(training_set), len(centers), len(test_set))
 
     with progress_bar(total=len(cycles) * len(training_set), unit="image") as bar:

@@ -6,10 +6,11 @@ What leaves: for each of the server's questions one answer, made in :meth:`Cente
 question    holds                                       answer
 ==========  ==========================================  ======================================================
 subjects    nothing                                     pseudonyms of all subjects, in the order of the CSV
-prepare     how many filters the convolutions have      nothing
+prepare     how many filters the convolutions have,     nothing
+            the affine and shape of the home's images
 train       all that travels (only its digest, where    all that travels after one training step, and its loss
             the center has it), pseudonyms of a batch,
-            how many filters the convolutions have
+            and what prepare holds
 distances   the same                                    for each image, how far it lies from what the network has
                                                         learned of, at every BatchNorm layer (``--screen``)
 report      what became of the center's subjects        nothing
@@ -31,7 +32,7 @@ from nvflare.apis.executor import Executor
 from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
-from travelling.cohort import SEPARATOR, read_cohort
+from travelling.cohort import SEPARATOR, copies, read_cohort
 from travelling.errors import InputError
 from travelling.quality_control import LOG_COLUMNS
 from travelling.run import write_csv
@@ -78,16 +79,17 @@ def _salt(path):
 class Center:
     """A hospital: its cohort, and one model that stays compiled from visit to visit.
 
-    Raises InputError where its configuration or its CSV is wrong.
+    ``log`` is its own. Raises InputError where its configuration or its CSV is wrong.
     """
 
-    def __init__(self, settings):
+    def __init__(self, settings, log):
+        self._log = log
         self._folder = settings.private_folder
         self._settings = settings
         self._cohort = read_cohort(settings.training_set)
         self._pseudonyms = Pseudonyms(self._folder, self._cohort["Subject"])
         self._trainer = None
-        self._filters = None  # of the trainer's network
+        self._prepared = None  # for which network, and images that lie where
         self._states = {}  # digest -> arrays: of the last step, before and after
 
     def answer(self, question, arrays, meta):
@@ -95,13 +97,13 @@ class Center:
         if question == "subjects":
             return [], {"subjects": list(self._pseudonyms.of.values())}
         if question == "prepare":
-            self._prepare(meta["filters"])
+            self._prepare(meta)
             return [], {}
         if question in ("train", "distances"):
             state = arrays or self._states.get(meta["state"])
             if state is None:
                 return [], {"missing": True}
-            self._prepare(meta["filters"])  # again, where the center has restarted
+            self._prepare(meta)  # again, where the center has restarted
             self._trainer.import_state(state)
             work = self._train if question == "train" else self._measure
             return work(state, meta["state"], [self._pseudonyms.subject[name] for name in meta["subjects"]])
@@ -123,9 +125,9 @@ class Center:
         self._states = {name: state}
         return [], {"distances": distances}
 
-    def _prepare(self, counts):
+    def _prepare(self, meta):
         """Read the images, build the network and compile its training step: what takes long, but once in a job."""
-        if self._filters == counts:
+        if self._prepared == (meta["filters"], meta["space"]):
             return
         # Only now: TensorFlow takes seconds to import, and the images to read.
         from travelling import backend
@@ -134,14 +136,29 @@ class Center:
         from travelling.trainer import LocalTrainer
         from travelling.volumes import Volumes
 
-        volumes = Volumes(self._settings.cache_gb, self._settings.cache_dir or self._folder / "image_cache")
+        settings = self._settings
+        folder = settings.cache_dir or self._folder / "image_cache"
+        volumes = Volumes(settings.cache_gb, folder, settings.reorient, meta["space"])
         volumes.add(self._cohort)
         backend.start(seed=0)  # whatever is random travels
-        model = TravellingModel.build(volumes.shape, width_of(counts), learning_rate=0.0)
-        volumes.decode()
+        model = TravellingModel.build(volumes.shape, width_of(meta["filters"]), learning_rate=0.0)
+        for notice in volumes.decode() + copies(volumes.images, self._cohort) + self._changes(volumes.images):
+            self._log.info("notice: %s", notice)
         self._trainer = LocalTrainer(model, volumes, self._cohort)
         self._trainer.train([self._cohort["Subject"].iloc[0]])  # compiles; the next state replaces this one
-        self._filters = counts
+        self._prepared = (meta["filters"], meta["space"])
+
+    def _changes(self, images):
+        """Notices of images that are not what they were in the job before; notes what they are now."""
+        path = self._folder / "images.csv"
+        earlier = pd.read_csv(path, dtype=str, index_col="Subject")["sha256"].to_dict() if path.exists() else {}
+        now = {subject: image["sha256"] for subject, image in images.items()}
+        write_csv(pd.DataFrame(now.items(), columns=["Subject", "sha256"]), path)
+        return [
+            f"the image of {subject} is not the one of the job before ({images[subject]['path']})"
+            for subject in now
+            if earlier.get(subject, now[subject]) != now[subject]
+        ]
 
     def _report(self, subjects, rows):
         """Write down which of the own subjects were flagged or eliminated, with their images, and why."""
@@ -192,7 +209,7 @@ class CenterExecutor(Executor):
             handler = logging.FileHandler(settings.private_folder / "center.log", encoding="utf-8")
             handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
             self._log.addHandler(handler)
-        self._center = Center(settings)
+        self._center = Center(settings, self._log)
 
     def _note(self, error, trace=False):
         if self._log is None:  # the configuration is wrong: the only place left is the process's own stderr

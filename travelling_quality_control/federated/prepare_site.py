@@ -55,7 +55,7 @@ def main():
             arguments.kit.name,
             arguments.training_set,
             arguments.private_folder,
-            image_settings(arguments.cache_gb, arguments.cache_dir),
+            image_settings(arguments.cache_gb, arguments.cache_dir, arguments.reorient),
         )
 
 
@@ -87,9 +87,9 @@ def allow(local, server_storage=None):
     write_whole(path, json.dumps(resources, indent=2).encode())
 
 
-def image_settings(cache_gb=None, cache_dir=None):
+def image_settings(cache_gb=None, cache_dir=None, reorient=False):
     """What a site's configuration file says of its decoded images; None: its default."""
-    return {"cache_gb": cache_gb, "cache_dir": cache_dir and str(cache_dir.absolute())}
+    return {"cache_gb": cache_gb, "cache_dir": cache_dir and str(cache_dir.absolute()), "reorient": reorient}
 
 
 def configure_center(local, center, training_set, private_folder, images):

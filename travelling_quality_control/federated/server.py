@@ -11,7 +11,7 @@ from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.workflows.model_controller import ModelController
 
 from travelling import command
-from travelling.cohort import SEPARATOR, read_cohort
+from travelling.cohort import SEPARATOR, copies, read_cohort
 from travelling.controlled_run import ControlledRun, refuse_unfit_test_set
 from travelling.errors import AlreadyDone, InputError, Stopped, VisitFailed
 from travelling.quality_control import FAILURES
@@ -39,6 +39,8 @@ class FederatedTrainer(LocalTrainer):
         super().__init__(model, volumes, test_set=test_set, evaluation_batch=evaluation_batch)
         self._ask = ask
         self.center_of = {}
+        # What a center needs to know of the network and of the home's images.
+        self.preparation = {"filters": model.filters, "space": volumes.space}
         self._states = {}  # center -> digests of the states that it still holds
 
     def train(self, subjects):
@@ -59,10 +61,14 @@ class FederatedTrainer(LocalTrainer):
         self._states[center] = {name}
         return meta["distances"]
 
+    def known(self, subjects):
+        """Nothing: centers are not asked how far their images lie, unless for the screen."""
+        return {}
+
     def _ask_in(self, state, question, subjects):
         """Ask the subjects' center something about them in a state: (center, the state's digest, arrays, meta)."""
         center, name = self.center_of[subjects[0]], digest(state)
-        meta = {"subjects": subjects, "state": name, "filters": self._model.filters}
+        meta = {"subjects": subjects, "state": name, **self.preparation}
         # A center's next batch begins where its last one has ended, or, if that was undone, begun: it has that state.
         there = name in self._states.pop(center, ())
         answer = self._ask(center, question, [] if there else state, meta)
@@ -160,7 +166,7 @@ class TravellingController(ModelController):
         test_set = read_cohort(settings.fn_test)
         refuse_unfit_test_set(test_set, settings)
         controlled = ControlledRun(settings, inputs=INPUT_FILES[settings.method])
-        volumes = Volumes(settings.cache_gb, controlled.run.cache_folder)
+        volumes = Volumes(settings.cache_gb, controlled.run.cache_folder, settings.reorient)
         volumes.add(test_set)
 
         from travelling import backend
@@ -168,10 +174,10 @@ class TravellingController(ModelController):
 
         device = backend.start(settings.seed)
         model, record, notices = TravellingModel.load(settings.en, settings.pd, volumes.shape)
-        notices += volumes.decode()
+        notices += volumes.decode() + copies(volumes.images, test_set)
         trainer = FederatedTrainer(self._ask, model, volumes, test_set, settings.eval_batch_size)
-        controlled.begin(trainer, device, notices)
-        centers = self._gather(settings.centers, controlled.reached, trainer, model.filters)
+        controlled.begin(trainer, device, notices + trainer.strange(record), volumes.images)
+        centers = self._gather(settings.centers, controlled.reached, trainer)
         cycles = self._of_this_job(controlled.cycles, controlled.reached)
         for _ in controlled.travel(model, record["learning_rate"], centers, cycles):
             self._stop_if_asked()
@@ -189,13 +195,14 @@ class TravellingController(ModelController):
         device = backend.start(settings.seed)
         model = TravellingModel.build(settings.shape, settings.width, settings.learning_rate)
         run.begin(device)
-        trainer = FederatedTrainer(self._ask, model, volumes=None, evaluation_batch=1)  # it never evaluates
+        volumes = Volumes(0, run.cache_folder, space={"shape": settings.shape, "affine": None})  # of no image
+        trainer = FederatedTrainer(self._ask, model, volumes)
         reached = run.go_on(trainer)
-        centers = self._gather(settings.centers, reached, trainer, model.filters)
+        centers = self._gather(settings.centers, reached, trainer)
         travel_and_save(run, trainer, model, centers, self._of_this_job(cycles, reached), settings, reached)
         self._finish(run, cycles, reached)
 
-    def _gather(self, centers, reached, trainer, filters):
+    def _gather(self, centers, reached, trainer):
         """The subjects of every center, by their pseudonyms: from the checkpoint, or asked for now.
 
         Empty where a center cannot tell. Raises InputError where fewer than two can; those begin to prepare.
@@ -220,7 +227,7 @@ class TravellingController(ModelController):
         # All at once, and without waiting: each is ready when the model comes, or works on it until then.
         self.send_model(
             task_name="prepare",
-            data=FLModel(params={}, meta={"filters": filters}),
+            data=FLModel(params={}, meta=trainer.preparation),
             targets=there,
             timeout=self.task_timeout,
             callback=lambda answer: None,

@@ -59,7 +59,11 @@ def _shape(value, folder):
     return tuple(reversed(value))
 
 
-_IMAGES = {"cache_gb": (_number(float, 0), None), "cache_dir": (_path, None)}
+_IMAGES = {
+    "cache_gb": (_number(float, 0), None),
+    "cache_dir": (_path, None),
+    "reorient": (_choice(False, True), False),
+}
 _TRAINING = _IMAGES | {
     "centers": (_centers, _REQUIRED),
     "cycles": (_number(int, 1), 30),
@@ -123,7 +127,7 @@ def read_server_settings(path):
 
 
 def read_center_settings(path):
-    """A center's configuration: ``training_set``, ``private_folder``, ``cache_gb``, ``cache_dir``.
+    """A center's configuration: ``training_set``, ``private_folder`` and those of images.
 
     Raises InputError for anything that is missing, unknown or wrong.
     """

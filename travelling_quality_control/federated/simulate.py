@@ -52,7 +52,7 @@ def main():
     local.mkdir(parents=True, exist_ok=True)
     centers = list(training_set["Study"].unique())
     memory = memory_for_images(arguments.cache_gb) / 1e9 / (1 + len(centers))  # they share this machine
-    images = prepare_site.image_settings(memory, arguments.cache_dir)
+    images = prepare_site.image_settings(memory, arguments.cache_dir, arguments.reorient)
     write_server_settings(local / SERVER_FILE, arguments, centers, images)
     settings = read_server_settings(local / SERVER_FILE)
     refuse_complete(settings, "--overwrite")
