@@ -13,6 +13,7 @@ Examples:
     python reproduce/reproduce.py --demo --settings published evidence_screen --kinds inverted blur
 """
 
+import contextlib
 import os
 import shlex
 import sys
@@ -272,8 +273,11 @@ def refuse_changed_images(folder):
     """Raise InputError where an image is not what it was when a step of this study read it."""
     from travelling.record import Record
 
+    image = None
     for path in sorted(folder.rglob("*run.json")):
-        if image := Record(path, {}).changed_image():
+        with contextlib.suppress(InputError):  # of a record or an image that is damaged: its script says so
+            image = Record(path, {}).changed_image()
+        if image:
             raise InputError(
                 f"{image}: has changed since {path.parent} read it; bring back the old one, or choose another --out"
             )

@@ -43,6 +43,9 @@ class FakeTrainer:
             return [[number, 121 - number] for number in range(1, 121)]
         return [self.strange.get(subject, (10, 10)) for subject in subjects]
 
+    def known(self, subjects):
+        return {}
+
     def evaluate(self):
         return Evaluation(*(int(count) for count in self.misdiagnoses), HEALTHY, PATIENTS)
 

@@ -54,6 +54,9 @@ class FakeModel:
     def predict(self, images, largest_batch):
         return (images.mean((1, 2, 3, 4)) > self.threshold[0]).astype(np.float32)
 
+    def distances(self, images, largest_batch):
+        return np.ones((len(images), 2))
+
     def keep(self):
         return self.threshold.copy()
 

@@ -20,7 +20,7 @@ import travelling.command
 from travelling.errors import InputError
 from travelling.metrics import performance
 from travelling.run import Run, cycles_to_run, model_pairs
-from travelling.volumes import Volumes, check_image
+from travelling.volumes import Volumes, read_image
 
 SHAPE = (35, 34, 33)  # of the toy cohort's images: z, y, x
 NO_PROC = "/proc/none/below"  # cannot be made, not even by root
@@ -290,7 +290,7 @@ def test_bad_image(kind, tmp_path):
     write(bad)
     assert decode(good).batch(["good.nii.gz"]).shape == (1, *SHAPE, 1)
     assert input_error(decode, good, bad).startswith(f"{bad}: ")
-    assert input_error(check_image, bad).startswith(f"{bad}: ")
+    assert input_error(read_image, bad).startswith(f"{bad}: ")
 
 
 def test_images_of_two_shapes_are_both_named(tmp_path):
@@ -680,7 +680,7 @@ def test_a_harmful_sample_is_replaced_on_demand_only(tmp_path):
     refused("generate", "-i", image, "--output-folder", "out", cwd=tmp_path, names=["x_clip.nii.gz", "--overwrite"])
     done = run_here("generate", "-i", image, "--output-folder", "out", "--overwrite", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    check_image(tmp_path / "out" / "x_clip.nii.gz")
+    read_image(tmp_path / "out" / "x_clip.nii.gz")
 
 
 def test_an_original_is_never_overwritten(tmp_path):

@@ -41,7 +41,7 @@ def decoded(cohort, cache_gb, folder):
     """Volumes of the cohort; also: how many images were decoded, and what the log is told."""
     loaded = Volumes(cache_gb, folder)
     loaded.add(cohort)
-    with mock.patch.object(volumes, "check_image", side_effect=volumes.check_image) as check:
+    with mock.patch.object(volumes, "read_voxels", side_effect=volumes.read_voxels) as check:
         notices = loaded.decode()
     return loaded, check.call_count, notices
 
@@ -61,7 +61,7 @@ def test_what_does_not_fit_into_memory_is_in_files(cache_gb, in_memory, images, 
     cohort, arrays = images
     loaded, checked, notices = decoded(cohort, cache_gb, tmp_path / "cache")
     assert checked == 3
-    with mock.patch.object(volumes, "open_image", side_effect=AssertionError("decoded again")):
+    with mock.patch.object(volumes, "read_voxels", side_effect=AssertionError("decoded again")):
         assert_right(loaded, arrays)
     files = list((tmp_path / "cache").glob("*")) if in_memory < 3 else []
     assert (tmp_path / "cache").exists() == (in_memory < 3)
@@ -140,7 +140,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
         mock.patch.object(cache.os, "replace", side_effect=OSError(28, "No space left on device")),
         pytest.raises(OSError, match=r"No space left on device: '.*\.npy'"),
     ):
-        files.store(original, np.arange(9))
+        files.store(cache.identity(original), np.arange(9), "0")
     assert list(files.folder.iterdir()) == []
 
 
@@ -179,7 +179,6 @@ def test_predictions_come_in_the_order_of_the_test_set(evaluation_batch, images,
 def test_free_memory_heeds_the_limits_of_its_control_groups(version, tmp_path):
     """As SLURM sets them: on the job, above the group that the process is in."""
     content = {
-        "/proc/meminfo": "MemTotal: 64 kB\nMemAvailable:    4000000 kB\n",
         "/proc/self/cgroup": "0::/slurm/job_1/step_0\n" if version == 2 else "4:cpu,memory:/slurm/job_1/step_0\n",
     }
     root = "/sys/fs/cgroup" if version == 2 else "/sys/fs/cgroup/memory"
@@ -194,9 +193,13 @@ def test_free_memory_heeds_the_limits_of_its_control_groups(version, tmp_path):
         except KeyError:
             raise FileNotFoundError(path) from None
 
-    with mock.patch.object(cache.Path, "read_text", read_text):
+    available = mock.Mock(return_value=mock.Mock(available=4_096_000_000))
+    with (
+        mock.patch.object(cache.Path, "read_text", read_text),
+        mock.patch.object(cache.psutil, "virtual_memory", available),
+    ):
         assert free_memory() == 2000
         content[f"{root}/slurm/job_1/memory.{limit}"] = "max\n"
         assert free_memory() == 4_096_000_000
-        del content["/proc/meminfo"]
-        assert free_memory() == 0
+        del content["/proc/self/cgroup"]  # as on macOS
+        assert free_memory() == 4_096_000_000

@@ -209,7 +209,7 @@ def test_a_lock_up_of_an_earlier_session_is_told_at_the_end(tmp_path, monkeypatc
     def session(cycles):
         controlled = ControlledRun(Namespace(**settings), inputs=())
         trainer = MortalTrainer()
-        controlled.begin(trainer, "a device", [])
+        controlled.begin(trainer, "a device", [], {})
         with mock.patch.object(controlled.run, "save"):
             for _ in controlled.travel(None, None, CENTERS, cycles):
                 pass

@@ -111,6 +111,12 @@ def read_header(path):
         raise InputError(f"{path}: a NIfTI-2 image; NIfTI-1 is needed")
     if len(content) < 348 or not {content[:4], content[3::-1]} & {(348).to_bytes(4, "little")}:
         raise InputError(f"{path}: not a NIfTI image (it does not begin with a header)")
+    with np.errstate(all="ignore"):  # of numbers in a damaged header
+        return _checked_header(path, content, most)
+
+
+def _checked_header(path, content, most):
+    """The :class:`Header` of 348 bytes, in a file of at most ``most`` bytes; raises InputError."""
     try:
         nifti = nib.Nifti1Header(content)
         axes, kind, offset = nifti.get_data_shape(), nifti.get_data_dtype(), nifti.get_data_offset()
@@ -126,7 +132,7 @@ def read_header(path):
             f"{path}: a 3-D image with one value per voxel is needed, this one is {_in_words(axes[::-1])}, data type "
             f"{nifti['datatype']}"
         )
-    if offset > LARGEST_OFFSET:
+    if not 352 <= offset <= LARGEST_OFFSET:
         raise InputError(f"{path}: damaged image (its voxels begin at byte {offset:g})")
     if offset + _length(nifti) > most:
         raise InputError(
