@@ -126,8 +126,8 @@ def make_experiment(arguments):
     results = [training_csv, truth_csv, *(target for *_, target in jobs)]
     refuse_originals(results, reads=[arguments.fn_train, *map(Path, good["Path"])])
     run = Run(folder, "harmful_samples.log", arguments, {"fn_train": arguments.fn_train}, results, models=False)
-    check_images(jobs, arguments.maximum)
-    log = run.begin("CPU")
+    images = check_images(jobs, arguments.maximum)
+    log = run.begin("CPU", images=images)
     # An image that is there is whole, and of this run: any other's would have been refused or removed.
     for _ in write_images(jobs, arguments, finished={target for *_, target in jobs if target.exists()}):
         command.stop_if_asked()
@@ -194,11 +194,19 @@ def refuse_originals(results, reads):
 
 
 def check_images(jobs, maximum):
-    """Read every source of ``jobs``, so that a bad one is found before anything is written."""
-    from travelling.run import progress_bar
+    """Read every source of ``jobs``, so that a bad one is found before anything is written.
 
+    Returns what a record says of them, as :attr:`travelling.volumes.Volumes.images` does, by their paths.
+    """
+    from travelling.cache import checksum, identity
+    from travelling.run import progress_bar
+    from travelling.volumes import to_array
+
+    images = {}
     for source, kind, _ in progress_bar(jobs, desc="checking images", unit="image"):
-        harm.read_source(source, kind, maximum)
+        total = checksum(to_array(harm.read_source(source, kind, maximum)))
+        images[str(source)] = {"path": str(source), "file": identity(source), "sha256": total}
+    return images
 
 
 def write_images(jobs, arguments, finished=()):

@@ -89,7 +89,9 @@ def render(picture, file_format="png", dark=False):
         "axes.labelcolor": colors["ink"],
         "axes.edgecolor": colors["ink"],
     }
-    with mpl.rc_context(style):
+    with mpl.rc_context():
+        mpl.rcdefaults()  # not the user's matplotlibrc
+        mpl.rcParams.update(style)
         figure = Figure(figsize=picture.size, dpi=DPI, layout="constrained")
         picture.draw(figure, colors)
         figure.draw_without_rendering()  # the layout of a second pass knows how wide the labels of the first were
@@ -405,9 +407,9 @@ def _draw_slices(images, figure, colors):
 
 def _show_slices(pair, path, title):
     """Axial and sagittal middle slice of an image on two axes."""
-    from travelling.volumes import read_voxels
+    from travelling.volumes import read_upright
 
-    volume, _ = read_voxels(path)  # z, y, x
+    volume = read_upright(path)  # z, y, x
     middle = [size // 2 for size in volume.shape]
     for axis, image in zip(pair, (volume[middle[0]], volume[:, :, middle[2]]), strict=True):
         axis.imshow(image, cmap="gray", origin="lower")

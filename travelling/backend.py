@@ -85,6 +85,7 @@ def start(seed, deterministic=False, precision="float32"):
             os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
         import jax
 
+        jax.config.update("jax_enable_x64", False)  # of another project's environment
         return ", ".join(f"{device.platform.upper()} {device.device_kind}" for device in jax.devices())
     return BACKEND
 

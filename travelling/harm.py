@@ -26,7 +26,10 @@ def make_harmful(image, kind, maximum, seed, level=None):
     function, strength = KINDS[kind].function, strength_of(kind, level)
     if kind in PUBLISHED:
         return function(image, strength, maximum, seed)
-    original = sitk.GetArrayFromImage(image)  # z, y, x
+    # Wherever the file's own axes run to, z is up here, y to the front and x to the right.
+    orientation = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection())
+    upright = sitk.DICOMOrient(image, "RAS")
+    original = sitk.GetArrayFromImage(upright)  # z, y, x
     if original.min() == original.max():
         raise InputError(f"every voxel is {original.min():g}: nothing to harm")
     made = function(original.astype(np.float64), strength, np.random.default_rng(seed))
@@ -36,7 +39,9 @@ def make_harmful(image, kind, maximum, seed, level=None):
     if kind != "swapped_label" and np.array_equal(made, original):
         raise InputError(f"{kind} does not change this image")
     harmful = sitk.GetImageFromArray(made)
-    harmful.CopyInformation(image)
+    harmful.CopyInformation(upright)
+    harmful = sitk.DICOMOrient(harmful, orientation)
+    harmful.CopyInformation(image)  # without what rounding did to it
     return harmful
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -145,9 +146,13 @@ def _versions():
 def git_state():
     """(commit of this repository, whether files differ from it); (None, None) where git cannot tell."""
     folder = Path(__file__).resolve().parent.parent
+    # Within a git hook, for example, these would name another repository.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         commit, status = (
-            subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True, check=True, timeout=20).stdout
+            subprocess.run(
+                ["git", "-C", folder, *words], capture_output=True, text=True, check=True, timeout=20, env=environment
+            ).stdout
             for words in (("rev-parse", "HEAD"), ("status", "--porcelain"))
         )
     except (OSError, subprocess.SubprocessError):

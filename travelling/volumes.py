@@ -97,6 +97,12 @@ def read_voxels(path):
     return np.ascontiguousarray(voxels.reshape(header.shape, order="F").T), header
 
 
+def read_upright(path):
+    """The voxels of an image as an array whose axes run up, to the front and to the right, wherever the file's do."""
+    voxels, header = read_voxels(path)
+    return apply_orientation(voxels.T, io_orientation(header.affine)).T
+
+
 def read_header(path):
     """The :class:`Header` of a 3-D image; raises InputError for anything else, and where it cannot be true."""
     if not str(path).endswith((".nii", ".nii.gz")):
@@ -118,11 +124,15 @@ def read_header(path):
 def _checked_header(path, content, most):
     """The :class:`Header` of 348 bytes, in a file of at most ``most`` bytes; raises InputError."""
     try:
-        nifti = nib.Nifti1Header(content)
+        nifti, told = nib.Nifti1Header(content), nib.Nifti1Header(content, check=False)
         axes, kind, offset = nifti.get_data_shape(), nifti.get_data_dtype(), nifti.get_data_offset()
         nifti.get_slope_inter()
     except (HeaderDataError, ValueError, OverflowError) as error:
         raise InputError(f"{path}: damaged image ({_reason(error)})") from None
+    # What nibabel corrects without a word: codes that do not exist, voxel sizes of 0 or less.
+    decisive = ("sform_code", "qform_code") if nifti["sform_code"] else ("sform_code", "qform_code", "pixdim")
+    if any(np.any(told[name] != nifti[name]) and not np.isnan(told[name]).any() for name in decisive):
+        raise InputError(f"{path}: damaged image (its voxel size or its orientation is no possible one)")
     if nifti["magic"].item() != b"n+1":
         raise InputError(f"{path}: not a NIfTI image in one file (no 'n+1' at the end of its header)")
     if min(axes[:3], default=0) < 1:

@@ -136,7 +136,7 @@ def read_center_settings(path):
 
 def _read(path):
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_refuse_twice)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; it configures this site (README, 'Across hospitals')") from None
     except (OSError, ValueError) as error:
@@ -144,6 +144,15 @@ def _read(path):
     if not isinstance(content, dict):
         raise InputError(f"{path}: not a JSON object")
     return content
+
+
+def _refuse_twice(pairs):
+    """A JSON object; Python's reader would take the last of two values of one name, without a word."""
+    names = [name for name, _ in pairs]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"{twice[0]} is there twice")
+    return dict(pairs)
 
 
 def _checked(path, content, known):
