@@ -240,12 +240,12 @@ def run(tmp_path):
     """Function: a session of a run, which may end; and the volumes of its image."""
     (tmp_path / "x.csv").write_text("a")
 
-    def session(finish=False, overwrite=False):
+    def session(finish=False, overwrite=False, device="a device"):
         arguments = Namespace(fn=tmp_path / "x.csv", overwrite=overwrite)
         try:
             run = Run(tmp_path / "run", "log", arguments, {"fn": tmp_path / "x.csv"})
             volumes, notices = volumes_of(tmp_path / "x.nii")
-            run.begin("a device", notices, volumes.images)
+            run.begin(device, notices, volumes.images)
             if finish:
                 run.finish()
         finally:
@@ -272,6 +272,19 @@ def test_a_run_goes_on_with_the_images_it_began_with(run, voxels, tmp_path):
     with pytest.raises(InputError, match=r"x\.nii: has changed since it was read for .*run\.json"):
         run()
     run(overwrite=True)
+
+
+def test_a_session_on_another_machine_is_told(run, voxels, tmp_path):
+    save(tmp_path / "x.nii", voxels)
+    run()
+    with mock.patch.object(record, "_versions", return_value=[("numpy", "9.9")]):
+        run(device="another device")
+    log = (tmp_path / "run" / "log").read_text().splitlines()
+    notices = [line.split("notice: ")[1] for line in log if "notice: " in line]
+    assert notices == [
+        "device was a device in the session before, and is another device",
+        f"numpy was {np.__version__} in the session before, and is 9.9",
+    ]
 
 
 def test_a_complete_run_reads_only_what_was_written_anew(run, voxels, tmp_path):
@@ -722,3 +735,25 @@ def test_a_leak_is_refused_by_the_script(dirty_cohort, cohort, last_model, tmp_p
     assert done.returncode == 2
     assert "has the same image as s003 of the training set" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "qc_run").exists()
+
+
+def test_a_setting_that_is_there_twice_is_refused(tmp_path):
+    """Python's reader of JSON takes the last one."""
+    from travelling_quality_control.federated.settings import read_center_settings
+
+    path = tmp_path / "travelling_c1.json"
+    path.write_text('{"training_set": "a.csv", "private_folder": "p", "training_set": "b.csv"}')
+    with pytest.raises(InputError, match="training_set is there twice"):
+        read_center_settings(path)
+
+
+def test_a_users_style_of_figures_changes_none(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "reproduce")
+    import matplotlib as mpl
+    from study_figures import Picture, render
+
+    picture = Picture("x", "", "", "", (2, 2), lambda figure, colors: figure.subplots().plot([1, 2], label="x"))
+    usual = render(picture)
+    with mpl.rc_context({"lines.linewidth": 9, "font.size": 30}):
+        assert render(picture) == usual
+        assert mpl.rcParams["font.size"] == 30

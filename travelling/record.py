@@ -101,6 +101,16 @@ class Record:
         }
         self._add_session(device)
 
+    def other_circumstances(self, device):
+        """In words, what the session before ran on and this one does not: then equal bits cannot be expected."""
+        last = (self.read().get("sessions") or [{}])[-1]
+        before = {"device": last.get("device"), **last.get("packages", {})}
+        return [
+            f"{name} was {before[name]} in the session before, and is {value}"
+            for name, value in {"device": device, **dict(_versions())}.items()
+            if before.get(name, value) != value
+        ]
+
     def resume(self, device, images):
         """Add to the record that the run goes on."""
         self._content = {"images": images, **self.read()}

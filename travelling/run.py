@@ -125,6 +125,7 @@ class Run:
             self._look()  # another process may have been faster
         if self.resumes:
             self._record.refuse_other_images(images or {})
+            self._notices += self._record.other_circumstances(device)
         else:
             for path in self._earlier_results():
                 path.unlink()

@@ -534,6 +534,32 @@ def test_an_error_at_a_center_stays_in_its_own_log(federation):
     assert all(b"gone" not in answered for _, _, _, answered in federation.messages)
 
 
+def test_images_that_lie_elsewhere_are_refused_at_their_center_and_changed_ones_told(federation):
+    """The home says where its own lie; its own log says of a center's images what they were in the job before."""
+    assert federation.job().panics == []
+    meta = next(
+        FLModelUtils.from_shareable(fobs.loads(sent)).meta
+        for _, question, sent, _ in federation.messages
+        if question == "prepare"
+    )
+    assert list(meta["space"]["shape"]) == [35, 34, 33]
+    elsewhere = np.array(meta["space"]["affine"])
+    elsewhere[0, 3] += 40  # mm
+    log, images = (federation.private["c1"] / name for name in ("center.log", "images.csv"))
+    before = len(log.read_text()) if log.exists() else 0
+    federation.executors["c1"] = CenterExecutor()
+    moved = meta | {"space": {"shape": meta["space"]["shape"], "affine": elsewhere.tolist()}}
+    assert federation.deliver("c1", "prepare", FLModel(params={}, meta=moved)).meta == {"error": "input"}
+    assert "lies up to 10 voxels from where the model's home lies" in log.read_text()[before:]
+    table = pd.read_csv(images)
+    images.write_text(images.read_text().replace(table["sha256"][0], "0" * 64))
+    assert federation.deliver("c1", "prepare", FLModel(params={}, meta=meta)).meta == {}
+    notices = [line for line in log.read_text()[before:].splitlines() if "notice: " in line]
+    assert len(notices) == 1
+    assert f"the image of {table['Subject'][0]} is not the one of the job before" in notices[0]
+    assert images.read_text() == table.to_csv(index=False)
+
+
 def test_the_standard_travelling_model_is_a_job_too(federation, study, tmp_path):
     settings = {
         "method": "standard", "centers": CENTERS, "shape": [33, 34, 35], "output_folder": str(tmp_path / "standard"),
