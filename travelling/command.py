@@ -4,7 +4,6 @@ Imports nothing that is slow, so that ``--help`` answers at once.
 """
 
 import argparse
-import contextlib
 import math
 import os
 import signal
@@ -82,8 +81,6 @@ class _Output:
         try:
             function()
         except OSError:
-            with contextlib.suppress(OSError), open(os.devnull, "wb") as nothing:  # from now on, and at Python's end
-                os.dup2(nothing.fileno(), self._stream.fileno())
             if not self._may_fail:
                 raise
 
