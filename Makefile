@@ -1,5 +1,5 @@
 # make install   the set-up alone: .venv with everything in requirements-dev.txt
-# make demo      watch the method find harmful images across 83 centers (see README)
+# make demo      watch the method find harmful images across 83 centers (docs/demo.md)
 # make test      ruff and the test suite; every change must pass it and test-federated (.ci/run)
 # make federated-demo   four centers of a small cohort in NVIDIA FLARE's simulator, and what a center needs
 # make test-federated   the tests of what runs across hospitals

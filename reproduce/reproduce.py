@@ -82,7 +82,7 @@ def parse_arguments():
         group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=description, **options)
 
     study = parser.add_argument_group("study")
-    study.add_argument("--train", type=Path, metavar="CSV", help="training set (README, 'Your own data')")
+    study.add_argument("--train", type=Path, metavar="CSV", help="training set (docs/data.md)")
     study.add_argument("--test", type=Path, metavar="CSV", help="test set")
     study.add_argument("--demo", action="store_true", help="make a synthetic cohort and use that")
     study.add_argument("--out", type=Path, metavar="FOLDER", help="for everything (default with --demo: demo)")
@@ -111,7 +111,9 @@ def parse_arguments():
     add(training, "pretraining_rate", "learning rate in cycle 0, of the pre-trained model", rate, "RATE")
     add(training, "learning_rate", "the same, of those that go on from it", rate, "RATE", default=1e-4)
     add(training, "batch_size", "images per training step", default=5)
-    training.add_argument("--protocol", choices=["corrected", "published"], default="corrected", help="see README")
+    training.add_argument(
+        "--protocol", choices=["corrected", "published"], default="corrected", help="docs/protocols.md"
+    )
 
     harm = parser.add_argument_group("harm and quality control")
     add(harm, "centers", "centers with harmful images", default=5)

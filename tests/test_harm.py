@@ -199,12 +199,12 @@ def test_an_experiment_of_a_new_kind(kind, cohort, tmp_path):
     assert len(set(changes)) == (1 if kind == "swapped_label" else 3)  # every image has a spike of its own
 
 
-def test_help_and_readme_know_every_kind():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_help_and_docs_know_every_kind():
+    page = (ROOT / "docs" / "scripts.md").read_text(encoding="utf-8")
     table = harm.in_words()
     for kind, entry in harm.KINDS.items():
         strength = "" if entry.strength is None else f"{entry.strength:g}"
         assert re.search(rf"^ +{kind} +X{harm.suffix(kind)}: .*{strength}", table, re.MULTILINE)
         published = kind in harm.PUBLISHED
         row = rf"^- \*{kind}\*, `X{harm.suffix(kind)}" if published else rf"^\| `{kind}` \|.*\|.*\b{strength}\b.*\|$"
-        assert re.search(row if strength or published else rf"^\| `{kind}` \|.*\| \|$", readme, re.MULTILINE), kind
+        assert re.search(row if strength or published else rf"^\| `{kind}` \|.*\| \|$", page, re.MULTILINE), kind

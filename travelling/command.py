@@ -198,7 +198,7 @@ def add_method_options(parser, seed):
         "--protocol",
         choices=["corrected", "published"],
         default="corrected",
-        help="as the paper describes it, or as its published code does it (README, 'Two protocols')",
+        help="as the paper describes it, or as its published code does it (docs/protocols.md)",
     )
     group.add_argument(
         "--learning-rate", type=number(float, 0), default=1e-4, metavar="RATE", help="Adam's learning rate in cycle 0"
@@ -250,7 +250,7 @@ def add_quality_control_options(parser, seed):
         help="go on where the pre-trained model errs so much that verification cannot see harm",
     )
     add_first_cycle_option(parser)
-    better = parser.add_argument_group("beyond the published method (README, 'What to expect')")
+    better = parser.add_argument_group("beyond the published method (docs/settings.md)")
     better.add_argument(
         "--rule",
         choices=["published", "evidence"],

@@ -56,9 +56,7 @@ def parse_arguments():
     )
     parser.add_argument("--show", type=command.number(int, 1), default=10, metavar="N", help="violations to print")
     group = parser.add_argument_group("options of the run")
-    group.add_argument(
-        "--protocol", choices=["corrected", "published"], default="corrected", help="README, 'Two protocols'"
-    )
+    group.add_argument("--protocol", choices=["corrected", "published"], default="corrected", help="docs/protocols.md")
     group.add_argument(
         "--revisit",
         "-revisit",

@@ -138,7 +138,7 @@ def _read(path):
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_refuse_twice)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; it configures this site (README, 'Across hospitals')") from None
+        raise InputError(f"{path}: no such file; it configures this site (docs/federation.md)") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a JSON file that can be read ({error})") from None
     if not isinstance(content, dict):
