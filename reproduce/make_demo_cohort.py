@@ -457,7 +457,8 @@ def main():
 
     import pandas as pd
 
-    from travelling.run import progress_bar, write_csv
+    from travelling.console import progress_bar
+    from travelling.files import write_csv
 
     training, test = plan_cohort(pd.read_csv(CENTERS_FILE), arguments.shrink)
     if len({row["Group_bin"] for row in test}) < 2:

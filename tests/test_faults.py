@@ -32,7 +32,7 @@ from hypothesis import strategies as st
 from travelling.checkpoint import Checkpoints
 from travelling.cohort import read_cohort
 from travelling.errors import InputError
-from travelling.run import RECORD, read_record
+from travelling.model_files import RECORD, read_record
 from travelling.volumes import Volumes, read_image
 
 hypothesis.configuration.set_hypothesis_home_dir(tempfile.gettempdir())  # nothing in the repository

@@ -25,7 +25,7 @@ import pytest
 from conftest import ROOT, SCRIPTS, run_here, run_script
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from travelling import command, record
+from travelling import command, record, stopping
 from travelling.cohort import copies, read_cohort, refuse_overlap
 from travelling.errors import InputError
 from travelling.run import Run
@@ -249,7 +249,7 @@ def run(tmp_path):
             if finish:
                 run.finish()
         finally:
-            command.end()
+            stopping.end()
 
     return session
 
@@ -643,7 +643,7 @@ def test_a_run_survives_its_terminal(tmp_path):
     code = (
         "import sys, time\n"
         "from travelling import command\n"
-        "from travelling.run import progress_bar\n"
+        "from travelling.console import progress_bar\n"
         "def main():\n"
         "    bar = progress_bar(range(300))\n"
         "    for number in bar:\n"

@@ -11,8 +11,8 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from travelling.checkpoint import write_whole
 from travelling.errors import InputError
+from travelling.files import write_whole
 
 PACKAGES = ("tensorflow", "jax", "keras", "numpy", "pandas", "scikit-learn", "SimpleITK", "h5py")
 # These change where results go or how fast they come, not what they are.

@@ -25,9 +25,9 @@ from nibabel.orientations import aff2axcodes, apply_orientation, inv_ornt_aff, i
 from nibabel.spatialimages import HeaderDataError
 
 from travelling.cache import ArrayFiles, checksum, identity, memory_for_images
-from travelling.checkpoint import replace_whole
+from travelling.console import progress_bar
 from travelling.errors import InputError, name_file
-from travelling.run import progress_bar
+from travelling.files import replace_whole
 
 LARGEST_OFFSET = 2**20  # bytes of header and extensions; more means that the header is damaged
 LARGEST_LENGTH = 1e6  # mm, of a voxel or from the origin
