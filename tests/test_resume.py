@@ -86,7 +86,7 @@ def control(folder, dies_at=None, protocol="corrected", dies_saving=None):
     return trainer
 
 
-def files(folder):
+def results(folder):
     return [(folder / name).read_bytes() for name in ("qc.csv", "subjects.csv")]
 
 
@@ -105,7 +105,7 @@ def test_quality_control_killed_at_any_step_ends_as_if_it_had_not_been(protocol,
         with pytest.raises(Killed):
             control(folder, dies_at, protocol)
         resumed = control(folder, protocol=protocol)
-        assert files(folder) == files(whole)
+        assert results(folder) == results(whole)
         assert resumed.weight == uninterrupted.weight
         assert len(resumed.fitted) <= steps - dies_at + 11  # at most the work of one center is repeated
 
@@ -124,7 +124,7 @@ def test_quality_control_killed_again_and_again_and_while_saving(tmp_path):
         except Killed:
             kills += 1
     assert kills > 3
-    assert files(folder) == files(whole)
+    assert results(folder) == results(whole)
     assert resumed.weight == uninterrupted.weight
 
 
