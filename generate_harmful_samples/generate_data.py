@@ -201,7 +201,7 @@ def check_images(jobs, maximum):
     """
     from travelling.cache import checksum, identity
     from travelling.console import progress_bar
-    from travelling.volumes import to_array
+    from travelling.nifti import to_array
 
     images = {}
     for source, kind, _ in progress_bar(jobs, desc="checking images", unit="image"):
@@ -222,7 +222,7 @@ def write_images(jobs, arguments, finished=()):
 
 def write_harmful(source, kind, target, arguments, seed):
     """Make one harmful image; ``target`` appears only when it is complete."""
-    from travelling.volumes import write_image
+    from travelling.nifti import write_image
 
     image = harm.read_source(source, kind, arguments.maximum)
     try:

@@ -409,7 +409,7 @@ def write_subject(row, folder, spacing, effect, seed):
     """Make and write one subject; returns its row for the CSV. Runs in a worker process."""
     import SimpleITK as sitk
 
-    from travelling.volumes import write_image
+    from travelling.nifti import write_image
 
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # the processes are the parallelism
     traits, rng = draw_subject(row, effect, seed)

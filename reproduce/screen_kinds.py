@@ -117,7 +117,7 @@ class Harmed:
         import numpy as np
 
         from travelling.harm import make_harmful
-        from travelling.volumes import read_image, to_array
+        from travelling.nifti import read_image, to_array
 
         rows = []
         for number, subject in enumerate(subjects):

@@ -407,7 +407,7 @@ def _draw_slices(images, figure, colors):
 
 def _show_slices(pair, path, title):
     """Axial and sagittal middle slice of an image on two axes."""
-    from travelling.volumes import read_upright
+    from travelling.nifti import read_upright
 
     volume = read_upright(path)  # z, y, x
     middle = [size // 2 for size in volume.shape]

@@ -13,7 +13,7 @@ import pytest
 from conftest import run_here
 from fake_trainer import FakeTrainer
 
-from travelling import files, stopping, volumes
+from travelling import files, nifti, stopping
 from travelling.checkpoint import Checkpoints
 from travelling.controlled_run import ControlledRun
 from travelling.errors import AlreadyDone, InputError
@@ -241,7 +241,7 @@ def test_a_harmful_experiment_killed_at_any_image_ends_as_if_it_had_not_been(kin
     whole, folder = tmp_path / "whole", tmp_path / "folder"
     assert run_here("generate", *options, "--output-folder", whole, cwd=tmp_path).returncode == 0
     written = []
-    write_image = volumes.write_image
+    write_image = nifti.write_image
 
     def write_or_die(image, path):
         if len(written) % 2:  # in every session the second image kills
@@ -251,7 +251,7 @@ def test_a_harmful_experiment_killed_at_any_image_ends_as_if_it_had_not_been(kin
         written.append(path)
         write_image(image, path)
 
-    with mock.patch.object(volumes, "write_image", write_or_die):
+    with mock.patch.object(nifti, "write_image", write_or_die):
         for _ in range(3):
             with pytest.raises(Killed):
                 run_here("generate", *options, "--output-folder", folder, cwd=tmp_path)

@@ -12,7 +12,8 @@ Shared code of the five scripts. The scripts read like the paper; the plumbing i
     files              files that are whole or not there
     checkpoint         where a run stands
     cohort             the CSV: subjects, centers, the travelling order, batches
-    volumes            NIfTI images, each decoded once
+    nifti              files of images: reading, checking, writing
+    volumes            the images of a run: each decoded once, all in one space
     cache              decoded images in memory and in memory-mapped files
     sfcn               the network
     inference_network  the same, as evaluation and the screen need it

@@ -80,7 +80,7 @@ class Record:
     def changed_image(self):
         """The first file of an image that holds another one now, or None; reads what was written anew."""
         from travelling.cache import checksum, identity
-        from travelling.volumes import read_voxels
+        from travelling.nifti import read_voxels
 
         for image in self.read().get("images", {}).values():
             path = Path(image["path"])
