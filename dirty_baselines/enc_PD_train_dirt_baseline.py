@@ -29,7 +29,8 @@ def main():
     arguments = parse_arguments()
     # Only now, so that --help answers at once.
     from travelling.cohort import copies, read_cohort, subjects_by_center
-    from travelling.run import Run, cycles_to_run
+    from travelling.model_files import cycles_to_run
+    from travelling.run import Run
     from travelling.trainer import LocalTrainer, travel_and_save
     from travelling.volumes import Volumes
 

@@ -18,7 +18,7 @@ The kinds, with their default strength, which --level multiplies:
 
 from pathlib import Path
 
-from travelling import command, harm
+from travelling import command, harm, stopping
 from travelling.errors import InputError
 
 
@@ -101,7 +101,8 @@ def make_experiment(arguments):
     import pandas as pd
 
     from travelling.cohort import read_cohort
-    from travelling.run import Run, write_csv
+    from travelling.files import write_csv
+    from travelling.run import Run
 
     folder, kind = arguments.output_folder, arguments.kind
     good = read_cohort(arguments.fn_train)
@@ -130,7 +131,7 @@ def make_experiment(arguments):
     log = run.begin("CPU", images=images)
     # An image that is there is whole, and of this run: any other's would have been refused or removed.
     for _ in write_images(jobs, arguments, finished={target for *_, target in jobs if target.exists()}):
-        command.stop_if_asked()
+        stopping.stop_if_asked()
     write_csv(
         harmful[["Subject", "Study"]].assign(Kind=kind, Experiment=arguments.experiment, Source=sources),
         truth_csv,
@@ -163,7 +164,7 @@ def make_images(jobs, arguments):
 
     Where writing fails, for example on a full disk, nothing of it stays: the same command can be run again.
     """
-    from travelling.run import refuse_read_only
+    from travelling.files import refuse_read_only
 
     targets = [target for *_, target in jobs]
     refuse_originals(targets, reads=[source for source, *_ in jobs])
@@ -199,8 +200,8 @@ def check_images(jobs, maximum):
     Returns what a record says of them, as :attr:`travelling.volumes.Volumes.images` does, by their paths.
     """
     from travelling.cache import checksum, identity
-    from travelling.run import progress_bar
-    from travelling.volumes import to_array
+    from travelling.console import progress_bar
+    from travelling.nifti import to_array
 
     images = {}
     for source, kind, _ in progress_bar(jobs, desc="checking images", unit="image"):
@@ -211,7 +212,7 @@ def check_images(jobs, maximum):
 
 def write_images(jobs, arguments, finished=()):
     """Write the target of every (source, kind, target) of ``jobs`` but the finished ones; yields each."""
-    from travelling.run import progress_bar
+    from travelling.console import progress_bar
 
     for number, (source, kind, target) in enumerate(progress_bar(jobs, desc="writing images", unit="image")):
         if target not in finished:
@@ -221,7 +222,7 @@ def write_images(jobs, arguments, finished=()):
 
 def write_harmful(source, kind, target, arguments, seed):
     """Make one harmful image; ``target`` appears only when it is complete."""
-    from travelling.volumes import write_image
+    from travelling.nifti import write_image
 
     image = harm.read_source(source, kind, arguments.maximum)
     try:

@@ -9,7 +9,7 @@ Example:
 
 from pathlib import Path
 
-from travelling import command
+from travelling import command, stopping
 from travelling.errors import InputError
 
 # Of the predictions, before those of the test set's CSV.
@@ -47,8 +47,11 @@ def main():
     import pandas as pd
 
     from travelling.cohort import copies, read_cohort
+    from travelling.console import progress_bar
+    from travelling.files import write_csv
     from travelling.metrics import age_groups, diagnose, metrics_by_subgroup, refuse_unordered_ages
-    from travelling.run import Run, model_pairs, progress_bar, write_csv
+    from travelling.model_files import model_pairs
+    from travelling.run import Run
     from travelling.trainer import LocalTrainer
     from travelling.volumes import Volumes
 
@@ -114,7 +117,7 @@ def main():
             "cycle %d: AUROC %.3f, accuracy %.3f, sensitivity %.3f, specificity %.3f",
             *(row[name] for name in ("cycle", "AUC_ROC", "accuracy", "sensitivity", "specificity")),
         )
-        command.stop_if_asked()
+        stopping.stop_if_asked()
     log.info("done: %s, %s", metrics_csv, predictions_csv)
     run.finish()
 

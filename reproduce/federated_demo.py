@@ -137,7 +137,7 @@ def time_of(line):
 
 def model(folder, cycles):
     """The files of the pre-trained model."""
-    from travelling.run import model_files
+    from travelling.model_files import model_files
 
     return model_files(folder, BATCH_SIZE, cycles - 1)
 

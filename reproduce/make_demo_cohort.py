@@ -409,7 +409,7 @@ def write_subject(row, folder, spacing, effect, seed):
     """Make and write one subject; returns its row for the CSV. Runs in a worker process."""
     import SimpleITK as sitk
 
-    from travelling.volumes import write_image
+    from travelling.nifti import write_image
 
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # the processes are the parallelism
     traits, rng = draw_subject(row, effect, seed)
@@ -457,7 +457,8 @@ def main():
 
     import pandas as pd
 
-    from travelling.run import progress_bar, write_csv
+    from travelling.console import progress_bar
+    from travelling.files import write_csv
 
     training, test = plan_cohort(pd.read_csv(CENTERS_FILE), arguments.shrink)
     if len({row["Group_bin"] for row in test}) < 2:

@@ -169,7 +169,7 @@ def main():
     """Print the plan, run what is missing, and evaluate it."""
     arguments = parse_arguments()
     # Only now, so that --help answers at once.
-    from travelling.run import refuse_read_only
+    from travelling.files import refuse_read_only
 
     start = time.monotonic()
     folder = arguments.out
@@ -314,7 +314,7 @@ class PlanOfSeed:
     """The steps of one seed, in the folder ``place``; ``seed`` is added to the published ones."""
 
     def __init__(self, arguments, cohort, place, seed):
-        from travelling.run import model_files
+        from travelling.model_files import model_files
 
         self.arguments, self.cohort, self.place, self.seed = arguments, cohort, place, seed
         self.pretrained = place / "pretrained"

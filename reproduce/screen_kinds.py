@@ -42,8 +42,9 @@ def main():
 
     from travelling import backend
     from travelling.cohort import read_cohort
+    from travelling.console import progress_bar
     from travelling.errors import InputError
-    from travelling.run import progress_bar, write_csv
+    from travelling.files import write_csv
     from travelling.volumes import Volumes
 
     cohort = arguments.study / "cohort"
@@ -74,7 +75,7 @@ def screen(folder, training_set, test_set, volumes, arguments):
     import numpy as np
 
     from travelling.model import TravellingModel
-    from travelling.run import model_pairs
+    from travelling.model_files import model_pairs
     from travelling.screen import Screen
     from travelling.trainer import LocalTrainer
 
@@ -116,7 +117,7 @@ class Harmed:
         import numpy as np
 
         from travelling.harm import make_harmful
-        from travelling.volumes import read_image, to_array
+        from travelling.nifti import read_image, to_array
 
         rows = []
         for number, subject in enumerate(subjects):

@@ -13,8 +13,8 @@ from study_layout import CLEAN, CONTROLLED, DIRTY, control_folder
 from study_records import in_words
 from study_tables import METRIC_NAMES, MODEL_NAMES, detection_by_threshold
 
-from travelling.checkpoint import write_whole
 from travelling.errors import InputError
+from travelling.files import write_whole
 from travelling.protocol import ROUNDING
 
 DRAWN_METRICS = ("AUC_ROC", "accuracy", "sensitivity", "specificity")
@@ -407,7 +407,7 @@ def _draw_slices(images, figure, colors):
 
 def _show_slices(pair, path, title):
     """Axial and sagittal middle slice of an image on two axes."""
-    from travelling.volumes import read_upright
+    from travelling.nifti import read_upright
 
     volume = read_upright(path)  # z, y, x
     middle = [size // 2 for size in volume.shape]

@@ -24,7 +24,7 @@ from study_tables import (
     setting_in_words,
 )
 
-from travelling.checkpoint import write_whole
+from travelling.files import write_whole
 from travelling.rules import EvidenceRule
 
 FOLDER = Path(__file__).resolve().parent

@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from travelling.command import STOP_SIGNALS
 from travelling.errors import InputError, Stopped
+from travelling.stopping import STOP_SIGNALS
 
 DIED = "its process died"
 
@@ -110,7 +110,7 @@ def run_steps(steps, folder, jobs, seconds, overwrite=False):
     ``folder`` is absolute. Raises InputError or OSError where a script ends with status 2 or another one; the scripts
     beside it then finish what they are at.
     """
-    from travelling.run import progress_bar
+    from travelling.console import progress_bar
 
     together = [step for step in steps if jobs > 1 and not step.alone]
     first = [step for step in steps if step not in together]

@@ -13,12 +13,11 @@ from scipy import stats
 from study_layout import CENTER_SIZES, CLEAN, CONTROL_FOLDERS, DIRTY, PUBLISHED, control_folder
 from study_records import SCREEN, harms, in_words
 
-from travelling.checkpoint import write_whole
 from travelling.cohort import SEPARATOR
 from travelling.command import AGE_EDGES
 from travelling.errors import InputError
+from travelling.files import write_csv, write_whole
 from travelling.metrics import METRICS, age_groups, performance, refuse_unordered_ages
-from travelling.run import write_csv
 
 METRIC_NAMES = {
     "AUC_ROC": "AUROC",

@@ -53,7 +53,7 @@ def _seconds_of_files(image, spacing):
     import pandas as pd
     from make_demo_cohort import CENTERS_FILE, plan_cohort, write_subject
 
-    from travelling.volumes import read_voxels
+    from travelling.nifti import read_voxels
 
     with tempfile.TemporaryDirectory() as folder:
         make = 0.0

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+import travelling.nifti
 import travelling.record
 import travelling.run
 import travelling.trainer

@@ -20,11 +20,11 @@ from conftest import ROOT
 
 from travelling.cohort import travelling_order
 from travelling.errors import VisitFailed
+from travelling.files import write_csv
 from travelling.metrics import Evaluation
 from travelling.protocol import PROTOCOLS
 from travelling.quality_control import LOG_COLUMNS, LogFile, QualityControl, log_columns
 from travelling.rules import EvidenceRule, PublishedRule
-from travelling.run import write_csv
 
 AUDIT = ROOT / "travelling_quality_control" / "audit.py"
 HEALTHY, PATIENTS = 30, 20
@@ -712,4 +712,4 @@ def test_it_shares_no_code_with_quality_control(finished):
     line, modules = done.stdout.splitlines()
     assert line.startswith("consistent: ")
     shared = {name for name in modules.split() if name.startswith("travelling")}
-    assert shared == {"travelling", "travelling.command", "travelling.errors"}
+    assert shared == {f"travelling{name}" for name in ("", ".command", ".console", ".errors", ".stopping")}

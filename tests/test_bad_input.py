@@ -19,8 +19,10 @@ from conftest import run_here, run_script, write_image
 import travelling.command
 from travelling.errors import InputError
 from travelling.metrics import performance
-from travelling.run import Run, cycles_to_run, model_pairs
-from travelling.volumes import Volumes, read_image
+from travelling.model_files import cycles_to_run, model_pairs
+from travelling.nifti import read_image
+from travelling.run import Run
+from travelling.volumes import Volumes
 
 SHAPE = (35, 34, 33)  # of the toy cohort's images: z, y, x
 NO_PROC = "/proc/none/below"  # cannot be made, not even by root

@@ -32,8 +32,9 @@ from hypothesis import strategies as st
 from travelling.checkpoint import Checkpoints
 from travelling.cohort import read_cohort
 from travelling.errors import InputError
-from travelling.run import RECORD, read_record
-from travelling.volumes import Volumes, read_image
+from travelling.model_files import RECORD, read_record
+from travelling.nifti import read_image
+from travelling.volumes import Volumes
 
 hypothesis.configuration.set_hypothesis_home_dir(tempfile.gettempdir())  # nothing in the repository
 
@@ -378,11 +379,11 @@ def test_nothing_is_read_as_an_image_that_is_no_single_file(plain_image, tmp_pat
 BILLIONS = {"dim1": 32767, "dim2": 32767, "dim3": 32767}
 LOOK = """
 import sys
-from travelling import volumes
+from travelling import nifti
 from travelling.errors import InputError
 
 try:
-    volumes.read_image(sys.argv[1])
+    nifti.read_image(sys.argv[1])
 except InputError as error:
     print(error, file=sys.stderr)
     sys.exit(1)

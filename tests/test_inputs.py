@@ -25,12 +25,13 @@ import pytest
 from conftest import ROOT, SCRIPTS, run_here, run_script
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from travelling import command, record
+from travelling import command, record, stopping
 from travelling.cohort import copies, read_cohort, refuse_overlap
 from travelling.errors import InputError
+from travelling.nifti import read_image, read_upright, read_voxels, to_array
 from travelling.run import Run
 from travelling.trainer import KNOWN, LocalTrainer
-from travelling.volumes import Volumes, read_image, read_upright, read_voxels, to_array
+from travelling.volumes import Volumes
 
 SHAPE = (33, 34, 35)  # x, y, z
 AFFINE = np.array([[4.0, 0, 0, -66], [0, 4, 0, -80], [0, 0, 4.5, -70], [0, 0, 0, 1]])  # RAS
@@ -194,7 +195,7 @@ def test_kinds_of_harm_go_by_the_orientation_of_a_file(tmp_path):
     first, other = save(tmp_path / "a.nii", voxels), turned(tmp_path / "b.nii", voxels, "PIR")
     for kind in ("cropped", "upside_down", "left_right", "ghosting", "spike", "noise_in_range"):
         for path in (first, other):
-            from travelling.volumes import write_image
+            from travelling.nifti import write_image
 
             write_image(make_harmful(read_image(path), kind, 255, seed=3), tmp_path / f"h_{path.name}")
         straight, again = (read_upright(tmp_path / f"h_{path.name}") for path in (first, other))
@@ -249,7 +250,7 @@ def run(tmp_path):
             if finish:
                 run.finish()
         finally:
-            command.end()
+            stopping.end()
 
     return session
 
@@ -290,7 +291,7 @@ def test_a_session_on_another_machine_is_told(run, voxels, tmp_path):
 def test_a_complete_run_reads_only_what_was_written_anew(run, voxels, tmp_path):
     path = save(tmp_path / "x.nii", voxels)
     run(finish=True)
-    with mock.patch("travelling.volumes.read_voxels", side_effect=AssertionError("read")):
+    with mock.patch("travelling.nifti.read_voxels", side_effect=AssertionError("read")):
         assert record.Record(tmp_path / "run" / "run.json", {}).changed_image() is None
     path.unlink()
     assert record.Record(tmp_path / "run" / "run.json", {}).changed_image() is None
@@ -643,7 +644,7 @@ def test_a_run_survives_its_terminal(tmp_path):
     code = (
         "import sys, time\n"
         "from travelling import command\n"
-        "from travelling.run import progress_bar\n"
+        "from travelling.console import progress_bar\n"
         "def main():\n"
         "    bar = progress_bar(range(300))\n"
         "    for number in bar:\n"

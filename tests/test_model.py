@@ -16,7 +16,7 @@ import travelling.model
 from travelling import backend, sfcn
 from travelling.errors import InputError
 from travelling.model import TravellingModel
-from travelling.run import RECORD
+from travelling.model_files import RECORD
 from travelling.sfcn import build_classifier, build_encoder
 
 SHAPE = (33, 36, 34)

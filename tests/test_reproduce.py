@@ -46,7 +46,7 @@ if __name__ == "__main__":
 SCRIPT = """
 import json, os, sys, time
 from pathlib import Path
-from travelling import command, harm
+from travelling import command, harm, stopping
 from travelling.errors import Stopped
 
 name, words = Path(sys.argv[0]).stem, sys.argv[1:]
@@ -67,14 +67,14 @@ def main():
             time.sleep(60)
         finally:
             note("leave")
-    command.finish_steps_on_signals()
+    stopping.finish_steps_on_signals()
     note("begin")
     while order and any(f"begin {other}\\n" not in journal.read_text() for other in orders):
         time.sleep(0.02)  # what is to happen beside the others
     while order == "wait":
         time.sleep(0.3)  # a step that must not be cut short, be there one signal or two
         try:
-            command.stop_if_asked()
+            stopping.stop_if_asked()
         except Stopped:
             note("stop")
             raise

@@ -13,10 +13,11 @@ import pytest
 from conftest import run_here
 from fake_trainer import FakeTrainer
 
-from travelling import checkpoint, command, volumes
-from travelling.checkpoint import Checkpoints, write_whole
+from travelling import files, nifti, stopping
+from travelling.checkpoint import Checkpoints
 from travelling.controlled_run import ControlledRun
 from travelling.errors import AlreadyDone, InputError
+from travelling.files import write_whole
 from travelling.protocol import PROTOCOLS
 from travelling.quality_control import LogFile, QualityControl, log_columns
 from travelling.rules import EvidenceRule
@@ -69,7 +70,7 @@ def control(folder, dies_at=None, protocol="corrected", dies_saving=None):
 
     def save(here):
         if len(saved) == dies_saving:
-            with mock.patch.object(checkpoint.os, "replace", side_effect=Killed):
+            with mock.patch.object(files.os, "replace", side_effect=Killed):
                 checkpoints.save({**here, "control": quality.export_state(), "log_length": log.length}, [np.zeros(2)])
         saved.append(here)
         arrays = trainer.export_state()
@@ -85,7 +86,7 @@ def control(folder, dies_at=None, protocol="corrected", dies_saving=None):
     return trainer
 
 
-def files(folder):
+def results(folder):
     return [(folder / name).read_bytes() for name in ("qc.csv", "subjects.csv")]
 
 
@@ -104,7 +105,7 @@ def test_quality_control_killed_at_any_step_ends_as_if_it_had_not_been(protocol,
         with pytest.raises(Killed):
             control(folder, dies_at, protocol)
         resumed = control(folder, protocol=protocol)
-        assert files(folder) == files(whole)
+        assert results(folder) == results(whole)
         assert resumed.weight == uninterrupted.weight
         assert len(resumed.fitted) <= steps - dies_at + 11  # at most the work of one center is repeated
 
@@ -123,7 +124,7 @@ def test_quality_control_killed_again_and_again_and_while_saving(tmp_path):
         except Killed:
             kills += 1
     assert kills > 3
-    assert files(folder) == files(whole)
+    assert results(folder) == results(whole)
     assert resumed.weight == uninterrupted.weight
 
 
@@ -182,7 +183,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")
     with (
-        mock.patch.object(checkpoint.os, "fsync", side_effect=OSError(errno.ENOSPC, "No space left on device")),
+        mock.patch.object(files.os, "fsync", side_effect=OSError(errno.ENOSPC, "No space left on device")),
         pytest.raises(OSError, match="No space left"),
     ):
         write_whole(path, b"new")
@@ -213,7 +214,7 @@ def test_a_lock_up_of_an_earlier_session_is_told_at_the_end(tmp_path, monkeypatc
         with mock.patch.object(controlled.run, "save"):
             for _ in controlled.travel(None, None, CENTERS, cycles):
                 pass
-        command.end()
+        stopping.end()
         return (tmp_path / "qc.log").read_text().count("lock-up in cycle 10")
 
     assert session(range(10, 12)) == 1  # the run is not over
@@ -240,7 +241,7 @@ def test_a_harmful_experiment_killed_at_any_image_ends_as_if_it_had_not_been(kin
     whole, folder = tmp_path / "whole", tmp_path / "folder"
     assert run_here("generate", *options, "--output-folder", whole, cwd=tmp_path).returncode == 0
     written = []
-    write_image = volumes.write_image
+    write_image = nifti.write_image
 
     def write_or_die(image, path):
         if len(written) % 2:  # in every session the second image kills
@@ -250,7 +251,7 @@ def test_a_harmful_experiment_killed_at_any_image_ends_as_if_it_had_not_been(kin
         written.append(path)
         write_image(image, path)
 
-    with mock.patch.object(volumes, "write_image", write_or_die):
+    with mock.patch.object(nifti, "write_image", write_or_die):
         for _ in range(3):
             with pytest.raises(Killed):
                 run_here("generate", *options, "--output-folder", folder, cwd=tmp_path)
@@ -282,14 +283,14 @@ def new_run(tmp_path):
         return Run(tmp_path / "run", "training.log", arguments, {"fn_train": source})
 
     yield make
-    command.end()
+    stopping.end()
 
 
 def interrupted(run):
     """What a killed process leaves: everything but its lock."""
     run.begin("CPU")
     run._checkpoints.save({"cycle": 1, "centers_left": 2}, [np.zeros(1)])
-    command.end()
+    stopping.end()
 
 
 def test_the_same_command_goes_on_and_is_done_once(new_run, tmp_path):
@@ -297,7 +298,7 @@ def test_the_same_command_goes_on_and_is_done_once(new_run, tmp_path):
     for overwrite in (False, True):
         run = new_run(error=0.02, overwrite=overwrite)
         assert run.resumes
-        command.end()
+        stopping.end()
     run = new_run(error=0.02)
     run.begin("CPU")
     trainer = MortalTrainer()
@@ -311,7 +312,7 @@ def test_the_same_command_goes_on_and_is_done_once(new_run, tmp_path):
     assert not (tmp_path / "run" / "checkpoints").exists()
     with pytest.raises(AlreadyDone, match="done already"):
         new_run(error=0.02)
-    command.end()
+    stopping.end()
     assert not new_run(error=0.02, overwrite=True).resumes
 
 
@@ -327,7 +328,7 @@ def test_another_command_is_refused_with_the_difference(changes, difference, new
     interrupted(new_run(error=0.02))
     with pytest.raises(InputError, match=difference):
         new_run(**changes)
-    command.end()
+    stopping.end()
     assert not new_run(**changes, overwrite=True).resumes
 
 
@@ -348,5 +349,5 @@ def test_a_damaged_record_is_one_error(new_run, tmp_path):
     (tmp_path / "run" / "run.json").write_text("{")
     with pytest.raises(InputError, match=r"run.json: not a record"):
         new_run(error=0.02)
-    command.end()
+    stopping.end()
     assert not new_run(error=0.02, overwrite=True).resumes

@@ -3,12 +3,17 @@
 Shared code of the five scripts. The scripts read like the paper; the plumbing is here:
 
     errors             what goes wrong, and is told in one line
-    command            what every command line shares: options, error line, exit status, signals
-    run                a run: its folder, models, log, progress bar, output files
+    command            what every command line shares: options, error line, exit status
+    console            the terminal: progress bar, log lines above it
+    stopping           signals, and what a run lets go of at its end
+    run                a run: its folder, log, models and checkpoints
     record             run.json, what was run on what
-    checkpoint         files that are whole or not there, and where a run stands
+    model_files        names of model files, their cycles and their records
+    files              files that are whole or not there
+    checkpoint         where a run stands
     cohort             the CSV: subjects, centers, the travelling order, batches
-    volumes            NIfTI images, each decoded once
+    nifti              files of images: reading, checking, writing
+    volumes            the images of a run: each decoded once, all in one space
     cache              decoded images in memory and in memory-mapped files
     sfcn               the network
     inference_network  the same, as evaluation and the screen need it

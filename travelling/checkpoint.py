@@ -8,37 +8,14 @@ kept, in case that the newest is damaged.
 import hashlib
 import json
 import math
-import os
 from pathlib import Path
 
 import numpy as np
 
-from travelling.errors import InputError, name_file
+from travelling.errors import InputError
+from travelling.files import write_whole
 
 KEPT = 2
-
-
-def write_whole(path, content):
-    """Write bytes such that ``path`` is at any moment the old file or the whole new one, even after a power cut."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        with name_file(path):
-            with open(partial, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def replace_whole(partial, path):
-    """Make a file that a library has written take the place of ``path``, with its content on disk before its name."""
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 class Checkpoints:

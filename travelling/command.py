@@ -8,16 +8,14 @@ import math
 import os
 import signal
 import sys
-import threading
 from pathlib import Path
 
+from travelling import stopping
+from travelling.console import Output
 from travelling.errors import AlreadyDone, InputError, Stopped
 
 FALSE_ALARMS = 0.01  # of the screen, unless told otherwise
 AGE_EDGES = (60.0, 70.0)  # years
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-at_end = []  # functions to call when main() has ended, however it ended
-_asked = []  # the signals that came since the steps began
 
 
 def run(main):
@@ -25,14 +23,14 @@ def run(main):
 
     0: done. 1: the machine failed (disk full, no permission). 2: the input is wrong. 130, 143: interrupted.
     """
-    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     streams = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = _Output(sys.stdout), _Output(sys.stderr, may_fail=True)
+    sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr, may_fail=True)
     try:
-        if os.name == "nt":
-            raise InputError("Windows is not supported; the Windows Subsystem for Linux (WSL) runs it: wsl --install")
-        main()
-        sys.stdout.flush()
+        with stopping.process_of_a_run():
+            if os.name == "nt":
+                raise InputError("Windows is not supported; its Subsystem for Linux (WSL) is: wsl --install")
+            main()
+            sys.stdout.flush()
     except AlreadyDone as message:
         print(message, file=sys.stderr)
     except Stopped as stop:
@@ -48,41 +46,8 @@ def run(main):
             raise
         _fail(1, "error: not enough memory; smaller batches, --precision bfloat16 or a smaller --cache-gb take less")
     finally:
-        end()
-        _asked.clear()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
         sys.stdout, sys.stderr = streams
     sys.exit(0)
-
-
-class _Output:
-    """A stream that shows what its encoding lacks as escapes, and survives its terminal (``may_fail``: any failure).
-
-    What is printed to a terminal that is gone is lost; logs and results are files.
-    """
-
-    def __init__(self, stream, may_fail=False):
-        self._stream = stream
-        self._may_fail = may_fail or stream.isatty()
-
-    def __getattr__(self, name):
-        return getattr(self._stream, name)
-
-    def write(self, text):
-        encoding = self._stream.encoding or "utf-8"
-        self._try(lambda: self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding)))
-        return len(text)
-
-    def flush(self):
-        self._try(self._stream.flush)
-
-    def _try(self, function):
-        try:
-            function()
-        except OSError:
-            if not self._may_fail:
-                raise
 
 
 def _is_lack_of_memory(error):
@@ -92,35 +57,6 @@ def _is_lack_of_memory(error):
         or type(error).__name__ == "ResourceExhaustedError"
         or "RESOURCE_EXHAUSTED" in str(error)
     )
-
-
-def end():
-    """Let go of what the run holds: its folder, its log."""
-    while at_end:
-        at_end.pop()()
-
-
-def finish_steps_on_signals():
-    """From now on Ctrl-C and SIGTERM only ask: :func:`stop_if_asked` stops. A second one stops at once.
-
-    Where the run has no process of its own, but a thread of a server, it is the server that they ask.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return
-    for number in STOP_SIGNALS:
-        signal.signal(number, _ask)
-
-
-def _ask(number, _frame):
-    _asked.append(number)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def stop_if_asked():
-    """To be called after every step: raises Stopped if there was a signal."""
-    if _asked:
-        raise Stopped(_asked[0])
 
 
 def _fail(status, message):

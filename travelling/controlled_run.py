@@ -2,10 +2,12 @@
 
 from travelling.cohort import refuse_one_class
 from travelling.errors import InputError
+from travelling.files import write_csv
+from travelling.model_files import cycles_to_run
 from travelling.protocol import PROTOCOLS
 from travelling.quality_control import LogFile, QualityControl, log_columns
 from travelling.rules import RULES
-from travelling.run import Run, cycles_to_run, write_csv
+from travelling.run import Run
 from travelling.screen import Screen, limit_rank
 
 

@@ -50,7 +50,7 @@ def read_source(path, kind, maximum):
 
     For a published kind its intensities must be within [0, ``maximum``].
     """
-    from travelling.volumes import read_image, to_array
+    from travelling.nifti import read_image, to_array
 
     image = read_image(path)
     if kind not in PUBLISHED:

@@ -24,8 +24,8 @@ import keras
 import numpy as np
 
 from travelling.inference_network import distance_function, prediction_function
+from travelling.model_files import RECORD, read_record
 from travelling.protocol import DECAY
-from travelling.run import RECORD, read_record
 from travelling.sfcn import build_classifier, build_encoder, width_of
 
 HDF5_TIMEOUT = 60  # seconds for a file of at most some 100 MB

@@ -11,8 +11,8 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from travelling.checkpoint import write_whole
 from travelling.errors import InputError
+from travelling.files import write_whole
 
 PACKAGES = ("tensorflow", "jax", "keras", "numpy", "pandas", "scikit-learn", "SimpleITK", "h5py")
 # These change where results go or how fast they come, not what they are.
@@ -80,7 +80,7 @@ class Record:
     def changed_image(self):
         """The first file of an image that holds another one now, or None; reads what was written anew."""
         from travelling.cache import checksum, identity
-        from travelling.volumes import read_voxels
+        from travelling.nifti import read_voxels
 
         for image in self.read().get("images", {}).values():
             path = Path(image["path"])

@@ -6,11 +6,11 @@ import math
 import numpy as np
 
 from travelling.cohort import batches, place, place_before, travelling_order
-from travelling.command import stop_if_asked
+from travelling.console import progress_bar
 from travelling.errors import InputError, VisitFailed
 from travelling.metrics import evaluate
 from travelling.protocol import PROTOCOLS
-from travelling.run import progress_bar
+from travelling.stopping import stop_if_asked
 
 
 def travel(

@@ -12,7 +12,7 @@ Writes <fn_save>.csv (one row per verification), <fn_save>_subjects.csv (one row
 <fn_save>.log, and the models of every cycle in the output folder.
 """
 
-from travelling import command
+from travelling import command, stopping
 
 PUBLISHED_SEED = 42
 
@@ -33,8 +33,8 @@ def main():
     arguments = parse_arguments()
     # Only now, so that --help answers at once.
     from travelling.cohort import copies, read_cohort, refuse_overlap, subjects_by_center
+    from travelling.console import progress_bar
     from travelling.controlled_run import ControlledRun, refuse_unfit_test_set
-    from travelling.run import progress_bar
     from travelling.trainer import LocalTrainer
     from travelling.volumes import Volumes
 
@@ -63,7 +63,7 @@ def main():
         for cycle, center, step in controlled.travel(model, record["learning_rate"], centers):
             bar.update(max(0, cycles.index(cycle) * len(training_set) - bar.n))  # out, or of an earlier session
             show(bar, step, cycle, center)
-            command.stop_if_asked()
+            stopping.stop_if_asked()
         bar.update(bar.total - bar.n)
     log.info("done: %s, %s, models in %s", controlled.log_csv, controlled.subjects_csv, run.folder)
     run.finish()

@@ -21,7 +21,7 @@ import pandas as pd
 from deployment import ROOT, Deployment
 
 from travelling.cohort import travelling_order
-from travelling.run import model_pairs
+from travelling.model_files import model_pairs
 
 PUBLISHED_SEED = 42
 CONNECTED = "Successfully registered client"

@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 
 from travelling import command
-from travelling.checkpoint import write_whole
 from travelling.errors import InputError
+from travelling.files import write_whole
 
 
 def parse_arguments():

@@ -10,7 +10,7 @@ import numpy as np
 from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.workflows.model_controller import ModelController
 
-from travelling import command
+from travelling import stopping
 from travelling.cohort import SEPARATOR, copies, read_cohort
 from travelling.controlled_run import ControlledRun, refuse_unfit_test_set
 from travelling.errors import AlreadyDone, InputError, Stopped, VisitFailed
@@ -159,7 +159,7 @@ class TravellingController(ModelController):
             note_error(folder, f"{type(error).__name__}: {error}; FLARE's log on the server says more")
             raise  # FLARE writes its traceback to that log, and ends the job
         finally:
-            command.end()
+            stopping.end()
 
     def _control_quality(self, settings):
         """Quality control: what the script does, with the training images elsewhere."""

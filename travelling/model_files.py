@@ -1,0 +1,98 @@
+"""Files of models: their names, the cycles that they belong to, and the record that they carry."""
+
+import json
+import re
+import zipfile
+from pathlib import Path
+
+from travelling.errors import InputError
+
+MODEL_FILE = re.compile(r"(encoder|classifier)_.*_(\d+)\.(keras|h5)")  # ..._<cycle>.<format>
+CYCLE_AT_END = re.compile(r"encoder_.*_(\d+)(\.\w+)?")  # of the file of an encoder
+RECORD = "travelling.json"  # in a .keras file, beside what Keras writes: what else a model must carry
+
+
+def model_files(folder, batch_size, cycle):
+    """Where a run in ``folder`` saves its model of a cycle: [encoder, classifier]."""
+    return [folder / f"{part}_distributed_BS{batch_size}_{cycle:02d}.keras" for part in ("encoder", "classifier_PD")]
+
+
+def model_pairs(encoder_folder, classifier_folder, first_cycle=None, last_cycle=None):
+    """The models of two folders (one and the same, as a rule): {cycle: (encoder, classifier)}, by cycle.
+
+    A file belongs to the cycle that its name ends with, padded with zeros or not. Raises InputError where a
+    cycle has one half only, or two of the same, or where there are no models from first to last cycle.
+    """
+    encoders = _files_by_cycle(encoder_folder, "encoder")
+    classifiers = _files_by_cycle(classifier_folder, "classifier")
+    cycles = sorted(
+        cycle
+        for cycle in encoders.keys() | classifiers.keys()
+        if (first_cycle is None or cycle >= first_cycle) and (last_cycle is None or cycle <= last_cycle)
+    )
+    if not cycles:
+        raise InputError(f"{encoder_folder}: no models (encoder_..._<cycle>.keras or .h5) of the cycles asked for")
+    for cycle in cycles:
+        for part, files, folder in (
+            ("encoder", encoders, encoder_folder),
+            ("classifier", classifiers, classifier_folder),
+        ):
+            if cycle not in files:
+                raise InputError(f"{folder}: no {part} of cycle {cycle}, but its other half exists")
+    return {cycle: (encoders[cycle], classifiers[cycle]) for cycle in cycles}
+
+
+def _files_by_cycle(folder, part):
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder (inference takes folders with a model for each cycle)")
+    files = {}
+    for path in sorted(folder.iterdir()):
+        match = MODEL_FILE.fullmatch(path.name)
+        if match and match[1] == part:
+            first = files.setdefault(int(match[2]), path)
+            if first != path:
+                raise InputError(f"{path}: a second {part} of cycle {int(match[2])}, beside {first.name}")
+    return files
+
+
+def read_record(path):
+    """What a saved model carries beside its weights (a dict, empty for other files); checks the whole archive."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such model file")
+    if not zipfile.is_zipfile(path):
+        return {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():  # a damaged name would look like a file without record
+                raise zipfile.BadZipFile(damaged)
+            record = json.loads(archive.read(RECORD)) if RECORD in archive.namelist() else {}
+        if not isinstance(record.get("cycle", 0), int):
+            raise ValueError("its cycle is not a number")
+    except Exception as error:  # whatever the file makes zipfile and its decompressors raise, the answer is the same
+        raise InputError(f"{path}: damaged model file ({error or type(error).__name__})") from None
+    return record
+
+
+def cycles_to_run(encoder_path, classifier_path, first_cycle, cycles):
+    """The cycles of a run that goes on from a pre-trained model, as a range.
+
+    It begins after the model's own cycle (told by its record, or by its name where it has none) unless
+    ``first_cycle`` says otherwise; ``cycles`` is the total. Raises InputError where that leaves none.
+    """
+    records = [read_record(path) for path in (encoder_path, classifier_path)]
+    if first_cycle is None:
+        match = CYCLE_AT_END.fullmatch(Path(encoder_path).name)
+        cycle = records[0].get("cycle", int(match[1]) if match else None)
+        if cycle is None:
+            raise InputError(
+                f"{encoder_path}: neither its name (as in encoder_09.h5) nor a record in it tells the cycle of this "
+                "model; --first-cycle is needed"
+            )
+        first_cycle = cycle + 1
+    if cycles <= first_cycle:
+        raise InputError(
+            f"-cycles {cycles}: is the total and must be beyond the first cycle of this run, which is {first_cycle}"
+        )
+    return range(first_cycle, cycles)
