@@ -54,8 +54,8 @@ def main():
     notices += trainer.strange(record)
     log = run.begin(device, notices, volumes.images)
     log.info("training set: %d images, %d centers", len(training_set), len(centers))
-    reached = run.go_on(trainer)
-    travel_and_save(run, trainer, model, centers, cycles, arguments, reached, cycles[0], record["learning_rate"])
+    resumed_at = run.go_on(trainer)
+    travel_and_save(run, trainer, model, centers, cycles, arguments, resumed_at, cycles[0], record["learning_rate"])
     log.info("done: models of cycles %d to %d in %s", cycles[0], cycles[-1], run.folder)
     run.finish()
 

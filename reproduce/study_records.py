@@ -35,8 +35,9 @@ from travelling.cohort import SEPARATOR
 from travelling.errors import InputError
 from travelling.metrics import performance
 from travelling.protocol import PROTOCOLS
-from travelling.quality_control import FAILURES, LOG_COLUMNS, log_columns
+from travelling.quality_control import FAILURES
 from travelling.rules import EvidenceRule, PublishedRule
+from travelling.verification_log import LOG_COLUMNS, log_columns
 
 PARTS = (HARM, DIRTY, *CONTROL_FOLDERS)
 # The paper's order, then that of the options; other names follow by alphabet.

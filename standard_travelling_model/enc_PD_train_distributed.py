@@ -55,8 +55,8 @@ def main():
     log = run.begin(device, notices, volumes.images)
     log.info("training set: %d images, %d centers", len(training_set), len(centers))
     trainer = LocalTrainer(model, volumes, training_set)
-    reached = run.go_on(trainer)
-    travel_and_save(run, trainer, model, centers, range(arguments.cycles), arguments, reached)
+    resumed_at = run.go_on(trainer)
+    travel_and_save(run, trainer, model, centers, range(arguments.cycles), arguments, resumed_at)
     log.info("done: models of %d cycles in %s", arguments.cycles, run.folder)
     run.finish()
 

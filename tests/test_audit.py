@@ -23,8 +23,9 @@ from travelling.errors import VisitFailed
 from travelling.files import write_csv
 from travelling.metrics import Evaluation
 from travelling.protocol import PROTOCOLS
-from travelling.quality_control import LOG_COLUMNS, LogFile, QualityControl, log_columns
+from travelling.quality_control import QualityControl
 from travelling.rules import EvidenceRule, PublishedRule
+from travelling.verification_log import LOG_COLUMNS, LogFile, log_columns
 
 AUDIT = ROOT / "travelling_quality_control" / "audit.py"
 HEALTHY, PATIENTS = 30, 20

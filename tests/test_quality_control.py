@@ -10,10 +10,11 @@ from travelling.cohort import travelling_order
 from travelling.errors import InputError
 from travelling.metrics import Evaluation, evaluate
 from travelling.protocol import PROTOCOLS
-from travelling.quality_control import LOG_COLUMNS, SCREEN_COLUMNS, QualityControl
+from travelling.quality_control import QualityControl
 from travelling.rules import EvidenceRule, PublishedRule, auroc_fell, more_misdiagnosed
 from travelling.screen import Screen, largest, limit_rank, standard
 from travelling.trainer import travel
+from travelling.verification_log import LOG_COLUMNS, SCREEN_COLUMNS
 
 
 def test_the_model_travels_through_all_centers_in_order():
@@ -23,7 +24,7 @@ def test_the_model_travels_through_all_centers_in_order():
     travel(
         trainer, centers, range(3), seed=40, epochs=2, batch_size=5, protocol=PROTOCOLS["corrected"],
         learning_rate=lambda cycle: 1 / (1 + cycle),
-        hand_on=lambda cycle, loss: handed_on.append((cycle, trainer.weight, loss, trainer.learning_rate)),
+        after_cycle=lambda cycle, loss: handed_on.append((cycle, trainer.weight, loss, trainer.learning_rate)),
     )  # fmt: skip
     steps = 2 * (1 + 1 + 2)  # epochs x batches of the three centers
     # One weight goes through all; a model is saved with the learning rate of the next cycle.
@@ -210,7 +211,7 @@ def test_published_rates_have_the_other_class_below():
 
 
 @pytest.mark.parametrize(
-    ("protocol", "start", "blind"),
+    ("protocol", "start", "saturation"),
     [
         ("corrected", (44, 0), []),
         ("corrected", (45, 0), ["FPR"]),  # 45/50 + 5 x 0.02 = 1
@@ -220,9 +221,9 @@ def test_published_rates_have_the_other_class_below():
         ("published", (0, 95), ["FNR"]),
     ],
 )
-def test_saturation_is_noticed(protocol, start, blind):
-    directions = PublishedRule().blind(Evaluation(*start, HEALTHY, PATIENTS), 5 * 0.02, PROTOCOLS[protocol])
-    assert [direction[:3] for direction in directions] == blind
+def test_saturation_is_noticed(protocol, start, saturation):
+    directions = PublishedRule().saturation(Evaluation(*start, HEALTHY, PATIENTS), 5 * 0.02, PROTOCOLS[protocol])
+    assert [direction[:3] for direction in directions] == saturation
 
 
 def test_learning_rates_of_the_protocols():
@@ -329,10 +330,10 @@ def test_a_pre_trained_model_that_ranks_nobody_is_blind():
     labels = np.repeat([0, 1], 25)
     good = np.random.RandomState(1).normal(labels, 0.7)
     bad = np.random.RandomState(1).normal(0, 1, 50)
-    assert EvidenceRule().blind(evaluate(labels, good), 0.1, PROTOCOLS["corrected"]) == []
-    (words,) = EvidenceRule().blind(evaluate(labels, bad), 0.1, PROTOCOLS["corrected"])
+    assert EvidenceRule().saturation(evaluate(labels, good), 0.1, PROTOCOLS["corrected"]) == []
+    (words,) = EvidenceRule().saturation(evaluate(labels, bad), 0.1, PROTOCOLS["corrected"])
     assert words.startswith("AUROC 0.")
-    (words,) = EvidenceRule().blind(evaluate([0, 0, 0, 1, 1, 1], [0, 1, 2, 3, 4, 5]), 0.1, PROTOCOLS["corrected"])
+    (words,) = EvidenceRule().saturation(evaluate([0, 0, 0, 1, 1, 1], [0, 1, 2, 3, 4, 5]), 0.1, PROTOCOLS["corrected"])
     assert "chance alone" in words
 
 

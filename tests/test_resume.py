@@ -19,10 +19,11 @@ from travelling.controlled_run import ControlledRun
 from travelling.errors import AlreadyDone, InputError
 from travelling.files import write_whole
 from travelling.protocol import PROTOCOLS
-from travelling.quality_control import LogFile, QualityControl, log_columns
+from travelling.quality_control import QualityControl
 from travelling.rules import EvidenceRule
 from travelling.run import Run
 from travelling.trainer import travel
+from travelling.verification_log import LogFile, log_columns
 
 CENTERS = {f"c{number}": [f"s{number}{i}" for i in range(size)] for number, size in enumerate((7, 1, 5, 3, 12, 2))}
 HARM = {"s02": (9, 0), "s10": (30, 0), "s41": (0, 20), "s44": (4, 4), "s50": (7, 7)}
@@ -58,11 +59,11 @@ def control(folder, dies_at=None, protocol="corrected", dies_saving=None):
     trainer = MortalTrainer(dies_at)
     checkpoints = Checkpoints(folder / "checkpoints")
     found = checkpoints.load()
-    reached = found[0] if found else None
-    log = LogFile(folder / "qc.csv", length=reached["log_length"] if reached else 0)
+    resumed_at = found[0] if found else None
+    log = LogFile(folder / "qc.csv", length=resumed_at["log_length"] if resumed_at else 0)
     quality = QualityControl(trainer, CENTERS, PROTOCOLS[protocol], 0.02, 1, log)
-    if reached:
-        quality.import_state(reached["control"])
+    if resumed_at:
+        quality.import_state(resumed_at["control"])
         trainer.import_state(found[1])
     else:
         quality.start(trainer.evaluate())
@@ -77,7 +78,7 @@ def control(folder, dies_at=None, protocol="corrected", dies_saving=None):
         checkpoints.save({**here, "control": quality.export_state(), "log_length": log.length}, arrays)
 
     steps = quality.travel(
-        CENTERS, CYCLES, 42, 5, lambda cycle: 1 / cycle, lambda cycle: None, reached=reached, checkpoint=save
+        CENTERS, CYCLES, 42, 5, lambda cycle: 1 / cycle, lambda cycle: None, resumed_at=resumed_at, checkpoint=save
     )
     for _ in steps:
         pass
@@ -129,18 +130,18 @@ def test_quality_control_killed_again_and_again_and_while_saving(tmp_path):
 
 
 def test_the_travelling_model_killed_at_any_step_ends_as_if_it_had_not_been(tmp_path):
-    def session(dies_at=None, reached=None, state=None):
+    def session(dies_at=None, resumed_at=None, state=None):
         trainer, losses, kept = MortalTrainer(dies_at), [], {}
-        if reached:
+        if resumed_at:
             trainer.import_state(state)
 
         def save(here):
-            kept.update(reached=json.loads(json.dumps(here)), state=trainer.export_state())
+            kept.update(resumed_at=json.loads(json.dumps(here)), state=trainer.export_state())
 
         try:
             travel(
                 trainer, CENTERS, CYCLES, 42, 2, 5, PROTOCOLS["corrected"], lambda cycle: 1 / cycle,
-                lambda cycle, loss: losses.append((cycle, trainer.weight)), reached, save,
+                lambda cycle, loss: losses.append((cycle, trainer.weight)), resumed_at, save,
             )  # fmt: skip
         except Killed:
             return trainer, losses, kept

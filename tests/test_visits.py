@@ -12,9 +12,10 @@ from fake_trainer import HEALTHY, PATIENTS, FakeTrainer, control_over, run_cycle
 
 from travelling.errors import VisitFailed
 from travelling.protocol import PROTOCOLS
-from travelling.quality_control import LOG_COLUMNS, LogFile, QualityControl
+from travelling.quality_control import QualityControl
 from travelling.sfcn import FILTERS, filters, width_of
 from travelling.trainer import travel
+from travelling.verification_log import LOG_COLUMNS, LogFile
 
 CENTERS = {"a": ["a0", "a1"], "b": ["b0", "bad", "b2"], "c": ["c0"]}
 
@@ -194,7 +195,7 @@ def test_the_travelling_model_goes_on_without_a_center_that_fails():
         losses = []
         travel(
             trainer, CENTERS, range(2), seed=40, epochs=2, batch_size=2, protocol=PROTOCOLS["corrected"],
-            learning_rate=lambda cycle: 1, hand_on=lambda cycle, loss, seen=losses: seen.append(loss),
+            learning_rate=lambda cycle: 1, after_cycle=lambda cycle, loss, seen=losses: seen.append(loss),
         )  # fmt: skip
         batches[failing] = trainer.fitted
         assert losses == [0.5, 0.5]

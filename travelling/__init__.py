@@ -23,6 +23,7 @@ Shared code of the five scripts. The scripts read like the paper; the plumbing i
     protocol           "corrected" and "published", the two presets
     trainer            brings model and images together; travelling without quality control
     quality_control    verification, revisit, elimination
+    verification_log   its log: rows and file
     rules              when a step is harmful
     screen             which images look like nothing the model has learned of
     controlled_run     a run of quality control, from its pre-trained model to its last checkpoint

@@ -204,36 +204,36 @@ def subjects_by_center(cohort):
     return {center: list(group["Subject"]) for center, group in cohort.groupby("Study", sort=False)}
 
 
-def travelling_order(centers, seed, cycles, reached=None):
+def travelling_order(centers, seed, cycles, resumed_at=None):
     """The published visiting order.
 
     Before the first cycle the centers (in order of first appearance) are shuffled with
     ``RandomState(seed)``; in every cycle ``RandomState(seed + cycle)`` shuffles that same array again.
     Yields, for each of ``cycles``: the cycle, its centers in visiting order, and the cycle's generator, which
-    the caller goes on using for the subjects (:func:`batches`), center by center. A run that goes on gives what
-    :func:`place` told where it had ``reached``; what was visited before is left out.
+    the caller goes on using for the subjects (:func:`batches`), center by center. A run that goes on gives as
+    ``resumed_at`` what :func:`position` told; what was visited before is left out.
     """
     order = np.array(list(centers), dtype=object)
     np.random.RandomState(seed).shuffle(order)
     for cycle in cycles:
         generator = np.random.RandomState(seed + cycle)
         generator.shuffle(order)
-        if reached is None or cycle > reached["cycle"]:
+        if resumed_at is None or cycle > resumed_at["cycle"]:
             yield cycle, list(order), generator
-        elif cycle == reached["cycle"]:
-            if reached["generator"] is not None:
-                generator.set_state(reached["generator"])
-            yield cycle, list(order[len(order) - reached["centers_left"] :]), generator
+        elif cycle == resumed_at["cycle"]:
+            if resumed_at["generator"] is not None:
+                generator.set_state(resumed_at["generator"])
+            yield cycle, list(order[len(order) - resumed_at["centers_left"] :]), generator
 
 
-def place(cycle, centers_left, generator):
+def position(cycle, centers_left, generator):
     """Where a run is in the travelling order: a dict of plain values."""
     name, keys, *rest = generator.get_state()
     return {"cycle": cycle, "centers_left": centers_left, "generator": [name, keys.tolist(), *rest]}
 
 
-def place_before(cycle, centers):
-    """The place before the first center of a cycle."""
+def start_of_cycle(cycle, centers):
+    """The position before the first center of a cycle."""
     return {"cycle": cycle, "centers_left": len(centers), "generator": None}
 
 

@@ -5,10 +5,11 @@ from travelling.errors import InputError
 from travelling.files import write_csv
 from travelling.model_files import cycles_to_run
 from travelling.protocol import PROTOCOLS
-from travelling.quality_control import LogFile, QualityControl, log_columns
+from travelling.quality_control import QualityControl
 from travelling.rules import RULES
 from travelling.run import Run
 from travelling.screen import Screen, limit_rank
+from travelling.verification_log import LogFile, log_columns
 
 
 def refuse_unfit_test_set(test_set, settings):
@@ -22,8 +23,9 @@ class ControlledRun:
     """The files of a run, and its moves: :meth:`begin`, then :meth:`travel`, then ``run.finish()``.
 
     ``settings`` has the script's options by their names; ``inputs`` are the names of those that are files to be read.
-    Raises what :class:`travelling.run.Run` raises. ``cycles`` are all of the run; ``reached`` (after :meth:`begin`) is
-    what the last checkpoint holds, None at the beginning; ``control`` (from :meth:`travel`'s first step on) decides.
+    Raises what :class:`travelling.run.Run` raises. ``cycles`` are all of the run; ``resumed_at`` (after
+    :meth:`begin`) is what the last checkpoint holds, None at the beginning; ``control`` (from
+    :meth:`travel`'s first step on) decides.
     """
 
     def __init__(self, settings, inputs):
@@ -41,7 +43,7 @@ class ControlledRun:
             {name: getattr(settings, name) for name in inputs},
             files=[self.log_csv, self.subjects_csv],
         )
-        self.reached = None
+        self.resumed_at = None
         self.control = None
         self._trainer = None
         self._baseline = None
@@ -57,15 +59,15 @@ class ControlledRun:
             self._baseline = trainer.evaluate()
             notices = [*notices, *self._saturation_notices()]
         self._log = self.run.begin(device, notices, images)
-        self.reached = self.run.go_on(trainer)
+        self.resumed_at = self.run.go_on(trainer)
         return self._log
 
     def _saturation_notices(self):
         settings = self._settings
-        blind = self._rule.blind(self._baseline, settings.batch_size * settings.error, self._protocol)
-        if not blind:
+        saturation = self._rule.saturation(self._baseline, settings.batch_size * settings.error, self._protocol)
+        if not saturation:
             return []
-        notice = f"{settings.en}: saturated, verification cannot see harm ({'; '.join(blind)})"
+        notice = f"{settings.en}: saturated, verification cannot see harm ({'; '.join(saturation)})"
         if not settings.allow_saturated:
             raise InputError(f"{notice}; use a better pre-trained model or --allow-saturated")
         return [notice]
@@ -76,27 +78,27 @@ class ControlledRun:
         ``model`` is the trainer's, ``saved_rate`` the learning rate that it was saved with; ``centers`` maps each
         center to its subjects.
         """
-        settings, reached = self._settings, self.reached
+        settings, resumed_at = self._settings, self.resumed_at
         cycles = self.cycles if cycles is None else cycles
         screen = Screen(self._trainer, settings.false_alarms) if settings.screen else None
-        log = LogFile(self.log_csv, log_columns(self._rule, screen), reached["log_length"] if reached else 0)
+        log = LogFile(self.log_csv, log_columns(self._rule, screen), resumed_at["log_length"] if resumed_at else 0)
         control = QualityControl(
             self._trainer, centers, self._protocol, settings.error, settings.revisit, log, self._rule, screen
         )
         self.control = control
-        if reached:
-            control.import_state(reached["control"])
+        if resumed_at:
+            control.import_state(resumed_at["control"])
         else:
             control.start(self._baseline or self._trainer.evaluate())
             self._log.info("pre-trained model: FPR %.3f, FNR %.3f", *control.reference)
 
-        locked_up = list(reached["locked_up"]) if reached else []
+        locked_up = list(resumed_at["locked_up"]) if resumed_at else []
 
         def checkpoint(here):
             state = {"control": control.export_state(), "log_length": log.length, "subjects": centers}
             self.run.checkpoint(here | state | {"locked_up": locked_up}, self._trainer)
 
-        def hand_on(cycle):
+        def after_cycle(cycle):
             self.run.save(model, cycle, settings.batch_size, self._trainer.known(control.training()))
             write_csv(control.subject_table(), self.subjects_csv)
             self._log.info("cycle %d: %s", cycle, control.summary())
@@ -112,8 +114,8 @@ class ControlledRun:
             learning_rate=lambda cycle: self._protocol.learning_rate(
                 settings.learning_rate, cycle, self.cycles[0], saved_rate
             ),
-            hand_on=hand_on,
-            reached=reached,
+            after_cycle=after_cycle,
+            resumed_at=resumed_at,
             checkpoint=checkpoint,
         )
         log.close()

@@ -6,22 +6,16 @@ the home's test set by more than a tolerance (:mod:`travelling.rules` has that r
 where training happens, in this process or at a hospital; the decisions are all made here.
 """
 
-import csv
-import os
 from dataclasses import asdict, dataclass
 
 import pandas as pd
 
-from travelling.cohort import SEPARATOR, batches, place, place_before, travelling_order
-from travelling.errors import InputError, VisitFailed, name_file
+from travelling.cohort import batches, position, start_of_cycle, travelling_order
+from travelling.errors import VisitFailed
 from travelling.metrics import Evaluation
 from travelling.rules import PublishedRule
+from travelling.verification_log import VerificationLog, log_columns, screen_cells
 
-LOG_COLUMNS = (
-    "Cycle", "Subject", "Study", "ACC", "FP", "FN", "PFP", "PFN", "Ignored",  # as published
-    "Phase", "Subjects", "Tolerance", "Reference_PFP", "Reference_PFN", "Eliminated",
-)  # fmt: skip
-SCREEN_COLUMNS = ("Screen_score", "Screen_limit")  # after those of the rule, where there is a screen
 _STATE = ("flags", "revisits", "waiting", "eliminated", "absent", "counts")
 FAILURES = ("unreachable", "invalid")  # phases of a step to which a center gave no usable answer
 
@@ -64,11 +58,10 @@ class QualityControl:
         self.protocol = protocol
         self.error = error
         self.wait = wait
-        self.log = log
         self.rule = rule or PublishedRule()
         self.screen = screen
-        self.columns = log_columns(self.rule, screen)
         self.center_of = {subject: center for center, subjects in centers.items() for subject in subjects}
+        self.log = VerificationLog(log, log_columns(self.rule, screen), self.center_of, protocol)
         self.accepted = None  # the last accepted evaluation
         self.flags = {subject: [] for subject in self.center_of}  # the cycles in which it was flagged
         self.revisits = dict.fromkeys(self.center_of, 0)
@@ -85,7 +78,7 @@ class QualityControl:
     def start(self, baseline):
         """Take the pre-trained model's evaluation as the first reference and the first row of the log."""
         self.accepted = baseline
-        self._log_row(0, "baseline", [], baseline, cells=self.rule.describe(baseline))
+        self.log.baseline(baseline, self.rule.describe(baseline))
 
     def visit(self, cycle, subjects, batch_size, generator):
         """A center's regular visit: verify its batches and, where a batch harms, its subjects one by one.
@@ -140,17 +133,17 @@ class QualityControl:
         seed,
         batch_size,
         learning_rate,
-        hand_on,
-        reached=None,
-        checkpoint=lambda reached: None,
+        after_cycle,
+        resumed_at=None,
+        checkpoint=lambda resumed_at: None,
     ):
         """Quality control over all cycles; yields (cycle, center, verification), center "revisits" at a cycle's end.
 
         ``centers`` maps each center to its subjects, none where it has not told them yet; ``learning_rate(cycle)``
-        gives Adam's; ``hand_on(cycle)`` is called after every cycle. After every center, revisit and cycle
-        ``checkpoint`` is called with a dict of plain values, from which, as ``reached``, the travelling goes on.
+        gives Adam's; ``after_cycle(cycle)`` is called after every cycle. After every center, revisit and cycle
+        ``checkpoint`` is called with a dict of plain values, from which, as ``resumed_at``, the travelling goes on.
         """
-        for cycle, order, generator in travelling_order(centers, seed, cycles, reached):
+        for cycle, order, generator in travelling_order(centers, seed, cycles, resumed_at):
             self.trainer.learning_rate = learning_rate(cycle)
             if self.screen and self.screen.cycle != cycle:
                 self.screen.calibrate(cycle)
@@ -160,13 +153,13 @@ class QualityControl:
                     yield cycle, center, self._fail(cycle, "unreachable", center, [])
                 for verification in self.visit(cycle, centers[center], batch_size, generator):
                     yield cycle, center, verification
-                checkpoint(place(cycle, left, generator))
+                checkpoint(position(cycle, left, generator))
             for verification in self.revisit(cycle):
                 yield cycle, "revisits", verification
-                checkpoint(place(cycle, 0, generator))
+                checkpoint(position(cycle, 0, generator))
             self.trainer.learning_rate = learning_rate(cycle + 1)  # before the model is saved, as published
-            hand_on(cycle)
-            checkpoint(place_before(cycle + 1, centers))
+            after_cycle(cycle)
+            checkpoint(start_of_cycle(cycle + 1, centers))
 
     def export_state(self):
         """All that decides how quality control goes on, as plain values: for a checkpoint."""
@@ -251,7 +244,7 @@ class QualityControl:
             self._count(cycle, "screened", "suspected", suspect)
             if suspect:
                 self._flag(cycle, subject)
-            self._log_screened(cycle, "screen", subject, score, suspect)
+            self.log.screened(cycle, "screen", subject, score, self.screen.limit, suspect, self.reference)
             yield Verification("screen", [subject], None, None, suspect)
 
     def _revisit(self, cycle, subject):
@@ -264,7 +257,7 @@ class QualityControl:
             return self._fail(cycle, failure.phase, self.center_of[subject], [subject])
         if not self.screen.suspects(score):
             return self._verify(cycle, "revisit", [subject], score)
-        self._log_screened(cycle, "revisit", subject, score, suspect=True)
+        self.log.screened(cycle, "revisit", subject, score, self.screen.limit, True, self.reference)
         return Verification("revisit", [subject], None, None, harmful=True)
 
     def _verify(self, cycle, phase, subjects, score=None):
@@ -282,104 +275,14 @@ class QualityControl:
         if harmful:
             self.trainer.restore(kept)
         if score is not None:
-            cells |= dict(zip(SCREEN_COLUMNS, (score, self.screen.limit), strict=True))
-        self._log_row(cycle, phase, subjects, evaluation, tolerance, harmful, cells)
+            cells |= screen_cells(score, self.screen.limit)
+        self.log.step(cycle, phase, subjects, evaluation, tolerance, harmful, cells, self.reference)
         if not harmful:
             self.accepted = evaluation
         return Verification(phase, subjects, loss, rates, harmful)
 
     def _fail(self, cycle, phase, center, subjects):
-        """Log a step that a center did not make."""
+        """Note a step that a center did not make."""
         self.absent.append(center)
-        tolerance = len(subjects) * self.error
-        self._log_unmeasured(
-            {"Cycle": cycle, "Subject": "n/a", "Study": center, "Ignored": 1, "Phase": phase, "Eliminated": 0}
-            | {"Subjects": SEPARATOR.join(subjects), "Tolerance": tolerance}
-        )
+        self.log.failed(cycle, phase, center, subjects, len(subjects) * self.error, self.reference)
         return Verification(phase, subjects, None, None, harmful=False)
-
-    def _log_screened(self, cycle, phase, subject, score, suspect):
-        """Log what the screen says of one subject: no step was made, so no rate was measured."""
-        self._log_unmeasured(
-            {"Cycle": cycle, "Subject": subject, "Study": self.center_of[subject], "Ignored": int(suspect)}
-            | {"Phase": phase, "Subjects": subject, "Eliminated": int(suspect and phase == "revisit")}
-            | dict(zip(SCREEN_COLUMNS, (score, self.screen.limit), strict=True))
-        )
-
-    def _log_unmeasured(self, cells):
-        """Log a row without rates."""
-        reference = dict(zip(("Reference_PFP", "Reference_PFN"), self.reference, strict=True))
-        self.log(dict.fromkeys(self.columns) | reference | cells)
-
-    def _log_row(self, cycle, phase, subjects, evaluation, tolerance=None, harmful=False, cells=()):
-        fpr, fnr = self.protocol.rates(evaluation)
-        reference = (None, None) if phase == "baseline" else self.reference
-        row = {
-            "Cycle": cycle,
-            "Subject": {"baseline": "n/a", "batch": "batch"}.get(phase) or subjects[0],
-            "Study": self.center_of[subjects[0]] if subjects else "n/a",
-            "ACC": evaluation.accuracy,
-            "FP": evaluation.false_positives,
-            "FN": evaluation.false_negatives,
-            "PFP": fpr,
-            "PFN": fnr,
-            "Ignored": int(harmful),
-            "Phase": phase,
-            "Subjects": SEPARATOR.join(subjects),
-            "Tolerance": tolerance,
-            "Reference_PFP": reference[0],
-            "Reference_PFN": reference[1],
-            "Eliminated": int(harmful and phase == "revisit"),
-        }
-        self.log(dict.fromkeys(self.columns) | row | dict(cells))
-
-
-def log_columns(rule, screen):
-    """The columns of the log: the published ones, ours, and those of the options that are used."""
-    return (*LOG_COLUMNS, *rule.columns, *(SCREEN_COLUMNS if screen else ()))
-
-
-class LogFile:
-    """The verification log: a CSV whose rows are on disk as soon as they are written.
-
-    ``length`` is what :attr:`length` (bytes) was when the run that goes on had last a checkpoint; later rows are cut
-    off, because that work is done again.
-    """
-
-    def __init__(self, path, columns=LOG_COLUMNS, length=0):
-        self._file = open(path, "r+" if length else "w", newline="", encoding="utf-8")
-        self._writer = csv.DictWriter(self._file, columns, lineterminator="\n")
-        with name_file(path):
-            self._begin(path, length)
-
-    def _begin(self, path, length):
-        if length:
-            if self._file.seek(0, os.SEEK_END) < length:
-                raise InputError(f"{path}: shorter than when its run stopped; --overwrite starts anew")
-            self._file.seek(0)
-            if self._file.readline().strip() != ",".join(self._writer.fieldnames):
-                raise InputError(f"{path}: has other columns (of another version?); --overwrite starts anew")
-            self._file.truncate(length)
-            self._file.seek(length)
-        else:
-            self._writer.writeheader()
-        self._flush()
-
-    @property
-    def length(self):
-        """Bytes written so far."""
-        return os.fstat(self._file.fileno()).st_size
-
-    def __call__(self, row):
-        """Append one row."""
-        with name_file(self._file.name):
-            self._writer.writerow(row)
-            self._flush()
-
-    def close(self):
-        """Close the file."""
-        self._file.close()
-
-    def _flush(self):
-        self._file.flush()
-        os.fsync(self._file.fileno())

@@ -36,7 +36,7 @@ class PublishedRule:
             "lower learning rate avoid that"
         )
 
-    def blind(self, baseline, tolerance, protocol):
+    def saturation(self, baseline, tolerance, protocol):
         """In words, the rates of the pre-trained model that are so high that no step could exceed the tolerance."""
         return [
             f"{name} {rate:.3f} + tolerance {tolerance:.3f} >= {most:.3f}"
@@ -83,7 +83,7 @@ class EvidenceRule:
             "lower learning rate avoid that"
         )
 
-    def blind(self, baseline, tolerance, protocol):
+    def saturation(self, baseline, tolerance, protocol):
         """In words, why not even a model that ranks nobody would be told from the pre-trained one; else empty."""
         if 1 / math.comb(len(baseline.labels), sum(baseline.labels)) >= self.ALPHA:
             return [f"{baseline.healthy} HC and {baseline.patients} PD: chance alone ranks them perfectly too often"]

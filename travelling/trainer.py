@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from travelling.cohort import batches, place, place_before, travelling_order
+from travelling.cohort import batches, position, start_of_cycle, travelling_order
 from travelling.console import progress_bar
 from travelling.errors import InputError, VisitFailed
 from travelling.metrics import evaluate
@@ -22,21 +22,21 @@ def travel(
     batch_size,
     protocol,
     learning_rate,
-    hand_on,
-    reached=None,
-    checkpoint=lambda reached: None,
+    after_cycle,
+    resumed_at=None,
+    checkpoint=lambda resumed_at: None,
 ):
     """The plain travelling model: in every cycle it visits all centers and trains on all their images.
 
     ``centers`` maps each center to its subjects; ``learning_rate(cycle)`` gives Adam's; after every cycle
-    ``hand_on(cycle, loss)`` is called with the mean loss of its training steps. Where ``trainer.train`` raises
+    ``after_cycle(cycle, loss)`` is called with the mean loss of its training steps. Where ``trainer.train`` raises
     VisitFailed, the rest of the visit is left out; the steps before it stay. After every center and cycle
-    ``checkpoint`` is called with a dict of plain values, from which, as ``reached``, the run goes on.
+    ``checkpoint`` is called with a dict of plain values, from which, as ``resumed_at``, the run goes on.
     """
     images = sum(len(subjects) for subjects in centers.values())
-    losses = reached["losses"] if reached else []
+    losses = resumed_at["losses"] if resumed_at else []
     with progress_bar(total=len(cycles) * epochs * images, unit="image") as bar:
-        for cycle, order, generator in travelling_order(centers, seed, cycles, reached):
+        for cycle, order, generator in travelling_order(centers, seed, cycles, resumed_at):
             trainer.learning_rate = learning_rate(cycle)
             done = cycles.index(cycle) * images + sum(map(len, centers.values()))
             bar.update((done - sum(len(centers[center]) for center in order)) * epochs - bar.n)  # of earlier sessions
@@ -53,17 +53,17 @@ def travel(
                         bar.set_postfix(cycle=cycle, center=center, loss=f"{losses[-1]:.3f}", refresh=False)
                         bar.update(len(batch))
                         stop_if_asked()
-                checkpoint({**place(cycle, left, generator), "losses": losses})
+                checkpoint({**position(cycle, left, generator), "losses": losses})
             trainer.learning_rate = learning_rate(cycle + 1)  # before the model is saved, as published
-            hand_on(cycle, sum(losses) / len(losses) if losses else math.nan)
+            after_cycle(cycle, sum(losses) / len(losses) if losses else math.nan)
             losses = []
-            checkpoint({**place_before(cycle + 1, centers), "losses": losses})
+            checkpoint({**start_of_cycle(cycle + 1, centers), "losses": losses})
 
 
-def travel_and_save(run, trainer, model, centers, cycles, settings, reached, first_cycle=0, saved_rate=None):
+def travel_and_save(run, trainer, model, centers, cycles, settings, resumed_at, first_cycle=0, saved_rate=None):
     """:func:`travel` by the options of a script (``settings``), with checkpoints and the model of every cycle on disk.
 
-    ``run`` has begun, and ``reached`` is what its :meth:`travelling.run.Run.go_on` gave; ``model`` is the trainer's.
+    ``run`` has begun, and ``resumed_at`` is what its :meth:`travelling.run.Run.go_on` gave; ``model`` is the trainer's.
     ``first_cycle`` is that of the run, of which ``cycles`` may be a part, and ``saved_rate`` the learning rate that the
     pre-trained model was saved with (None: from scratch).
     """
@@ -72,7 +72,7 @@ def travel_and_save(run, trainer, model, centers, cycles, settings, reached, fir
     def learning_rate(cycle):
         return protocol.learning_rate(settings.learning_rate, cycle, first_cycle, saved_rate)
 
-    def hand_on(cycle, loss):
+    def after_cycle(cycle, loss):
         run.save(model, cycle, settings.batch_size, trainer.known(sum(centers.values(), [])))
         run.log.info("cycle %d: learning rate %.3g, mean loss %.4f", cycle, learning_rate(cycle), loss)
 
@@ -85,8 +85,8 @@ def travel_and_save(run, trainer, model, centers, cycles, settings, reached, fir
         batch_size=settings.batch_size,
         protocol=protocol,
         learning_rate=learning_rate,
-        hand_on=hand_on,
-        reached=reached,
+        after_cycle=after_cycle,
+        resumed_at=resumed_at,
         checkpoint=lambda here: run.checkpoint(here | {"subjects": centers}, trainer),
     )
 
@@ -151,7 +151,7 @@ class LocalTrainer:
 
     def predict(self):
         """Probability of PD for every subject of the test set, in its order: a list of floats."""
-        return self._of_each(self._test_set["Subject"], self._model.predict)
+        return self._per_subject(self._test_set["Subject"], self._model.predict)
 
     def distances(self, subjects=None):
         """Distance of each subject's image from what the network has learned of, at every BatchNorm layer.
@@ -162,7 +162,7 @@ class LocalTrainer:
 
     def _distances_of(self, subjects):
         # Centers have many sizes: a backend that compiles for each of them would do nothing else.
-        return self._of_each(subjects, lambda images, _: self._model.distances(images, self._evaluation_batch))
+        return self._per_subject(subjects, lambda images, _: self._model.distances(images, self._evaluation_batch))
 
     def known(self, subjects):
         """What a saved model tells of the images that it has trained on, those of ``subjects``: a dict for its record.
@@ -191,7 +191,7 @@ class LocalTrainer:
                 )
         return notices
 
-    def _of_each(self, subjects, function):
+    def _per_subject(self, subjects, function):
         """What a function of (images, largest batch) gives for each subject: a list, in their order."""
         # Batches of nearly one size: where a backend pads the last one, it computes little in vain.
         number = math.ceil(len(subjects) / self._evaluation_batch)

@@ -167,7 +167,8 @@ def verification(folder, size, volumes, arguments):
     """(a) to (f): verification beside the bare network and the published way."""
     import numpy as np
 
-    from travelling.quality_control import LogFile, QualityControl
+    from travelling.quality_control import QualityControl
+    from travelling.verification_log import LogFile
 
     csv_path = write_cohort(folder, size, volumes)
     ours, published = make_trainers(csv_path, size, arguments.width)

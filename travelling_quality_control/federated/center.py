@@ -35,7 +35,7 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from travelling.cohort import SEPARATOR, copies, read_cohort
 from travelling.errors import InputError
 from travelling.files import write_csv
-from travelling.quality_control import LOG_COLUMNS
+from travelling.verification_log import LOG_COLUMNS
 from travelling_quality_control.federated.settings import center_file, read_center_settings
 from travelling_quality_control.federated.wire import digest, note_visit, pack, unpack
 

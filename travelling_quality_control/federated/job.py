@@ -109,9 +109,9 @@ class Progress:
             record = Record(folder / "run.json", None).read() or {}
             self.finished = bool(record.get("finished"))
             found = None if self.finished else Checkpoints(folder / "checkpoints").load()
-        reached = found[0] if found else {}
+        resumed_at = found[0] if found else {}
         self.place = tuple(record.get(name) for name in ("started", "finished"))
-        self.place += tuple(reached.get(name) for name in ("cycle", "centers_left"))
+        self.place += tuple(resumed_at.get(name) for name in ("cycle", "centers_left"))
         error = folder / ERROR_FILE
         self.error = error.read_text(encoding="utf-8").strip() if error.is_file() else None
 

@@ -177,12 +177,12 @@ class TravellingController(ModelController):
         notices += volumes.decode() + copies(volumes.images, test_set)
         trainer = FederatedTrainer(self._ask, model, volumes, test_set, settings.eval_batch_size)
         controlled.begin(trainer, device, notices + trainer.strange(record), volumes.images)
-        centers = self._gather(settings.centers, controlled.reached, trainer)
-        cycles = self._of_this_job(controlled.cycles, controlled.reached)
+        centers = self._gather(settings.centers, controlled.resumed_at, trainer)
+        cycles = self._of_this_job(controlled.cycles, controlled.resumed_at)
         for _ in controlled.travel(model, record["learning_rate"], centers, cycles):
             self._stop_if_asked()
         self._report(controlled.control, controlled.log_csv)
-        self._finish(controlled.run, controlled.cycles, controlled.reached)
+        self._finish(controlled.run, controlled.cycles, controlled.resumed_at)
 
     def _travel(self, settings):
         """The standard travelling model: what the script does, with the images elsewhere."""
@@ -197,17 +197,17 @@ class TravellingController(ModelController):
         run.begin(device)
         volumes = Volumes(0, run.cache_folder, space={"shape": settings.shape, "affine": None})  # of no image
         trainer = FederatedTrainer(self._ask, model, volumes)
-        reached = run.go_on(trainer)
-        centers = self._gather(settings.centers, reached, trainer)
-        travel_and_save(run, trainer, model, centers, self._of_this_job(cycles, reached), settings, reached)
-        self._finish(run, cycles, reached)
+        resumed_at = run.go_on(trainer)
+        centers = self._gather(settings.centers, resumed_at, trainer)
+        travel_and_save(run, trainer, model, centers, self._of_this_job(cycles, resumed_at), settings, resumed_at)
+        self._finish(run, cycles, resumed_at)
 
-    def _gather(self, centers, reached, trainer):
+    def _gather(self, centers, resumed_at, trainer):
         """The subjects of every center, by their pseudonyms: from the checkpoint, or asked for now.
 
         Empty where a center cannot tell. Raises InputError where fewer than two can; those begin to prepare.
         """
-        known = {center: list(reached["subjects"].get(center, [])) if reached else [] for center in centers}
+        known = {center: list(resumed_at["subjects"].get(center, [])) if resumed_at else [] for center in centers}
         for center in centers:
             if not known[center]:
                 try:
@@ -266,8 +266,8 @@ class TravellingController(ModelController):
         self._log.warning("%s, %s: %s, %s", center, question, failure.phase, failure)
         raise failure
 
-    def _of_this_job(self, cycles, reached):
-        first = reached["cycle"] if reached else cycles[0]
+    def _of_this_job(self, cycles, resumed_at):
+        first = resumed_at["cycle"] if resumed_at else cycles[0]
         return [cycle for cycle in cycles if cycle < first + self.cycles]
 
     def _stop_if_asked(self):
@@ -296,8 +296,8 @@ class TravellingController(ModelController):
             except VisitFailed:
                 continue
 
-    def _finish(self, run, cycles, reached):
-        now = self._of_this_job(cycles, reached)
+    def _finish(self, run, cycles, resumed_at):
+        now = self._of_this_job(cycles, resumed_at)
         if not now or now[-1] == cycles[-1]:
             run.finish()
             self._log.info("done: models in %s", run.folder)
