@@ -1,10 +1,11 @@
 # make install   the set-up alone: .venv with everything in requirements-dev.txt
 # make demo      watch the method find harmful images across 83 centers (docs/demo.md)
 # make test      ruff and the test suite; every change must pass it and test-federated (.ci/run)
+# make test-fast   the tests that train nothing: under a minute
 # make federated-demo   four centers of a small cohort in NVIDIA FLARE's simulator, and what a center needs
 # make test-federated   the tests of what runs across hospitals
 # make bench     what verification costs (see tests/benchmarks/RESULTS.md)
-.PHONY: install demo test test-slow federated-demo test-federated bench clean
+.PHONY: install demo test test-fast test-slow federated-demo test-federated bench clean
 
 # The newest Python at hand that TensorFlow supports; PYTHON=... chooses another.
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(shell \
@@ -28,6 +29,11 @@ test: $(INSTALLED)
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/python -m pytest -m "not slow" --ignore tests/federated
+
+# Without the files of which most tests train a model.
+test-fast: $(INSTALLED)
+	.venv/bin/python -m pytest -m "not slow" --ignore tests/federated $(foreach file,\
+		inputs bad_input scripts model golden,--ignore tests/test_$(file).py)
 
 test-slow: $(INSTALLED)
 	.venv/bin/python -m pytest -m slow

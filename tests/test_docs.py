@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-DOCS = sorted((ROOT / "docs").glob("*.md"))
+DOCS = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 
 
 def prose(page):
@@ -59,3 +59,10 @@ def test_readme_is_short():
 def test_readme_links_every_page():
     linked = {(ROOT / path).resolve() for path, _ in links(README)}
     assert [page.name for page in DOCS if page.resolve() not in linked] == []
+
+
+def test_the_version_stands_everywhere():
+    from travelling import __version__
+
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\n## {__version__}\n" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
