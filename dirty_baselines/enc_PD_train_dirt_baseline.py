@@ -29,7 +29,7 @@ def main():
     arguments = parse_arguments()
     # Only now, so that --help answers at once.
     from travelling.cohort import copies, read_cohort, subjects_by_center
-    from travelling.model_files import cycles_to_run
+    from travelling.model_files import SPACE, cycles_to_run, read_record
     from travelling.run import Run
     from travelling.trainer import LocalTrainer, travel_and_save
     from travelling.volumes import Volumes
@@ -39,8 +39,8 @@ def main():
     centers = subjects_by_center(training_set)
     cycles = cycles_to_run(*pretrained, arguments.first_cycle, arguments.cycles)
     inputs = {"fn_train": arguments.fn_train, "en": arguments.en, "pd": arguments.pd}
-    run = Run(arguments.output_folder, "training.log", arguments, inputs)
-    volumes = Volumes(arguments.cache_gb, run.cache_folder, arguments.reorient)
+    run = Run(arguments.output_folder, "training.log", arguments, inputs, images=training_set["Path"])
+    volumes = Volumes(arguments.cache_gb, run.cache_folder, arguments.reorient, read_record(arguments.en).get(SPACE))
     volumes.add(training_set)
 
     # TensorFlow takes seconds to import: only now that the input is known to be good.

@@ -103,6 +103,7 @@ def make_experiment(arguments):
     from travelling.cohort import read_cohort
     from travelling.files import write_csv
     from travelling.run import Run
+    from travelling.volumes import content_of
 
     folder, kind = arguments.output_folder, arguments.kind
     good = read_cohort(arguments.fn_train)
@@ -126,8 +127,11 @@ def make_experiment(arguments):
     jobs = [(Path(source), kind, Path(target)) for source, target in zip(source_paths, harmful["Path"], strict=True)]
     results = [training_csv, truth_csv, *(target for *_, target in jobs)]
     refuse_originals(results, reads=[arguments.fn_train, *map(Path, good["Path"])])
-    run = Run(folder, "harmful_samples.log", arguments, {"fn_train": arguments.fn_train}, results, models=False)
-    images = check_images(jobs, arguments.maximum)
+    inputs = {"fn_train": arguments.fn_train}
+    files = dict(zip(sources, source_paths, strict=True))
+    run = Run(folder, "harmful_samples.log", arguments, inputs, results, models=False, images=files)
+    check_images(jobs, arguments.maximum)
+    images = {subject: content_of(path) for subject, path in files.items()}
     log = run.begin("CPU", images=images)
     # An image that is there is whole, and of this run: any other's would have been refused or removed.
     for _ in write_images(jobs, arguments, finished={target for *_, target in jobs if target.exists()}):
@@ -195,19 +199,11 @@ def refuse_originals(results, reads):
 
 
 def check_images(jobs, maximum):
-    """Read every source of ``jobs``, so that a bad one is found before anything is written.
-
-    Returns what a record says of them, as :attr:`travelling.volumes.Volumes.images` does, by their paths.
-    """
-    from travelling.cache import checksum, identity
+    """Read every source of ``jobs``, so that a bad one is found before anything is written."""
     from travelling.console import progress_bar
-    from travelling.nifti import to_array
 
-    images = {}
     for source, kind, _ in progress_bar(jobs, desc="checking images", unit="image"):
-        total = checksum(to_array(harm.read_source(source, kind, maximum)))
-        images[str(source)] = {"path": str(source), "file": identity(source), "sha256": total}
-    return images
+        harm.read_source(source, kind, maximum)
 
 
 def write_images(jobs, arguments, finished=()):
@@ -229,7 +225,7 @@ def write_harmful(source, kind, target, arguments, seed):
         harmful = harm.make_harmful(image, kind, arguments.maximum, seed, arguments.level)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
-    write_image(harmful, target)
+    write_image(harmful, target, like=source)
 
 
 def harmful_path(folder, image, kind):

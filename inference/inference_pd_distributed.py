@@ -50,7 +50,7 @@ def main():
     from travelling.console import progress_bar
     from travelling.files import write_csv
     from travelling.metrics import age_groups, diagnose, metrics_by_subgroup, refuse_unordered_ages
-    from travelling.model_files import model_pairs
+    from travelling.model_files import SPACE, model_pairs, read_record
     from travelling.run import Run
     from travelling.trainer import LocalTrainer
     from travelling.volumes import Volumes
@@ -61,6 +61,11 @@ def main():
         if column in test_set.columns:
             raise InputError(f"{arguments.fn}: column '{column}' has the name of a result; rename it")
     models = model_pairs(arguments.en, arguments.pd, arguments.first_cycle, arguments.last_cycle)
+    for cycle, pair in models.items():
+        for path in pair:
+            saved = read_record(path)
+            if saved.get("cycle", cycle) != cycle:
+                raise InputError(f"{path}: its name says cycle {cycle}, but it is of cycle {saved['cycle']}")
     metrics_csv, predictions_csv, text_log = (
         arguments.o.with_name(arguments.o.name + ending) for ending in ("_metrics.csv", "_predictions.csv", ".log")
     )
@@ -75,8 +80,9 @@ def main():
         files=[metrics_csv, predictions_csv],
         models=False,
         record=f"{name}_run.json",
+        images=test_set["Path"],
     )
-    volumes = Volumes(arguments.cache_gb, run.cache_folder, arguments.reorient)
+    volumes = Volumes(arguments.cache_gb, run.cache_folder, arguments.reorient, saved.get(SPACE))
     volumes.add(test_set)
 
     # TensorFlow takes seconds to import: only now that the input is known to be good.

@@ -180,11 +180,11 @@ def main():
     steps = plan(arguments, cohort)
     if not arguments.overwrite:
         refuse_other_results(steps, folder)
-    refuse_changed_images(folder)
+    refuse_changed_images(folder, cohort.files)
     stop_on_signals()
     left = missing(steps, folder)
-    if not arguments.demo:
-        refuse_unfit_sources([step for step in left if step.line[0] == SCRIPTS["harm"]], arguments)
+    if left and not arguments.demo:
+        refuse_unfit_images([step for step in left if step.line[0] == SCRIPTS["harm"]], arguments)
     seconds = dict.fromkeys([step.name for step in steps], 0.0)
     device = "nothing"
     if left:
@@ -214,6 +214,7 @@ class Cohort:
     tested: int
     shape: tuple
     image: Path | None  # one of them, if there are any
+    files: dict  # of all images, by subject
 
 
 def read_cohort(arguments):
@@ -229,7 +230,8 @@ def read_cohort(arguments):
     volumes.add(test_set)
     sizes = list(map(len, cohort.subjects_by_center(training_set).values()))
     image = Path(training_set["Path"].iloc[0])
-    return Cohort(arguments.train, arguments.test, sizes, len(test_set), volumes.shape, image)
+    files = {**training_set["Path"], **test_set["Path"]}
+    return Cohort(arguments.train, arguments.test, sizes, len(test_set), volumes.shape, image, files)
 
 
 def demo_cohort(arguments):
@@ -242,7 +244,7 @@ def demo_cohort(arguments):
     place = Path("cohort")
     sizes = list(Counter(row["Study"] for row in training).values())
     shape = tuple(reversed(image_size(arguments.spacing)))  # x, y, z -> z, y, x
-    return Cohort(place / "training_set.csv", place / "test_set.csv", sizes, len(test), shape, None)
+    return Cohort(place / "training_set.csv", place / "test_set.csv", sizes, len(test), shape, None, {})
 
 
 def refuse_unfit_cohort(cohort, arguments):
@@ -258,27 +260,33 @@ def refuse_unfit_cohort(cohort, arguments):
         raise InputError("--false-alarms: is an option of the screen; --settings has no setting with one")
 
 
-def refuse_unfit_sources(steps, arguments):
-    """Raise InputError where one of ``steps`` would find an image that it cannot harm, which may be after days.
-
-    Every training image is read, because every one may be drawn.
-    """
+def refuse_unfit_images(steps, arguments):
+    """Raise InputError for an image that one of ``steps`` would refuse, which may be after days: all are read."""
     from travelling import cohort, harm
-    from travelling.volumes import for_each_image
+    from travelling.volumes import content_of, for_each_image
 
+    sets = training_set, test_set = cohort.read_cohort(arguments.train), cohort.read_cohort(arguments.test)
+    subjects = {path: subject for table in sets for subject, path in table["Path"].items()}
+    contents = {}
+
+    def read(path):
+        contents[subjects[path]] = content_of(path)
+
+    for_each_image(read, list(subjects), "checking images")
+    cohort.copies(contents, training_set, test_set)
     if kinds := [kind for step in steps for kind in harm.PUBLISHED if kind in step.line]:
-        paths = list(cohort.read_cohort(arguments.train)["Path"])
+        paths = list(training_set["Path"])  # every one may be drawn
         for_each_image(lambda path: harm.read_source(path, kinds[0], arguments.maximum), paths, "checking intensities")
 
 
-def refuse_changed_images(folder):
-    """Raise InputError where an image is not what it was when a step of this study read it."""
+def refuse_changed_images(folder, files):
+    """Raise InputError where the image of a subject is not what it was when a step of this study read it."""
     from travelling.record import Record
 
     image = None
     for path in sorted(folder.rglob("*run.json")):
-        with contextlib.suppress(InputError):  # of a record or an image that is damaged: its script says so
-            image = Record(path, {}).changed_image()
+        with contextlib.suppress(InputError, OSError):  # of a record or an image that is damaged: its script says so
+            image = Record(path, {}).changed_image(files)
         if image:
             raise InputError(
                 f"{image}: has changed since {path.parent} read it; bring back the old one, or choose another --out"

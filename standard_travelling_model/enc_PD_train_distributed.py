@@ -41,7 +41,8 @@ def main():
 
     training_set = read_cohort(arguments.fn_train)
     centers = subjects_by_center(training_set)
-    run = Run(arguments.output_folder, "training.log", arguments, inputs={"fn_train": arguments.fn_train})
+    inputs = {"fn_train": arguments.fn_train}
+    run = Run(arguments.output_folder, "training.log", arguments, inputs, images=training_set["Path"])
     volumes = Volumes(arguments.cache_gb, run.cache_folder, arguments.reorient)
     volumes.add(training_set)
     notices = volumes.decode() + copies(volumes.images, training_set)

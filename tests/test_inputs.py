@@ -130,12 +130,12 @@ def test_images_of_a_center_agree_with_those_of_the_home(voxels, tmp_path):
     home, _ = volumes_of(save(tmp_path / "home.nii", voxels))
     space = json.loads(json.dumps(home.space))  # as it travels
     center = turned(tmp_path / "center.nii", voxels, "LAS")
-    assert "its axes run LAS, those of the model's home RAS" in refusal(center, space=space)
+    assert "its axes run LAS, those of the model's first image RAS" in refusal(center, space=space)
     volumes, _ = volumes_of(center, reorient=True, space=space)
     np.testing.assert_array_equal(volumes.batch(["center.nii"])[0, ..., 0], voxels.T)
     smaller = save(tmp_path / "smaller.nii", voxels[..., :-1])
-    assert "33 x 34 x 34 voxels, but the model's home has 33 x 34 x 35" in refusal(smaller, space=space)
-    assert "but the model's home has" in refusal(smaller, space={"shape": home.shape, "affine": None})
+    assert "33 x 34 x 34 voxels, but the model's first image has 33 x 34 x 35" in refusal(smaller, space=space)
+    assert "but the model's first image has" in refusal(smaller, space={"shape": home.shape, "affine": None})
 
 
 def test_what_a_user_should_know_of_headers_is_told_once(voxels, tmp_path):
@@ -185,6 +185,59 @@ def test_what_nibabel_would_correct_is_refused(place, kind, value, voxels, tmp_p
     struct.pack_into(f"<{kind}", content, place, value)
     path.write_bytes(content)
     assert "no possible one" in refusal(path)
+
+
+def test_bits_of_another_type_and_bytes_too_many_are_refused(voxels, tmp_path):
+    path = save(tmp_path / "x.nii", voxels)
+    content = bytearray(path.read_bytes())
+    path.write_bytes(content + bytes(1000))
+    np.testing.assert_array_equal(read_voxels(path)[0], voxels.T)  # padding
+    path.write_bytes(content + content[352:])
+    assert "longer than the" in refusal(path)
+    struct.pack_into("<h", content, 70, 4)  # int16, of 32 bits per voxel
+    path.write_bytes(content)
+    assert "bits per voxel are no possible ones" in refusal(path)
+    struct.pack_into("<h", content, 72, 16)
+    path.write_bytes(content)
+    assert "longer than the" in refusal(path)
+
+
+def test_an_unusable_qform_beside_an_sform_is_told(voxels, tmp_path):
+    path = save(tmp_path / "x.nii", voxels, qform=1)
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<f", content, 264, 1.001)  # a quaternion longer than 1
+    path.write_bytes(content)
+    _, notices = volumes_of(path)
+    assert notices == [f"1 image whose qform cannot be read (the sform counts): {path}"]
+    path = save(path, voxels, sform=0, qform=1)
+    content[254:256] = path.read_bytes()[254:256]
+    path.write_bytes(content)
+    assert "no possible one" in refusal(path)
+
+
+@pytest.mark.parametrize(("affine", "sform"), [(moved(a01=0.2), 4), (AFFINE, 0)])
+def test_a_harmful_image_lies_where_its_source_does(affine, sform, voxels, tmp_path):
+    """With tilted axes, and where the source does not tell how it lies."""
+    source = save(tmp_path / "x.nii.gz", voxels, affine, sform)
+    done = run_here("generate", "-i", source, "--kind", "blur", "--output-folder", tmp_path / "harm", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    volumes, notices = volumes_of(source, tmp_path / "harm" / "x_blur.nii.gz")
+    assert len(notices) == 1
+    assert notices[0].startswith("2 images ")
+    assert volumes.batch(["x_blur.nii.gz"]).std() > 0.01
+
+
+def test_a_link_into_a_store_without_endings_is_followed(voxels, tmp_path):
+    stored = save(tmp_path / "store.nii", voxels).rename(tmp_path / "5f3a")
+    (tmp_path / "a.nii").symlink_to(stored)
+    path = tmp_path / "cohort.csv"
+    pd.DataFrame([["a", "c", "a.nii", 0, "M"]], columns=COLUMNS).to_csv(path, index=False)
+    (found,) = read_cohort(path)["Path"]
+    assert found == str(tmp_path / "a.nii")
+    np.testing.assert_array_equal(read_voxels(found)[0], voxels.T)
+    pd.DataFrame([["a", "c", "a.nii", 0, "M"], ["b", "c", "5f3a", 0, "M"]], columns=COLUMNS).to_csv(path, index=False)
+    with pytest.raises(InputError, match="the image belongs to another subject"):
+        read_cohort(path)
 
 
 def test_kinds_of_harm_go_by_the_orientation_of_a_file(tmp_path):
@@ -244,7 +297,8 @@ def run(tmp_path):
     def session(finish=False, overwrite=False, device="a device"):
         arguments = Namespace(fn=tmp_path / "x.csv", overwrite=overwrite)
         try:
-            run = Run(tmp_path / "run", "log", arguments, {"fn": tmp_path / "x.csv"})
+            images = {"x.nii": tmp_path / "x.nii"}
+            run = Run(tmp_path / "run", "log", arguments, {"fn": tmp_path / "x.csv"}, images=images)
             volumes, notices = volumes_of(tmp_path / "x.nii")
             run.begin(device, notices, volumes.images)
             if finish:
@@ -291,10 +345,12 @@ def test_a_session_on_another_machine_is_told(run, voxels, tmp_path):
 def test_a_complete_run_reads_only_what_was_written_anew(run, voxels, tmp_path):
     path = save(tmp_path / "x.nii", voxels)
     run(finish=True)
+    earlier = record.Record(tmp_path / "run" / "run.json", {})
     with mock.patch("travelling.nifti.read_voxels", side_effect=AssertionError("read")):
-        assert record.Record(tmp_path / "run" / "run.json", {}).changed_image() is None
-    path.unlink()
-    assert record.Record(tmp_path / "run" / "run.json", {}).changed_image() is None
+        assert earlier.changed_image({"x.nii": path}) is None
+    elsewhere = save(tmp_path / "elsewhere" / "x.nii", 1 - voxels)  # a link that leads to another version, for example
+    assert earlier.changed_image({"x.nii": elsewhere}) == elsewhere
+    assert earlier.changed_image({"x.nii": turned(tmp_path / "same" / "x.nii", voxels, "LPS")}) is None
 
 
 COLUMNS = ["Subject", "Study", "Path", "Group_bin", "Sex"]
@@ -335,6 +391,8 @@ def test_a_test_image_that_is_trained_on_is_refused_whatever_its_name(tmp_path):
         ("a b", "a  b"),
         ("ab", "a\N{ZERO WIDTH SPACE}b"),
         ("Straße", "STRASSE"),
+        ("a", "a\N{VARIATION SELECTOR-16}"),
+        ("a", "a\b"),
         ("\N{FULLWIDTH DIGIT ONE}", "1"),
     ],
 )
@@ -389,8 +447,10 @@ def test_several_images_of_one_participant_may_be_in_one_set(tmp_path):
         (lambda text: text.replace("Sex", "Sex,Study").replace("M\n", "M,x\n"), "row 1: two columns are named 'Study'"),
         (lambda text: text.replace("Sex", "Sex,Study ").replace("M\n", "M,x\n"), "two columns are named 'Study'"),
         (lambda text: text.replace(",", ";"), "separated by semicolons"),
-        (lambda text: text.replace("Sex", "sex"), "missing column(s) Sex; needed are Subject, Study, Path, Group_bin, "
-         "Sex, there are 'Subject', 'Study', 'Path', 'Group_bin', 'sex'"),
+        (lambda text: text.replace("Sex", "Gender"), "missing column(s) Sex; needed are Subject, Study, Path, "
+         "Group_bin, Sex, there are 'Subject', 'Study', 'Path', 'Group_bin', 'Gender'"),
+        (lambda text: text.replace("Sex", "sex"), "row 1: column 'sex' must be written 'Sex'"),
+        (lambda text: text.replace("Sex", "Sex,age").replace("M\n", "M,7\n"), "column 'age' must be written 'Age'"),
     ],
 )  # fmt: skip
 def test_a_header_is_what_it_says(change, words, tmp_path):
@@ -471,6 +531,37 @@ def test_a_model_that_is_not_finite_is_refused(where, value, model, tmp_path):
             other.read_weights(bad, classifier)
 
 
+def test_images_lie_where_those_that_the_model_knows_do(cohort, last_model, pretrained, tmp_path):
+    """All images of a run may be turned alike: the model's own are not among them."""
+    table = pd.read_csv(cohort / "test_set.csv")
+    for path in table["Path"]:
+        image = nib.load(cohort / path)
+        other = image.as_reoriented(ornt_transform(io_orientation(image.affine), axcodes2ornt("LPI")))
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        nib.save(other, tmp_path / path)
+    table.to_csv(tmp_path / "test_set.csv", index=False)
+    options = ("-fn", tmp_path / "test_set.csv", "-en", pretrained, "-pd", pretrained, "--first-cycle", 7)
+    done = run_here("inference", *options, "-o", "refused", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "its axes run LPI, those of the model's first image LPS" in done.stderr
+    assert run_here("inference", *options, "-o", "turned", "--reorient", cwd=tmp_path).returncode == 0
+    usual = ("-fn", cohort / "test_set.csv", *options[2:])
+    assert run_here("inference", *usual, "-o", "usual", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "turned_predictions.csv").read_text() == (tmp_path / "usual_predictions.csv").read_text()
+    # Results that are gone are not "done already"; and a name is not what tells the cycle of a model.
+    (tmp_path / "usual_metrics.csv").unlink()
+    again = run_here("inference", *usual, "-o", "usual", cwd=tmp_path)
+    assert again.returncode == 0
+    assert "usual_metrics.csv: is gone, and is made anew" in again.stderr
+    assert (tmp_path / "usual_metrics.csv").exists()
+    for path in last_model[1::2]:
+        shutil.copy(path, tmp_path / path.name.replace("_07", "_20"))
+    renamed = ("-en", tmp_path, "-pd", tmp_path, "-o", "renamed")
+    done = run_here("inference", "-fn", cohort / "test_set.csv", *renamed, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "its name says cycle 20, but it is of cycle 7" in done.stderr
+
+
 def test_halves_of_two_models_are_refused(model, tmp_path):
     """Of one cycle, and of one size; as inference reads them, too."""
     from travelling.model import TravellingModel
@@ -517,8 +608,15 @@ def test_a_step_that_ruins_the_model_ends_the_run_and_names_its_subjects(model, 
     trainer.restore(kept)
 
 
+def test_images_of_another_scale_than_most_are_told(voxels, tmp_path):
+    paths = [save(tmp_path / f"{name}.nii", voxels + number) for number, name in enumerate("abc")]
+    other = save(tmp_path / "d.nii", 4000 * voxels)
+    _, notices = volumes_of(*paths, other)
+    assert notices == [f"1 image of another scale: the mean is not within a tenth and 10 times that of most: {other}"]
+
+
 def test_flat_images_are_told(voxels, tmp_path):
-    flat = save(tmp_path / "b.nii", np.full(SHAPE, 7, np.int16))
+    flat = save(tmp_path / "b.nii", np.full(SHAPE, 1, np.int16))
     _, notices = volumes_of(save(tmp_path / "a.nii", voxels), flat)
     assert notices == [f"1 image without any contrast: every voxel is the same: {flat}"]
 
@@ -662,6 +760,22 @@ def test_a_run_survives_its_terminal(tmp_path):
     os.read(terminal, 20)
     os.close(terminal)
     assert process.wait(timeout=60) == 0
+    assert (tmp_path / "done").exists()
+
+
+def test_closed_streams_and_warnings_as_errors_end_no_run(tmp_path):
+    code = (
+        "import warnings\n"
+        "from travelling import command\n"
+        "def main():\n"
+        "    warnings.warn('of a library', DeprecationWarning)\n"
+        "    print('x')\n"
+        "    open('done', 'w').close()\n"
+        "command.run(main)"
+    )
+    environment = os.environ | {"PYTHONWARNINGS": "error", "PYTHONPATH": str(ROOT), "CODE": code}
+    done = subprocess.run(["sh", "-c", f'{sys.executable} -c "$CODE" >&- 2>&-'], env=environment, cwd=tmp_path)
+    assert done.returncode == 0
     assert (tmp_path / "done").exists()
 
 

@@ -209,7 +209,7 @@ def test_a_lock_up_of_an_earlier_session_is_told_at_the_end(tmp_path, monkeypatc
     monkeypatch.setattr(QualityControl, "locked_up", lambda self, cycle: "lock-up in cycle 10" if cycle == 10 else None)
 
     def session(cycles):
-        controlled = ControlledRun(Namespace(**settings), inputs=())
+        controlled = ControlledRun(Namespace(**settings), (), {})
         trainer = MortalTrainer()
         controlled.begin(trainer, "a device", [], {})
         with mock.patch.object(controlled.run, "save"):
@@ -244,13 +244,13 @@ def test_a_harmful_experiment_killed_at_any_image_ends_as_if_it_had_not_been(kin
     written = []
     write_image = nifti.write_image
 
-    def write_or_die(image, path):
+    def write_or_die(image, path, like):
         if len(written) % 2:  # in every session the second image kills
             written.append(None)
             path.with_name(f".part_{path.name}").write_bytes(b"half")
             raise Killed
         written.append(path)
-        write_image(image, path)
+        write_image(image, path, like)
 
     with mock.patch.object(nifti, "write_image", write_or_die):
         for _ in range(3):

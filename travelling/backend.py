@@ -46,8 +46,9 @@ def _quiet_start():
 try:
     with _quiet_start():
         import keras
-except ImportError as error:
-    raise InputError(f"KERAS_BACKEND={BACKEND}: cannot be imported ({str(error).splitlines()[0]})") from None
+except Exception as error:  # whatever a keras.json, a style of figures or another version makes it raise
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    raise InputError(f"KERAS_BACKEND={BACKEND}: cannot be imported ({reason}); is ~/.keras/keras.json sound?") from None
 
 # Nor what else keras.json says: a tip to save memory for another project would change every number here.
 keras.config.set_floatx("float32")

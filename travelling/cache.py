@@ -53,7 +53,7 @@ def identity(file):
     """
     state = os.stat(file)
     words = f"{Path(file).resolve()}\n{state.st_size}\n{state.st_mtime_ns}\n{state.st_ctime_ns}\n{state.st_ino}"
-    return hashlib.sha256(words.encode()).hexdigest()[:_IDENTITY]
+    return hashlib.sha256(os.fsencode(words)).hexdigest()[:_IDENTITY]
 
 
 class ArrayFiles:

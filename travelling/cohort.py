@@ -7,6 +7,7 @@ Columns: ``Subject`` (unique id), ``Study`` (center), ``Path`` (image; relative 
 
 import csv
 import io
+import os
 import re
 import sys
 import unicodedata
@@ -21,6 +22,7 @@ from travelling.errors import InputError
 REQUIRED_COLUMNS = ("Subject", "Study", "Path", "Group_bin", "Sex")
 SEPARATOR = ";"  # joins subject ids in the log of quality control
 LINE_BREAK = re.compile(r"[\r\n]")
+_UNSEEN = re.compile("[\u034f\u115f\u1160\ufe00-\ufe0f]")  # joiner, fillers, variation selectors
 RESERVED_IDS = ("batch", "n/a")  # stand for something else in that log
 
 
@@ -33,6 +35,10 @@ def read_cohort(path):
     """
     path = Path(path)
     table = _read_text_table(path)
+    for column in (*REQUIRED_COLUMNS, "Age", "Participant"):
+        for other in table.columns:
+            if other != column and _look(other) == _look(column):
+                raise InputError(f"{path}, row 1: column {other!r} must be written {column!r}")
     missing = [column for column in REQUIRED_COLUMNS if column not in table.columns]
     if missing:
         why = " (separated by semicolons? commas are needed)" if ";" in "".join(table.columns) else ""
@@ -63,7 +69,7 @@ def read_cohort(path):
     for reason in found["reason"].unique():
         _refuse(path, (found["reason"] == reason) & (reason != ""), reason, table["Path"])
     table["Path"] = found["file"]
-    _refuse(path, table["Path"].duplicated(), "the image belongs to another subject, too", table["Path"])
+    _refuse(path, _files(table).duplicated(), "the image belongs to another subject, too", table["Path"])
 
     table["Group_bin"] = labels.astype(int)
     table["Age"] = ages.astype(float)
@@ -73,7 +79,8 @@ def read_cohort(path):
 def _find(file):
     """The absolute path of a file as text, and why it cannot be read (empty where it can)."""
     try:
-        file = file.resolve()
+        file = Path(os.path.abspath(file))  # links stay: in some stores, what they lead to has no ending
+        os.fsencode(file)  # is_file() would take what cannot be encoded for missing
         return str(file), "" if file.is_file() else "no such image"
     except PermissionError as error:
         return str(file), f"the image cannot be read, {error.strerror}"
@@ -99,7 +106,9 @@ def _refuse_look_alikes(path, names):
 def _look(name):
     """A name without what nobody sees: case, ways to write one letter, kinds of blanks, invisible signs."""
     letters = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
-    return " ".join("".join(letter for letter in letters if unicodedata.category(letter) != "Cf").split())
+    return " ".join(
+        _UNSEEN.sub("", "".join(c for c in letters if c.isspace() or unicodedata.category(c)[0] != "C")).split()
+    )
 
 
 def _read_text_table(path):
@@ -153,9 +162,14 @@ def _refuse(path, bad, reason, values=None):
 
 def refuse_overlap(training_set, test_set, training_path, test_path):
     """Raise InputError where a subject, a person or an image is in both sets: the test set must be unseen."""
-    for column, of in (("Subject", _subject), ("Path", lambda table: table["Path"]), ("Participant", _person)):
+    for column, of in (("Subject", _subject), ("Path", _files), ("Participant", _person)):
         tested = of(test_set).reset_index(drop=True)
         _refuse(test_path, tested.isin(set(of(training_set))), f"{column} is in {training_path}, too", tested)
+
+
+def _files(table):
+    """The files of all images, whatever links lead to them."""
+    return table["Path"].map(os.path.realpath)
 
 
 def _subject(table):

@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
 
 from travelling import stopping
@@ -26,6 +27,10 @@ def run(main):
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr, may_fail=True)
     try:
+        if sys.warnoptions:  # PYTHONWARNINGS=error, of another project, would end the run at any remark of a library
+            warnings.resetwarnings()
+            for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+                warnings.simplefilter("ignore", category)  # as Python does
         with stopping.process_of_a_run():
             if os.name == "nt":
                 raise InputError("Windows is not supported; its Subsystem for Linux (WSL) is: wsl --install")

@@ -1,6 +1,7 @@
 """The terminal: progress bar, log lines above it, and output that survives the terminal."""
 
 import logging
+import os
 import sys
 
 
@@ -28,8 +29,8 @@ class Output:
     """
 
     def __init__(self, stream, may_fail=False):
-        self._stream = stream
-        self._may_fail = may_fail or stream.isatty()
+        self._stream = open(os.devnull, "w") if stream is None else stream  # it was closed
+        self._may_fail = may_fail or self._stream.isatty()
 
     def __getattr__(self, name):
         """Everything else is the stream's."""

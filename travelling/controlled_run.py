@@ -22,13 +22,14 @@ def refuse_unfit_test_set(test_set, settings):
 class ControlledRun:
     """The files of a run, and its moves: :meth:`begin`, then :meth:`travel`, then ``run.finish()``.
 
-    ``settings`` has the script's options by their names; ``inputs`` are the names of those that are files to be read.
+    ``settings`` has the script's options by their names; ``inputs`` are the names of those that are files to be read,
+    ``images`` maps subjects to the files of the images that are.
     Raises what :class:`travelling.run.Run` raises. ``cycles`` are all of the run; ``resumed_at`` (after
     :meth:`begin`) is what the last checkpoint holds, None at the beginning; ``control`` (from
     :meth:`travel`'s first step on) decides.
     """
 
-    def __init__(self, settings, inputs):
+    def __init__(self, settings, inputs, images):
         self._settings = settings
         self._protocol = PROTOCOLS[settings.protocol]
         self._rule = RULES[settings.rule]()
@@ -42,6 +43,7 @@ class ControlledRun:
             settings,
             {name: getattr(settings, name) for name in inputs},
             files=[self.log_csv, self.subjects_csv],
+            images=images,
         )
         self.resumed_at = None
         self.control = None

@@ -26,9 +26,12 @@ from travelling.files import replace_whole
 
 LARGEST_OFFSET = 2**20  # bytes of header and extensions; more means that the header is damaged
 LARGEST_LENGTH = 1e6  # mm, of a voxel or from the origin
+LARGEST_PADDING = 1024  # bytes after the voxels; more means that they are of another type or number
 GZIP_RATIO = 1032  # no byte of a gzip file can stand for more bytes than that
 SAME_FORM = 0.1  # voxels, between qform and sform: what rounding leaves is below 0.001
 RIGHT_ANGLE = 0.1  # degrees by which axes may miss it
+
+_QFORM = ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
 
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # its remarks on headers; what matters is an InputError
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's own warnings likewise
@@ -72,13 +75,13 @@ def read_voxels(path):
     length = _length(header.nifti)
     try:
         with _open_bytes(path) as file:
-            content = file.read(header.nifti.get_data_offset() + length + LARGEST_OFFSET + 1)
+            content = file.read(header.nifti.get_data_offset() + length + LARGEST_PADDING + 1)
     except (EOFError, OSError, zlib.error) as error:
         raise InputError(f"{path}: damaged image ({error})") from None
     found = len(content) - header.nifti.get_data_offset()
     if found < length:
         raise InputError(f"{path}: damaged image (truncated: {max(found, 0)} of {length} bytes of voxels)")
-    if found > length + LARGEST_OFFSET:
+    if found > length + LARGEST_PADDING:
         raise InputError(f"{path}: damaged image (longer than the {length} bytes of voxels in its header)")
     with np.errstate(all="ignore"):
         voxels = np.asanyarray(ArrayProxy(io.BytesIO(content), header.nifti))
@@ -122,10 +125,12 @@ def _checked_header(path, content, most):
         nifti.get_slope_inter()
     except (HeaderDataError, ValueError, OverflowError) as error:
         raise InputError(f"{path}: damaged image ({_reason(error)})") from None
-    # What nibabel corrects without a word: codes that do not exist, voxel sizes of 0 or less.
-    decisive = ("sform_code", "qform_code") if nifti["sform_code"] else ("sform_code", "qform_code", "pixdim")
+    # What nibabel corrects without a word: codes that do not exist, voxel sizes of 0 or less, bits of another type.
+    decisive = ["sform_code", "qform_code", "bitpix", *([] if nifti["sform_code"] else ["pixdim"])]
     if any(np.any(told[name] != nifti[name]) and not np.isnan(told[name]).any() for name in decisive):
-        raise InputError(f"{path}: damaged image (its voxel size or its orientation is no possible one)")
+        raise InputError(
+            f"{path}: damaged image (its voxel size, its orientation or its bits per voxel are no possible ones)"
+        )
     if nifti["magic"].item() != b"n+1":
         raise InputError(f"{path}: not a NIfTI image in one file (no 'n+1' at the end of its header)")
     if min(axes[:3], default=0) < 1:
@@ -154,7 +159,8 @@ def _geometry(path, nifti, shape):
     """Affine, whether the file tells it, and remarks; raises InputError where it is none."""
     remarks = []
     try:
-        sform, qform = nifti.get_sform(coded=True)[0], nifti.get_qform(coded=True)[0]
+        sform = nifti.get_sform(coded=True)[0]
+        qform = _qform(nifti, remarks) if sform is not None else nifti.get_qform(coded=True)[0]
         affine = next((form for form in (sform, qform) if form is not None), nifti.get_base_affine())
     except (HeaderDataError, ValueError):
         affine = np.full((4, 4), np.nan)
@@ -174,6 +180,15 @@ def _geometry(path, nifti, shape):
     return affine, sform is not None or qform is not None, remarks
 
 
+def _qform(nifti, remarks):
+    """The qform beside an sform, which counts: None where it is none, which is remarked upon."""
+    try:
+        return nifti.get_qform(coded=True)[0]
+    except (HeaderDataError, ValueError):
+        remarks.append("whose qform cannot be read (the sform counts)")
+        return None
+
+
 def apart(affine, other, shape):
     """How far, in voxels, the corners of an image of ``shape`` (x, y, z) lie from where another affine has them."""
     corners = np.array(list(itertools.product(*((0, size - 1) for size in shape))))
@@ -184,14 +199,17 @@ def _open_bytes(path):
     return gzip.open(path) if str(path).endswith(".gz") else open(path, "rb")
 
 
-def write_image(image, path):
+def write_image(image, path, like=None):
     """Write a SimpleITK image such that ``path`` is at any moment the old file or the whole new one.
 
-    Raises OSError where that fails, for example on a full disk.
+    ``like`` is a file whose image lies where this one does: where ITK's header cannot say that, it is copied. Raises
+    OSError where writing fails, for example on a full disk.
     """
     partial = path.with_name(f".part_{path.name}")
     try:
         sitk.WriteImage(image, str(partial))
+        if like is not None:
+            _lie_like(partial, like)
         read_voxels(partial)  # ITK does not notice every failure
         replace_whole(partial, path)
     except (RuntimeError, InputError):
@@ -200,6 +218,18 @@ def write_image(image, path):
         raise OSError(errno.EIO, "could not be written", str(path)) from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _lie_like(path, like):
+    """Give a file the geometry of another, unless it has it: ITK writes right angles, and an orientation, always."""
+    header, other = read_header(path), read_header(like)
+    if header.is_oriented and other.is_oriented and apart(header.affine, other.affine, other.shape) < SAME_FORM:
+        return
+    image = nib.load(path)
+    copy = nib.Nifti1Image(np.asanyarray(image.dataobj), None, image.header)
+    for field in ("pixdim", "qform_code", "sform_code", *_QFORM, "srow_x", "srow_y", "srow_z"):
+        copy.header[field] = other.nifti[field]
+    nib.save(copy, path)
 
 
 def to_array(image):

@@ -77,14 +77,17 @@ class Record:
                     "or --overwrite starts anew"
                 )
 
-    def changed_image(self):
-        """The first file of an image that holds another one now, or None; reads what was written anew."""
-        from travelling.cache import checksum, identity
-        from travelling.nifti import read_voxels
+    def changed_image(self, files):
+        """The first of some files that holds another image than the one that was read of its subject, or None.
 
-        for image in self.read().get("images", {}).values():
-            path = Path(image["path"])
-            if path.exists() and identity(path) != image["file"] and checksum(read_voxels(path)[0]) != image["sha256"]:
+        ``files`` maps subjects to them; only those are read of which the file system knows another thing.
+        """
+        from travelling.cache import checksum, identity
+        from travelling.nifti import read_upright
+
+        for subject, image in self.read().get("images", {}).items():
+            path = files.get(subject)
+            if path and identity(path) != image["file"] and checksum(read_upright(path)) != image["sha256"]:
                 return path
         return None
 

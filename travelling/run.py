@@ -24,20 +24,22 @@ class Run:
 
     ``arguments`` is the parsed command line, ``inputs`` maps the options that name CSVs and models to their
     paths. ``log`` is the plain log, in the folder unless it is an absolute path; ``files`` are further results outside
-    the folder; ``models`` tells whether the run saves models; ``record`` is the file for its record.
+    the folder; ``models`` tells whether the run saves models; ``record`` is the file for its record; ``images`` maps
+    subjects to the files of the images that are read.
 
     The same command line goes on where an interrupted run stopped (:attr:`resumes`); :attr:`log`, a ``logging.Logger``,
     is there from :meth:`begin` on. Raises AlreadyDone where it is complete, and InputError where a place cannot be
     written, another process writes there, or it holds another run's results and ``--overwrite`` is not given.
     """
 
-    def __init__(self, folder, log, arguments, inputs, files=(), models=True, record="run.json"):
+    def __init__(self, folder, log, arguments, inputs, files=(), models=True, record="run.json", images=None):
         self.folder = Path(folder)
         self._log_file = self.folder / log
         self._results = [self._log_file, *map(Path, files)]
         self._models = models
         self._overwrite = arguments.overwrite
         self._reads = {Path(path).resolve() for path in inputs.values()}
+        self._images = {} if images is None else dict(images)
         self._keep_every = getattr(arguments, "keep_every", 1)
         self._checkpoints = Checkpoints(self.folder / "checkpoints")
         self._folders = {self.folder, *(file.parent for file in self._results)}
@@ -62,12 +64,18 @@ class Run:
         if self.resumes:
             return
         if earlier and not changes and not self._overwrite:
-            if image := self._record.changed_image():
+            if image := self._record.changed_image(self._images):
                 raise InputError(
                     f"{image}: has changed since it was read for {self._record.path}, a complete run; bring back the "
                     "old one, or --overwrite runs it again"
                 )
-            raise AlreadyDone(f"done already, {earlier['finished']}: {self._record.path} (--overwrite runs it again)")
+            gone = [str(path) for path in self._results[1:] if not path.exists()]
+            if not gone:
+                raise AlreadyDone(
+                    f"done already, {earlier['finished']}: {self._record.path} (--overwrite runs it again)"
+                )
+            self._overwrite = True
+            self._notices.append(f"{gone[0]}: is gone, and is made anew with all other results of this run")
         for path in self._earlier_results():
             if path.resolve() in self._reads:
                 raise InputError(f"{path}: this run starts from it; choose another place for the results")
@@ -129,7 +137,7 @@ class Run:
         log.propagate = False
         self._close_log()
         stopping.at_end.append(self._close_log)
-        to_file = _PlainLog(self._log_file, encoding="utf-8")
+        to_file = _PlainLog(self._log_file, encoding="utf-8", errors="backslashreplace")
         to_file.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
         log.addHandler(to_file)
         log.info("command: %s", shlex.join(sys.argv))

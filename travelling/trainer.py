@@ -9,6 +9,7 @@ from travelling.cohort import batches, position, start_of_cycle, travelling_orde
 from travelling.console import progress_bar
 from travelling.errors import InputError, VisitFailed
 from travelling.metrics import evaluate
+from travelling.model_files import SPACE
 from travelling.protocol import PROTOCOLS
 from travelling.stopping import stop_if_asked
 
@@ -94,7 +95,7 @@ def travel_and_save(run, trainer, model, centers, cycles, settings, resumed_at, 
 KNOWN = "distances_of_training_images"  # key in a model's record
 _FIRST = 2  # distances of the first BatchNorm layer: of mean and variance, which intensities decide
 _SAMPLE = 30  # images that stand for a set
-_STRANGE = 0.5  # of them: more, and it is not this or that image, but all
+_STRANGE = 0.3  # of them: more, and it is not this or that image
 
 
 def images_at_once(shape):
@@ -167,9 +168,10 @@ class LocalTrainer:
     def known(self, subjects):
         """What a saved model tells of the images that it has trained on, those of ``subjects``: a dict for its record.
 
-        The largest distances of a few of them, at the first BatchNorm layer.
+        Where they lie, and the largest distances of a few of them, at the first BatchNorm layer.
         """
-        return {KNOWN: np.max(self._first_distances(subjects), axis=0).tolist()} if subjects else {}
+        distances = {KNOWN: np.max(self._first_distances(subjects), axis=0).tolist()} if subjects else {}
+        return {SPACE: self._volumes.space} | distances
 
     def _first_distances(self, subjects):
         return np.array([row[:_FIRST] for row in self._distances_of(_some(subjects))])

@@ -12,9 +12,10 @@ from nibabel.orientations import aff2axcodes, apply_orientation, inv_ornt_aff, i
 from travelling.cache import ArrayFiles, checksum, identity, memory_for_images
 from travelling.console import progress_bar
 from travelling.errors import InputError
-from travelling.nifti import apart, read_header, read_voxels, shape_in_words
+from travelling.nifti import apart, read_header, read_upright, read_voxels, shape_in_words
 
 MINIMUM_VOXELS = 33  # per axis: five poolings by 2, rounded up, must leave 2 for the network's average pooling
+SAME_SCALE = 10  # times by which the mean intensity of an image may differ from that of the median image
 SAME_SPACE = 0.5  # voxels between the corners of two images: more, and they do not lie in one space
 
 
@@ -29,6 +30,12 @@ def for_each_image(function, paths, description):
             raise
 
 
+def content_of(path):
+    """What a record says of an image, see :attr:`Volumes.images`."""
+    file = identity(path)
+    return {"path": str(path), "file": file, "sha256": checksum(read_upright(path))}
+
+
 class Volumes:
     """The images of one or more cohorts, which must have one shape and lie in one space; each is read once.
 
@@ -38,23 +45,25 @@ class Volumes:
     memory up to ``cache_gb`` (10^9 bytes; None: half of what is free), as a rule those that were added first, the
     others in files in ``cache_folder``, which is made when the first one needs it. ``images`` (after
     :meth:`decode`) tells for each subject, in dicts, ``path``, ``file`` (its :func:`travelling.cache.identity`)
-    and ``sha256`` (:func:`travelling.cache.checksum`).
+    and ``sha256``, the checksum of its voxels in one orientation, whatever that of the file is.
     """
 
     def __init__(self, cache_gb, cache_folder, reorient=False, space=None):
         self.shape = None if space is None else tuple(space["shape"])
         self.images = {}
         self._reorient = reorient
-        self._first = "the model's home"  # or the image that set the shape
+        self._first = "the model's first image"  # or the image that set the shape
         self._affine = None if space is None or space["affine"] is None else np.array(space["affine"])
         self._oriented = self._first  # or the image that set the affine
         self._sizes = None if self._affine is None else voxel_sizes(self._affine)  # mm
+        self._upright = {}  # NIfTI file -> nibabel's orientation of its axes x, y, z
         self._turns = {}  # NIfTI file -> nibabel's transform of its axes x, y, z, where one is needed
         self._files = {}  # subject -> NIfTI file
         self._memory = {}  # NIfTI file -> array
         self._array_files = ArrayFiles(cache_folder)
         self._stored = {}  # NIfTI file -> .npy file
         self._contents = {}  # NIfTI file -> what is known of it, see images
+        self._means = {}  # NIfTI file -> mean intensity
         self._remarks = {}  # in words -> NIfTI files
         self._free = memory_for_images(cache_gb)  # bytes
         self._reservation = threading.Lock()
@@ -64,6 +73,7 @@ class Volumes:
         """Add the images of a cohort, checking the headers only; raises InputError for the first bad one."""
         for path in cohort["Path"]:
             header = read_header(path)
+            self._upright[path] = io_orientation(header.affine)
             for remark in header.remarks:
                 self._remark(remark, path)
             size, affine = self._turned(path, header) if self._reorient else (header.shape, header.affine)
@@ -140,6 +150,12 @@ class Volumes:
         """
         for_each_image(self._decode, list(self._files.values()), "reading images")
         self.images = {subject: self._contents[path] for subject, path in self._files.items()}
+        usual = np.median(list(self._means.values()))
+        for path, mean in self._means.items():
+            if usual > 0 and not usual / SAME_SCALE <= mean <= usual * SAME_SCALE:
+                self._remark(
+                    f"of another scale: the mean is not within a tenth and {SAME_SCALE} times that of most", path
+                )
         notices = [
             f"{len(paths)} image{'s' * (len(paths) > 1)} {words}: {min(paths)}{' and others' * (len(paths) > 1)}"
             for words, paths in self._remarks.items()
@@ -161,8 +177,11 @@ class Volumes:
             array, stored = read_voxels(path)[0], None
             total = checksum(array)
         is_flat = array.min() == array.max()
+        content = checksum(apply_orientation(array.T, self._upright[path]).T)
+        mean = float(array.mean())
         with self._reservation:
-            self._contents[path] = {"path": path, "file": original, "sha256": total}
+            self._means[path] = mean
+            self._contents[path] = {"path": path, "file": original, "sha256": content}
             if is_flat:
                 self._remark("without any contrast: every voxel is the same", path)
             fits = array.nbytes <= self._free
@@ -217,7 +236,7 @@ class Volumes:
             return np.load(self._stored[path], mmap_mode="r")
         except (OSError, ValueError):  # somebody has cleaned up
             array, _ = read_voxels(path)
-            if checksum(array) != self._contents[path]["sha256"]:
+            if checksum(apply_orientation(array.T, self._upright[path]).T) != self._contents[path]["sha256"]:
                 raise InputError(f"{path}: has changed since this run began") from None
             return array
 

@@ -35,6 +35,7 @@ def main():
     from travelling.cohort import copies, read_cohort, refuse_overlap, subjects_by_center
     from travelling.console import progress_bar
     from travelling.controlled_run import ControlledRun, refuse_unfit_test_set
+    from travelling.model_files import SPACE, read_record
     from travelling.trainer import LocalTrainer
     from travelling.volumes import Volumes
 
@@ -42,9 +43,11 @@ def main():
     refuse_overlap(training_set, test_set, arguments.fn_train, arguments.fn_test)
     refuse_unfit_test_set(test_set, arguments)
     centers = subjects_by_center(training_set)
-    controlled = ControlledRun(arguments, inputs=("fn_train", "fn_test", "en", "pd"))
+    images = {**training_set["Path"], **test_set["Path"]}
+    controlled = ControlledRun(arguments, ("fn_train", "fn_test", "en", "pd"), images)
     run, cycles = controlled.run, controlled.cycles
-    volumes = Volumes(arguments.cache_gb, run.cache_folder, arguments.reorient)
+    space = read_record(arguments.en).get(SPACE)
+    volumes = Volumes(arguments.cache_gb, run.cache_folder, arguments.reorient, space)
     volumes.add(test_set)  # first: it is needed most often
     volumes.add(training_set)
 

@@ -550,7 +550,7 @@ def test_images_that_lie_elsewhere_are_refused_at_their_center_and_changed_ones_
     federation.executors["c1"] = CenterExecutor()
     moved = meta | {"space": {"shape": meta["space"]["shape"], "affine": elsewhere.tolist()}}
     assert federation.deliver("c1", "prepare", FLModel(params={}, meta=moved)).meta == {"error": "input"}
-    assert "lies up to 10 voxels from where the model's home lies" in log.read_text()[before:]
+    assert "lies up to 10 voxels from where the model's first image lies" in log.read_text()[before:]
     table = pd.read_csv(images)
     images.write_text(images.read_text().replace(table["sha256"][0], "0" * 64))
     assert federation.deliver("c1", "prepare", FLModel(params={}, meta=meta)).meta == {}

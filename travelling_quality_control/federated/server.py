@@ -14,6 +14,7 @@ from travelling import stopping
 from travelling.cohort import SEPARATOR, copies, read_cohort
 from travelling.controlled_run import ControlledRun, refuse_unfit_test_set
 from travelling.errors import AlreadyDone, InputError, Stopped, VisitFailed
+from travelling.model_files import SPACE, read_record
 from travelling.quality_control import FAILURES
 from travelling.run import Run
 from travelling.trainer import LocalTrainer, travel_and_save
@@ -62,8 +63,8 @@ class FederatedTrainer(LocalTrainer):
         return meta["distances"]
 
     def known(self, subjects):
-        """Nothing: centers are not asked how far their images lie, unless for the screen."""
-        return {}
+        """Where images lie; centers are not asked how far they are from each other, unless for the screen."""
+        return {SPACE: self._volumes.space}
 
     def _ask_in(self, state, question, subjects):
         """Ask the subjects' center something about them in a state: (center, the state's digest, arrays, meta)."""
@@ -165,8 +166,10 @@ class TravellingController(ModelController):
         """Quality control: what the script does, with the training images elsewhere."""
         test_set = read_cohort(settings.fn_test)
         refuse_unfit_test_set(test_set, settings)
-        controlled = ControlledRun(settings, inputs=INPUT_FILES[settings.method])
-        volumes = Volumes(settings.cache_gb, controlled.run.cache_folder, settings.reorient)
+        controlled = ControlledRun(settings, INPUT_FILES[settings.method], test_set["Path"])
+        volumes = Volumes(
+            settings.cache_gb, controlled.run.cache_folder, settings.reorient, read_record(settings.en).get(SPACE)
+        )
         volumes.add(test_set)
 
         from travelling import backend
