@@ -11,10 +11,11 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+from travelling import __version__
 from travelling.errors import InputError
 from travelling.files import write_whole
 
-PACKAGES = ("tensorflow", "jax", "keras", "numpy", "pandas", "scikit-learn", "SimpleITK", "h5py")
+PACKAGES = ("tensorflow", "jax", "keras", "numpy", "pandas", "scikit-learn", "SimpleITK", "nibabel", "h5py")
 # These change where results go or how fast they come, not what they are.
 INDIFFERENT = {"output_folder", "overwrite", "cache_gb", "cache_dir", "keep_every"}
 
@@ -149,6 +150,7 @@ def _now():
 
 
 def _versions():
+    yield "travelling", __version__
     for name in PACKAGES:
         try:
             yield name, importlib.metadata.version(name)
