@@ -7,7 +7,6 @@ import html.parser
 import itertools
 import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -292,17 +291,6 @@ def test_figures_are_files_and_the_same_every_time(figures, tmp_path):
         assert content.startswith(magic)
         assert render(picture, file_format) == content
     assert render(picture, dark=True) != (tmp_path / f"{picture.name}.png").read_bytes()
-
-
-def test_the_scripts_say_what_is_wrong(tmp_path, monkeypatch, capsys):
-    for script in ("make_figures.py", "make_report.py"):
-        monkeypatch.setattr(sys, "argv", [script, str(tmp_path)])
-        monkeypatch.syspath_prepend(str(REPRODUCE))
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(REPRODUCE / script), run_name="__main__")
-        error = capsys.readouterr().err
-        assert (end.value.code, error.count("\n")) == (2, 1)
-        assert "not a study" in error
 
 
 def browse(page, *options, folder):

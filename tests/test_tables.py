@@ -634,17 +634,23 @@ def test_records_that_contradict_themselves_are_refused(damage, folder):
 
 
 def test_the_script_writes_and_says_what_is_wrong(folder, tmp_path, run_script_here):
-    assert run_script_here("make_tables.py", folder, "--resamples", 99) == (0, "")
+    assert run_script_here("evaluate.py", folder, "--resamples", 99, "--only", "tables") == (0, "")
+    assert not (folder / "report.html").exists()
+    assert not (folder / "figures").exists()
     assert sorted(path.stem for path in (folder / "tables").glob("*.tex")) == [
         "centers", "cost", "detection", "elimination", "fairness", "false_alarms", "performance", "settings",
         "thresholds",
     ]  # fmt: skip
     nowhere, empty = tmp_path / "nowhere", tmp_path / "empty"
     empty.mkdir()
-    assert run_script_here("make_tables.py", nowhere) == (2, f"error: {nowhere}: no such folder\n")
-    status, message = run_script_here("make_tables.py", empty)
+    assert run_script_here("evaluate.py", nowhere) == (2, f"error: {nowhere}: no such folder\n")
+    status, message = run_script_here("evaluate.py", empty)
     assert (status, message.count("\n")) == (2, 1)
     assert "empty: not a study" in message
+    assert run_script_here("evaluate.py", folder, "--resamples", 99, "--out", tmp_path / "all") == (0, "")
+    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == ["figures", "report.html", "tables"]
+    for path in (folder / "tables").iterdir():
+        assert (tmp_path / "all" / "tables" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_summaries_are_what_the_demo_prints(tables):
