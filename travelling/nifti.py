@@ -96,7 +96,12 @@ def read_voxels(path):
 def read_upright(path):
     """The voxels of an image as an array whose axes run up, to the front and to the right, wherever the file's do."""
     voxels, header = read_voxels(path)
-    return apply_orientation(voxels.T, io_orientation(header.affine)).T
+    return turned(voxels, io_orientation(header.affine))
+
+
+def turned(voxels, orientation):
+    """A view of an array (z, y, x) with its axes permuted and flipped as nibabel's orientation of x, y, z says."""
+    return apply_orientation(voxels.T, orientation).T
 
 
 def read_header(path):
@@ -158,15 +163,19 @@ def _length(nifti):
 def _geometry(path, nifti, shape):
     """Affine, whether the file tells it, and remarks; raises InputError where it is none."""
     remarks = []
+    impossible = InputError(f"{path}: damaged image (its voxel size or its orientation is no possible one)")
+    sform = nifti.get_sform(coded=True)[0]
     try:
-        sform = nifti.get_sform(coded=True)[0]
-        qform = _qform(nifti, remarks) if sform is not None else nifti.get_qform(coded=True)[0]
-        affine = next((form for form in (sform, qform) if form is not None), nifti.get_base_affine())
+        qform = nifti.get_qform(coded=True)[0]
     except (HeaderDataError, ValueError):
-        affine = np.full((4, 4), np.nan)
+        if sform is None:
+            raise impossible from None
+        qform = None
+        remarks.append("whose qform cannot be read (the sform counts)")
+    affine = next((form for form in (sform, qform) if form is not None), nifti.get_base_affine())
     sizes = voxel_sizes(affine)
     if not ((np.abs(affine) < LARGEST_LENGTH).all() and (sizes > 1 / LARGEST_LENGTH).all()):  # not of NaN either
-        raise InputError(f"{path}: damaged image (its voxel size or its orientation is no possible one)")
+        raise impossible
     axes = affine[:3, :3] / sizes
     if abs(np.linalg.det(axes)) < 0.1:
         raise InputError(f"{path}: damaged image (its axes lie in one plane)")
@@ -178,15 +187,6 @@ def _geometry(path, nifti, shape):
     if sform is None and qform is None:
         remarks.append("that tell no orientation, neither as qform nor as sform (taken as they are)")
     return affine, sform is not None or qform is not None, remarks
-
-
-def _qform(nifti, remarks):
-    """The qform beside an sform, which counts: None where it is none, which is remarked upon."""
-    try:
-        return nifti.get_qform(coded=True)[0]
-    except (HeaderDataError, ValueError):
-        remarks.append("whose qform cannot be read (the sform counts)")
-        return None
 
 
 def apart(affine, other, shape):

@@ -7,15 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from nibabel.affines import voxel_sizes
-from nibabel.orientations import aff2axcodes, apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
+from nibabel.orientations import aff2axcodes, inv_ornt_aff, io_orientation, ornt_transform
 
 from travelling.cache import ArrayFiles, checksum, identity, memory_for_images
 from travelling.console import progress_bar
 from travelling.errors import InputError
-from travelling.nifti import apart, read_header, read_upright, read_voxels, shape_in_words
+from travelling.nifti import apart, read_header, read_upright, read_voxels, shape_in_words, turned
 
 MINIMUM_VOXELS = 33  # per axis: five poolings by 2, rounded up, must leave 2 for the network's average pooling
 SAME_SCALE = 10  # times by which the mean intensity of an image may differ from that of the median image
+_AS_IT_IS = [[0, 1], [1, 1], [2, 1]]  # nibabel's orientation of what need not be turned
 SAME_SPACE = 0.5  # voxels between the corners of two images: more, and they do not lie in one space
 
 
@@ -111,10 +112,10 @@ class Volumes:
         """Shape (x, y, z) and affine after the axes are permuted and flipped as those of the first image."""
         if not self._comparable(header):
             return header.shape, header.affine
-        turn = ornt_transform(io_orientation(header.affine), io_orientation(self._affine))
-        if np.array_equal(turn, [[0, 1], [1, 1], [2, 1]]):
+        turn = ornt_transform(self._upright[path], io_orientation(self._affine))
+        if np.array_equal(turn, _AS_IT_IS):
             return header.shape, header.affine
-        shape = apply_orientation(np.empty(header.shape, bool), turn).shape
+        shape = turned(np.empty(header.shape[::-1], bool), turn).shape[::-1]
         self._turns[path] = turn
         self._remark(
             f"turned from {_axes(header.affine)} to {_axes(self._affine)} as {self._oriented} (--reorient)", path
@@ -177,7 +178,7 @@ class Volumes:
             array, stored = read_voxels(path)[0], None
             total = checksum(array)
         is_flat = array.min() == array.max()
-        content = checksum(apply_orientation(array.T, self._upright[path]).T)
+        content = total if np.array_equal(self._upright[path], _AS_IT_IS) else self._content(path, array)
         mean = float(array.mean())
         with self._reservation:
             self._means[path] = mean
@@ -190,6 +191,10 @@ class Volumes:
             self._memory[path] = np.array(array) if stored else array
         else:
             self._stored[path] = stored or self._array_files.store(original, array, total)
+
+    def _content(self, path, array):
+        """The checksum of a file's voxels in one orientation."""
+        return checksum(turned(array, self._upright[path]))
 
     def batch(self, subjects):
         """Images of the subjects as float32 of shape (subjects, z, y, x, 1).
@@ -205,7 +210,7 @@ class Volumes:
             path = self._files[subject]
             array = self._array(path)
             if path in self._turns:
-                array = apply_orientation(array.T, self._turns[path]).T
+                array = turned(array, self._turns[path])
             image[..., 0] = array
         return images
 
@@ -236,7 +241,7 @@ class Volumes:
             return np.load(self._stored[path], mmap_mode="r")
         except (OSError, ValueError):  # somebody has cleaned up
             array, _ = read_voxels(path)
-            if checksum(apply_orientation(array.T, self._upright[path]).T) != self._contents[path]["sha256"]:
+            if self._content(path, array) != self._contents[path]["sha256"]:
                 raise InputError(f"{path}: has changed since this run began") from None
             return array
 
