@@ -202,6 +202,16 @@ def test_bits_of_another_type_and_bytes_too_many_are_refused(voxels, tmp_path):
     assert "longer than the" in refusal(path)
 
 
+@pytest.mark.parametrize("volumes", [0, -2])
+def test_a_fourth_axis_without_volumes_is_refused(volumes, voxels, tmp_path):
+    path = save(tmp_path / "x.nii", voxels)
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<h", content, 40, 4)
+    struct.pack_into("<h", content, 48, volumes)
+    path.write_bytes(content)
+    assert f"its header tells 4 axes of [33, 34, 35, {volumes}] voxels" in refusal(path)
+
+
 def test_an_unusable_qform_beside_an_sform_is_told(voxels, tmp_path):
     path = save(tmp_path / "x.nii", voxels, qform=1)
     content = bytearray(path.read_bytes())

@@ -138,7 +138,7 @@ def _checked_header(path, content, most):
         )
     if nifti["magic"].item() != b"n+1":
         raise InputError(f"{path}: not a NIfTI image in one file (no 'n+1' at the end of its header)")
-    if min(axes[:3], default=0) < 1:
+    if min(axes, default=0) < 1:
         raise InputError(f"{path}: damaged image (its header tells {len(axes)} axes of {list(axes)} voxels)")
     if len(axes) < 3 or max(axes[3:], default=1) > 1 or kind.kind not in "iuf" or kind.itemsize > 8:
         raise InputError(
