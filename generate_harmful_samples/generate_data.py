@@ -103,7 +103,6 @@ def make_experiment(arguments):
     from travelling.cohort import read_cohort
     from travelling.files import write_csv
     from travelling.run import Run
-    from travelling.volumes import content_of
 
     folder, kind = arguments.output_folder, arguments.kind
     good = read_cohort(arguments.fn_train)
@@ -130,8 +129,7 @@ def make_experiment(arguments):
     inputs = {"fn_train": arguments.fn_train}
     files = dict(zip(sources, source_paths, strict=True))
     run = Run(folder, "harmful_samples.log", arguments, inputs, results, models=False, images=files)
-    check_images(jobs, arguments.maximum)
-    images = {subject: content_of(path) for subject, path in files.items()}
+    images = dict(zip(sources, check_images(jobs, arguments.maximum), strict=True))
     log = run.begin("CPU", images=images)
     # An image that is there is whole, and of this run: any other's would have been refused or removed.
     for _ in write_images(jobs, arguments, finished={target for *_, target in jobs if target.exists()}):
@@ -199,11 +197,19 @@ def refuse_originals(results, reads):
 
 
 def check_images(jobs, maximum):
-    """Read every source of ``jobs``, so that a bad one is found before anything is written."""
-    from travelling.console import progress_bar
+    """Read every source of ``jobs``, so that a bad one is found before anything is written.
 
+    Returns what a record says of them, a list.
+    """
+    from travelling.console import progress_bar
+    from travelling.volumes import read_with_content
+
+    contents = []
     for source, kind, _ in progress_bar(jobs, desc="checking images", unit="image"):
-        harm.read_source(source, kind, maximum)
+        voxels, content = read_with_content(source)
+        harm.refuse_unfit(source, voxels, kind, maximum)
+        contents.append(content)
+    return contents
 
 
 def write_images(jobs, arguments, finished=()):

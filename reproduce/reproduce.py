@@ -263,20 +263,21 @@ def refuse_unfit_cohort(cohort, arguments):
 def refuse_unfit_images(steps, arguments):
     """Raise InputError for an image that one of ``steps`` would refuse, which may be after days: all are read."""
     from travelling import cohort, harm
-    from travelling.volumes import content_of, for_each_image
+    from travelling.volumes import for_each_image, read_with_content
 
-    sets = training_set, test_set = cohort.read_cohort(arguments.train), cohort.read_cohort(arguments.test)
-    subjects = {path: subject for table in sets for subject, path in table["Path"].items()}
+    training_set, test_set = cohort.read_cohort(arguments.train), cohort.read_cohort(arguments.test)
+    trained = {path: subject for subject, path in training_set["Path"].items()}
+    subjects = trained | {path: subject for subject, path in test_set["Path"].items()}
+    kinds = [kind for step in steps for kind in harm.PUBLISHED if kind in step.line]
     contents = {}
 
     def read(path):
-        contents[subjects[path]] = content_of(path)
+        voxels, contents[subjects[path]] = read_with_content(path)
+        if kinds and path in trained:  # every one may be drawn
+            harm.refuse_unfit(path, voxels, kinds[0], arguments.maximum)
 
     for_each_image(read, list(subjects), "checking images")
     cohort.copies(contents, training_set, test_set)
-    if kinds := [kind for step in steps for kind in harm.PUBLISHED if kind in step.line]:
-        paths = list(training_set["Path"])  # every one may be drawn
-        for_each_image(lambda path: harm.read_source(path, kinds[0], arguments.maximum), paths, "checking intensities")
 
 
 def refuse_changed_images(folder, files):

@@ -46,16 +46,21 @@ def make_harmful(image, kind, maximum, seed, level=None):
 
 
 def read_source(path, kind, maximum):
-    """Read an image to be harmed, as a SimpleITK image; raises InputError where it is not fit for this kind of harm.
-
-    For a published kind its intensities must be within [0, ``maximum``].
-    """
+    """Read an image to be harmed, as a SimpleITK image; raises what :func:`refuse_unfit` raises."""
     from travelling.nifti import read_image, to_array
 
     image = read_image(path)
+    refuse_unfit(path, to_array(image), kind, maximum)
+    return image
+
+
+def refuse_unfit(path, intensities, kind, maximum):
+    """Raise InputError where an image, an array, is not fit for a kind of harm.
+
+    For a published kind its intensities must be within [0, ``maximum``].
+    """
     if kind not in PUBLISHED:
-        return image
-    intensities = to_array(image)
+        return
     low, high = float(intensities.min()), float(intensities.max())
     if low < 0 or high > maximum:
         raise InputError(f"{path}: intensities from {low:g} to {high:g}, beyond 0 to {maximum:g} (see --maximum)")
@@ -64,7 +69,6 @@ def read_source(path, kind, maximum):
         and maximum > 2 ** (8 * intensities.itemsize - (intensities.dtype.kind == "i")) - 1
     ):
         raise InputError(f"{path}: --maximum {maximum:g} does not fit its {intensities.dtype} voxels")
-    return image
 
 
 def strength_of(kind, level=None):

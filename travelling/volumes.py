@@ -31,10 +31,11 @@ def for_each_image(function, paths, description):
             raise
 
 
-def content_of(path):
-    """What a record says of an image, see :attr:`Volumes.images`."""
+def read_with_content(path):
+    """The voxels of an image as :func:`read_upright`, and what a record says of it, see :attr:`Volumes.images`."""
     file = identity(path)
-    return {"path": str(path), "file": file, "sha256": checksum(read_upright(path))}
+    voxels = read_upright(path)
+    return voxels, {"path": str(path), "file": file, "sha256": checksum(voxels)}
 
 
 class Volumes:
@@ -179,7 +180,7 @@ class Volumes:
             total = checksum(array)
         is_flat = array.min() == array.max()
         content = total if np.array_equal(self._upright[path], _AS_IT_IS) else self._content(path, array)
-        mean = float(array.mean())
+        mean = float(array.mean(dtype=np.float64))  # in float32 the sum can overflow
         with self._reservation:
             self._means[path] = mean
             self._contents[path] = {"path": path, "file": original, "sha256": content}
