@@ -63,9 +63,9 @@ def main():
     models = model_pairs(arguments.en, arguments.pd, arguments.first_cycle, arguments.last_cycle)
     for cycle, pair in models.items():
         for path in pair:
-            saved = read_record(path)
-            if saved.get("cycle", cycle) != cycle:
-                raise InputError(f"{path}: its name says cycle {cycle}, but it is of cycle {saved['cycle']}")
+            own_cycle = read_record(path).get("cycle", cycle)
+            if own_cycle != cycle:
+                raise InputError(f"{path}: its name says cycle {cycle}, but it is of cycle {own_cycle}")
     metrics_csv, predictions_csv, text_log = (
         arguments.o.with_name(arguments.o.name + ending) for ending in ("_metrics.csv", "_predictions.csv", ".log")
     )
@@ -82,7 +82,9 @@ def main():
         record=f"{name}_run.json",
         images=test_set["Path"],
     )
-    volumes = Volumes(arguments.cache_gb, run.cache_folder, arguments.reorient, saved.get(SPACE))
+    volumes = Volumes(
+        arguments.cache_gb, run.cache_folder, arguments.reorient, read_record(models[min(models)][0]).get(SPACE)
+    )
     volumes.add(test_set)
 
     # TensorFlow takes seconds to import: only now that the input is known to be good.

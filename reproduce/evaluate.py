@@ -53,27 +53,41 @@ def main():
     """Read the study, and make what is asked for."""
     arguments = parse_arguments()
     # Only now, so that --help answers at once.
-    from study_figures import make_figures, write_figures
     from study_records import read_study
+
+    study = read_study(arguments.study)
+    options = {name: getattr(arguments, name) for name in ("cycle", "age_edges", "resamples", "seed")}
+    folder = arguments.out or arguments.study
+    tables, figures = make(study, folder, set(arguments.only), arguments.with_images, **options)
+    if "tables" in arguments.only:
+        print(f"{len(tables)} tables as CSV, Markdown and LaTeX: {folder / 'tables'}")
+    if "figures" in arguments.only:
+        print(f"{len(figures)} figures as PNG and PDF: {folder / 'figures'}")
+    if "report" in arguments.only:
+        print(f"report: {folder / 'report.html'}")
+
+
+def make(study, folder, parts=frozenset(PARTS), with_images=False, resamples=None, **options):
+    """Write the parts of the evaluation of a :class:`study_records.Study` to a folder; returns (tables, figures).
+
+    Those that no part needs are None. ``options`` are further ones of :func:`study_tables.make_tables`.
+    """
+    from intervals import RESAMPLES
+    from study_figures import make_figures, write_figures
     from study_report import make_report, write_report
     from study_tables import make_tables, write_tables
 
-    study = read_study(arguments.study)
-    parts, folder = set(arguments.only), arguments.out or arguments.study
-    if parts & {"tables", "report"}:
-        tables = make_tables(study, arguments.cycle, arguments.age_edges, arguments.resamples, arguments.seed)
-    if parts & {"figures", "report"}:
-        figures = make_figures(study, arguments.with_images)
+    resamples = resamples or RESAMPLES
+    tables = make_tables(study, resamples=resamples, **options) if parts & {"tables", "report"} else None
+    figures = make_figures(study, with_images) if parts & {"figures", "report"} else None
     if "tables" in parts:
         write_tables(tables, folder / "tables")
-        print(f"{len(tables)} tables as CSV, Markdown and LaTeX: {folder / 'tables'}")
     if "figures" in parts:
         write_figures(figures, folder / "figures")
-        print(f"{len(figures)} figures as PNG and PDF: {folder / 'figures'}")
     if "report" in parts:
         folder.mkdir(parents=True, exist_ok=True)
-        write_report(make_report(study, tables, figures, arguments.resamples), folder / "report.html")
-        print(f"report: {folder / 'report.html'}")
+        write_report(make_report(study, tables, figures, resamples), folder / "report.html")
+    return tables, figures
 
 
 if __name__ == "__main__":

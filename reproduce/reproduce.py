@@ -452,19 +452,16 @@ def describe(steps, left, seconds, folder, device, arguments):
 def evaluate(folder, arguments):
     """Make tables, figures and report, and print the tables that matter most."""
     # Only now, so that --help answers at once.
-    from study_figures import make_figures, overview, render, write_figures
+    from evaluate import make
+    from study_figures import overview, render
     from study_records import read_study
-    from study_report import make_report, write_report
-    from study_tables import make_tables, summary_of_detection, summary_of_performance, write_tables
+    from study_tables import summary_of_detection, summary_of_performance
 
     study = read_study(folder)
-    tables, figures = make_tables(study), make_figures(study)
-    write_tables(tables, folder / "tables")
-    write_figures(figures, folder / "figures")
+    tables, _ = make(study, folder)
     shown = {"whole_centers", *PAPER_KINDS, PUBLISHED}
     if arguments.demo and shown <= {*arguments.experiments, *arguments.kinds, *arguments.settings}:
         (folder / "demo.png").write_bytes(render(overview(study)))  # shows images, and these are nobody's
-    write_report(make_report(study, tables, figures), folder / "report.html")
     performance, detection = summary_of_performance(tables["performance"]), summary_of_detection(tables["detection"])
     print(f"\nDiagnoses of the test set after cycle {arguments.cycles - 1}\n\n{performance.to_string(index=False)}")
     print(f"\nImages found (numbers by cycle in brackets)\n\n{detection.to_string(index=False)}")

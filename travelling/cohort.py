@@ -85,10 +85,8 @@ def _find(file):
     except PermissionError as error:
         return str(file), f"the image cannot be read, {error.strerror}"
     except UnicodeEncodeError:
-        encoding = sys.getfilesystemencoding()
-        return str(
-            file
-        ), f"the image cannot be found, names of files are {encoding} here (PYTHONUTF8=1 makes them UTF-8)"
+        reason = f"names of files are {sys.getfilesystemencoding()} here (PYTHONUTF8=1 makes them UTF-8)"
+        return str(file), f"the image cannot be found, {reason}"
     except (OSError, RuntimeError):  # a name too long, or links in a circle
         return str(file), "no such image"
 
@@ -106,9 +104,8 @@ def _refuse_look_alikes(path, names):
 def _look(name):
     """A name without what nobody sees: case, ways to write one letter, kinds of blanks, invisible signs."""
     letters = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
-    return " ".join(
-        _UNSEEN.sub("", "".join(c for c in letters if c.isspace() or unicodedata.category(c)[0] != "C")).split()
-    )
+    seen = [letter for letter in letters if letter.isspace() or unicodedata.category(letter)[0] != "C"]
+    return " ".join(_UNSEEN.sub("", "".join(seen)).split())
 
 
 def _read_text_table(path):

@@ -101,7 +101,7 @@ class ControlledRun:
             self.run.checkpoint(here | state | {"locked_up": locked_up}, self._trainer)
 
         def after_cycle(cycle):
-            self.run.save(model, cycle, settings.batch_size, self._trainer.known(control.training()))
+            self.run.save(model, cycle, settings.batch_size, self._trainer.known(control.training(control.center_of)))
             write_csv(control.subject_table(), self.subjects_csv)
             self._log.info("cycle %d: %s", cycle, control.summary())
             if control.locked_up(cycle):

@@ -85,8 +85,7 @@ class QualityControl:
 
         Subjects that are eliminated or wait for their revisit stay out. Yields every verification.
         """
-        out = self.waiting | self.eliminated
-        training = [subject for subject in subjects if subject not in out]
+        training = self.training(subjects)
         if self.screen and training:
             for screened in self._screen(cycle, training):
                 yield screened
@@ -177,9 +176,10 @@ class QualityControl:
             self.flags.setdefault(subject, [])
             self.revisits.setdefault(subject, 0)
 
-    def training(self):
-        """The subjects that neither wait for their revisit nor are eliminated, a list."""
-        return [subject for subject in self.center_of if subject not in self.waiting | self.eliminated]
+    def training(self, subjects):
+        """Those of the subjects that neither wait for their revisit nor are eliminated, a list."""
+        out = self.waiting | self.eliminated
+        return [subject for subject in subjects if subject not in out]
 
     def subject_table(self):
         """One row per training subject: what happened to it so far."""

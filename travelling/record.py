@@ -69,15 +69,6 @@ class Record:
         except (OSError, ValueError) as error:
             raise InputError(f"{self.path}: not a record of a run ({error}); --overwrite replaces it") from None
 
-    def refuse_other_images(self, images):
-        """Raise InputError where an image, of those that the run reads now, is not the one that it began with."""
-        for subject, image in self.read().get("images", {}).items():
-            if subject in images and images[subject]["sha256"] != image["sha256"]:
-                raise InputError(
-                    f"{image['path']}: the image of {subject} has changed since the run began; bring back the old one, "
-                    "or --overwrite starts anew"
-                )
-
     def changed_image(self, files):
         """The first of some files that holds another image than the one that was read of its subject, or None.
 
@@ -105,20 +96,22 @@ class Record:
         }
         self._add_session(device)
 
-    def other_circumstances(self, device):
-        """In words, what the session before ran on and this one does not: then equal bits cannot be expected."""
-        last = (self.read().get("sessions") or [{}])[-1]
-        before = {"device": last.get("device"), **last.get("packages", {})}
-        return [
-            f"{name} was {before[name]} in the session before, and is {value}"
-            for name, value in {"device": device, **dict(_versions())}.items()
-            if before.get(name, value) != value
-        ]
-
     def resume(self, device, images):
-        """Add to the record that the run goes on."""
+        """Add to the record that the run goes on; returns notices of what was otherwise in the session before.
+
+        Raises InputError, and adds nothing, where an image of those that the run reads now is not the one that it
+        began with.
+        """
         self._content = {"images": images, **self.read()}
+        for subject, image in self._content["images"].items():
+            if subject in images and images[subject]["sha256"] != image["sha256"]:
+                raise InputError(
+                    f"{image['path']}: the image of {subject} has changed since the run began; bring back the old one, "
+                    "or --overwrite starts anew"
+                )
+        before = (self._content.get("sessions") or [{}])[-1]
         self._add_session(device)
+        return _differences_of_machines(before, self._content["sessions"][-1])
 
     def finish(self):
         """Add to the record that the run is complete."""
@@ -143,6 +136,16 @@ class Record:
 
     def _write(self):
         write_whole(self.path, json.dumps(self._content, indent=2).encode() + b"\n")
+
+
+def _differences_of_machines(before, now):
+    """In words, what two sessions did not run on alike: then equal bits cannot be expected."""
+    before, now = ({"device": session.get("device"), **session.get("packages", {})} for session in (before, now))
+    return [
+        f"{name} was {before[name]} in the session before, and is {value}"
+        for name, value in now.items()
+        if before.get(name, value) != value
+    ]
 
 
 def _now():

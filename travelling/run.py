@@ -1,4 +1,4 @@
-"""A run: its folder, its models, its log and its progress bar."""
+"""A run: its folder, its log, its models and its checkpoints."""
 
 import contextlib
 import fcntl
@@ -125,8 +125,7 @@ class Run:
             self._take_lock()
             self._look()  # another process may have been faster
         if self.resumes:
-            self._record.refuse_other_images(images or {})
-            self._notices += self._record.other_circumstances(device)
+            self._notices += self._record.resume(device, images or {})
         else:
             for path in self._earlier_results():
                 path.unlink()
@@ -145,8 +144,6 @@ class Run:
         log.info("device: %s", device)
         for notice in [*notices, *self._notices]:
             log.info("notice: %s", notice)
-        if self.resumes:
-            self._record.resume(device, images or {})
         stopping.finish_steps_on_signals()
         return log
 

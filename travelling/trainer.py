@@ -170,8 +170,10 @@ class LocalTrainer:
 
         Where they lie, and the largest distances of a few of them, at the first BatchNorm layer.
         """
-        distances = {KNOWN: np.max(self._first_distances(subjects), axis=0).tolist()} if subjects else {}
-        return {SPACE: self._volumes.space} | distances
+        return {SPACE: self._volumes.space} | ({KNOWN: self._farthest(subjects)} if subjects else {})
+
+    def _farthest(self, subjects):
+        return np.max(self._first_distances(subjects), axis=0).tolist()
 
     def _first_distances(self, subjects):
         return np.array([row[:_FIRST] for row in self._distances_of(_some(subjects))])
@@ -181,11 +183,18 @@ class LocalTrainer:
 
         ``record`` is that of the model. Where it tells nothing, the images of the training set stand for them.
         """
-        tested = [] if self._test_set is None else list(self._test_set["Subject"])
-        known = record.get(KNOWN) or self.known(list(self._labels)).get(KNOWN)
+        trained = list(self._labels)
+        looked_at = {} if self._test_set is None else {"test": list(self._test_set["Subject"])}
+        if record.get(KNOWN):
+            known = record[KNOWN]
+            looked_at |= {"training": trained} if trained else {}
+        elif trained and looked_at:
+            known = self._farthest(trained)
+        else:
+            return []
         notices = []
-        for name, subjects in (("test", tested), ("training", list(self._labels))) if known else ():
-            beyond = ~(self._first_distances(subjects) <= known).all(axis=1) if subjects else np.zeros(0)
+        for name, subjects in looked_at.items():
+            beyond = ~(self._first_distances(subjects) <= known).all(axis=1)
             if beyond.sum() > _STRANGE * len(beyond):
                 notices.append(
                     f"{beyond.sum()} of {len(beyond)} {name} images that were looked at lie further from what the "
