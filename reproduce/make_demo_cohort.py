@@ -12,6 +12,11 @@ Written to the output folder, the two CSV files last:
     training_set.csv, test_set.csv   Subject, Study, Path, Group_bin (1 = PD), Sex, Age (years), Scanner
     images/<Subject>.nii.gz          float32 in [0, 1], 0 outside the brain, MNI space, 160 x 192 x 160 mm
 
+With --raw, whole heads instead, tilted, as six scanners might write them, five of them spoiled (raw_heads.py):
+
+    bids/                            a BIDS folder, for prepare_images.py
+    truth.csv                        which are spoiled; for tests alone
+
 How an image comes about:
 
     anatomy      head size by sex, a smooth random deformation, ventricles and cortex by age
@@ -31,6 +36,7 @@ from pathlib import Path
 
 from travelling.command import Parser, number, run
 from travelling.errors import InputError
+from travelling.template import BRAIN_CENTER, FIELD_OF_VIEW, empty_image, image_size, load_templates, to_lps
 
 # The modules that take a second to import (numpy, pandas, SimpleITK, nilearn, scipy) are imported inside
 # the functions, so that --help answers at once.
@@ -39,9 +45,6 @@ CENTERS_FILE = Path(__file__).with_name("centers.csv")
 CELLS = [("HC", "F"), ("HC", "M"), ("PD", "F"), ("PD", "M")]  # as in the column names of centers.csv
 COLUMNS = ["Subject", "Study", "Path", "Group_bin", "Sex", "Age", "Scanner"]
 
-# Field of view; MNI coordinates are in mm, x to the right, y to the front, z up (RAS).
-FIELD_OF_VIEW = (160.0, 192.0, 160.0)  # mm, x y z
-BRAIN_CENTER = (0.0, -17.0, 5.0)  # mm, the middle of the template brain's bounding box
 SMALLEST_AXIS = 33  # voxels, below which the network's pooling has nothing left
 WARP_SPACING = 5.0  # mm, grid of the deformation and of the bias field, whatever the image's spacing
 
@@ -83,8 +86,15 @@ def parse_arguments():
     parser.add_argument(
         "--output-folder", type=Path, required=True, metavar="FOLDER", help="where the cohort is written"
     )
-    parser.add_argument("--spacing", type=float, default=4.0, metavar="MM", help="size of a voxel in mm")
-    parser.add_argument("--shrink", type=number(int, 1), default=4, metavar="N", help="divide the real numbers by this")
+    parser.add_argument(
+        "--raw",
+        action="store_true",
+        help="whole heads in a BIDS folder of six centers, as prepare_images.py takes them",
+    )
+    parser.add_argument("--spacing", type=float, metavar="MM", help="size of a voxel in mm (default: 4; --raw: 2)")
+    parser.add_argument(
+        "--shrink", type=number(int, 1), metavar="N", help="divide the real numbers by this (default: 4; --raw: 16)"
+    )
     parser.add_argument(
         "--effect", type=number(float, 0), default=1.0, metavar="X", help="strength of the disease; 0: none"
     )
@@ -95,7 +105,10 @@ def parse_arguments():
         "--workers", type=number(int, 1), default=min(os.cpu_count() or 1, 8), metavar="N", help="processes"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a cohort that is already there")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.spacing = (2.0 if arguments.raw else 4.0) if arguments.spacing is None else arguments.spacing
+    arguments.shrink = (16 if arguments.raw else 4) if arguments.shrink is None else arguments.shrink
+    return arguments
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -164,33 +177,7 @@ def generator(seed, name):
 
 # ---------------------------------------------------------------------------------------------------------
 # Images. SimpleITK counts sizes and points x, y, z and its world is LPS (x to the left, y to the back); its
-# arrays are z, y, x. MNI coordinates are RAS. Both turns are made only in the functions down to mni_axes.
-
-
-def to_lps(point):
-    """MNI point (x right, y front, z up; mm) as a SimpleITK point (x left, y back, z up; mm)."""
-    return (-point[0], -point[1], point[2])
-
-
-def empty_image(spacing, size):
-    """Image of `size` voxels (x, y, z) of `spacing` mm around BRAIN_CENTER, voxels in MNI (RAS) order."""
-    import SimpleITK as sitk
-
-    image = sitk.Image(size, sitk.sitkFloat32)
-    image.SetSpacing([spacing] * 3)
-    image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
-    image.SetOrigin(to_lps([c - (n - 1) * spacing / 2 for c, n in zip(BRAIN_CENTER, size, strict=True)]))
-    return image
-
-
-def template_image(array, affine):
-    """SimpleITK image of a nilearn template: array (x, y, z) of 1 mm voxels, whose axes run along MNI's."""
-    import SimpleITK as sitk
-
-    image = sitk.GetImageFromArray(array.T)  # (x, y, z) -> (z, y, x)
-    image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
-    image.SetOrigin(to_lps(affine[:3, 3].tolist()))
-    return image
+# arrays are z, y, x. MNI coordinates are RAS. Both turns are made only in travelling.template and in mni_axes.
 
 
 def mni_axes(image):
@@ -201,11 +188,6 @@ def mni_axes(image):
     left, back, up = image.GetOrigin()  # LPS
     x, y, z = -left + sx * np.arange(nx), -back + sy * np.arange(ny), up + sz * np.arange(nz)
     return x, y[:, None], z[:, None, None]
-
-
-def image_size(spacing):
-    """Voxels along x, y, z of an image with `spacing` mm."""
-    return [round(length / spacing) for length in FIELD_OF_VIEW]
 
 
 def warp_grid():
@@ -233,25 +215,6 @@ def on_warp_grid(array, is_vector=False):
     image = sitk.GetImageFromArray(np.ascontiguousarray(array, dtype="float64"), isVector=is_vector)
     image.CopyInformation(warp_grid())
     return image
-
-
-# ---------------------------------------------------------------------------------------------------------
-# The template
-
-
-def load_templates(shrink):
-    """T1, grey matter, white matter and brain mask of the MNI152 template, in [0, 1].
-
-    1 mm voxels, `shrink` of them (each way) averaged into one.
-    """
-    import SimpleITK as sitk
-    from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
-
-    templates = (load_mni152_template, load_mni152_gm_template, load_mni152_wm_template)
-    nilearn_images = [load(resolution=1) for load in templates]
-    images = [template_image(image.get_fdata(dtype="float32"), image.affine) for image in nilearn_images]
-    images.append(sitk.Cast(images[0] > 0, sitk.sitkFloat32))  # the T1 template is already skull-stripped
-    return [sitk.BinShrink(image, [shrink] * 3) for image in images]
 
 
 def nucleus_weight(name, image):
@@ -454,6 +417,11 @@ def main():
     check_spacing(arguments.spacing)
     if not math.isfinite(arguments.effect):
         raise InputError(f"--effect {arguments.effect:g}: must be a finite number")
+
+    if arguments.raw:
+        import raw_heads  # beside this script
+
+        return raw_heads.make(arguments)
 
     import pandas as pd
 

@@ -57,9 +57,14 @@ def read_image(path):
     Raises InputError for anything else, and where the file is damaged or a voxel is not finite in float32.
     """
     voxels, header = read_voxels(path)
+    return as_image(voxels, header.affine)
+
+
+def as_image(voxels, affine):
+    """An array (z, y, x) as a SimpleITK image that lies where an affine (of x, y, z; mm right, front, up) has it."""
     image = sitk.GetImageFromArray(voxels)
-    sizes = voxel_sizes(header.affine)
-    to_left_posterior = np.diag([-1.0, -1.0, 1.0, 1.0]) @ header.affine  # ITK counts mm to there
+    sizes = voxel_sizes(affine)
+    to_left_posterior = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # ITK counts mm to there
     image.SetSpacing(sizes.tolist())
     image.SetDirection((to_left_posterior[:3, :3] / sizes).ravel().tolist())
     image.SetOrigin(to_left_posterior[:3, 3].tolist())

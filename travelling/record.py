@@ -17,7 +17,7 @@ from travelling.files import write_whole
 
 PACKAGES = ("tensorflow", "jax", "keras", "numpy", "pandas", "scikit-learn", "SimpleITK", "nibabel", "h5py")
 # These change where results go or how fast they come, not what they are.
-INDIFFERENT = {"output_folder", "overwrite", "cache_gb", "cache_dir", "keep_every"}
+INDIFFERENT = {"output_folder", "overwrite", "cache_gb", "cache_dir", "keep_every", "workers"}
 
 
 def describe(arguments, inputs):

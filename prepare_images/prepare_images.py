@@ -1,0 +1,331 @@
+"""From raw T1 scans to images that the network reads: one space, brain only, 8 bits.
+
+Each scan is corrected for its bias field (N4), registered to the MNI152 template (affine), masked and resampled, and
+its intensities are scaled to [0, 255]. Scans come from a BIDS folder, or from a CSV with the columns Subject, Study
+(the center), Path, Group_bin (1 = PD, 0 = HC), Sex (M, F), Age and, optionally, Mask.
+
+Examples:
+    python prepare_images.py --bids ./bids --output-folder prepared
+    python prepare_images.py --bids ./bids --label-column diagnosis --pd PD --hc control --center "Hospital A"
+        --mask-pattern "derivatives/hd-bet/{subject}/anat/{name}_bet_mask.nii.gz" --output-folder prepared
+    python prepare_images.py --csv raw_scans.csv --output-folder prepared
+
+Written to the output folder:
+    prepared.csv       the images that could be prepared, as the other scripts read them
+    registration.csv   one row per scan: how well it fits the template, or why it could not be prepared
+    overview.html      slices of all prepared images to look through, those least like the template first
+    images/            the images, as a BIDS derivative
+
+An interrupted run goes on when its command is given again. An image is made once: it stays as long as its scan and
+the options are the same, also with --overwrite.
+"""
+
+import os
+import string
+from pathlib import Path
+
+from travelling import command, stopping
+from travelling.errors import InputError
+
+PLACEHOLDERS = {"subject", "session", "name", "folder"}
+
+
+def parse_arguments():
+    """The command line."""
+    parser = command.Parser(__doc__)
+    source = parser.add_argument_group("scans").add_mutually_exclusive_group(required=True)
+    source.add_argument("--bids", type=Path, metavar="FOLDER", help="BIDS folder with participants.tsv")
+    source.add_argument("--csv", type=Path, metavar="CSV", help="table of raw scans")
+    bids = parser.add_argument_group("in a BIDS folder (columns are looked for by common names unless told)")
+    bids.add_argument("--label-column", metavar="NAME", help="column of participants.tsv that tells the diagnosis")
+    bids.add_argument("--pd", nargs="+", metavar="VALUE", help="what it says of patients (default: PD, Parkinson, ...)")
+    bids.add_argument("--hc", nargs="+", metavar="VALUE", help="... of controls (default: HC, control, healthy, ...)")
+    bids.add_argument("--center-column", metavar="NAME", help="column that tells the center")
+    bids.add_argument("--center", metavar="NAME", help="the center of all, where no column tells it")
+    bids.add_argument("--sex-column", metavar="NAME", help="column with M, F, male or female")
+    bids.add_argument("--age-column", metavar="NAME", help="column with years")
+    bids.add_argument(
+        "--t1w", default="*_T1w.nii*", metavar="PATTERN", help="names of scans; there must be one a session"
+    )
+    masks = parser.add_argument_group("brain masks (else the template's is carried over, which is coarse)")
+    masks = masks.add_mutually_exclusive_group()
+    masks.add_argument(
+        "--mask-pattern",
+        metavar="PATTERN",
+        help="file of each scan's mask, NIfTI or .mgz, brain above 0; {subject}, {session}, {name} (of the scan's file)"
+        " and {folder} (of the scan) are filled in; relative to the BIDS folder or the CSV",
+    )
+    masks.add_argument(
+        "--stripped", action="store_true", help="scans are skull-stripped already: voxels above 0 are brain"
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--output-folder", type=Path, default=Path("prepared"), metavar="FOLDER", help="for all results"
+    )
+    output.add_argument(
+        "--spacing",
+        type=command.number(float, 0.5, 4.8),
+        default=1.0,
+        metavar="MM",
+        help="size of a voxel; 1 mm: 160 x 192 x 160 voxels",
+    )
+    output.add_argument(
+        "--workers", type=command.number(int, 1), default=min(os.cpu_count() or 1, 8), metavar="N", help="processes"
+    )
+    output.add_argument("--overwrite", action="store_true", help="replace the tables of an earlier run")
+    arguments = parser.parse_args()
+    if arguments.mask_pattern is not None:
+        try:
+            names = {name for _, name, *_ in string.Formatter().parse(arguments.mask_pattern) if name is not None}
+        except ValueError as error:
+            parser.error(f"--mask-pattern: {error}")
+        if wrong := names - PLACEHOLDERS:
+            parser.error(f"--mask-pattern: {{{min(wrong)}}} is none of {', '.join(sorted(PLACEHOLDERS))}")
+    return arguments
+
+
+def main():
+    """Find the scans, prepare them, and write the tables and the page of pictures."""
+    arguments = parse_arguments()
+    # Only now, so that --help answers at once.
+    from travelling.bids import participants_file
+    from travelling.files import write_csv, write_whole
+    from travelling.run import Run
+
+    folder = arguments.output_folder
+    prepared_csv, registration_csv, overview = (
+        folder / name for name in ("prepared.csv", "registration.csv", "overview.html")
+    )
+    inputs = {"csv": arguments.csv} if arguments.csv else {"bids": participants_file(arguments.bids)}
+    scans = find_scans(arguments)
+    run = Run(folder, "preparation.log", arguments, inputs, [prepared_csv, registration_csv, overview], models=False)
+    log = run.begin("CPU", notices=coarse_masks(scans))
+    describe_derivative(folder / "images", arguments)
+    measures = prepare_all(scans, arguments)
+    registration = registration_table(scans, measures)
+    prepared = scans[(registration["Status"] == "prepared").to_numpy()]
+    write_csv(registration, registration_csv)
+    write_csv(prepared.assign(Path=prepared["Target"]).drop(columns=["Mask", "Target", "Reason"]), prepared_csv)
+    for row in registration.to_dict("records"):
+        if row["Reason"] or row["Notices"]:
+            log.info(
+                "%s: %s: %s", "notice" if row["Notices"] else "failed", row["Subject"], row["Reason"] or row["Notices"]
+            )
+    if prepared.empty:
+        raise InputError(f"{registration_csv}: no scan could be prepared; the column Reason tells why")
+    check(prepared_csv)
+    write_whole(overview, overview_page(registration, folder, prepared).encode())
+    log.info(
+        "done: %d of %d scans prepared: %s; to look through: %s", len(prepared), len(scans), prepared_csv, overview
+    )
+    run.finish()
+
+
+def find_scans(arguments):
+    """A row per scan: the columns of prepared.csv, Mask (a file, "stripped" or "template"), Target and Reason."""
+    from travelling.bids import HC_VALUES, PD_VALUES, read_bids
+    from travelling.cohort import read_cohort
+    from travelling.registration import STRIPPED, TEMPLATE
+
+    if arguments.csv:
+        scans, base = read_cohort(arguments.csv).assign(Reason=""), arguments.csv.absolute().parent
+    else:
+        columns = {what: getattr(arguments, f"{what}_column") for what in ("label", "center", "sex", "age")}
+        pd_values, hc_values = arguments.pd or PD_VALUES, arguments.hc or HC_VALUES
+        scans = read_bids(arguments.bids, columns, pd_values, hc_values, arguments.center, arguments.t1w)
+        base = arguments.bids.absolute()
+    own = scans["Mask"] if "Mask" in scans else [""] * len(scans)
+    if arguments.stripped:
+        own = [STRIPPED] * len(scans)
+    elif arguments.mask_pattern is not None:
+        own = [mask_file(row, arguments.mask_pattern) for row in scans.to_dict("records")]
+    scans["Mask"] = [mask if mask in ("", STRIPPED) else str(base / mask) for mask in own]
+    scans.loc[scans["Mask"] == "", "Mask"] = TEMPLATE
+    scans["Target"] = targets(scans)
+    return scans.reset_index(drop=True)
+
+
+def mask_file(row, pattern):
+    """The mask of a scan by ``--mask-pattern``."""
+    scan = Path(row["Path"])
+    subject, _, session = row["Subject"].partition("_ses-")
+    name = scan.name.removesuffix(".gz").removesuffix(".nii")
+    parts = {"subject": row["Subject"], "session": "", "name": name, "folder": scan.parent}
+    if row.get("Participant") == subject and session:  # of a BIDS folder
+        parts |= {"subject": subject, "session": f"ses-{session}"}
+    return pattern.format(**parts)
+
+
+def targets(scans):
+    """Where the prepared images lie, relative to the output folder: names as BIDS has them, letters and digits."""
+    from travelling.template import NAME
+
+    found, seen = [], {}
+    for subject in scans["Subject"]:
+        person, _, session = subject.removeprefix("sub-").partition("_ses-")
+        labels = ["".join(filter(str.isalnum, text)) or "x" for text in (person, session) if text]
+        key = tuple(map(str.casefold, labels))  # some file systems do not tell A from a
+        seen[key] = seen.get(key, 0) + 1
+        labels[0] += f"x{seen[key]}" if seen[key] > 1 else ""
+        parts = [f"{entity}-{label}" for entity, label in zip(("sub", "ses"), labels, strict=False)]
+        found.append("/".join(["images", *parts, "anat", f"{'_'.join(parts)}_space-{NAME}_desc-brain_T1w.nii.gz"]))
+    return found
+
+
+def coarse_masks(scans):
+    """What to tell of scans without a mask of their own, a list of lines."""
+    from travelling.registration import TEMPLATE
+
+    coarse = int((scans["Mask"] == TEMPLATE).sum())
+    return [
+        f"{coarse} of {len(scans)} scans have no brain mask: the template's is carried over by the registration, "
+        "which is coarse: it cuts off some brain and leaves some skull (--mask-pattern, --stripped)"
+    ] * bool(coarse)
+
+
+def describe_derivative(folder, arguments):
+    """``dataset_description.json``, by which BIDS tools know a derivative."""
+    import json
+
+    from travelling import __version__
+    from travelling.files import write_whole
+
+    source = (arguments.bids or arguments.csv).absolute()
+    description = {
+        "Name": "T1-weighted images prepared for the travelling model",
+        "BIDSVersion": "1.10.0",
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "travelling: prepare_images.py", "Version": __version__}],
+        "SourceDatasets": [{"URL": source.as_uri()}],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "dataset_description.json", json.dumps(description, indent=2).encode() + b"\n")
+
+
+def prepare_all(scans, arguments):
+    """Prepare every scan, several at a time; their measures (:func:`travelling.registration.prepare_file`), a list."""
+    import errno
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from concurrent.futures.process import BrokenProcessPool
+
+    import SimpleITK as sitk
+
+    from travelling import __version__
+    from travelling.console import progress_bar
+    from travelling.registration import Job, prepare_file
+
+    versions = {"travelling": __version__, "SimpleITK": sitk.Version_VersionString()}
+    measures = [{"Reason": reason} for reason in scans["Reason"]]
+    # "spawn": ITK's threads do not survive a fork.
+    pool = ProcessPoolExecutor(arguments.workers, multiprocessing.get_context("spawn"), initializer=begin_worker)
+    try:
+        jobs = {}
+        for number, row in enumerate(scans.to_dict("records")):
+            if not row["Reason"]:
+                job = Job(
+                    row["Path"], row["Mask"], str(arguments.output_folder.absolute() / row["Target"]), arguments.spacing
+                )
+                jobs[pool.submit(prepare_file, job, versions)] = number
+        for job in progress_bar(as_completed(jobs), total=len(jobs), desc="preparing scans", unit="scan"):
+            measures[jobs[job]] = job.result()
+            stopping.stop_if_asked()
+    except BrokenProcessPool:
+        reason = "a process was killed (not enough memory?); fewer need less, and the same command goes on"
+        raise OSError(errno.ENOMEM, reason, "--workers") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return measures
+
+
+def begin_worker():
+    """The processes are the parallelism, and Ctrl-C is the main process's: a scan is finished."""
+    import signal
+
+    import SimpleITK as sitk
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+
+
+def registration_table(scans, measures):
+    """registration.csv: every scan with its measures, or the reason why it could not be prepared."""
+    import pandas as pd
+
+    from travelling.registration import MASKS, MEASURES
+
+    table = pd.DataFrame(measures, columns=["Reason", *MEASURES, "Notices"])
+    table[["Reason", "Notices"]] = table[["Reason", "Notices"]].fillna("")
+    status = table["Reason"].map(lambda reason: "failed" if reason else "prepared")
+    mask = scans["Mask"].where(scans["Mask"].isin(MASKS), "own")
+    about = pd.DataFrame({"Subject": scans["Subject"], "Study": scans["Study"], "Scan": scans["Path"], "Mask": mask})
+    return pd.concat([about, status.rename("Status"), table], axis=1)
+
+
+def check(prepared_csv):
+    """Read it as the other scripts do: what they would refuse is told now."""
+    from travelling.cohort import read_cohort
+
+    read_cohort(prepared_csv)
+
+
+def overview_page(registration, folder, prepared):
+    """Three slices of every prepared image, the border of the template's white matter in red; one page of HTML."""
+    import base64
+    import html
+    import io
+
+    import numpy as np
+    from matplotlib.image import imsave
+    from scipy.ndimage import binary_erosion
+
+    from travelling.console import progress_bar
+    from travelling.nifti import read_upright
+    from travelling.registration import white_matter
+
+    rows = registration.assign(Target=prepared["Target"])
+    rows = rows[rows["Status"] == "prepared"].sort_values("Similarity", kind="stable").to_dict("records")
+    figures, border = [], None
+    for row in progress_bar(rows, desc="drawing", unit="image"):
+        voxels = read_upright(folder / row["Target"])  # z, y, x
+        if border is None:
+            white = white_matter(voxels.shape)
+            border = white & ~binary_erosion(white)
+        colors = np.stack([np.where(border, 255, voxels), *[np.where(border, 0, voxels)] * 2], axis=-1)
+        middle = [size // 2 for size in voxels.shape]
+        slices = [colors[middle[0]], colors[:, middle[1]], colors[:, :, middle[2]]]  # axial, coronal, sagittal
+        slices = [np.pad(part, [(0, max(voxels.shape) - len(part)), (0, 0), (0, 0)])[::-1] for part in slices]
+        strip = np.concatenate(slices, axis=1)[:: (step := max(1, max(voxels.shape) // 96)), ::step]
+        picture = io.BytesIO()
+        imsave(picture, np.ascontiguousarray(strip), format="jpg", pil_kwargs={"quality": 80})
+        text = f"{row['Subject']} ({row['Study']}), similarity {row['Similarity']:.2f}"
+        text += f", {row['Notices']}" if row["Notices"] else ""
+        source = base64.b64encode(picture.getvalue()).decode()
+        figures.append(
+            f'<figure><img src="data:image/jpeg;base64,{source}" alt="">'
+            f"<figcaption>{html.escape(text)}</figcaption></figure>"
+        )
+    failed = [
+        f"<li>{html.escape(row['Subject'])}: {html.escape(row['Reason'])}</li>"
+        for row in registration.to_dict("records")
+        if row["Status"] == "failed"
+    ]
+    return PAGE.format(number=len(rows), failed=len(failed), reasons="\n".join(failed), figures="\n".join(figures))
+
+
+PAGE = """<!DOCTYPE html>
+<html lang="en"><meta charset="utf-8"><title>Prepared images</title>
+<style>body {{ font: 14px sans-serif; margin: 1em }} figure {{ display: inline-block; margin: 4px; width: 288px }}
+img {{ width: 100%; image-rendering: pixelated }} figcaption {{ overflow-wrap: anywhere }}</style>
+<h1>{number} prepared images, {failed} failed</h1>
+<p>Least like the template first. The red line is the border of the template's white matter: where the registration is
+right, it follows that of the image. The patient's right is at the right.</p>
+<ul>
+{reasons}
+</ul>
+{figures}
+</html>
+"""
+
+if __name__ == "__main__":
+    command.run(main)
