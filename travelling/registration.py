@@ -3,6 +3,7 @@
 SimpleITK images throughout (axes x, y, z; mm to the left, back and up, as their headers say).
 """
 
+import contextlib
 import functools
 import itertools
 import json
@@ -25,8 +26,11 @@ from travelling.nifti import as_image, read_header, read_image, to_array, write_
 from travelling.template import BRAIN_CENTER, FIELD_OF_VIEW, NAME, empty_image, image_size, load_templates, to_lps
 
 FINE, COARSE, BIAS = 2.0, 8.0, 4.0  # mm: voxels of the registration, of its start, and of the fit of the bias field
-RIM = 10.0  # mm around the template's brain that count in the registration: skull is dark, and the template is 0 there
-START = 25.0  # degrees of the starting rotations, both ways about each axis
+RIM = 5.0  # mm around the template's brain that count in the end: fluid and skull are dark, and the template is 0 there
+START = 20.0  # degrees of the starting rotations, both ways about each axis
+# mm to the right, front and up: the brain's center from that of the head, which the neck draws down.
+OFFSETS = [(0, y, z) for y in (0, -15) for z in (0, 20, 40)]
+CANDIDATES = 5  # best positions, of which each is made better
 PERCENTILES = (0.5, 99.5)  # of the brain; they become 0 and 255
 SMALLEST_SCAN = 16  # voxels along each axis
 BRAIN_LITRES = (0.5, 2.5)  # a mask that holds less or more is not of a brain
@@ -139,7 +143,6 @@ def prepare(scan: sitk.Image, mask: sitk.Image | None, spacing: float):
     The transform is a 4 x 4 matrix, rows of a list, from mm of the prepared image to mm of the scan (right, front, up).
     Without a mask the template's brain is taken. Raises InputError where no plausible head was found.
     """
-    scan = without_bias(scan, foreground(scan) if mask is None else mask)
     affine, information = register(scan if mask is None else sitk.Mask(scan, mask), mask)
     measures = {"Mutual_information": information, **_shape(affine)}
     image, dice_mask = _in_template_space(scan, mask, affine, spacing)
@@ -167,6 +170,7 @@ def _resampled(scan, mask, affine, spacing):
 def _in_template_space(scan, mask, affine, spacing):
     """The prepared image, and the overlap of its mask with the template's brain (None: it is that one)."""
     moved, _, own, brain = _resampled(scan, mask, affine, spacing)
+    moved = without_bias(moved, own)
     values = to_array(moved)[to_array(own) == 1]
     low, high = np.percentile(values, PERCENTILES) if values.size else (0, 0)
     if low == high:
@@ -217,56 +221,71 @@ def foreground(image: sitk.Image) -> sitk.Image:
     return sitk.OtsuThreshold(image, 0, 1, 256)
 
 
-def without_bias(scan: sitk.Image, mask: sitk.Image) -> sitk.Image:
-    """The scan over the bias field in a mask, by N4 (Tustison et al. 2010, doi 10.1109/TMI.2010.2046908)."""
-    small = shrunk(scan, BIAS)
-    inside = sitk.And(shrunk(sitk.Cast(mask, sitk.sitkFloat32), BIAS) >= 0.5, small > 0)  # it takes the logarithm
+def without_bias(image: sitk.Image, brain: sitk.Image) -> sitk.Image:
+    """An image over the bias field in its brain, by N4 (Tustison et al. 2010, doi 10.1109/TMI.2010.2046908)."""
+    small = shrunk(image, BIAS)
+    inside = sitk.And(shrunk(sitk.Cast(brain, sitk.sitkFloat32), BIAS) >= 0.5, small > 0)  # it takes the logarithm
     n4 = sitk.N4BiasFieldCorrectionImageFilter()
     n4.SetMaximumNumberOfIterations([50] * 3)
     n4.Execute(small, inside)
-    return scan * sitk.Exp(-n4.GetLogBiasFieldAsImage(scan))
+    return image * sitk.Exp(-n4.GetLogBiasFieldAsImage(image))
 
 
 def register(scan: sitk.Image, mask: sitk.Image | None = None) -> tuple[sitk.AffineTransform, float]:
     """The affine transform from points of the template to points of a scan, and its mutual information (nats).
 
-    Mattes mutual information. Similarity transforms start at the head's center of mass, from seven rotations, in coarse
-    voxels; the best one goes on as an affine one. The same scan gives the same transform, on one thread.
+    Mattes mutual information. The best of many positions around the head's center of mass are made better, in coarse
+    voxels, as similarity transforms; the best of these goes on as an affine one. On one thread, the same scan gives the
+    same transform.
     """
     template, brain, _ = reference()
-    moving, counts = shrunk(scan, FINE), grown(brain > 0.5, RIM)
-    center = np.array(to_lps(BRAIN_CENTER))
-    found = []
-    for axis, angle in [(np.eye(3)[0], 0.0), *itertools.product(np.eye(3), (-START, START))]:
-        start = sitk.Similarity3DTransform()
-        start.SetCenter(center.tolist())
-        start.SetTranslation((_centroid(foreground(moving) if mask is None else mask) - center).tolist())
-        start.SetRotation(axis.tolist(), math.radians(angle))
-        method = _method(counts, [COARSE], step=4.0, smallest=0.1)
-        method.SetInitialTransform(start, inPlace=True)
-        try:
-            method.Execute(template, moving)
-        except RuntimeError:  # this start has led out of the scan
-            continue
-        found.append((method.GetMetricValue(), start))
-    if not found:
-        raise InputError("no head was found")
-    best = min(found, key=lambda pair: pair[0])[1]
-    affine = sitk.AffineTransform(best.GetMatrix(), best.GetTranslation(), center.tolist())
-    method = _method(counts, [2 * FINE, FINE], step=1.0, smallest=0.01)
+    moving, brain = shrunk(scan, FINE), brain >= 0.5
+    middle = _centroid(foreground(moving) if mask is None else mask)
+    best = _similarity(moving, middle, OFFSETS if mask is None else OFFSETS[:1])
+    affine = sitk.AffineTransform(best.GetMatrix(), best.GetTranslation(), best.GetCenter())
+    method = _method(grown(brain, RIM), [2 * FINE, FINE], step=1.0, smallest=0.01)
     method.SetInitialTransform(affine, inPlace=True)
     method.Execute(template, moving)
     return affine, -method.GetMetricValue()
 
 
+def _similarity(moving, middle, offsets):
+    """The similarity transform by which a head, with its center of mass at ``middle``, is most like the template."""
+    template, brain, _ = reference()
+    template, moving = (sitk.SmoothingRecursiveGaussian(image, COARSE / 2) for image in (template, moving))
+    template, brain, moving = shrunk(template, COARSE), shrunk(brain, COARSE) >= 0.5, shrunk(moving, COARSE / 2)
+    # Without the rim: with it, the brain can come to lie in the scalp, with the dark air around it as the rim.
+    method = _method(brain, [], step=4.0, smallest=0.1)
+    center = np.array(to_lps(BRAIN_CENTER))
+    starts = []
+    for angles in itertools.product((0, -START, START), repeat=3):
+        rotation = sitk.Euler3DTransform((0, 0, 0), *map(math.radians, angles))
+        for offset in offsets:
+            place = middle + rotation.TransformPoint(to_lps(offset)) - center
+            start = sitk.Similarity3DTransform(1.0, (0, 0, 1), 0.0, place.tolist(), center.tolist())
+            start.SetMatrix(rotation.GetMatrix())
+            method.SetInitialTransform(start)
+            with contextlib.suppress(RuntimeError):  # the head lies outside there
+                starts.append((method.MetricEvaluate(template, moving), start))
+    found = []
+    for _, start in sorted(starts, key=lambda pair: pair[0])[:CANDIDATES]:
+        method.SetInitialTransform(start, inPlace=True)
+        with contextlib.suppress(RuntimeError):
+            method.Execute(template, moving)
+            found.append((method.GetMetricValue(), start))
+    if not found:
+        raise InputError("no head was found")
+    return min(found, key=lambda pair: pair[0])[1]
+
+
 def _method(counts, voxels, step, smallest):
-    """ITK's registration in voxels of so many mm, one level each; steps in mm."""
+    """ITK's registration; a level for each size of voxels (mm; none: as the images are), steps in mm."""
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(32)
     method.SetMetricFixedMask(counts)
     method.SetInterpolator(sitk.sitkLinear)
-    method.SetShrinkFactorsPerLevel([round(mm / FINE) for mm in voxels])
-    method.SetSmoothingSigmasPerLevel([mm / 2 for mm in voxels])
+    method.SetShrinkFactorsPerLevel([round(mm / FINE) for mm in voxels] or [1])
+    method.SetSmoothingSigmasPerLevel([mm / 2 for mm in voxels] or [0])
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
     method.SetOptimizerAsRegularStepGradientDescent(
         step, smallest, 100, relaxationFactor=0.7, gradientMagnitudeTolerance=1e-6
