@@ -254,8 +254,8 @@ def registration_table(scans, measures):
 
     from travelling.registration import MASKS, MEASURES
 
+    measures = [{"Reason": "", "Notices": "", **scan} for scan in measures]
     table = pd.DataFrame(measures, columns=["Reason", *MEASURES, "Notices"])
-    table[["Reason", "Notices"]] = table[["Reason", "Notices"]].fillna("")
     status = table["Reason"].map(lambda reason: "failed" if reason else "prepared")
     mask = scans["Mask"].where(scans["Mask"].isin(MASKS), "own")
     about = pd.DataFrame({"Subject": scans["Subject"], "Study": scans["Study"], "Scan": scans["Path"], "Mask": mask})

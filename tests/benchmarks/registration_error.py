@@ -43,7 +43,7 @@ def error(found, truth, points):
 
 
 def rotation(rng, degrees, shift):
-    """A rigid movement about the brain's center: about a random axis, and by up to ``shift`` mm along each of x, y, z."""
+    """A movement about the brain's center: about a random axis, and by up to ``shift`` mm along x, y and z."""
     axis = rng.standard_normal(3)
     return sitk.VersorRigid3DTransform(
         (axis / np.linalg.norm(axis)).tolist(),
@@ -116,9 +116,7 @@ def main():
             found = sitk.CompositeTransform([movement, affine])
             told(f"{path.name}, {degrees} degrees, voxels {sizes}, oblique {oblique}", found, reference)
     means = np.array([mean for mean, _ in rows])
-    print(
-        f"{len(rows)} registrations: mean {means.mean():.2f} mm, worst {means.max():.2f} mm, above 3 mm {(means > 3).sum()}"
-    )
+    print(f"{len(rows)} registrations: mean {means.mean():.2f} mm, worst {means.max():.2f} mm")
 
 
 if __name__ == "__main__":
