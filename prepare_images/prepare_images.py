@@ -89,6 +89,7 @@ def main():
     arguments = parse_arguments()
     # Only now, so that --help answers at once.
     from travelling.bids import participants_file
+    from travelling.cohort import read_cohort
     from travelling.files import write_csv, write_whole
     from travelling.run import Run
 
@@ -113,8 +114,9 @@ def main():
             )
     if prepared.empty:
         raise InputError(f"{registration_csv}: no scan could be prepared; the column Reason tells why")
-    check(prepared_csv)
-    write_whole(overview, overview_page(registration, folder, prepared).encode())
+    read_cohort(prepared_csv)  # as the other scripts will: what they would refuse is told now
+    page = overview_page(registration, [folder / name for name in prepared["Target"]], arguments.spacing)
+    write_whole(overview, page.encode())
     log.info(
         "done: %d of %d scans prepared: %s; to look through: %s", len(prepared), len(scans), prepared_csv, overview
     )
@@ -262,55 +264,53 @@ def registration_table(scans, measures):
     return pd.concat([about, status.rename("Status"), table], axis=1)
 
 
-def check(prepared_csv):
-    """Read it as the other scripts do: what they would refuse is told now."""
-    from travelling.cohort import read_cohort
+def overview_page(registration, images, spacing):
+    """One page of HTML: three slices of every prepared image, the border of the template's white matter in red.
 
-    read_cohort(prepared_csv)
-
-
-def overview_page(registration, folder, prepared):
-    """Three slices of every prepared image, the border of the template's white matter in red; one page of HTML."""
-    import base64
+    ``images`` are the files of the prepared rows of ``registration``, in their order; ``spacing`` is in mm.
+    """
     import html
+
+    from scipy.ndimage import binary_erosion
+
+    from travelling.console import progress_bar
+    from travelling.registration import white_matter
+
+    white = white_matter(spacing)  # z, y, x
+    border = white & ~binary_erosion(white)
+    rows = registration[registration["Status"] == "prepared"].assign(Image=images)
+    rows = rows.sort_values("Similarity", kind="stable").to_dict("records")
+    figures = []
+    for row in progress_bar(rows, desc="drawing", unit="image"):
+        text = f"{row['Subject']} ({row['Study']}), similarity {row['Similarity']:.2f}"
+        text = html.escape(text + (f", {row['Notices']}" if row["Notices"] else ""))
+        picture = picture_of(row["Image"], border)
+        figures.append(f'<figure><img src="{picture}" alt=""><figcaption>{text}</figcaption></figure>')
+    failed = registration[registration["Status"] == "failed"].to_dict("records")
+    reasons = [f"<li>{html.escape(row['Subject'])}: {html.escape(row['Reason'])}</li>" for row in failed]
+    return PAGE.format(number=len(rows), failed=len(failed), reasons="\n".join(reasons), figures="\n".join(figures))
+
+
+def picture_of(image, border):
+    """Three slices of a prepared image as the address of a JPEG; ``border`` (z, y, x; bool) is drawn in red."""
+    import base64
     import io
 
     import numpy as np
     from matplotlib.image import imsave
-    from scipy.ndimage import binary_erosion
 
-    from travelling.console import progress_bar
     from travelling.nifti import read_upright
-    from travelling.registration import white_matter
 
-    rows = registration.assign(Target=prepared["Target"])
-    rows = rows[rows["Status"] == "prepared"].sort_values("Similarity", kind="stable").to_dict("records")
-    figures, border = [], None
-    for row in progress_bar(rows, desc="drawing", unit="image"):
-        voxels = read_upright(folder / row["Target"])  # z, y, x
-        if border is None:
-            white = white_matter(voxels.shape)
-            border = white & ~binary_erosion(white)
-        colors = np.stack([np.where(border, 255, voxels), *[np.where(border, 0, voxels)] * 2], axis=-1)
-        middle = [size // 2 for size in voxels.shape]
-        slices = [colors[middle[0]], colors[:, middle[1]], colors[:, :, middle[2]]]  # axial, coronal, sagittal
-        slices = [np.pad(part, [(0, max(voxels.shape) - len(part)), (0, 0), (0, 0)])[::-1] for part in slices]
-        strip = np.concatenate(slices, axis=1)[:: (step := max(1, max(voxels.shape) // 96)), ::step]
-        picture = io.BytesIO()
-        imsave(picture, np.ascontiguousarray(strip), format="jpg", pil_kwargs={"quality": 80})
-        text = f"{row['Subject']} ({row['Study']}), similarity {row['Similarity']:.2f}"
-        text += f", {row['Notices']}" if row["Notices"] else ""
-        source = base64.b64encode(picture.getvalue()).decode()
-        figures.append(
-            f'<figure><img src="data:image/jpeg;base64,{source}" alt="">'
-            f"<figcaption>{html.escape(text)}</figcaption></figure>"
-        )
-    failed = [
-        f"<li>{html.escape(row['Subject'])}: {html.escape(row['Reason'])}</li>"
-        for row in registration.to_dict("records")
-        if row["Status"] == "failed"
-    ]
-    return PAGE.format(number=len(rows), failed=len(failed), reasons="\n".join(failed), figures="\n".join(figures))
+    voxels = read_upright(image)  # z, y, x
+    colors = np.stack([np.where(border, 255, voxels), *[np.where(border, 0, voxels)] * 2], axis=-1)
+    z, y, x = (size // 2 for size in voxels.shape)
+    slices = [colors[z], colors[:, y], colors[:, :, x]]  # axial, coronal, sagittal
+    slices = [np.pad(part, [(0, max(voxels.shape) - len(part)), (0, 0), (0, 0)])[::-1] for part in slices]  # up is up
+    step = max(1, max(voxels.shape) // 96)
+    file = io.BytesIO()
+    strip = np.ascontiguousarray(np.concatenate(slices, axis=1)[::step, ::step])
+    imsave(file, strip, format="jpg", pil_kwargs={"quality": 80})
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 PAGE = """<!DOCTYPE html>

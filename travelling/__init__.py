@@ -28,6 +28,9 @@ Shared code of the five scripts. The scripts read like the paper; the plumbing i
     screen             which images look like nothing the model has learned of
     controlled_run     a run of quality control, from its pre-trained model to its last checkpoint
     harm               kinds of harmful images
+    template           MNI space and the template in it
+    registration       from a raw scan to a prepared image
+    bids               raw scans in a BIDS folder
 """
 
 __version__ = "0.2.0"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from travelling.cohort import refuse_look_alikes
 from travelling.errors import InputError
 
 # Columns by their common names, in lower case; the first one that is there counts.
@@ -46,6 +47,8 @@ def read_bids(
     labels = {**{_plain(value): 0 for value in hc_values}, **{_plain(value): 1 for value in pd_values}}
     if "label" in names and names["label"].lower() == "group_bin":
         labels = {"0": 0, "1": 1, **labels}
+    for name in ("participant_id", *filter(None, [names.get("center")])):
+        refuse_look_alikes(path, table[name])
     if not table[names["label"]].map(_plain).isin(labels).any():
         values = ", ".join(sorted(table[names["label"]].unique()))[:200]
         raise InputError(f"{path}: nobody is PD or HC; {names['label']} is {values} (see --pd and --hc)")
@@ -78,7 +81,7 @@ def read_bids(
             rows.append({"Subject": subject, **about, "Path": scan, "Reason": "; ".join([*reasons, *reason])})
     for extra in sorted(place.name for place in folder.glob("sub-*") if place.is_dir() and place.name not in told):
         rows.append({"Subject": extra, "Participant": extra, "Reason": f"not in {path.name}"})
-    return pd.DataFrame(rows).fillna("")
+    return pd.DataFrame(rows).astype(object).fillna("")
 
 
 def scans(folder: Path, t1w: str) -> list[tuple[str, str, list]]:

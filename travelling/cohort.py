@@ -56,7 +56,7 @@ def read_cohort(path):
     _refuse(path, table["Subject"].str.contains(SEPARATOR, regex=False), f"Subject must not contain '{SEPARATOR}'")
     _refuse(path, table["Subject"].duplicated(), "Subject appears before, too", table["Subject"])
     for column in ("Subject", "Study"):
-        _refuse_look_alikes(path, table[column])
+        refuse_look_alikes(path, table[column])
     labels = pd.to_numeric(table["Group_bin"], errors="coerce")
     _refuse(path, ~labels.isin([0, 1]), "Group_bin must be 0 or 1", table["Group_bin"])
     _refuse(path, ~table["Sex"].isin(["M", "F"]), "Sex must be M or F", table["Sex"])
@@ -91,7 +91,7 @@ def _find(file):
         return str(file), "no such image"
 
 
-def _refuse_look_alikes(path, names):
+def refuse_look_alikes(path, names):
     """Raise InputError where two different names of a column look alike: one subject or center, or two?"""
     first_of = {}
     for name in names.unique():

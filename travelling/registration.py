@@ -23,7 +23,7 @@ from travelling.cache import identity
 from travelling.errors import InputError
 from travelling.files import write_whole
 from travelling.nifti import as_image, read_header, read_image, to_array, write_image
-from travelling.template import BRAIN_CENTER, FIELD_OF_VIEW, NAME, empty_image, image_size, load_templates, to_lps
+from travelling.template import BRAIN_CENTER, NAME, empty_image, image_size, load_templates, to_lps
 
 FINE, COARSE, BIAS = 2.0, 8.0, 4.0  # mm: voxels of the registration, of its start, and of the fit of the bias field
 RIM = 5.0  # mm around the template's brain that count in the end: fluid and skull are dark, and the template is 0 there
@@ -197,10 +197,9 @@ def reference():
     return t1, brain, white
 
 
-def white_matter(shape: tuple) -> np.ndarray:
-    """Where the template's white matter is on the grid of prepared images of a shape (z, y, x): an array of bool."""
-    grid = empty_image(FIELD_OF_VIEW[0] / shape[2], list(reversed(shape)))
-    return to_array(sitk.Resample(reference()[2], grid)) > 0.5
+def white_matter(spacing: float) -> np.ndarray:
+    """Where the template's white matter is in prepared images of so many mm: an array of bool (z, y, x)."""
+    return to_array(sitk.Resample(reference()[2], empty_image(spacing, image_size(spacing)))) > 0.5
 
 
 def grown(mask: sitk.Image, mm: float) -> sitk.Image:
