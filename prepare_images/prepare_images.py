@@ -208,7 +208,7 @@ def prepare_all(scans, arguments):
     """Prepare every scan, several at a time; their measures (:func:`travelling.registration.prepare_file`), a list."""
     import errno
     import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
     from concurrent.futures.process import BrokenProcessPool
 
     import SimpleITK as sitk
@@ -219,24 +219,31 @@ def prepare_all(scans, arguments):
 
     versions = {"travelling": __version__, "SimpleITK": sitk.Version_VersionString()}
     measures = [{"Reason": reason} for reason in scans["Reason"]]
+    folder = arguments.output_folder.absolute()
+    waiting = [
+        (number, Job(row["Path"], row["Mask"], str(folder / row["Target"]), arguments.spacing))
+        for number, row in enumerate(scans.to_dict("records"))
+        if not row["Reason"]
+    ][::-1]
+    running = {}
+    bar = progress_bar(total=len(waiting), desc="preparing scans", unit="scan")
     # "spawn": ITK's threads do not survive a fork.
     pool = ProcessPoolExecutor(arguments.workers, multiprocessing.get_context("spawn"), initializer=begin_worker)
     try:
-        jobs = {}
-        for number, row in enumerate(scans.to_dict("records")):
-            if not row["Reason"]:
-                job = Job(
-                    row["Path"], row["Mask"], str(arguments.output_folder.absolute() / row["Target"]), arguments.spacing
-                )
-                jobs[pool.submit(prepare_file, job, versions)] = number
-        for job in progress_bar(as_completed(jobs), total=len(jobs), desc="preparing scans", unit="scan"):
-            measures[jobs[job]] = job.result()
+        while waiting or running:
+            while waiting and len(running) < arguments.workers:  # no more: what is submitted has to end after Ctrl-C
+                number, job = waiting.pop()
+                running[pool.submit(prepare_file, job, versions)] = number
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                measures[running.pop(done)] = done.result()
+                bar.update()
             stopping.stop_if_asked()
     except BrokenProcessPool:
         reason = "a process was killed (not enough memory?); fewer need less, and the same command goes on"
         raise OSError(errno.ENOMEM, reason, "--workers") from None
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown()
+        bar.close()
     return measures
 
 
