@@ -18,7 +18,7 @@ from travelling.command import Parser, number, result_name
 from travelling.errors import InputError
 from travelling.harm import KINDS, PUBLISHED
 from travelling.protocol import PROTOCOLS
-from travelling.rules import RULES
+from travelling.rules import DEFAULT_RULE, RULES, rule_help
 
 FALSE_ALARMS = 0.01  # of the screen, unless told otherwise
 AGE_EDGES = (60.0, 70.0)  # years
@@ -242,9 +242,9 @@ class QualityControl(Training, Pretrained, Evaluation):
         "go on where the pre-trained model errs so much that verification cannot see harm", None, False, group=_METHOD
     )
     rule: str = option(
-        "; ".join(f"{rule.name}: {rule.words}" for rule in RULES.values()),
+        rule_help(),
         str,
-        "published",
+        DEFAULT_RULE,
         choices=tuple(RULES),
         group=_BEYOND,
     )
