@@ -5,16 +5,9 @@ from pathlib import Path
 
 from travelling.rules import RULES
 from travelling_quality_control.auditing.replay import Replay, RunOptions
-from travelling_quality_control.auditing.tables import (
-    COLUMNS,
-    FAILURES,
-    LIMITS,
-    ROUNDING,
-    SCREEN_COLUMNS,
-    TABLE_COLUMNS,
-    Table,
-)
+from travelling_quality_control.auditing.tables import COLUMNS, FAILURES, LIMITS, SCREEN_COLUMNS, TABLE_COLUMNS, Table
 
+ROUNDING = 1e-9  # smaller differences do not count, but for what --protocol published decides
 MEASURED = ("ACC", "FP", "FN", "PFP", "PFN")  # columns
 
 
@@ -28,6 +21,7 @@ class Audit:
         self.log = log
         self.options = options
         self.rule = RULES[options.rule]()
+        self.step_columns = [name for name in self.rule.columns if name not in self.rule.baseline_columns]
         self.test_set = test_set
         self.may_be_unfinished = unfinished
         # Where there are no rows after the baseline, no cycle has begun; the replay then only fills the table.
@@ -65,13 +59,9 @@ class Audit:
         if row["Phase"] != "baseline":
             self._violation(row, f"Phase is {shown(row['Phase'])}, should be 'baseline'; the row is not replayed")
             return
-        for column in ("Subject", "Study"):
-            self._check(row, column, "n/a", "baseline")
-        self._check(row, "Subjects", [], "baseline")
-        for column in ("Cycle", "Ignored", "Eliminated"):
-            self._check(row, column, 0, "baseline")
-        of_steps = [column for column in self.rule.columns if column not in self.rule.baseline_columns]
-        self._check_empty(row, (*LIMITS, *of_steps, *SCREEN_COLUMNS), "baseline")
+        cells = {"Subject": "n/a", "Study": "n/a", "Subjects": [], "Cycle": 0, "Ignored": 0, "Eliminated": 0}
+        empty = dict.fromkeys((*LIMITS, *self.step_columns, *SCREEN_COLUMNS))
+        self._check_cells(row, cells | empty, "baseline")
         self._tell(row, self.rule.audit_baseline(row))
 
     def _check_step(self, row, following):
@@ -99,7 +89,7 @@ class Audit:
         cycle, phase = self._check_order(row)
         self._check(row, "Subject", ";".join(row["Subjects"]), f"Phase {phase}")
         self._check_subjects(row)
-        self._check_empty(row, (*MEASURED, "Tolerance", *self.rule.columns), "no step was made")
+        self._check_cells(row, dict.fromkeys((*MEASURED, "Tolerance", *self.rule.columns)), "no step was made")
         self._check_reference(row)
         suspect = self._is_suspect(row)
         if phase == "revisit" and not suspect:
@@ -113,9 +103,8 @@ class Audit:
         """Check a step that a center did not make: it changes nothing, and nothing was measured."""
         self._check_order(row)
         why = f"Phase {row['Phase']}"
-        for column, should in (("Subject", "n/a"), ("Ignored", 1), ("Eliminated", 0)):
-            self._check(row, column, should, why)
-        self._check_empty(row, (*MEASURED, *self.rule.columns, *SCREEN_COLUMNS), why)
+        empty = dict.fromkeys((*MEASURED, *self.rule.columns, *SCREEN_COLUMNS))
+        self._check_cells(row, {"Subject": "n/a", "Ignored": 1, "Eliminated": 0} | empty, why)
         self._check_subjects(row)
         self._check(row, "Tolerance", *self._tolerance(row))
         self._check_reference(row)
@@ -134,7 +123,7 @@ class Audit:
             self._violation(row, f"Phase, Subjects: {found}, but no step can follow")
             self.lost = True
             return told
-        subjects = step.subjects if step.if_failed is None or row["kind"] != "failure" else step.if_failed
+        subjects = step.if_failed if step.if_failed and row["kind"] == "failure" else step.subjects
         if sorted(row["Subjects"]) == sorted(subjects):  # the right step, whatever else is wrong
             self._check(row, "Cycle", cycle, "the order of the steps")
             if row["Phase"] not in FAILURES:
@@ -208,9 +197,7 @@ class Audit:
             reasons.append(f"P{count} {row[f'P{count}']:.6g} {sign} {self.accepted[f'P{count}']:.6g} + {tolerance:.6g}")
         harmful, faults = self.rule.audit_step(row, self.accepted, risen, self.test_set)
         self._tell(row, faults)
-        reasons += [
-            f"{name} {shown(row[name])}" for name in self.rule.columns if name not in self.rule.baseline_columns
-        ]
+        reasons += [f"{name} {shown(row[name])}" for name in self.step_columns]
         self._check(row, "Ignored", int(harmful), ", ".join(reasons))
         return harmful
 
@@ -223,7 +210,7 @@ class Audit:
     def _check_score(self, row, phase):
         """A revisit that trained was no suspect; elsewhere nothing is scored."""
         if phase != "revisit":
-            self._check_empty(row, SCREEN_COLUMNS, f"Phase {phase}")
+            self._check_cells(row, dict.fromkeys(SCREEN_COLUMNS), f"Phase {phase}")
         elif self._is_suspect(row):
             self._violation(row, f"Screen_score {shown(row['Screen_score'])} is that of a suspect, but it trained")
 
@@ -313,9 +300,9 @@ class Audit:
         if not same(row.get(column), should):
             self._violation(row, f"{column} is {shown(row[column])}, should be {shown(should)} ({why})")
 
-    def _check_empty(self, row, columns, why):
-        for column in columns:
-            self._check(row, column, None, why)
+    def _check_cells(self, row, cells, why):
+        for column, should in cells.items():
+            self._check(row, column, should, why)
 
     def _tell(self, row, faults):
         """Tell what a rule found (:meth:`travelling.rules.Rule.audit_step`)."""

@@ -20,7 +20,6 @@ TABLE_COLUMNS = (
 SCREEN_COLUMNS = ("Screen_score", "Screen_limit")  # of --screen
 FAILURES = ("unreachable", "invalid")  # phases of a step that a center did not make: its row has no rates
 LARGEST = 2**31  # of seed and of cycle: NumPy takes seeds below 2**32
-ROUNDING = 1e-9  # smaller differences do not count, but for what --protocol published decides
 
 
 class Table:
@@ -118,13 +117,10 @@ def read_log(path: Path, rule: str, train: Path, subjects_of: dict) -> Table:
     """
     log = Table(path, COLUMNS)
     for row in log.rows:
-        row["kind"] = "step"
-        if row is not log.rows[0] and row["Phase"] in FAILURES:
-            row["kind"] = "failure"
-        elif row is not log.rows[0] and "Screen_score" in row:
-            looked = row["Phase"] == "screen" or (row["Phase"] == "revisit" and row["FP"] == "")
-            row["kind"] = "look" if looked else "step"
+        looked = row["Phase"] == "screen" or (row["Phase"] == "revisit" and row["FP"] == "")
+        row["kind"] = "failure" if row["Phase"] in FAILURES else "look" if looked and "Screen_score" in row else "step"
         row["Subjects"] = row["Subjects"].split(";") if row["Subjects"] else []
+    log.rows[0]["kind"] = "step"
     log.convert(("Cycle", "Ignored", "Eliminated"), whole)
     log.convert(("FP", "FN"), whole, optional=lambda row: row["kind"] != "step")
     log.convert(("ACC", "PFP", "PFN"), finite, optional=lambda row: row["kind"] != "step")
