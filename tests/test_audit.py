@@ -278,6 +278,16 @@ def test_centers_that_are_away_when_their_images_are_screened(tmp_path):
     assert found(tmp_path, "--screen")[0].startswith(f"{index + 2}: ")
 
 
+def test_a_first_row_that_claims_to_be_the_screens(better, tmp_path):
+    shutil.copytree(better, tmp_path, dirs_exist_ok=True)
+    rows = read_rows(tmp_path / "log.csv")
+    rows[0].update(Phase="screen", FP="")
+    write_rows(tmp_path / "log.csv", rows)
+    status, _, err = audit(tmp_path, *BETTER)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "row 2: FP '' is not a whole number" in err
+
+
 @pytest.mark.parametrize(
     ("phase", "cells", "column", "text", "names"),
     [
@@ -314,6 +324,35 @@ def test_tampering_with_what_the_better_rules_say_is_found(better, tmp_path, pha
     write_rows(tmp_path / "log.csv", rows)
     lines = found(tmp_path, *BETTER)
     assert any(line.startswith(f"{index + 2}: ") and names in line for line in lines), lines
+
+
+class CountRule(rules.Rule):
+    """A third rule."""
+
+    name, words = "count", "more than three misdiagnoses more"
+    columns = ("Rise",)
+
+    def judge(self, before, after, tolerance, protocol):
+        rise = sum((after.false_positives, after.false_negatives, -before.false_positives, -before.false_negatives))
+        return rise > 3, {"Rise": rise}
+
+    def audit_step(self, row, accepted, risen, test_set):
+        rise = row["FP"] + row["FN"] - accepted["FP"] - accepted["FN"]
+        return rise > 3, [] if row["Rise"] == rise else [(("Rise",), f"should be {rise}")]
+
+
+def test_a_rule_is_one_class(tmp_path, monkeypatch):
+    monkeypatch.setitem(rules.RULES, CountRule.name, CountRule)
+    make_run(tmp_path, rule=CountRule(), screen=FakeScreen(0))
+    rows = read_rows(tmp_path / "log.csv")
+    assert any(int(row["Rise"]) > 3 for row in rows if row["Rise"])
+    assert consistent(tmp_path, "--rule", "count", "--screen")
+    found(tmp_path, "--screen")  # it does not decide as the published rule does
+    rows[first_index(rows, "batch")]["Rise"] = "0.5"
+    write_rows(tmp_path / "log.csv", rows)
+    assert "Rise is 0.5, should be " in found(tmp_path, "--rule", "count", "--screen")[0]
+    _, lines, _ = audit(tmp_path, "--help")
+    assert CountRule.words in " ".join(" ".join(lines).split())
 
 
 def test_a_baseline_without_auroc_is_found(better, tmp_path):
