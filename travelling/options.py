@@ -248,6 +248,14 @@ class QualityControl(Training, Pretrained, Evaluation):
         choices=tuple(RULES),
         group=_BEYOND,
     )
+    verify_every: int = option(
+        "batches that are trained before the test set is evaluated; a group that harms is searched by halves "
+        "(advised: 16 with --rule evidence)",
+        number(int, 1),
+        1,
+        metavar="BATCHES",
+        group=_BEYOND,
+    )
     screen: bool = option(
         "put images aside that look like nothing the model has learned of", None, False, group=_BEYOND
     )

@@ -61,6 +61,10 @@ class LocalTrainer:
                 "their intensities, or lower the learning rate"
             ) from None
 
+    def train_batches(self, batches):
+        """:meth:`train` on batches of one center, one after another. Returns the loss of the last."""
+        return [self.train(batch) for batch in batches][-1]
+
     def expect(self, subjects):
         """Training on these subjects comes soon: their images may be fetched meanwhile."""
         self._volumes.expect(subjects)
