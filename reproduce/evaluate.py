@@ -13,6 +13,7 @@ Example:
     python reproduce/evaluate.py demo
 """
 
+import argparse
 from pathlib import Path
 
 from travelling import command
@@ -20,45 +21,33 @@ from travelling import command
 PARTS = ("tables", "figures", "report")
 
 
-def parse_arguments():
+def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = command.Parser(__doc__)
+    whole = command.number(int, 0)
     parser.add_argument("study", type=Path, metavar="STUDY_FOLDER", help="folder of a study")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="for what is made (default: STUDY_FOLDER)")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="make these only (default: all)")
-    parser.add_argument(
-        "--with-images",
-        action="store_true",
-        help="also show slices of the images that were eliminated or flagged by mistake (may be patients' brains)",
-    )
-    parser.add_argument(
-        "--cycle",
-        type=command.number(int, 0),
-        metavar="CYCLE",
-        help="after which the diagnoses are compared (default: the last that any model was tested after)",
-    )
+    images = "also show slices of the images that were eliminated or flagged by mistake (may be patients' brains)"
+    parser.add_argument("--with-images", action="store_true", help=images)
+    cycle = "after which the diagnoses are compared (default: the last that any model was tested after)"
+    parser.add_argument("--cycle", type=whole, metavar="CYCLE", help=cycle)
     command.add_age_option(parser)
-    parser.add_argument(
-        "--resamples",
-        type=command.number(int, 99),
-        default=9999,
-        metavar="N",
-        help="bootstrap resamples of the test set",
-    )
-    parser.add_argument("--seed", type=command.number(int, 0), default=0, help="of the bootstrap")
+    resamples = {"type": command.number(int, 99), "default": 9999, "metavar": "N"}
+    parser.add_argument("--resamples", help="bootstrap resamples of the test set", **resamples)
+    parser.add_argument("--seed", type=whole, default=0, help="of the bootstrap")
     return parser.parse_args()
 
 
-def main():
+def main() -> None:
     """Read the study, and make what is asked for."""
     arguments = parse_arguments()
     # Only now, so that --help answers at once.
-    from study_records import read_study
+    from evaluation.records import read_study
 
-    study = read_study(arguments.study)
-    options = {name: getattr(arguments, name) for name in ("cycle", "age_edges", "resamples", "seed")}
     folder = arguments.out or arguments.study
-    tables, figures = make(study, folder, set(arguments.only), arguments.with_images, **options)
+    options = {name: getattr(arguments, name) for name in ("cycle", "age_edges", "resamples", "seed")}
+    tables, figures = make(read_study(arguments.study), folder, arguments.only, arguments.with_images, **options)
     if "tables" in arguments.only:
         print(f"{len(tables)} tables as CSV, Markdown and LaTeX: {folder / 'tables'}")
     if "figures" in arguments.only:
@@ -67,26 +56,26 @@ def main():
         print(f"report: {folder / 'report.html'}")
 
 
-def make(study, folder, parts=frozenset(PARTS), with_images=False, resamples=None, **options):
-    """Write the parts of the evaluation of a :class:`study_records.Study` to a folder; returns (tables, figures).
+def make(study, folder: Path, parts: tuple = PARTS, with_images: bool = False, **options) -> tuple:
+    """Write parts of the evaluation of a :class:`evaluation.records.Study` to a folder; returns (tables, figures).
 
-    Those that no part needs are None. ``options`` are further ones of :func:`study_tables.make_tables`.
+    ``options`` are those of :class:`evaluation.diagnoses.Diagnoses`.
     """
-    from intervals import RESAMPLES
-    from study_figures import make_figures, write_figures
-    from study_report import make_report, write_report
-    from study_tables import make_tables, write_tables
+    from evaluation.diagnoses import Diagnoses
+    from evaluation.figures import make_figures, write_figures
+    from evaluation.render import write_tables
+    from evaluation.report import make_report, write_report
+    from evaluation.tables import make_tables
 
-    resamples = resamples or RESAMPLES
-    tables = make_tables(study, resamples=resamples, **options) if parts & {"tables", "report"} else None
-    figures = make_figures(study, with_images) if parts & {"figures", "report"} else None
+    diagnoses = Diagnoses(study, **options)
+    tables = make_tables(study, diagnoses) if {"tables", "report"} & set(parts) else None
+    figures = make_figures(study, with_images) if {"figures", "report"} & set(parts) else None
     if "tables" in parts:
         write_tables(tables, folder / "tables")
     if "figures" in parts:
         write_figures(figures, folder / "figures")
     if "report" in parts:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_report(make_report(study, tables, figures, resamples), folder / "report.html")
+        write_report(make_report(study, tables, figures, diagnoses.resamples), folder / "report.html")
     return tables, figures
 
 

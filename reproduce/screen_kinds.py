@@ -10,7 +10,7 @@ its first decision. Examples:
 
 from pathlib import Path
 
-from study_layout import CENTER_SIZES
+from evaluation.layout import CENTER_SIZES
 
 from travelling import command
 from travelling.harm import KINDS
