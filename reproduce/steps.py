@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -35,7 +36,7 @@ class Step:
     study's folder; together with the line, the content of those that it reads tells whether the step is done.
     ``overwrites``: replacing its earlier results costs little. ``keeps_record``: the script itself refuses to
     replace the results of other options. ``alone``: so much waits for it that it gets all cores. ``work`` is what takes
-    time, {unit: number} (see study_time).
+    time, {unit: number} (see timing).
     """
 
     name: str
@@ -48,63 +49,69 @@ class Step:
     alone: bool = False
     work: dict = field(default_factory=dict, compare=False, hash=False)
 
-    def command(self, overwrite=False):
+    def command(self, overwrite: bool = False) -> list:
         """The whole command line, a list of words."""
-        words = [*self.line, *self.options, *(["--overwrite"] if overwrite or self.overwrites else [])]
-        return [str(word) for word in words]
+        return [*map(str, (*self.line, *self.options)), *(["--overwrite"] if overwrite or self.overwrites else [])]
 
-    def output(self, folder):
+    def output(self, folder: Path) -> Path:
         """The file for what the script prints."""
         return folder / "steps" / f"{self.name.replace('/', '_')}.txt"
 
+    def note(self, folder: Path) -> Path:
+        """The file that says that the step is done: it holds the fingerprint."""
+        return self.output(folder).with_suffix(".done")
 
-def needed(step, others):
-    """Those of ``others`` whose results a step reads."""
-    return [other for other in others if set(map(Path, other.results)) & set(map(Path, step.reads))]
+    def fingerprint(self, folder: Path) -> str:
+        """A digest of the line and of the content of all that the script reads."""
+        script, *words = map(str, self.line)
+        contents = [hashlib.sha256((folder / path).read_bytes()).hexdigest() for path in self.reads]
+        return hashlib.sha256(repr([Path(script).name, words, contents]).encode()).hexdigest()
+
+    def is_noted(self, folder: Path) -> bool:
+        """Whether the step has run with this line on these inputs."""
+        try:
+            return self.note(folder).read_text(encoding="utf-8") == self.fingerprint(folder)
+        except FileNotFoundError:
+            return False
+
+    def is_done(self, folder: Path) -> bool:
+        """Whether that, and its results are there."""
+        return self.is_noted(folder) and all((folder / result).is_file() for result in self.results)
+
+    def needs(self, others: list) -> bool:
+        """Whether it reads the results of one of some other steps."""
+        return any(set(map(Path, other.results)) & set(map(Path, self.reads)) for other in others)
 
 
-def is_done(step, folder):
-    """Whether a step has run with this line on these inputs, and its results are there."""
-    try:
-        return _note(step, folder).read_text(encoding="utf-8") == _fingerprint(step, folder) and all(
-            (folder / result).is_file() for result in step.results
-        )
-    except FileNotFoundError:
-        return False
-
-
-def missing(steps, folder):
+def missing(steps: list, folder: Path) -> list:
     """The steps that are not done, or need one that is not."""
     found = []
     for step in steps:
-        if needed(step, found) or not is_done(step, folder):
+        if step.needs(found) or not step.is_done(folder):
             found.append(step)
     return found
 
 
-def refuse_other_results(steps, folder):
+def refuse_other_results(steps: list, folder: Path) -> None:
     """Raise InputError where a step whose script keeps no record would replace the results of other options."""
     for step in steps:
-        note = _note(step, folder)
-        if not step.keeps_record and note.is_file() and note.read_text(encoding="utf-8") != _fingerprint(step, folder):
+        if not step.keeps_record and step.note(folder).is_file() and not step.is_noted(folder):
             raise InputError(
                 f"{folder / step.name}: made by other options (the first lines of {step.output(folder)}); "
                 "--overwrite makes it anew"
             )
 
 
-def _note(step, folder):
-    """The file that says that a step is done."""
-    return step.output(folder).with_suffix(".done")
+def times_before_the_end(steps: list, seconds: dict) -> dict:
+    """How long each step and the longest chain of steps behind it take, by name: what to begin with."""
+    times = {}
+    for number, step in reversed(list(enumerate(steps))):
+        behind = [times[other.name] for other in steps[number + 1 :] if other.needs([step])]
+        times[step.name] = seconds[step.name] + max(behind, default=0)
+    return times
 
 
-def _fingerprint(step, folder):
-    script, *words = map(str, step.line)
-    contents = [hashlib.sha256((folder / path).read_bytes()).hexdigest() for path in step.reads]
-    return hashlib.sha256(repr([Path(script).name, words, contents]).encode()).hexdigest()
-
-
-def run_steps(steps, folder, jobs, seconds, overwrite=False):
+def run_steps(steps: list, folder: Path, jobs: int, seconds: dict, overwrite: bool = False) -> None:
     """Run all steps that are not done, ``jobs`` of them at once; ``seconds`` estimates each, by its name.
 
     ``folder`` is absolute. Raises InputError or OSError where a script ends with status 2 or another one; the scripts
@@ -112,47 +119,33 @@ def run_steps(steps, folder, jobs, seconds, overwrite=False):
     """
     from travelling.console import progress_bar
 
-    together = [step for step in steps if jobs > 1 and not step.alone]
-    first = [step for step in steps if step not in together]
     left = missing(steps, folder)
     total = max(1, round(sum(seconds[step.name] for step in left)))
     looks = "{percentage:3.0f}%|{bar}| {elapsed} of about " + duration_text(total)
     with progress_bar(total=total, bar_format=looks) as bar:
         progress = _Progress(bar, seconds)
-        for group, workers in ((first, 1), (together, jobs)):
-            if workers > 1:  # they must not compete for the cores
-                os.environ["TF_NUM_INTRAOP_THREADS"] = str(max(1, os.cpu_count() // workers))
-                os.environ["TF_NUM_INTEROP_THREADS"] = "1"
-            _run_group([step for step in group if step in left], folder, workers, progress, overwrite)
+        _run_group([step for step in left if jobs == 1 or step.alone], folder, 1, progress, overwrite)
+        if jobs > 1:  # they must not compete for the cores
+            os.environ["TF_NUM_INTRAOP_THREADS"] = str(max(1, os.cpu_count() // jobs))
+            os.environ["TF_NUM_INTEROP_THREADS"] = "1"
+            _run_group([step for step in left if not step.alone], folder, jobs, progress, overwrite)
 
 
-def times_before_the_end(steps, seconds):
-    """How long each step and the longest chain of steps behind it take, by name: what to begin with."""
-    times = {}
-    for step in reversed(steps):
-        behind = [times[other.name] for other in steps if other.name in times and needed(other, [step])]
-        times[step.name] = seconds[step.name] + max(behind, default=0)
-    return times
-
-
-def _run_group(steps, folder, workers, progress, overwrite):
+def _run_group(steps, folder, jobs, progress, overwrite):
     """Run steps, each as soon as there is a worker and nothing that it needs is left."""
-    waiting, running = list(steps), {}
-    before_the_end = times_before_the_end(steps, progress.seconds)
-    with _workers(workers) as idle:
+    times = times_before_the_end(steps, progress.seconds)
+    waiting = sorted(steps, key=lambda step: -times[step.name]) if jobs > 1 else list(steps)  # else the paper's order
+    running = {}
+    with _workers(min(jobs, len(steps))) as idle:
         while waiting or running:
-            ready = [
-                step for step in waiting if not needed(step, [*waiting, *(other for _, other in running.values())])
-            ]
-            if workers > 1:  # otherwise nothing is gained by another order than the paper's
-                ready.sort(key=lambda step: -before_the_end[step.name])
-            for step in ready[: len(idle)]:
+            left = [*waiting, *(step for _, step in running.values())]
+            for step in [step for step in waiting if not step.needs(left)][: len(idle)]:
                 waiting.remove(step)
-                if is_done(step, folder):  # what it needs ran again, but to the same result
+                if step.is_done(folder):  # what it needs ran again, but to the same result
                     progress.end(step)
                     continue
                 progress.begin(step)
-                _note(step, folder).unlink(missing_ok=True)
+                step.note(folder).unlink(missing_ok=True)
                 step.output(folder).parent.mkdir(parents=True, exist_ok=True)
                 worker = idle.pop()
                 worker.begin(_run_script, step.command(overwrite), folder, step.output(folder))
@@ -168,7 +161,7 @@ def _run_group(steps, folder, workers, progress, overwrite):
 def _finish(step, status, folder):
     """Note that a step is done, or stop the others and raise what its exit status means."""
     if status == 0:
-        _note(step, folder).write_text(_fingerprint(step, folder), encoding="utf-8")
+        step.note(folder).write_text(step.fingerprint(folder), encoding="utf-8")
         return
     _stop_workers()
     output = step.output(folder)
@@ -184,9 +177,7 @@ class _Progress:
 
     def __init__(self, bar, seconds):
         self.seconds = seconds
-        self._bar = bar
-        self._done = 0
-        self._begun = {}
+        self._bar, self._done, self._begun = bar, 0, {}
 
     def begin(self, step):
         self._begun[step.name] = time.monotonic()
@@ -196,7 +187,6 @@ class _Progress:
         self._done += self.seconds[step.name]
         if step.name in self._begun:
             self._bar.write(f"{step.name}: {time.monotonic() - self._begun.pop(step.name):.0f} s", file=sys.stderr)
-        self.show()
 
     def show(self):
         now = time.monotonic()
@@ -205,7 +195,7 @@ class _Progress:
         self._bar.update(min(round(self._done + running), self._bar.total) - self._bar.n)
 
 
-def duration_text(seconds):
+def duration_text(seconds: float) -> str:
     """A duration that is an estimate: "40 s", "9 minutes", "14 hours", "3 days"."""
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
@@ -220,17 +210,18 @@ class _Worker:
     """
 
     def __init__(self):
-        self.connection = None
+        context = multiprocessing.get_context("spawn")
+        self.connection, other_end = context.Pipe()
+        self._process = context.Process(target=_work, args=(other_end,))
+        # A process that is being started would know no better than to die of a signal.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        other_end.close()
 
     def begin(self, function, *arguments):
-        """Call a function there, in a process that is started by the first call."""
-        if self.connection is None:
-            context = multiprocessing.get_context("spawn")
-            self.connection, other_end = context.Pipe()
-            self._process = context.Process(target=_work, args=(other_end,))
-            with _signals_later():  # a process that is being started would know no better than to die of one
-                self._process.start()
-            other_end.close()
         self.connection.send((function, arguments))
 
     def result(self):
@@ -242,22 +233,22 @@ class _Worker:
 
     def end(self):
         """Wait for what the process is at, then end it."""
-        if self.connection is not None:
-            self.connection.close()
-            self._process.join()
+        self.connection.close()
+        self._process.join()
 
 
 @contextlib.contextmanager
 def _workers(number):
-    workers = [_Worker() for _ in range(number)]
+    workers = []
     try:
+        workers += [_Worker() for _ in range(number)]
         yield list(workers)
     finally:
         for worker in workers:
             worker.end()
 
 
-def run_apart(function, *arguments):
+def run_apart(function: Callable, *arguments) -> object:
     """Call a function in a process of its own, so that this one never holds a GPU; returns what it returns."""
     with _workers(1) as (worker,):
         worker.begin(function, *arguments)
@@ -269,24 +260,15 @@ def run_apart(function, *arguments):
     return result
 
 
-@contextlib.contextmanager
-def _signals_later():
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-
-
-def stop_on_signals():
+def stop_on_signals() -> None:
     """From now on Ctrl-C and SIGTERM stop the scripts that run, and raise Stopped here."""
+
+    def stop(number, _frame):
+        _stop_workers()
+        raise Stopped(number)
+
     for number in STOP_SIGNALS:
-        signal.signal(number, _stop)
-
-
-def _stop(number, _frame):
-    _stop_workers()
-    raise Stopped(number)
+        signal.signal(number, stop)
 
 
 def _stop_workers():
@@ -299,7 +281,7 @@ def _work(connection):
     """What a worker does: it is not reached by Ctrl-C, and stops when it is told to or nobody is left to."""
     os.setpgid(0, 0)
     for number in STOP_SIGNALS:
-        signal.signal(number, _leave)
+        signal.signal(number, lambda number, _frame: sys.exit(128 + number))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     threading.Thread(target=_follow_parent, daemon=True).start()
     with contextlib.suppress(EOFError, ConnectionError):  # nobody is there, or wants anything more
@@ -310,10 +292,6 @@ def _work(connection):
             except InputError as error:
                 result = error
             connection.send(result)
-
-
-def _leave(number, _frame):
-    raise SystemExit(128 + number)
 
 
 def _follow_parent():

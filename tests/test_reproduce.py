@@ -14,9 +14,10 @@ import SimpleITK as sitk
 from conftest import ROOT, SCRIPTS, SIZE, make_cohort
 
 sys.path.insert(0, str(ROOT / "reproduce"))
-from study_layout import EXPERIMENTS, KINDS, condition_name, conditions_of, split_condition
-from study_steps import duration_text, times_before_the_end
-from study_time import measure
+import plan
+from evaluation.layout import EXPERIMENTS, KINDS, condition_name, conditions_of, split_condition
+from steps import duration_text, times_before_the_end
+from timing import estimate, measure
 
 import reproduce
 from travelling import command, harm
@@ -166,9 +167,9 @@ def study(tmp_path, small_cohort, monkeypatch, capsys):
 def planned(monkeypatch, *options):
     """(arguments, steps by name) of a command line."""
     monkeypatch.setattr(sys, "argv", ["reproduce.py", *map(str, options)])
-    arguments = reproduce.parse_arguments()
+    arguments = plan.parse_arguments("")
     cohort = reproduce.demo_cohort(arguments) if arguments.demo else reproduce.read_cohort(arguments)
-    return arguments, {step.name: step for step in reproduce.plan(arguments, cohort)}
+    return arguments, {step.name: step for step in plan.plan(arguments, cohort)}
 
 
 def option(step, name):
@@ -318,7 +319,7 @@ def test_seeds_have_folders_and_seeds_of_their_own(monkeypatch, tmp_path):
 def test_options_that_do_not_go_together(options, message, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["reproduce.py", *options])
     with pytest.raises(SystemExit) as end:
-        reproduce.parse_arguments()
+        plan.parse_arguments("")
     assert end.value.code == 2
     assert message in capsys.readouterr().err
 
@@ -523,7 +524,7 @@ def test_images_beyond_the_maximum_are_found_before_anything_runs(kinds, status,
 def test_estimates_multiply_what_was_measured(monkeypatch, study):
     _, steps = planned(monkeypatch, *study.options)  # 10 images in centers of 6, 1 and 3; 2 tested; 2 x 3 harmful
     costs = {"start": 1000, "train": 1, "predict": 0.001, "read": 0, "make": 0, "harm": 7}
-    seconds = reproduce.estimate(steps.values(), costs)
+    seconds = estimate(steps.values(), costs)
     assert seconds["pretrained"] == 1000 + 10 * 10
     assert seconds["single_noise/dirty_baseline"] == 1000 + 20 * (10 + 2)
     assert seconds["whole_centers_noise/harmful"] == 6 * 7

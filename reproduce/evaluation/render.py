@@ -99,11 +99,10 @@ def view(frame: pd.DataFrame, names: list, cells: dict) -> pd.DataFrame:
 
 def wide(frame: pd.DataFrame, names: list, cell: Callable) -> pd.DataFrame:
     """The same with one row per model and one column per metric, from one row per model and metric."""
-    columns = []
+    parts = []
     for metric, name in METRIC_NAMES.items():
-        of_metric = view(frame[frame["metric"] == metric], names, {name: cell})
-        columns.append(of_metric[name] if columns else of_metric)
-    return pd.concat(columns, axis=1)
+        parts.append(view(frame[frame["metric"] == metric], [] if parts else names, {name: cell}))
+    return pd.concat(parts, axis=1)
 
 
 def write_tables(tables: dict, folder: Path) -> None:

@@ -25,7 +25,7 @@ _FOUND = []
 class Table:
     """A table: ``frame`` has its numbers (for CSV), ``views`` what readers see: {title: DataFrame of text}.
 
-    ``section`` is that of the report, ``caption`` says what is shown and how it was computed, ``notes`` what is not there.
+    ``section`` is that of the report, ``caption`` says what is shown and how it was computed.
     """
 
     name: str

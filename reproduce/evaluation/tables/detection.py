@@ -8,7 +8,7 @@ from evaluation.intervals import wilson_interval
 from evaluation.layout import CENTER_SIZES
 from evaluation.records import Study
 from evaluation.render import MISSING, by_cycle, count, count_text, leading, number, view
-from evaluation.tables import GOOD, HARMFUL, OUTCOMES, Table, cases, runs_of, table
+from evaluation.tables import GOOD, HARMFUL, OUTCOMES, cases, runs_of, table
 
 WHOLE_CENTERS = "whole harmful centers"
 CYCLES = {"flagged": "first_flagged_cycles", "eliminated": "eliminated_cycles"}
@@ -82,17 +82,15 @@ def _setting_where_several(frame):
     return ["setting"] if frame["setting"].nunique() > 1 else []
 
 
-def summary_of_detection(made: Table) -> pd.DataFrame:
+def summary_of_detection(tables: dict) -> pd.DataFrame:
     """Numbers of harmful and good images, flagged and eliminated by cycle: what the demo prints."""
-    cells = {}
+    frame = tables["detection"].frame
+    names, parts = ["experiment", "kind", *_setting_where_several(frame)], []
     for name in (HARMFUL, GOOD):
-        cells[f"{name} images"] = lambda row, name=name: count_text(row["number", name])
+        cells = {f"{name} images": count("number")}
         for outcome, cycles in CYCLES.items():
-            cells[f"{name} {outcome}"] = lambda row, key=(outcome, name), when=(cycles, name): (
-                count_text(row[key]) + (f" ({row[when]})" if row[key] > 0 else "")
+            cells[f"{name} {outcome}"] = lambda row, outcome=outcome, cycles=cycles: (
+                count_text(row[outcome]) + (f" ({row[cycles]})" if row[outcome] > 0 else "")
             )
-    names = ["experiment", "kind", "setting"]
-    frame = made.frame[made.frame["images"].isin([HARMFUL, GOOD])].set_index([*names, "images"])
-    rows = frame.unstack().loc[list(dict.fromkeys(frame.index.droplevel("images")))].reset_index()
-    rows.columns = [name if not images else (name, images) for name, images in rows.columns]
-    return view(rows, ["experiment", "kind", *_setting_where_several(made.frame)], cells)
+        parts.append(view(frame[frame["images"] == name], [] if parts else names, cells))
+    return pd.concat(parts, axis=1)

@@ -8,7 +8,7 @@ from evaluation.diagnoses import ALL, Diagnoses
 from evaluation.layout import CLEAN
 from evaluation.records import Study
 from evaluation.render import VALUE, leading, number, number_text, p_text, subgroup_in_words, wide
-from evaluation.tables import Table, table
+from evaluation.tables import table
 
 NAMES = ("experiment", "kind", "model")
 COLUMNS = (
@@ -47,8 +47,9 @@ def performance(study: Study, diagnoses: Diagnoses) -> tuple:
     return frame, views, {"metrics": metrics}
 
 
-def summary_of_performance(made: Table) -> pd.DataFrame:
+def summary_of_performance(tables: dict) -> pd.DataFrame:
     """The metrics of all subjects without intervals, a row per model: what the demo prints."""
-    frame = made.frame[made.frame["subgroup"] == ALL]
+    frame = tables["performance"].frame
+    frame = frame[frame["subgroup"] == ALL]
     seeds = ["seeds"] if frame["seeds"].max() > 1 else []
     return wide(frame, [*NAMES, *seeds], lambda row: number_text(row["value"]))
