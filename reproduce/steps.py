@@ -4,28 +4,28 @@ Steps that do not need each other may run at once. A step that is done is not ru
 and whatever its script refuses is refused here. Everything is relative to the study's folder, so that it may move.
 """
 
-import contextlib
 import errno
-import gc
 import hashlib
 import multiprocessing
 import os
 import runpy
 import shlex
 import signal
+import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait
 from pathlib import Path
 
 from travelling.errors import InputError, Stopped
 from travelling.stopping import STOP_SIGNALS
 
-DIED = "its process died"
+PAUSE = 0.05  # seconds between two looks at the scripts that run
+_running = {}  # processes of scripts and their steps
 
 
 @dataclass(frozen=True)
@@ -124,38 +124,50 @@ def run_steps(steps: list, folder: Path, jobs: int, seconds: dict, overwrite: bo
     looks = "{percentage:3.0f}%|{bar}| {elapsed} of about " + duration_text(total)
     with progress_bar(total=total, bar_format=looks) as bar:
         progress = _Progress(bar, seconds)
-        _run_group([step for step in left if jobs == 1 or step.alone], folder, 1, progress, overwrite)
-        if jobs > 1:  # they must not compete for the cores
-            os.environ["TF_NUM_INTRAOP_THREADS"] = str(max(1, os.cpu_count() // jobs))
-            os.environ["TF_NUM_INTEROP_THREADS"] = "1"
-            _run_group([step for step in left if not step.alone], folder, jobs, progress, overwrite)
+        try:
+            _run_group([step for step in left if jobs == 1 or step.alone], folder, 1, progress, overwrite)
+            if jobs > 1:
+                _run_group([step for step in left if not step.alone], folder, jobs, progress, overwrite)
+        finally:
+            for process in [*_running]:
+                process.wait()
+                del _running[process]
 
 
 def _run_group(steps, folder, jobs, progress, overwrite):
-    """Run steps, each as soon as there is a worker and nothing that it needs is left."""
+    """Run steps, ``jobs`` at once, each as soon as nothing that it needs is left."""
     times = times_before_the_end(steps, progress.seconds)
     waiting = sorted(steps, key=lambda step: -times[step.name]) if jobs > 1 else list(steps)  # else the paper's order
-    running = {}
-    with _workers(min(jobs, len(steps))) as idle:
-        while waiting or running:
-            left = [*waiting, *(step for _, step in running.values())]
-            for step in [step for step in waiting if not step.needs(left)][: len(idle)]:
-                waiting.remove(step)
-                if step.is_done(folder):  # what it needs ran again, but to the same result
-                    progress.end(step)
-                    continue
-                progress.begin(step)
-                step.note(folder).unlink(missing_ok=True)
-                step.output(folder).parent.mkdir(parents=True, exist_ok=True)
-                worker = idle.pop()
-                worker.begin(_run_script, step.command(overwrite), folder, step.output(folder))
-                running[worker.connection] = worker, step
-            for connection in wait(running, timeout=1) if running else ():
-                worker, step = running.pop(connection)
-                _finish(step, worker.result(), folder)
-                idle.append(worker)
+    while waiting or _running:
+        left = [*waiting, *_running.values()]
+        for step in [step for step in waiting if not step.needs(left)][: jobs - len(_running)]:
+            waiting.remove(step)
+            if step.is_done(folder):  # what it needs ran again, but to the same result
                 progress.end(step)
-            progress.show()
+                continue
+            progress.begin(step)
+            step.note(folder).unlink(missing_ok=True)
+            _running[_start(step.command(overwrite), folder, step.output(folder), jobs)] = step
+        time.sleep(PAUSE)
+        for process in [process for process in _running if process.poll() is not None]:
+            step = _running.pop(process)
+            _finish(step, process.returncode, folder)
+            progress.end(step)
+        progress.show()
+
+
+def _start(line, folder, output, jobs):
+    """Start a script in a study's folder, in a process group of its own: Ctrl-C does not reach it."""
+    environment = dict(os.environ)
+    if jobs > 1:  # they must not compete for the cores
+        environment |= {"TF_NUM_INTRAOP_THREADS": str(max(1, os.cpu_count() // jobs)), "TF_NUM_INTEROP_THREADS": "1"}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with open(output, "w", encoding="utf-8") as file:
+        print(f"cd {shlex.quote(str(folder))}\n{shlex.join([sys.executable, *line])}", file=file, flush=True)
+        return subprocess.Popen(
+            [sys.executable, __file__, *line], cwd=folder, env=environment, process_group=0, stdin=subprocess.PIPE,
+            stdout=file, stderr=file,
+        )  # fmt: skip
 
 
 def _finish(step, status, folder):
@@ -163,13 +175,14 @@ def _finish(step, status, folder):
     if status == 0:
         step.note(folder).write_text(step.fingerprint(folder), encoding="utf-8")
         return
-    _stop_workers()
+    _stop_scripts()
     output = step.output(folder)
     lines = output.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""]
     last = lines[-1].removeprefix("error: ")
     if status == 2:
         raise InputError(f"{output}: step '{step.name}': {last}")
-    raise OSError(errno.EIO, f"step '{step.name}' failed ({status}): {last}", str(output))
+    how = f"its process died of signal {-status}" if status < 0 else str(status)
+    raise OSError(errno.EIO, f"step '{step.name}' failed ({how}): {last}", str(output))
 
 
 class _Progress:
@@ -203,117 +216,46 @@ def duration_text(seconds: float) -> str:
     return f"{max(1, seconds):.0f} s"
 
 
-class _Worker:
-    """A process that calls functions, one after another: TensorFlow takes longer to import than some steps take.
-
-    Other than with a pool of concurrent.futures, the end of one process does not end the others at once.
-    """
-
-    def __init__(self):
-        context = multiprocessing.get_context("spawn")
-        self.connection, other_end = context.Pipe()
-        self._process = context.Process(target=_work, args=(other_end,))
-        # A process that is being started would know no better than to die of a signal.
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        try:
-            self._process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-        other_end.close()
-
-    def begin(self, function, *arguments):
-        self.connection.send((function, arguments))
-
-    def result(self):
-        """Wait for what the function returns; DIED where the process did."""
-        try:
-            return self.connection.recv()
-        except (EOFError, ConnectionResetError):
-            return DIED
-
-    def end(self):
-        """Wait for what the process is at, then end it."""
-        self.connection.close()
-        self._process.join()
-
-
-@contextlib.contextmanager
-def _workers(number):
-    workers = []
-    try:
-        workers += [_Worker() for _ in range(number)]
-        yield list(workers)
-    finally:
-        for worker in workers:
-            worker.end()
-
-
 def run_apart(function: Callable, *arguments) -> object:
     """Call a function in a process of its own, so that this one never holds a GPU; returns what it returns."""
-    with _workers(1) as (worker,):
-        worker.begin(function, *arguments)
-        result = worker.result()
-    if isinstance(result, InputError):
-        raise result
-    if result == DIED:
-        raise OSError(errno.EIO, f"the process of {function.__name__}() died")
-    return result
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=os.setpgrp) as pool:  # Ctrl-C does not reach it
+        try:
+            return pool.submit(function, *arguments).result()
+        except BrokenProcessPool:
+            raise OSError(errno.EIO, f"the process of {function.__name__}() died") from None
 
 
 def stop_on_signals() -> None:
     """From now on Ctrl-C and SIGTERM stop the scripts that run, and raise Stopped here."""
 
     def stop(number, _frame):
-        _stop_workers()
+        _stop_scripts()
         raise Stopped(number)
 
     for number in STOP_SIGNALS:
         signal.signal(number, stop)
 
 
-def _stop_workers():
+def _stop_scripts():
     """Ask the scripts that run to finish what they are at and stop; asked again, they stop at once."""
-    for worker in multiprocessing.active_children():
-        worker.terminate()
+    for process in [*_running, *multiprocessing.active_children()]:
+        process.terminate()
 
 
-def _work(connection):
-    """What a worker does: it is not reached by Ctrl-C, and stops when it is told to or nobody is left to."""
-    os.setpgid(0, 0)
-    for number in STOP_SIGNALS:
-        signal.signal(number, lambda number, _frame: sys.exit(128 + number))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    threading.Thread(target=_follow_parent, daemon=True).start()
-    with contextlib.suppress(EOFError, ConnectionError):  # nobody is there, or wants anything more
-        while True:
-            function, arguments = connection.recv()
-            try:
-                result = function(*arguments)
-            except InputError as error:
-                result = error
-            connection.send(result)
+def _run_script():
+    """In the process of a script: run it, and stop it where nobody is left who waits for it."""
+
+    def follow_parent():
+        os.read(0, 1)  # ends with the process that has the other end
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    threading.Thread(target=follow_parent, daemon=True).start()
+    del sys.argv[0]
+    sys.path[0] = str(Path(sys.argv[0]).parent)
+    runpy.run_path(sys.argv[0], run_name="__main__")
 
 
-def _follow_parent():
-    multiprocessing.parent_process().join()
-    signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
-
-
-def _run_script(line, folder, output):
-    """Run a script of this repository in a study's folder, in this process; returns its exit status."""
-    status = 1
-    os.chdir(folder)
-    with open(output, "w", encoding="utf-8", buffering=1) as file:
-        for number in (1, 2):  # also for what TensorFlow's libraries print
-            os.dup2(file.fileno(), number)
-        with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-            print(f"cd {shlex.quote(str(folder))}\n{shlex.join([sys.executable, *line])}")
-            sys.argv = line
-            try:
-                runpy.run_path(line[0], run_name="__main__")
-            except SystemExit as end:
-                status = end.code
-            except Exception:
-                traceback.print_exc()
-    gc.collect()  # the model of this step
-    return status
+if __name__ == "__main__":
+    _run_script()
