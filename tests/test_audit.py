@@ -18,13 +18,14 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from travelling import rules
 from travelling.cohort import travelling_order
 from travelling.errors import VisitFailed
 from travelling.files import write_csv
 from travelling.metrics import Evaluation
-from travelling.protocol import PROTOCOLS
+from travelling.protocol import PROTOCOLS, Protocol
 from travelling.quality_control import QualityControl
-from travelling.rules import EvidenceRule, PublishedRule
+from travelling.rules import EvidenceRule, PublishedRule, possible_p_values
 from travelling.verification_log import LOG_COLUMNS, LogFile, log_columns
 
 AUDIT = ROOT / "travelling_quality_control" / "audit.py"
@@ -321,7 +322,6 @@ def test_a_baseline_without_auroc_is_found(better, tmp_path):
 
 def test_a_rise_that_the_counts_prove_cannot_be_called_chance(tmp_path):
     """From no misdiagnosis to eight: nobody can have recovered, so p is one half to the power of eight."""
-    possible_p_values = runpy.run_path(str(AUDIT))["possible_p_values"]
     assert possible_p_values(0, 8, 30) == [0.5**8]
     assert possible_p_values(2, 2, 3) == [1, 0.75]  # nobody changed, or one for another
     for before, after in itertools.product(range(HEALTHY + 1), repeat=2):
@@ -712,5 +712,23 @@ def test_it_shares_no_code_with_quality_control(finished):
     assert done.returncode == 0, done.stderr
     line, modules = done.stdout.splitlines()
     assert line.startswith("consistent: ")
-    shared = {name for name in modules.split() if name.startswith("travelling")}
-    assert shared == {f"travelling{name}" for name in ("", ".command", ".console", ".errors", ".stopping")}
+    shared = {name for name in modules.split() if name.split(".")[0] == "travelling"}
+    names = ("", ".command", ".console", ".errors", ".protocol", ".rules", ".stopping")
+    assert shared == {f"travelling{name}" for name in names}
+
+
+def test_it_asks_nothing_that_made_decisions(better, monkeypatch):
+    """Of the rules it runs what they say of a log, and nothing that they decide by."""
+
+    def decides(*_):
+        raise AssertionError
+
+    for owner, names in (
+        (rules, ("risen", "more_misdiagnosed", "auroc_fell", "placements")),
+        (EvidenceRule, ("judge", "describe", "saturation", "locked_up")),
+        (Protocol, ("rates", "exceeds", "largest_rates")),
+    ):
+        for name in names:
+            monkeypatch.setattr(owner, name, decides)
+    monkeypatch.setattr(EvidenceRule, "ALPHA", 0.5)
+    consistent(better, *BETTER)
