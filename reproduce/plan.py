@@ -5,20 +5,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluation.layout import (
-    CLEAN,
-    DIRTY,
-    EXPERIMENTS,
-    HARM,
-    KINDS,
-    PAPER_EXPERIMENTS,
-    PAPER_KINDS,
-    PUBLISHED,
-    SETTINGS,
-    condition_name,
-    conditions_of,
-    control_folder,
-)
+from evaluation import layout
+from evaluation.layout import CLEAN, DIRTY, HARM, SETTINGS, condition_name, conditions_of, control_folder
 from steps import Step
 from timing import control_work, inference_work, training_work
 
@@ -67,10 +55,10 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     study.add_argument("--out", type=Path, metavar="FOLDER", help="for everything (default with --demo: demo)")
     add(study, "seeds", "how often the study is repeated on the same cohort, with other seeds", default=1)
     words = "of these; clean: quality control of the images as they are, every one of which counts as good"
-    add(study, "experiments", words, nargs="+", choices=EXPERIMENTS, default=PAPER_EXPERIMENTS)
-    add(study, "kinds", "of harm", nargs="+", choices=KINDS, default=PAPER_KINDS)
+    add(study, "experiments", words, nargs="+", choices=layout.EXPERIMENTS, default=layout.PAPER_EXPERIMENTS)
+    add(study, "kinds", "of harm", nargs="+", choices=layout.KINDS, default=layout.PAPER_KINDS)
     words = "settings of quality control to compare"
-    add(study, "settings", words, nargs="+", choices=tuple(SETTINGS), default=(PUBLISHED,))
+    add(study, "settings", words, nargs="+", choices=tuple(SETTINGS), default=(layout.PUBLISHED,))
     flag(study, "without-dirty", "leave out the dirty baselines, which saves time")
     add(study, "jobs", "steps that run at the same time; each needs memory of its own, on a GPU too")
     flag(study, "dry-run", "print the plan as a shell script, and run nothing")

@@ -11,31 +11,20 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
-from travelling_quality_control.auditing import audit_log
 
-from evaluation.layout import (
-    CLEAN,
-    CONTROL_FOLDERS,
-    CONTROLLED,
-    DIRTY,
-    EXPERIMENTS,
-    HARM,
-    KINDS,
-    PUBLISHED,
-    SETTINGS,
-    condition_name,
-    split_condition,
-)
+from evaluation import layout
+from evaluation.layout import CLEAN, CONTROL_FOLDERS, DIRTY, HARM, PUBLISHED, SETTINGS
 from travelling.cohort import SEPARATOR
 from travelling.errors import InputError
 from travelling.metrics import performance
 from travelling.quality_control import FAILURES
 from travelling.rules import RULES
 from travelling.verification_log import log_columns
+from travelling_quality_control.auditing import audit_log
 
 PARTS = (HARM, DIRTY, *CONTROL_FOLDERS)
 # The paper's order, then that of the options; other names follow by alphabet.
-ORDERS = (("", *EXPERIMENTS), ("", *KINDS), (CLEAN, DIRTY, *CONTROL_FOLDERS))
+ORDERS = (("", *layout.EXPERIMENTS), ("", *layout.KINDS), (CLEAN, DIRTY, *CONTROL_FOLDERS))
 SCREEN = "screen"  # the phase of a row that tells of a screened image: nothing was trained
 TEXT_COLUMNS = ("Subject", "Study", "Phase", "Subjects")  # of a log; all others are numbers
 AUDIT_OPTIONS = ("revisit", "error", "seed", "batch_size", "protocol", "rule", "screen")
@@ -47,7 +36,7 @@ class TrainedModel:
     """One run that trained, and the inference on its models.
 
     ``seed`` is the name of its seed folder, "" where there is none; ``experiment`` and ``kind`` are "" for the clean
-    model. ``record`` is its ``run.json`` ({}: none). ``predictions`` has one row per cycle and test subject (None: no
+    model. ``record`` is its ``run.json``. ``predictions`` has one row per cycle and test subject (None: no
     inference), ``metrics`` one of METRICS per cycle, ``cycle_seconds`` the duration of every cycle that is known.
     """
 
@@ -67,14 +56,9 @@ class TrainedModel:
         return self.experiment, self.kind, self.name
 
     @property
-    def finished(self) -> bool:
-        """Whether the run is complete, as its record says."""
-        return bool(self.record.get("finished"))
-
-    @property
     def options(self) -> dict:
         """The options that its record tells."""
-        return self.record.get("options", {})
+        return self.record["options"]
 
 
 @dataclass(frozen=True)
@@ -124,29 +108,27 @@ class ControlRun(TrainedModel):
         return sorted({*self.log["Cycle"][1:], *self.screening["Cycle"]})
 
     @property
+    def rows(self) -> pd.DataFrame:
+        """All rows of the file, in its order."""
+        return pd.concat([self.log, self.screening]).sort_values("Row")
+
+    @property
     def flags(self) -> pd.DataFrame:
-        """The rows that put an image aside, by verification or by the screen, in the order of the file."""
-        rows = pd.concat([self.log, self.screening]).sort_values("Row")
-        return rows[rows["Phase"].isin(["subject", SCREEN]) & (rows["Ignored"] == 1)]
+        """The rows that put an image aside, by verification or by the screen."""
+        return self.rows[self.rows["Phase"].isin(["subject", SCREEN]) & (self.rows["Ignored"] == 1)]
 
     @property
     def revisits(self) -> pd.DataFrame:
-        """The rows of revisits, with and without a training step, in the order of the file."""
-        rows = pd.concat([self.log, self.screening]).sort_values("Row")
-        return rows[rows["Phase"] == "revisit"]
+        """The rows of revisits, with and without a training step."""
+        return self.rows[self.rows["Phase"] == "revisit"]
 
     @property
     def locked_up(self) -> list:
         """The cycles in which most batches were undone, or most screened images suspected: a list of words."""
-        found = []
-        for table, phase, outcome in (
-            (self.log, "batch", "batches of cycle {} were undone"),
-            (self.screening, SCREEN, "images screened in cycle {} were suspected"),
-        ):
-            counts = table[table["Phase"] == phase].groupby("Cycle")["Ignored"].agg(["size", "sum"])
-            most = counts[2 * counts["sum"] > counts["size"]]
-            found += [(cycle, f"{number} of {of} {outcome.format(cycle)}") for cycle, of, number in most.itertuples()]
-        return [words for _, words in sorted(found)]
+        words = {"batch": "batches of cycle {} were undone", SCREEN: "images screened in cycle {} were suspected"}
+        counts = self.rows[self.rows["Phase"].isin(words)].groupby(["Cycle", "Phase"])["Ignored"].agg(["sum", "size"])
+        most = counts[2 * counts["sum"] > counts["size"]]
+        return [f"{number} of {of} {words[phase].format(cycle)}" for (cycle, phase), number, of in most.itertuples()]
 
 
 @dataclass(frozen=True)
@@ -159,8 +141,10 @@ class Study:
     records: dict = field(default_factory=dict)
     notes: list = field(default_factory=list)
 
-    def note(self, path: Path, text: str) -> None:
-        """Note what is not there."""
+    def note(self, path: Path, text: str, of: Path | None = None) -> None:
+        """Note what is not there; of what was outside the study no reader needs to know where, only for which run."""
+        if of and not path.is_relative_to(self.folder):
+            path, text = of, f"its {path.name} is {text}"
         self.notes.append(f"{path.relative_to(self.folder)}: {text}")
 
     @property
@@ -229,7 +213,7 @@ def read_study(folder: Path) -> Study:
     # What no experiment has was not asked for; but there is no study without quality control.
     expected = [name for name in (DIRTY, *CONTROL_FOLDERS) if name in found]
     if not found & set(CONTROL_FOLDERS):
-        expected.append(CONTROLLED)
+        expected.append(layout.CONTROLLED)
     for place, seed in zip(places, study.seeds, strict=True):
         _read_seed(study, place, seed, expected)
     if not study.models:
@@ -238,8 +222,8 @@ def read_study(folder: Path) -> Study:
         study.notes.append("no dirty baseline, so nothing is known of what harm does without quality control")
     for condition in study.conditions:
         for place in seeds:
-            if not (place / condition_name(*condition)).is_dir():
-                study.note(place / condition_name(*condition), "missing")
+            if not (place / layout.condition_name(*condition)).is_dir():
+                study.note(place / layout.condition_name(*condition), "missing")
     untimed = sum(not (model.folder / "cycles.csv").is_file() for model in study.models)
     if untimed:
         study.notes.append(f"{untimed} of {len(study.models)} runs have no cycles.csv, so their time is not known")
@@ -250,7 +234,7 @@ def _conditions(folder):
     """The folders of experiments, in the paper's order: [(folder, experiment, kind)]."""
     found = []
     for path in folder.iterdir():
-        experiment, kind = split_condition(path.name)
+        experiment, kind = layout.split_condition(path.name)
         parts = CONTROL_FOLDERS if experiment == CLEAN else PARTS
         if experiment and any((path / part).is_dir() for part in parts):
             found.append((path, experiment, kind))
@@ -290,11 +274,11 @@ def _read_model(study, folder, seed, experiment, kind, name):
     record = _read_record(study, folder / "run.json")
     _read_record(study, folder / "inference_run.json")
     predictions, metrics = _read_predictions(folder)
-    cycles = folder / "cycles.csv"
-    table = read_table(cycles, ("Cycle", "Seconds"), ("Cycle", "Seconds")) if cycles.is_file() else None
-    seconds = pd.Series(dtype=float) if table is None else table.set_index("Cycle")["Seconds"].dropna()
+    cycles, seconds = folder / "cycles.csv", pd.Series(dtype=float)
+    if cycles.is_file():
+        seconds = read_table(cycles, ("Cycle", "Seconds"), ("Cycle", "Seconds"))["Seconds"].dropna()
     model = TrainedModel(seed, experiment, kind, name, folder, record, predictions, metrics, seconds)
-    if not model.finished:
+    if not model.record["finished"]:
         study.note(folder, "not finished")
     if predictions is None:
         study.note(folder / "inference_predictions.csv", "missing, so its diagnoses are not known")
@@ -302,17 +286,16 @@ def _read_model(study, folder, seed, experiment, kind, name):
 
 
 def _read_record(study, path):
-    """The record of a run as a dict, {} where there is none; it is added to those of the study."""
+    """The record of a run as a dict, an empty one where there is none; it is added to those of the study."""
     if not path.is_file():
-        return {}
+        return {"options": {}, "sessions": [], "finished": None}
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         parts = [record["options"], record.get("inputs_sha256", {}), *record["sessions"]]
-        whole = "finished" in record and all(isinstance(part, dict) for part in parts)
+        if not all(isinstance(part, dict) for part in parts) or "finished" not in record:
+            raise ValueError
     except (OSError, ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise InputError(f"{path}: not a record of a run")
+        raise InputError(f"{path}: not a record of a run") from None
     study.records[path] = record
     return record
 
@@ -384,8 +367,8 @@ def _read_control(study, model):
         truth_csv, training_csv = None, study.folder / options.get("fn_train", "training_set.csv")
     missing = [path for path in (truth_csv, training_csv, log_csv) if path and not path.is_file()]
     for path in missing:
-        _note_missing(study, model, path, "so what was found is not known")
-    if missing or not model.finished:
+        study.note(path, "missing, so what was found is not known", model.folder)
+    if missing or not model.record["finished"]:
         return model
     lacking = [name for name in AUDIT_OPTIONS if name not in options]
     if lacking:
@@ -412,25 +395,16 @@ def _read_control(study, model):
     return ControlRun(**whole, log=log, screening=screening, images=images)
 
 
-def _note_missing(study, model, path, consequence):
-    text = f"missing, {consequence}"
-    if path.is_relative_to(study.folder):
-        study.note(path, text)
-    else:  # it was elsewhere, and no reader needs to know where
-        study.note(model.folder, f"its {path.name} is {text}")
-
-
 def _audit(study, model, log_csv, training_csv, options):
     """Raise InputError for a log that the audit refuses; note where the audit cannot be made."""
     test_csv, subjects_csv = study.folder / options.get("fn_test", "test_set.csv"), model.folder / "log_subjects.csv"
     if not test_csv.is_file():
-        _note_missing(study, model, test_csv, "so its log was not audited")
-    else:
-        told = SimpleNamespace(**{name: options[name] for name in AUDIT_OPTIONS})
-        subjects_csv = subjects_csv if subjects_csv.is_file() else None
-        violations = audit_log(log_csv, training_csv, test_csv, told, subjects_csv=subjects_csv).violations
-        if violations:
-            raise InputError(violations[0])
+        study.note(test_csv, "missing, so its log was not audited", model.folder)
+        return
+    subjects_csv = subjects_csv if subjects_csv.is_file() else None
+    found = audit_log(log_csv, training_csv, test_csv, SimpleNamespace(**options), subjects_csv=subjects_csv)
+    if found.violations:
+        raise InputError(found.violations[0])
 
 
 def _read_images(training_csv, truth_csv, experiment, kind):

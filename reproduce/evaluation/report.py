@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import jinja2
+import numpy as np
 import pandas as pd
 
 from evaluation.diagnoses import ALL, CLEAN_KEY
@@ -15,7 +16,7 @@ from evaluation.intervals import RESAMPLES
 from evaluation.layout import CLEAN, DIRTY, HARM, SETTINGS, control_folder
 from evaluation.records import Study, in_words
 from evaluation.render import METRIC_NAMES, MISSING, MODEL_NAMES, by_cycle, number_text, setting_in_words
-from evaluation.tables import GOOD, HARMFUL
+from evaluation.tables import GOOD, HARMFUL, outcomes
 from travelling.files import write_whole
 
 FOLDER = Path(__file__).resolve().parent
@@ -35,18 +36,18 @@ def make_report(study: Study, tables: dict, figures: list, resamples: int = RESA
     )  # fmt: skip
     environment.filters |= {"picture": _data_address, "number": number_text, "setting": setting_in_words}
     environment.tests["known"] = pd.notna
+    environment.filters |= {"versions": _versions, "json": _json}
     script = (FOLDER / SCRIPT).read_text(encoding="utf-8")
     performance = tables["performance"].frame
     known = performance[(performance["subgroup"] == ALL) & performance["value"].notna()]
     records = sorted(study.records.items(), key=lambda item: (item[1].get("started") or "", item[0]))
-    told = [_record(study, path, record) for path, record in records]
     # That harmful images were made without a device is no difference.
     sessions = [record["sessions"][-1] for path, record in study.records.items() if path.parent.name != HARM]
     return environment.get_template(TEMPLATE).render(
         script=script,
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         study=study,
-        settings=[*study.settings],
+        settings=study.settings,
         runs=study.shown_controls,
         told=[_run(run) for run in study.shown_controls],
         sizes=_sizes(study.shown_controls),
@@ -56,13 +57,10 @@ def make_report(study: Study, tables: dict, figures: list, resamples: int = RESA
         notes=list(dict.fromkeys(note for table in tables.values() for note in table.notes)),
         tables=tables,
         figures=figures,
-        records=told,
-        record_rows=pd.DataFrame([record["row"] for record in told]),
+        records=[(path.relative_to(study.folder), record) for path, record in records],
         differing=_differing(sessions),
-        versions=_versions(sessions[-1]) if sessions else "",
+        sessions=sessions,
         resamples=resamples,
-        started=[record["started"] for _, record in records if record.get("started")],
-        finished=[record["finished"] for _, record in records if record.get("finished")],
         screens=bool(SETTINGS[study.main_setting].get("screen")),
         metric_names=METRIC_NAMES,
     )
@@ -79,14 +77,9 @@ def _data_address(picture, dark):
 
 
 def _sizes(runs):
-    """Numbers of images of all runs: {"harmful": {"number": ..., "flagged": ..., "eliminated": ...}, "good": ...}."""
-    if not runs:
-        return {}
-    images = {HARMFUL: pd.concat([run.harmful for run in runs]), GOOD: pd.concat([run.good for run in runs])}
-    return {
-        name: {"number": len(of), "flagged": of["Flagged"].sum(), "eliminated": of["Eliminated"].sum()}
-        for name, of in images.items()
-    }
+    """Numbers of harmful and good images of all runs, and how many of them were flagged and eliminated."""
+    images = {HARMFUL: [run.harmful for run in runs], GOOD: [run.good for run in runs]} if runs else {}
+    return {name: {"number": sum(map(len, each)), **outcomes(pd.concat(each))} for name, each in images.items()}
 
 
 def _summary(study, tables, condition):
@@ -112,37 +105,27 @@ def _summary(study, tables, condition):
 
 def _run(run):
     """Tables of a run: the images that were flagged, the centers, and the images of those that lost any."""
-    flags = run.flags.groupby("Subject")
     decisions = _decisions(run)
     eliminated = decisions["verdict"] == "eliminated"
-    centers = run.images.groupby("Study", sort=False)
-    numbers = centers.agg(
-        images=("Harmful", "size"), harmful=("Harmful", "sum"), flagged=("Flagged", "sum"),
-        eliminated=("Eliminated", "sum"),
-    )  # fmt: skip
-    numbers["good eliminated"] = (run.images["Eliminated"] & ~run.images["Harmful"]).groupby(run.images["Study"]).sum()
-    touched = {}
-    for center in numbers.index[(numbers["harmful"] > 0) | (numbers["flagged"] > 0)]:
-        images, row = centers.get_group(center), numbers.loc[center]
-        title = f"{center}: {row['flagged']} of {row['images']} flagged, {row['eliminated']} eliminated"
-        cycles = [by_cycle(flags.get_group(one)["Cycle"]) if one in flags.groups else "" for one in images.index]
-        outcome = "eliminated in cycle " + images["Eliminated_cycle"].astype(str)
-        touched[center, title] = pd.DataFrame(
-            {
-                "subject": images.index, "truth": [_truth(harmful) for harmful in images["Harmful"]],
-                "flags (cycle: number)": cycles, "outcome": outcome.where(images["Eliminated"], "in training"),
-            }
-        )  # fmt: skip
+    images = run.images.assign(lost=run.images["Eliminated"] & ~run.images["Harmful"])
+    columns = {"harmful": "Harmful", "flagged": "Flagged", "eliminated": "Eliminated", "good eliminated": "lost"}
+    grouped = images.groupby("Study", sort=False)
+    centers = grouped.size().rename("images").to_frame()
+    centers[[*columns]] = grouped[[*columns.values()]].sum()
+    images["subject"], images["truth"] = images.index, np.where(images["Harmful"], HARMFUL, GOOD)
+    flags = run.flags.groupby("Subject")["Cycle"].agg(by_cycle) if len(run.flags) else pd.Series()
+    images["flags (cycle: number)"] = flags.reindex(images.index).fillna("")
+    outcome = "eliminated in cycle " + images["Eliminated_cycle"].astype(str)
+    images["outcome"] = outcome.where(images["Eliminated"], "in training")
+    images = images.set_index("Study")[["subject", "truth", "flags (cycle: number)", "outcome"]]
     return {
         "eliminated": decisions[eliminated],
         "kept": decisions[~eliminated],
-        "centers": numbers.rename_axis("center").reset_index(),
-        "touched": touched,
+        "centers": centers.rename_axis("center").reset_index(),
+        "touched": [
+            (name, row, images.loc[[name]]) for name, row in centers.iterrows() if row["harmful"] or row["flagged"]
+        ],
     }
-
-
-def _truth(harmful):
-    return HARMFUL if harmful else GOOD
 
 
 def _decisions(run):
@@ -152,7 +135,7 @@ def _decisions(run):
     for subject, image in run.images[run.images["Flagged"]].sort_values("First_flagged", kind="stable").iterrows():
         flag = last.loc[subject]
         later = run.revisits[(run.revisits["Subject"] == subject) & (run.revisits["Row"] > flag["Row"])]
-        row = {"subject": subject, "center": image["Study"], "truth": _truth(image["Harmful"])}
+        row = {"subject": subject, "center": image["Study"], "truth": HARMFUL if image["Harmful"] else GOOD}
         row["flags"] = image["Times_flagged"]
         row |= _step("flag", flag, run.rule) | _step("revisit", later.iloc[0] if len(later) else None, run.rule)
         if run.rule.by_tolerance:
@@ -178,31 +161,12 @@ def _step(name, row, rule):
     return dict(itertools.zip_longest(labels, cells, fillvalue=""))
 
 
-def _record(study, path, record):
-    """A run's record for readers: no path of the machine it ran on."""
-    sessions = record["sessions"]
-    last = sessions[-1] if sessions else {}
-    changed = " with changes" if last.get("git_tree_was_dirty") else ""
-    row = {
-        "record": str(path.relative_to(study.folder)),
-        "script": record.get("script", MISSING),
-        "started": record.get("started") or MISSING,
-        "finished": record.get("finished") or "not finished",
-        "sessions": len(sessions),
-        "device": last.get("device", MISSING),
-        "git commit": (last.get("git_commit") or MISSING) + changed,
+def _json(options):
+    """Options for readers: no path of the machine they are from."""
+    told = {
+        name: Path(value).name if isinstance(value, str) and "/" in value else value for name, value in options.items()
     }
-    options = {name: _without_folder(value) for name, value in record["options"].items()}
-    return {
-        "row": row,
-        "versions": _versions(last),
-        "options": json.dumps(options, indent=1, ensure_ascii=False),
-        "inputs": record.get("inputs_sha256", {}),
-    }
-
-
-def _without_folder(value):
-    return Path(value).name if isinstance(value, str) and "/" in value else value
+    return json.dumps(told, indent=1, ensure_ascii=False)
 
 
 def _versions(session):
@@ -212,15 +176,11 @@ def _versions(session):
 
 def _differing(sessions):
     """In words, what was not the same for all runs: devices, commits, versions."""
-    found = []
-    for name, tell in (
-        ("device", lambda session: session.get("device")),
-        ("git commit", lambda session: session.get("git_commit")),
-        ("versions", _versions),
-    ):
-        different = list(dict.fromkeys(str(value) for value in map(tell, sessions) if value))
-        if len(different) > 1:
-            found.append(f"{name}: {'; '.join(different)}")
+    told = pd.DataFrame(
+        {"device": one.get("device"), "git commit": one.get("git_commit"), "versions": _versions(one) or None}
+        for one in sessions
+    )
+    found = [f"{name}: {'; '.join(cells.dropna().unique())}" for name, cells in told.items() if cells.nunique() > 1]
     if any(session.get("git_tree_was_dirty") for session in sessions):
         found.append("some runs were made by code that differed from its git commit")
     return found

@@ -71,18 +71,12 @@ def make_tables(study: Study, diagnoses: Diagnoses) -> dict:
 
 
 def cases(study: Study) -> list:
-    """What a row is about in every table of settings: dicts of experiment, kind and setting."""
-    settings = study.settings or [study.main_setting]
+    """What the rows of a table of settings are about: [(dict of experiment, kind and setting, runs)]."""
     return [
-        {"experiment": experiment, "kind": kind, "setting": setting}
-        for experiment, kind in study.conditions
-        for setting in settings
+        ({"experiment": condition[0], "kind": condition[1], "setting": setting}, study.runs(condition, setting))
+        for condition in study.conditions
+        for setting in study.settings or [study.main_setting]
     ]
-
-
-def runs_of(study: Study, case: dict) -> list:
-    """The runs of quality control of such a case, one per seed."""
-    return study.runs((case["experiment"], case["kind"]), case["setting"])
 
 
 def outcomes(images: pd.DataFrame) -> dict:

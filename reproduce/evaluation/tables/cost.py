@@ -34,9 +34,9 @@ def cost(study: Study, diagnoses: Diagnoses) -> tuple:
         models = [model for model in study.models if model.key == key]
         seconds = pd.concat([model.cycle_seconds for model in models])
         row = dict(zip(COLUMNS, key, strict=False)) | {"seeds": len(models)}
-        row["finished"] = sum(model.finished for model in models)
+        row["finished"] = sum(bool(model.record["finished"]) for model in models)
         row |= {"timed_cycles": len(seconds), "seconds_per_cycle": seconds.mean()}
-        sessions = [session for model in models for session in model.record.get("sessions", ())]
+        sessions = [session for model in models for session in model.record["sessions"]]
         row["device"] = "; ".join(dict.fromkeys(str(one["device"]) for one in sessions if "device" in one))
         rows[key] = row | _verifications([run for run in study.controls if run.key == key])
     for (experiment, kind, model), row in rows.items():

@@ -8,7 +8,7 @@ from evaluation.intervals import wilson_interval
 from evaluation.layout import CENTER_SIZES
 from evaluation.records import Study
 from evaluation.render import MISSING, by_cycle, count, count_text, leading, number, view
-from evaluation.tables import GOOD, HARMFUL, OUTCOMES, cases, runs_of, table
+from evaluation.tables import GOOD, HARMFUL, OUTCOMES, cases, table
 
 WHOLE_CENTERS = "whole harmful centers"
 CYCLES = {"flagged": "first_flagged_cycles", "eliminated": "eliminated_cycles"}
@@ -27,8 +27,7 @@ def detection(study: Study, diagnoses: Diagnoses) -> tuple:
     counts all its images. A harmful center counts as flagged or eliminated when all its images were.
     """
     rows = []
-    for case in cases(study):
-        runs = runs_of(study, case)
+    for case, runs in cases(study):
         groups = [_groups(run) for run in runs]
         for name in (HARMFUL, GOOD, "good, HC", "good, PD", *map(_of_size, CENTER_SIZES), WHOLE_CENTERS):
             found = _found([by_name[name] for by_name in groups]) if runs else {}

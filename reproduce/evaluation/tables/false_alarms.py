@@ -6,7 +6,7 @@ from evaluation.diagnoses import ALL, Diagnoses
 from evaluation.layout import CENTER_SIZES, CLEAN
 from evaluation.records import Study
 from evaluation.render import MISSING, count, number, view
-from evaluation.tables import OUTCOMES, cases, outcomes, runs_of, table
+from evaluation.tables import OUTCOMES, cases, outcomes, table
 
 GROUP = ["setting", "by", "group"]
 COLUMNS = (
@@ -22,8 +22,7 @@ def false_alarms(study: Study, diagnoses: Diagnoses) -> tuple:
     has every experiment and kind of harm by itself.
     """
     rows = []
-    for case in cases(study):
-        runs = runs_of(study, case)
+    for case, runs in cases(study):
         for by, group, images in _groups(runs):
             numbers = {"by": by, "group": group, "runs": len(runs), "number": len(images)}
             rows.append(case | numbers | outcomes(images))

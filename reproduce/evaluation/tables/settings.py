@@ -9,7 +9,7 @@ from evaluation.diagnoses import ALL, CLEAN_KEY, Diagnoses
 from evaluation.layout import DIRTY, control_folder
 from evaluation.records import ControlRun, Study
 from evaluation.render import leading, number, view
-from evaluation.tables import GOOD, HARMFUL, OUTCOMES, cases, outcomes, runs_of, table
+from evaluation.tables import GOOD, HARMFUL, OUTCOMES, cases, outcomes, table
 from travelling.metrics import METRICS
 
 # What is told of each setting, per seed: {column: (name for readers, digits)}.
@@ -41,11 +41,11 @@ def settings(study: Study, diagnoses: Diagnoses) -> tuple:
     where it was interrupted: it does not tell for how long).{means}
     """
     rows = []
-    for case in cases(study):
+    for case, runs in cases(study):
         key = (case["experiment"], case["kind"], control_folder(case["setting"]))
         measures = [_measures(model) | _auroc(diagnoses, key, model.seed) for model in study.models if model.key == key]
         known = pd.DataFrame(measures, columns=list(MEASURES), dtype=float)
-        row = case | {"seeds": len(runs_of(study, case)), "cycle": diagnoses.cycle} | known.mean().to_dict()
+        row = case | {"seeds": len(runs), "cycle": diagnoses.cycle} | known.mean().to_dict()
         rows.append(row | known.std(ddof=1).rename(DEVIATIONS).to_dict())
     frame = pd.DataFrame(rows, columns=[*COLUMNS, *(column for pair in DEVIATIONS.items() for column in pair)])
     cells = {}
@@ -59,7 +59,7 @@ def settings(study: Study, diagnoses: Diagnoses) -> tuple:
 def _measures(model):
     """What is told of the run of one seed; what is not known is left out."""
     measures, record = {}, model.record
-    if model.finished and len(record["sessions"]) == 1:
+    if record["finished"] and len(record["sessions"]) == 1:
         begin, end = (datetime.fromisoformat(record[name]) for name in ("started", "finished"))
         measures["run_seconds"] = (end - begin).total_seconds()
     if isinstance(model, ControlRun):
