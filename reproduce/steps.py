@@ -25,7 +25,7 @@ from travelling.errors import InputError, Stopped
 from travelling.stopping import STOP_SIGNALS
 
 PAUSE = 0.05  # seconds between two looks at the scripts that run
-_running = {}  # processes of scripts and their steps
+_running = {}  # processes of scripts: their steps, and when they began
 
 
 @dataclass(frozen=True)
@@ -119,41 +119,59 @@ def run_steps(steps: list, folder: Path, jobs: int, seconds: dict, overwrite: bo
     """
     from travelling.console import progress_bar
 
-    left = missing(steps, folder)
-    total = max(1, round(sum(seconds[step.name] for step in left)))
+    waiting = missing(steps, folder)
+    total = max(1, round(sum(seconds[step.name] for step in waiting)))
     looks = "{percentage:3.0f}%|{bar}| {elapsed} of about " + duration_text(total)
+    if jobs > 1:  # otherwise nothing is gained by another order than the paper's
+        times = times_before_the_end(waiting, seconds)
+        waiting.sort(key=lambda step: -times[step.name])
     with progress_bar(total=total, bar_format=looks) as bar:
-        progress = _Progress(bar, seconds)
         try:
-            _run_group([step for step in left if jobs == 1 or step.alone], folder, 1, progress, overwrite)
-            if jobs > 1:
-                _run_group([step for step in left if not step.alone], folder, jobs, progress, overwrite)
+            while waiting or _running:
+                _begin_steps(waiting, folder, jobs, overwrite, bar)
+                time.sleep(PAUSE)
+                _end_steps(folder, bar)
+                left = sum(seconds[step.name] for step in waiting)
+                for step, begun in _running.values():  # an estimate may be too low: nothing that runs counts as done
+                    left += max(0.05 * seconds[step.name], seconds[step.name] - (time.monotonic() - begun))
+                bar.update(max(0, round(total - left) - bar.n))
         finally:
             for process in [*_running]:
                 process.wait()
                 del _running[process]
 
 
-def _run_group(steps, folder, jobs, progress, overwrite):
-    """Run steps, ``jobs`` at once, each as soon as nothing that it needs is left."""
-    times = times_before_the_end(steps, progress.seconds)
-    waiting = sorted(steps, key=lambda step: -times[step.name]) if jobs > 1 else list(steps)  # else the paper's order
-    while waiting or _running:
-        left = [*waiting, *_running.values()]
-        for step in [step for step in waiting if not step.needs(left)][: jobs - len(_running)]:
-            waiting.remove(step)
-            if step.is_done(folder):  # what it needs ran again, but to the same result
-                progress.end(step)
-                continue
-            progress.begin(step)
+def _begin_steps(waiting, folder, jobs, overwrite, bar):
+    """Start steps while fewer than ``jobs`` run, each as soon as nothing that it needs is left."""
+    left = [*waiting, *(step for step, _ in _running.values())]
+    alone = jobs > 1 and any(step.alone for step in left)
+    for step in [step for step in waiting if (step.alone or not alone) and not step.needs(left)]:
+        if len(_running) == (1 if alone else jobs):
+            return
+        waiting.remove(step)
+        if not step.is_done(folder):  # as it is where what it needs ran again, but to the same result
+            bar.write(f"{step.name} ...", file=sys.stderr)
             step.note(folder).unlink(missing_ok=True)
-            _running[_start(step.command(overwrite), folder, step.output(folder), jobs)] = step
-        time.sleep(PAUSE)
-        for process in [process for process in _running if process.poll() is not None]:
-            step = _running.pop(process)
-            _finish(step, process.returncode, folder)
-            progress.end(step)
-        progress.show()
+            process = _start(step.command(overwrite), folder, step.output(folder), 1 if alone else jobs)
+            _running[process] = step, time.monotonic()
+
+
+def _end_steps(folder, bar):
+    """Note which steps are done; where one failed, stop the others and raise what its exit status means."""
+    for process in [process for process in _running if process.poll() is not None]:
+        (step, begun), status = _running.pop(process), process.returncode
+        if status == 0:
+            step.note(folder).write_text(step.fingerprint(folder), encoding="utf-8")
+            bar.write(f"{step.name}: {time.monotonic() - begun:.0f} s", file=sys.stderr)
+            continue
+        _stop_scripts()
+        output = step.output(folder)
+        lines = output.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""]
+        last = lines[-1].removeprefix("error: ")
+        if status == 2:
+            raise InputError(f"{output}: step '{step.name}': {last}")
+        how = f"its process died of signal {-status}" if status < 0 else str(status)
+        raise OSError(errno.EIO, f"step '{step.name}' failed ({how}): {last}", str(output))
 
 
 def _start(line, folder, output, jobs):
@@ -168,44 +186,6 @@ def _start(line, folder, output, jobs):
             [sys.executable, __file__, *line], cwd=folder, env=environment, process_group=0, stdin=subprocess.PIPE,
             stdout=file, stderr=file,
         )  # fmt: skip
-
-
-def _finish(step, status, folder):
-    """Note that a step is done, or stop the others and raise what its exit status means."""
-    if status == 0:
-        step.note(folder).write_text(step.fingerprint(folder), encoding="utf-8")
-        return
-    _stop_scripts()
-    output = step.output(folder)
-    lines = output.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""]
-    last = lines[-1].removeprefix("error: ")
-    if status == 2:
-        raise InputError(f"{output}: step '{step.name}': {last}")
-    how = f"its process died of signal {-status}" if status < 0 else str(status)
-    raise OSError(errno.EIO, f"step '{step.name}' failed ({how}): {last}", str(output))
-
-
-class _Progress:
-    """The bar of the whole study, in estimated seconds: steps that are done, and those that run by their time."""
-
-    def __init__(self, bar, seconds):
-        self.seconds = seconds
-        self._bar, self._done, self._begun = bar, 0, {}
-
-    def begin(self, step):
-        self._begun[step.name] = time.monotonic()
-        self._bar.write(f"{step.name} ...", file=sys.stderr)
-
-    def end(self, step):
-        self._done += self.seconds[step.name]
-        if step.name in self._begun:
-            self._bar.write(f"{step.name}: {time.monotonic() - self._begun.pop(step.name):.0f} s", file=sys.stderr)
-
-    def show(self):
-        now = time.monotonic()
-        # An estimate may be too low: nothing that runs counts as done.
-        running = sum(min(now - begun, 0.95 * self.seconds[name]) for name, begun in self._begun.items())
-        self._bar.update(min(round(self._done + running), self._bar.total) - self._bar.n)
 
 
 def duration_text(seconds: float) -> str:
