@@ -16,9 +16,9 @@ Example:
 import argparse
 from pathlib import Path
 
-from travelling import command
+from evaluation.layout import PARTS
 
-PARTS = ("tables", "figures", "report")
+from travelling import command
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -44,39 +44,17 @@ def main() -> None:
     arguments = parse_arguments()
     # Only now, so that --help answers at once.
     from evaluation.records import read_study
+    from evaluation.report import evaluate
 
     folder = arguments.out or arguments.study
     options = {name: getattr(arguments, name) for name in ("cycle", "age_edges", "resamples", "seed")}
-    tables, figures = make(read_study(arguments.study), folder, arguments.only, arguments.with_images, **options)
+    tables, figures = evaluate(read_study(arguments.study), folder, arguments.only, arguments.with_images, **options)
     if "tables" in arguments.only:
         print(f"{len(tables)} tables as CSV, Markdown and LaTeX: {folder / 'tables'}")
     if "figures" in arguments.only:
         print(f"{len(figures)} figures as PNG and PDF: {folder / 'figures'}")
     if "report" in arguments.only:
         print(f"report: {folder / 'report.html'}")
-
-
-def make(study, folder: Path, parts: tuple = PARTS, with_images: bool = False, **options) -> tuple:
-    """Write parts of the evaluation of a :class:`evaluation.records.Study` to a folder; returns (tables, figures).
-
-    ``options`` are those of :class:`evaluation.diagnoses.Diagnoses`.
-    """
-    from evaluation.diagnoses import Diagnoses
-    from evaluation.figures import make_figures, write_figures
-    from evaluation.render import write_tables
-    from evaluation.report import make_report, write_report
-    from evaluation.tables import make_tables
-
-    diagnoses = Diagnoses(study, **options)
-    tables = make_tables(study, diagnoses) if {"tables", "report"} & set(parts) else None
-    figures = make_figures(study, with_images) if {"figures", "report"} & set(parts) else None
-    if "tables" in parts:
-        write_tables(tables, folder / "tables")
-    if "figures" in parts:
-        write_figures(figures, folder / "figures")
-    if "report" in parts:
-        write_report(make_report(study, tables, figures, diagnoses.resamples), folder / "report.html")
-    return tables, figures
 
 
 if __name__ == "__main__":

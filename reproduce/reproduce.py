@@ -173,14 +173,14 @@ def describe(steps: list, left: list, seconds: dict, device: str, arguments: arg
 def evaluate(folder: Path, arguments: argparse.Namespace) -> None:
     """Make tables, figures and report, and print the tables that matter most."""
     # Only now, so that --help answers at once.
-    from evaluate import make
+    from evaluation import report
     from evaluation.figures import overview, render
     from evaluation.records import read_study
     from evaluation.tables.detection import summary_of_detection
     from evaluation.tables.performance import summary_of_performance
 
     study = read_study(folder)
-    tables, _ = make(study, folder)
+    tables, _ = report.evaluate(study, folder)
     shown = {"whole_centers", *PAPER_KINDS, PUBLISHED}
     if arguments.demo and shown <= {*arguments.experiments, *arguments.kinds, *arguments.settings}:
         (folder / "demo.png").write_bytes(render(overview(study)))  # shows images, and these are nobody's

@@ -36,14 +36,7 @@ class Diagnoses:
     was tested after ``cycle`` or the edges do not increase.
     """
 
-    def __init__(
-        self,
-        study: Study,
-        cycle: int | None = None,
-        age_edges: tuple = AGE_EDGES,
-        resamples: int = RESAMPLES,
-        seed: int = 0,
-    ):
+    def __init__(self, study: Study, cycle: int | None = None, age_edges=AGE_EDGES, resamples=RESAMPLES, seed=0):
         refuse_unordered_ages(age_edges)
         self.keys, self.age_edges, self.resamples, self.seed = study.keys, age_edges, resamples, seed
         tested = [model for model in study.models if model.predictions is not None]

@@ -20,6 +20,7 @@ SETTINGS = {
     "screen": {"screen": True},
     "evidence_screen": {"rule": "evidence", "screen": True},
 }
+PARTS = ("tables", "figures", "report")  # of the evaluation
 # Sizes of centers, from and to: one image cannot be diluted, up to five (the paper's batch size) are one batch.
 CENTER_SIZES = {"1 image": (1, 1), "2 to 5 images": (2, 5), "more than 5 images": (6, float("inf"))}
 

@@ -22,7 +22,7 @@ from travelling.rules import RULES
 from travelling.verification_log import log_columns
 from travelling_quality_control.auditing import audit_log
 
-PARTS = (HARM, DIRTY, *CONTROL_FOLDERS)
+FOLDERS = (HARM, DIRTY, *CONTROL_FOLDERS)
 # The paper's order, then that of the options; other names follow by alphabet.
 ORDERS = (("", *layout.EXPERIMENTS), ("", *layout.KINDS), (CLEAN, DIRTY, *CONTROL_FOLDERS))
 SCREEN = "screen"  # the phase of a row that tells of a screened image: nothing was trained
@@ -209,7 +209,7 @@ def read_study(folder: Path) -> Study:
         raise InputError(f"{folder}: has seed folders ({seeds[0].name}, ...) and runs of its own; which is the study?")
     study = Study(folder, [path.name for path in seeds] or [""])
     places = seeds or [folder]
-    found = {name for place in places for path, *_ in _conditions(place) for name in PARTS if (path / name).is_dir()}
+    found = {name for place in places for path, *_ in _conditions(place) for name in FOLDERS if (path / name).is_dir()}
     # What no experiment has was not asked for; but there is no study without quality control.
     expected = [name for name in (DIRTY, *CONTROL_FOLDERS) if name in found]
     if not found & set(CONTROL_FOLDERS):
@@ -217,7 +217,9 @@ def read_study(folder: Path) -> Study:
     for place, seed in zip(places, study.seeds, strict=True):
         _read_seed(study, place, seed, expected)
     if not study.models:
-        raise InputError(f"{folder}: not a study: neither clean/ nor <experiment>_<kind>/ with {', '.join(PARTS[:3])}")
+        raise InputError(
+            f"{folder}: not a study: neither clean/ nor <experiment>_<kind>/ with {', '.join(FOLDERS[:3])}"
+        )
     if study.conditions and DIRTY not in expected:
         study.notes.append("no dirty baseline, so nothing is known of what harm does without quality control")
     for condition in study.conditions:
@@ -235,7 +237,7 @@ def _conditions(folder):
     found = []
     for path in folder.iterdir():
         experiment, kind = layout.split_condition(path.name)
-        parts = CONTROL_FOLDERS if experiment == CLEAN else PARTS
+        parts = CONTROL_FOLDERS if experiment == CLEAN else FOLDERS
         if experiment and any((path / part).is_dir() for part in parts):
             found.append((path, experiment, kind))
     return sorted(found, key=lambda condition: _place(condition[1:]))

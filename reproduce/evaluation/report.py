@@ -1,4 +1,4 @@
-"""The report of a study as one HTML file. Its words are in report.html.jinja; here is what they tell of."""
+"""The report of a study as one HTML file: its words are in report.html.jinja, here is what they tell of."""
 
 import base64
 import hashlib
@@ -10,17 +10,35 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from evaluation.diagnoses import ALL, CLEAN_KEY
-from evaluation.figures import render
+from evaluation.diagnoses import ALL, CLEAN_KEY, Diagnoses
+from evaluation.figures import make_figures, render, write_figures
 from evaluation.intervals import RESAMPLES
-from evaluation.layout import CLEAN, DIRTY, HARM, SETTINGS, control_folder
+from evaluation.layout import CLEAN, DIRTY, HARM, PARTS, SETTINGS, control_folder
 from evaluation.records import Study, in_words
-from evaluation.render import METRIC_NAMES, MISSING, MODEL_NAMES, by_cycle, number_text, setting_in_words
-from evaluation.tables import GOOD, HARMFUL, outcomes
+from evaluation.render import METRIC_NAMES, MISSING, MODEL_NAMES, by_cycle, number_text, setting_in_words, write_tables
+from evaluation.tables import GOOD, HARMFUL, make_tables, outcomes
 from travelling.files import write_whole
 
 FOLDER = Path(__file__).resolve().parent
 TEMPLATE, SCRIPT = "report.html.jinja", "report.js"
+
+
+def evaluate(study: Study, folder: Path, parts: tuple = PARTS, with_images: bool = False, **options) -> tuple:
+    """Write parts of the evaluation of a study to a folder; returns (tables, figures), None where no part needs them.
+
+    ``options`` are those of :class:`evaluation.diagnoses.Diagnoses`.
+    """
+    diagnoses = Diagnoses(study, **options)
+    tables = make_tables(study, diagnoses) if {"tables", "report"} & set(parts) else None
+    figures = make_figures(study, with_images) if {"figures", "report"} & set(parts) else None
+    folder.mkdir(parents=True, exist_ok=True)
+    if "tables" in parts:
+        write_tables(tables, folder / "tables")
+    if "figures" in parts:
+        write_figures(figures, folder / "figures")
+    if "report" in parts:
+        write_whole(folder / "report.html", make_report(study, tables, figures, diagnoses.resamples).encode())
+    return tables, figures
 
 
 def make_report(study: Study, tables: dict, figures: list, resamples: int = RESAMPLES) -> str:
@@ -64,12 +82,6 @@ def make_report(study: Study, tables: dict, figures: list, resamples: int = RESA
         screens=bool(SETTINGS[study.main_setting].get("screen")),
         metric_names=METRIC_NAMES,
     )
-
-
-def write_report(text: str, path: Path) -> None:
-    """Write the report such that ``path`` is at any moment the old file or the whole new one; makes its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, text.encode())
 
 
 def _data_address(picture, dark):

@@ -2,10 +2,8 @@
 
 import pandas as pd
 
-from evaluation.diagnoses import Diagnoses
-from evaluation.records import Study
 from evaluation.render import number_text
-from evaluation.tables import GOOD, HARMFUL, OUTCOMES, outcomes, table
+from evaluation.tables import GOOD, HARMFUL, OUTCOMES, Diagnoses, Study, outcomes, table
 
 COLUMNS = (
     "experiment", "kind", "seed", "center", "images", "harmful", "harmful_flagged", "harmful_eliminated", "good",

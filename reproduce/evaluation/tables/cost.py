@@ -3,11 +3,10 @@
 import numpy as np
 import pandas as pd
 
-from evaluation.diagnoses import Diagnoses
 from evaluation.layout import CONTROL_FOLDERS, DIRTY
 from evaluation.records import SCREEN, Study
 from evaluation.render import count, number, view
-from evaluation.tables import table
+from evaluation.tables import Diagnoses, table
 from travelling.cohort import SEPARATOR
 
 PHASES = {"batch": "batches", "subject": "subjects", "revisit": "revisits"}

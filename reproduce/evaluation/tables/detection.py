@@ -3,12 +3,10 @@
 import numpy as np
 import pandas as pd
 
-from evaluation.diagnoses import Diagnoses
 from evaluation.intervals import wilson_interval
 from evaluation.layout import CENTER_SIZES
-from evaluation.records import Study
 from evaluation.render import MISSING, by_cycle, count, count_text, leading, number, view
-from evaluation.tables import GOOD, HARMFUL, OUTCOMES, cases, table
+from evaluation.tables import GOOD, HARMFUL, OUTCOMES, Diagnoses, Study, cases, table
 
 WHOLE_CENTERS = "whole harmful centers"
 CYCLES = {"flagged": "first_flagged_cycles", "eliminated": "eliminated_cycles"}

@@ -5,9 +5,8 @@ import pandas as pd
 from scipy import stats
 
 from evaluation.diagnoses import ALL, Diagnoses, subgroups
-from evaluation.records import Study
 from evaluation.render import count, number, p_text, view
-from evaluation.tables import OUTCOMES, outcomes, table
+from evaluation.tables import OUTCOMES, Study, outcomes, table
 
 COLUMNS = (
     "experiment", "kind", "attribute", "subgroup", "seeds", "number", "flagged", "flagged_share", "flagged_p_value",

@@ -5,11 +5,9 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from evaluation.diagnoses import Diagnoses
 from evaluation.layout import CLEAN
-from evaluation.records import Study
 from evaluation.render import VALUE, leading, number, wide
-from evaluation.tables import table
+from evaluation.tables import Diagnoses, Study, table
 
 NAMES = ("experiment", "kind", "model")
 COLUMNS = (

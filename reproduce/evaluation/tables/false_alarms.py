@@ -4,9 +4,8 @@ import pandas as pd
 
 from evaluation.diagnoses import ALL, Diagnoses
 from evaluation.layout import CENTER_SIZES, CLEAN
-from evaluation.records import Study
 from evaluation.render import MISSING, count, number, view
-from evaluation.tables import OUTCOMES, cases, outcomes, table
+from evaluation.tables import OUTCOMES, Study, cases, outcomes, table
 
 GROUP = ["setting", "by", "group"]
 COLUMNS = (

@@ -6,9 +6,8 @@ import pandas as pd
 
 from evaluation.diagnoses import ALL, Diagnoses
 from evaluation.layout import CLEAN
-from evaluation.records import Study
 from evaluation.render import VALUE, leading, number, number_text, p_text, subgroup_in_words, wide
-from evaluation.tables import table
+from evaluation.tables import Study, table
 
 NAMES = ("experiment", "kind", "model")
 COLUMNS = (

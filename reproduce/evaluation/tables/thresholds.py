@@ -3,10 +3,9 @@
 import numpy as np
 import pandas as pd
 
-from evaluation.diagnoses import Diagnoses
 from evaluation.records import ControlRun, Study
 from evaluation.render import leading, number, number_text, view
-from evaluation.tables import GOOD, HARMFUL, OUTCOMES, table
+from evaluation.tables import GOOD, HARMFUL, OUTCOMES, Diagnoses, table
 from travelling.cohort import SEPARATOR
 from travelling.protocol import PROTOCOLS
 
