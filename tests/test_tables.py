@@ -641,7 +641,7 @@ def test_a_study_of_an_older_version_has_no_times(folder):
 
 
 def test_a_table_more_is_one_file_more(folder, monkeypatch, tmp_path):
-    """The recipe of docs/extending.md."""
+    """The recipe of docs/study.md."""
     import evaluation.tables
 
     (tmp_path / "seeds_of_study.py").write_text(

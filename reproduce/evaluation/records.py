@@ -5,7 +5,7 @@ A study folder is laid out as docs/study.md tells; no image is opened. What is m
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,13 +31,14 @@ AUDIT_OPTIONS = ("revisit", "error", "seed", "batch_size", "protocol", "rule", "
 OLDER_OPTIONS = {"protocol": "corrected", "rule": "published", "screen": False}  # where a record does not tell them
 
 
-@dataclass(frozen=True)
+@dataclass
 class TrainedModel:
     """One run that trained, and the inference on its models.
 
     ``seed`` is the name of its seed folder, "" where there is none; ``experiment`` and ``kind`` are "" for the clean
-    model. ``record`` is its ``run.json``. ``predictions`` has one row per cycle and test subject (None: no
-    inference), ``metrics`` one of METRICS per cycle, ``cycle_seconds`` the duration of every cycle that is known.
+    model; ``key`` is what a model is, whatever its seed. ``record`` is its ``run.json``. ``predictions`` has one row
+    per cycle and test subject (None: no inference), ``metrics`` one of METRICS per cycle, ``cycle_seconds`` the
+    duration of every cycle that is known.
     """
 
     seed: str
@@ -50,133 +51,75 @@ class TrainedModel:
     metrics: pd.DataFrame | None
     cycle_seconds: pd.Series
 
-    @property
-    def key(self) -> tuple:
-        """(experiment, kind, name): what a model is, whatever its seed."""
-        return self.experiment, self.kind, self.name
-
-    @property
-    def options(self) -> dict:
-        """The options that its record tells."""
-        return self.record["options"]
+    def __post_init__(self) -> None:
+        """What follows from the fields."""
+        self.key = self.experiment, self.kind, self.name
+        self.options = self.record["options"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class ControlRun(TrainedModel):
     """A finished run of quality control and the truth about its images.
 
     ``log`` is the verification log, the baseline and one row per verification, with ``Row`` (in the file; row 1 is the
     header), ``Images`` and ``Rise`` (of the worse rate, per image); ``screening`` has the rows that tell of an image
-    without a training step: those of the screen, and revisits of images that it still suspected. ``images`` has one row
-    per training image, indexed by Subject: Study, Group_bin, Sex, Age (years), Path (of the image; not checked),
-    Harmful, Source (of a harmful image), Center_images (how many its center has), Times_flagged, Flagged,
-    First_flagged, Eliminated, Eliminated_cycle, and Scanner where the training set tells it.
+    without a training step: those of the screen, and revisits of images that it still suspected. Of both are ``flags``,
+    the rows that put an image aside, ``revisits``, and ``cycles``, those in which anything was verified or screened.
+    ``images`` has one row per training image, indexed by Subject: Study, Group_bin, Sex, Age (years), Path (of the
+    image; not checked), Harmful, Source (of a harmful image), Center_images (how many its center has), Times_flagged,
+    Flagged, First_flagged, Eliminated, Eliminated_cycle, and Scanner where the training set tells it; ``harmful`` and
+    ``good`` are parts of it. ``words`` is the run's name for readers, ``rule`` the class that judged its steps.
     """
 
     log: pd.DataFrame
     screening: pd.DataFrame
     images: pd.DataFrame
 
-    @property
-    def setting(self) -> str:
-        """The setting of quality control."""
-        return CONTROL_FOLDERS[self.name]
-
-    @property
-    def words(self) -> str:
-        """The run in words."""
-        return in_words(self.experiment, self.kind, "" if self.setting == PUBLISHED else self.setting, self.seed)
-
-    @property
-    def rule(self) -> type:
-        """The rule that judged its steps."""
-        return RULES[SETTINGS[self.setting].get("rule", PUBLISHED)]
-
-    @property
-    def harmful(self) -> pd.DataFrame:
-        """The harmful images."""
-        return self.images[self.images["Harmful"]]
-
-    @property
-    def good(self) -> pd.DataFrame:
-        """All other images."""
-        return self.images[~self.images["Harmful"]]
-
-    @property
-    def cycles(self) -> list:
-        """Its cycles in which anything was verified or screened, in order."""
-        return sorted({*self.log["Cycle"][1:], *self.screening["Cycle"]})
-
-    @property
-    def rows(self) -> pd.DataFrame:
-        """All rows of the file, in its order."""
-        return pd.concat([self.log, self.screening]).sort_values("Row")
-
-    @property
-    def flags(self) -> pd.DataFrame:
-        """The rows that put an image aside, by verification or by the screen."""
-        return self.rows[self.rows["Phase"].isin(["subject", SCREEN]) & (self.rows["Ignored"] == 1)]
-
-    @property
-    def revisits(self) -> pd.DataFrame:
-        """The rows of revisits, with and without a training step."""
-        return self.rows[self.rows["Phase"] == "revisit"]
-
-    @property
-    def locked_up(self) -> list:
-        """The cycles in which most batches were undone, or most screened images suspected: a list of words."""
+    def __post_init__(self) -> None:
+        """What follows from the fields."""
+        super().__post_init__()
+        self.setting = CONTROL_FOLDERS[self.name]
+        self.words = in_words(self.experiment, self.kind, "" if self.setting == PUBLISHED else self.setting, self.seed)
+        self.rule = RULES[SETTINGS[self.setting].get("rule", PUBLISHED)]
+        self.harmful, self.good = self.images[self.images["Harmful"]], self.images[~self.images["Harmful"]]
+        rows = pd.concat([self.log[1:], self.screening]).sort_values("Row")
+        self.cycles = sorted(set(rows["Cycle"]))
+        self.flags = rows[rows["Phase"].isin(["subject", SCREEN]) & (rows["Ignored"] == 1)]
+        self.revisits = rows[rows["Phase"] == "revisit"]
+        # In words, the cycles in which most batches were undone, or most screened images suspected.
         words = {"batch": "batches of cycle {} were undone", SCREEN: "images screened in cycle {} were suspected"}
-        counts = self.rows[self.rows["Phase"].isin(words)].groupby(["Cycle", "Phase"])["Ignored"].agg(["sum", "size"])
+        counts = rows[rows["Phase"].isin(words)].groupby(["Cycle", "Phase"])["Ignored"].agg(["sum", "size"])
         most = counts[2 * counts["sum"] > counts["size"]]
-        return [f"{number} of {of} {words[phase].format(cycle)}" for (cycle, phase), number, of in most.itertuples()]
+        self.locked_up = [
+            f"{number} of {of} {words[phase].format(cycle)}" for (cycle, phase), number, of in most.itertuples()
+        ]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Study:
-    """All that is known of a study; ``records`` maps files to run records, ``notes`` says what is not there."""
+    """All that is known of a study; ``records`` maps files to run records, ``notes`` says what is not there.
+
+    ``keys`` are (experiment, kind, model), ``conditions`` (experiment, kind), both in the paper's order and whichever
+    seeds have them; ``settings`` those of quality control, of which ``main_setting`` is shown where there is place for
+    one only: the published one, if the study has it. ``controls`` are the finished runs of quality control,
+    ``shown_controls`` those of that setting.
+    """
 
     folder: Path
     seeds: list
-    models: list = field(default_factory=list)
-    records: dict = field(default_factory=dict)
-    notes: list = field(default_factory=list)
+    models: list
+    records: dict
+    notes: list
 
-    def note(self, path: Path, text: str, of: Path | None = None) -> None:
-        """Note what is not there; of what was outside the study no reader needs to know where, only for which run."""
-        if of and not path.is_relative_to(self.folder):
-            path, text = of, f"its {path.name} is {text}"
-        self.notes.append(f"{path.relative_to(self.folder)}: {text}")
-
-    @property
-    def keys(self) -> list:
-        """Every (experiment, kind, model) of the study, in the paper's order, whichever seeds have it."""
-        return sorted({model.key for model in self.models}, key=_place)
-
-    @property
-    def conditions(self) -> list:
-        """Every (experiment, kind) of the study, in the paper's order."""
-        return list(dict.fromkeys(key[:2] for key in self.keys if key[0]))
-
-    @property
-    def settings(self) -> list:
-        """The settings of quality control that the study has, the published one first."""
+    def __post_init__(self) -> None:
+        """What follows from the fields."""
+        self.keys = sorted({model.key for model in self.models}, key=_place)
+        self.conditions = list(dict.fromkeys(key[:2] for key in self.keys if key[0]))
         names = {model.name for model in self.models}
-        return [setting for folder, setting in CONTROL_FOLDERS.items() if folder in names]
-
-    @property
-    def main_setting(self) -> str:
-        """The setting that is shown where there is place for one only: the published one, if the study has it."""
-        return next(iter(self.settings), PUBLISHED)
-
-    @property
-    def controls(self) -> list:
-        """The finished runs of quality control."""
-        return [model for model in self.models if isinstance(model, ControlRun)]
-
-    @property
-    def shown_controls(self) -> list:
-        """Those of the setting that is shown."""
-        return [run for run in self.controls if run.setting == self.main_setting]
+        self.settings = [setting for folder, setting in CONTROL_FOLDERS.items() if folder in names]
+        self.main_setting = next(iter(self.settings), PUBLISHED)
+        self.controls = [model for model in self.models if isinstance(model, ControlRun)]
+        self.shown_controls = [run for run in self.controls if run.setting == self.main_setting]
 
     def runs(self, condition: tuple, setting: str | None = None) -> list:
         """The runs of an (experiment, kind) in a setting (None: the one that is shown), one per seed."""
@@ -207,28 +150,27 @@ def read_study(folder: Path) -> Study:
     seeds = sorted(filter(Path.is_dir, folder.glob("seed_*")), key=lambda path: (len(path.name), path.name))
     if seeds and ((folder / CLEAN).is_dir() or _conditions(folder)):
         raise InputError(f"{folder}: has seed folders ({seeds[0].name}, ...) and runs of its own; which is the study?")
-    study = Study(folder, [path.name for path in seeds] or [""])
     places = seeds or [folder]
     found = {name for place in places for path, *_ in _conditions(place) for name in FOLDERS if (path / name).is_dir()}
     # What no experiment has was not asked for; but there is no study without quality control.
     expected = [name for name in (DIRTY, *CONTROL_FOLDERS) if name in found]
     if not found & set(CONTROL_FOLDERS):
         expected.append(layout.CONTROLLED)
-    for place, seed in zip(places, study.seeds, strict=True):
-        _read_seed(study, place, seed, expected)
-    if not study.models:
-        raise InputError(
-            f"{folder}: not a study: neither clean/ nor <experiment>_<kind>/ with {', '.join(FOLDERS[:3])}"
-        )
+    reader = _Reader(folder)
+    models = [model for place in places for model in reader.seed(place, place.name if seeds else "", expected)]
+    study = Study(folder, [path.name for path in seeds] or [""], models, reader.records, reader.notes)
+    if not models:
+        parts = ", ".join(FOLDERS[:3])
+        raise InputError(f"{folder}: not a study: neither clean/ nor <experiment>_<kind>/ with {parts}")
     if study.conditions and DIRTY not in expected:
         study.notes.append("no dirty baseline, so nothing is known of what harm does without quality control")
     for condition in study.conditions:
-        for place in seeds:
-            if not (place / layout.condition_name(*condition)).is_dir():
-                study.note(place / layout.condition_name(*condition), "missing")
-    untimed = sum(not (model.folder / "cycles.csv").is_file() for model in study.models)
+        for path in [place / layout.condition_name(*condition) for place in seeds]:
+            if not path.is_dir():
+                reader.note(path, "missing")
+    untimed = sum(not (model.folder / "cycles.csv").is_file() for model in models)
     if untimed:
-        study.notes.append(f"{untimed} of {len(study.models)} runs have no cycles.csv, so their time is not known")
+        study.notes.append(f"{untimed} of {len(models)} runs have no cycles.csv, so their time is not known")
     return study
 
 
@@ -243,63 +185,121 @@ def _conditions(folder):
     return sorted(found, key=lambda condition: _place(condition[1:]))
 
 
-def _read_seed(study, folder, seed, expected):
-    """Add what one seed's folder holds to the study; ``expected`` are the parts that every experiment should have."""
-    models = []
-    if (folder / CLEAN).is_dir():
-        models.append(_read_model(study, folder / CLEAN, seed, "", "", CLEAN))
-    else:
-        study.note(folder / CLEAN, "missing, so nothing can be compared with a clean model")
-    for place, experiment, kind in _conditions(folder):
-        for part in expected:
-            if (experiment, part) == (CLEAN, DIRTY):
-                continue
-            if (place / part).is_dir():
-                models.append(_read_model(study, place / part, seed, experiment, kind, part))
-            else:
-                study.note(place / part, "missing")
-        _read_record(study, place / HARM / "run.json")
-    _read_record(study, folder / "pretrained" / "run.json")
-    tested = [model for model in models if model.predictions is not None]
-    for model in tested[1:]:  # no pairs, no comparison
-        if _test_set(model) != _test_set(tested[0]):
-            raise InputError(f"{model.folder}: tested on other subjects or labels than {tested[0].folder}")
-    study.models.extend(models)
+class _Reader:
+    """Reads the runs of a study, and collects records and notes."""
+
+    def __init__(self, folder):
+        self.folder, self.records, self.notes = folder, {}, []
+
+    def note(self, path, text, of=None):
+        """Note what is not there; of what was outside the study no reader needs to know where, only for which run."""
+        if of and not path.is_relative_to(self.folder):
+            path, text = of, f"its {path.name} is {text}"
+        self.notes.append(f"{path.relative_to(self.folder)}: {text}")
+
+    def seed(self, folder, seed, expected):
+        """The models in one seed's folder; ``expected`` are the parts that every experiment should have."""
+        models = []
+        if (folder / CLEAN).is_dir():
+            models.append(self.model(folder / CLEAN, seed, "", "", CLEAN))
+        else:
+            self.note(folder / CLEAN, "missing, so nothing can be compared with a clean model")
+        for place, experiment, kind in _conditions(folder):
+            for part in expected:
+                if (experiment, part) == (CLEAN, DIRTY):
+                    continue
+                if (place / part).is_dir():
+                    models.append(self.model(place / part, seed, experiment, kind, part))
+                else:
+                    self.note(place / part, "missing")
+            self.record(place / HARM / "run.json")
+        self.record(folder / "pretrained" / "run.json")
+        tested = [model for model in models if model.predictions is not None]
+        for model in tested[1:]:  # no pairs, no comparison
+            if _test_set(model) != _test_set(tested[0]):
+                raise InputError(f"{model.folder}: tested on other subjects or labels than {tested[0].folder}")
+        return models
+
+    def model(self, folder, seed, experiment, kind, name):
+        record = self.record(folder / "run.json")
+        self.record(folder / "inference_run.json")
+        predictions, metrics = _read_predictions(folder)
+        cycles, seconds = folder / "cycles.csv", pd.Series(dtype=float)
+        if cycles.is_file():
+            seconds = read_table(cycles, ("Cycle", "Seconds"), ("Cycle", "Seconds"))["Seconds"].dropna()
+        model = TrainedModel(seed, experiment, kind, name, folder, record, predictions, metrics, seconds)
+        if not model.record["finished"]:
+            self.note(folder, "not finished")
+        if predictions is None:
+            self.note(folder / "inference_predictions.csv", "missing, so its diagnoses are not known")
+        return self.control(model) if name in CONTROL_FOLDERS else model
+
+    def record(self, path):
+        """The record of a run as a dict, an empty one where there is none; it is added to those of the self."""
+        if not path.is_file():
+            return {"options": {}, "sessions": [], "finished": None}
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            parts = [record["options"], record.get("inputs_sha256", {}), *record["sessions"]]
+            if not all(isinstance(part, dict) for part in parts) or "finished" not in record:
+                raise ValueError
+        except (OSError, ValueError, KeyError, TypeError):
+            raise InputError(f"{path}: not a record of a run") from None
+        self.records[path] = record
+        return record
+
+    def control(self, model):
+        """A :class:`ControlRun`, or the model as it is (noted) where the run is not complete."""
+        options = OLDER_OPTIONS | model.options
+        harm, log_csv = model.folder.parent / HARM, model.folder / "log.csv"
+        truth_csv, training_csv = harm / "truth.csv", harm / "training_set.csv"
+        if model.experiment == CLEAN:
+            truth_csv, training_csv = None, self.folder / options.get("fn_train", "training_set.csv")
+        missing = [path for path in (truth_csv, training_csv, log_csv) if path and not path.is_file()]
+        for path in missing:
+            self.note(path, "missing, so what was found is not known", model.folder)
+        if missing or not model.record["finished"]:
+            return model
+        lacking = [name for name in AUDIT_OPTIONS if name not in options]
+        if lacking:
+            raise InputError(f"{model.folder / 'run.json'}: lacks the option(s) {', '.join(lacking)}")
+        setting = SETTINGS[CONTROL_FOLDERS[model.name]]
+        if any(options[name] != setting.get(name, OLDER_OPTIONS[name]) for name in ("rule", "screen")):
+            raise InputError(f"{model.folder / 'run.json'}: made by another setting than that of its folder")
+        self.audit(model, log_csv, training_csv, options)
+        images = _read_images(training_csv, truth_csv, model.experiment, model.kind)
+        log = _read_log(log_csv, RULES[options["rule"]], options["screen"])
+        unknown = set(SEPARATOR.join(log["Subjects"][1:]).split(SEPARATOR)) - set(images.index)
+        if unknown:
+            raise InputError(f"{log_csv}: trained {min(unknown)}, who is not in {training_csv}")
+        flags = log[log["Phase"].isin(["subject", SCREEN]) & (log["Ignored"] == 1)].groupby("Subject")["Cycle"]
+        images["Times_flagged"] = flags.size().reindex(images.index, fill_value=0)
+        images["Flagged"] = images["Times_flagged"] > 0
+        images["First_flagged"] = flags.min().reindex(images.index).astype("Int64")
+        eliminated = log[log["Eliminated"] == 1].groupby("Subject")["Cycle"].first()
+        images["Eliminated_cycle"] = eliminated.reindex(images.index).astype("Int64")
+        images["Eliminated"] = images["Eliminated_cycle"].notna()
+        trained = log["PFP"].notna()
+        log, screening = (log[rows].reset_index(drop=True) for rows in (trained, ~trained))
+        known = {field.name: getattr(model, field.name) for field in fields(model)}
+        known["record"] = model.record | {"options": options}
+        return ControlRun(**known, log=log, screening=screening, images=images)
+
+    def audit(self, model, log_csv, training_csv, options):
+        """Raise InputError for a log that the audit refuses; note where the audit cannot be made."""
+        test_csv, subjects_csv = self.folder / options.get("fn_test", "test_set.csv"), model.folder / "log_subjects.csv"
+        if not test_csv.is_file():
+            self.note(test_csv, "missing, so its log was not audited", model.folder)
+            return
+        subjects_csv = subjects_csv if subjects_csv.is_file() else None
+        found = audit_log(log_csv, training_csv, test_csv, SimpleNamespace(**options), subjects_csv=subjects_csv)
+        if found.violations:
+            raise InputError(found.violations[0])
 
 
 def _test_set(model):
     cycle = model.predictions[model.predictions["cycle"] == model.predictions["cycle"].min()]
     return dict(zip(cycle["Subject"], cycle["ground_truth"], strict=True))
-
-
-def _read_model(study, folder, seed, experiment, kind, name):
-    record = _read_record(study, folder / "run.json")
-    _read_record(study, folder / "inference_run.json")
-    predictions, metrics = _read_predictions(folder)
-    cycles, seconds = folder / "cycles.csv", pd.Series(dtype=float)
-    if cycles.is_file():
-        seconds = read_table(cycles, ("Cycle", "Seconds"), ("Cycle", "Seconds"))["Seconds"].dropna()
-    model = TrainedModel(seed, experiment, kind, name, folder, record, predictions, metrics, seconds)
-    if not model.record["finished"]:
-        study.note(folder, "not finished")
-    if predictions is None:
-        study.note(folder / "inference_predictions.csv", "missing, so its diagnoses are not known")
-    return _read_control(study, model) if name in CONTROL_FOLDERS else model
-
-
-def _read_record(study, path):
-    """The record of a run as a dict, an empty one where there is none; it is added to those of the study."""
-    if not path.is_file():
-        return {"options": {}, "sessions": [], "finished": None}
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        parts = [record["options"], record.get("inputs_sha256", {}), *record["sessions"]]
-        if not all(isinstance(part, dict) for part in parts) or "finished" not in record:
-            raise ValueError
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"{path}: not a record of a run") from None
-    study.records[path] = record
-    return record
 
 
 def read_table(path: Path, columns: tuple, numeric: tuple = ()) -> pd.DataFrame:
@@ -358,55 +358,6 @@ def _read_predictions(folder):
             if not np.isclose(there, value, atol=1e-6, equal_nan=True):
                 raise InputError(f"{path}: {metric} of cycle {cycle} is {there:g}, its predictions say {value:g}")
     return table, metrics
-
-
-def _read_control(study, model):
-    """A :class:`ControlRun`, or the model as it is (noted) where the run is not complete."""
-    options = OLDER_OPTIONS | model.options
-    harm, log_csv = model.folder.parent / HARM, model.folder / "log.csv"
-    truth_csv, training_csv = harm / "truth.csv", harm / "training_set.csv"
-    if model.experiment == CLEAN:
-        truth_csv, training_csv = None, study.folder / options.get("fn_train", "training_set.csv")
-    missing = [path for path in (truth_csv, training_csv, log_csv) if path and not path.is_file()]
-    for path in missing:
-        study.note(path, "missing, so what was found is not known", model.folder)
-    if missing or not model.record["finished"]:
-        return model
-    lacking = [name for name in AUDIT_OPTIONS if name not in options]
-    if lacking:
-        raise InputError(f"{model.folder / 'run.json'}: lacks the option(s) {', '.join(lacking)}")
-    setting = SETTINGS[CONTROL_FOLDERS[model.name]]
-    if any(options[name] != setting.get(name, OLDER_OPTIONS[name]) for name in ("rule", "screen")):
-        raise InputError(f"{model.folder / 'run.json'}: made by another setting than that of its folder")
-    _audit(study, model, log_csv, training_csv, options)
-    images = _read_images(training_csv, truth_csv, model.experiment, model.kind)
-    log = _read_log(log_csv, RULES[options["rule"]], options["screen"])
-    unknown = set(SEPARATOR.join(log["Subjects"][1:]).split(SEPARATOR)) - set(images.index)
-    if unknown:
-        raise InputError(f"{log_csv}: trained {min(unknown)}, who is not in {training_csv}")
-    flags = log[log["Phase"].isin(["subject", SCREEN]) & (log["Ignored"] == 1)].groupby("Subject")["Cycle"]
-    images["Times_flagged"] = flags.size().reindex(images.index, fill_value=0)
-    images["Flagged"] = images["Times_flagged"] > 0
-    images["First_flagged"] = flags.min().reindex(images.index).astype("Int64")
-    eliminated = log[log["Eliminated"] == 1].groupby("Subject")["Cycle"].first()
-    images["Eliminated_cycle"] = eliminated.reindex(images.index).astype("Int64")
-    images["Eliminated"] = images["Eliminated_cycle"].notna()
-    trained = log["PFP"].notna()
-    log, screening = (log[rows].reset_index(drop=True) for rows in (trained, ~trained))
-    whole = vars(model) | {"record": model.record | {"options": options}}
-    return ControlRun(**whole, log=log, screening=screening, images=images)
-
-
-def _audit(study, model, log_csv, training_csv, options):
-    """Raise InputError for a log that the audit refuses; note where the audit cannot be made."""
-    test_csv, subjects_csv = study.folder / options.get("fn_test", "test_set.csv"), model.folder / "log_subjects.csv"
-    if not test_csv.is_file():
-        study.note(test_csv, "missing, so its log was not audited", model.folder)
-        return
-    subjects_csv = subjects_csv if subjects_csv.is_file() else None
-    found = audit_log(log_csv, training_csv, test_csv, SimpleNamespace(**options), subjects_csv=subjects_csv)
-    if found.violations:
-        raise InputError(found.violations[0])
 
 
 def _read_images(training_csv, truth_csv, experiment, kind):
