@@ -199,11 +199,22 @@ def duration_text(seconds: float) -> str:
 def run_apart(function: Callable, *arguments) -> object:
     """Call a function in a process of its own, so that this one never holds a GPU; returns what it returns."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, initializer=os.setpgrp) as pool:  # Ctrl-C does not reach it
+    with ProcessPoolExecutor(1, mp_context=context, initializer=_stand_apart) as pool:
         try:
             return pool.submit(function, *arguments).result()
         except BrokenProcessPool:
             raise OSError(errno.EIO, f"the process of {function.__name__}() died") from None
+
+
+def _stand_apart():
+    """In the process of a function: Ctrl-C does not reach it, and it does not outlive its parent."""
+
+    def follow_parent():
+        multiprocessing.parent_process().join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    os.setpgrp()
+    threading.Thread(target=follow_parent, daemon=True).start()
 
 
 def stop_on_signals() -> None:

@@ -460,6 +460,14 @@ def test_measuring_stops_at_once(number, study):
     assert not study.out.exists()
 
 
+def test_what_measures_does_not_outlive_the_study(study):
+    study.order(measure="wait")
+    process = study.start()
+    study.wait_for("begin measure")
+    process.kill()
+    process.communicate(timeout=30)  # the other end of its stdout is closed only when nobody is left
+
+
 def test_a_script_that_has_not_begun_to_train_stops_at_once(study):
     study.order(clean="read")
     process = study.start()

@@ -223,11 +223,7 @@ def flags_by_center(run: ControlRun) -> Picture:
             lost = eliminated.iloc[row, column]
             text = "  ".join(([str(number)] if number else []) + ([f"{TRIANGLE}{lost}"] if lost else []))
             axis.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8)
-        names = [name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + ELLIPSIS for name in shown.index]
-        labels = [
-            f"{name} ({harmful} of {size} harmful)"
-            for name, harmful, size in zip(names, shown["harmful"], shown["size"], strict=True)
-        ]
+        labels = [f"{_short(center)} ({harmful} of {size} harmful)" for center, harmful, size in shown.itertuples()]
         axis.set_yticks(np.arange(len(shown)) + 0.5, labels)
         axis.set_xticks(np.arange(len(run.cycles)) + 0.5, run.cycles)
         axis.invert_yaxis()
@@ -248,6 +244,10 @@ def flags_by_center(run: ControlRun) -> Picture:
     alternative = f"Map of centers by cycles. Images flagged: {'; '.join(rows) or 'none'}."
     size = max(5.0, 3 + 0.45 * len(run.cycles)), 1.2 + 0.3 * max(1, len(shown))
     return _of_run("flags", "Flags by center and cycle", run, caption, alternative, size, draw)
+
+
+def _short(name):
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + ELLIPSIS
 
 
 def flags_by_threshold(run: ControlRun) -> Picture:
