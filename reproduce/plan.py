@@ -24,7 +24,7 @@ SCRIPTS = {
 # What the demo does otherwise: a narrow network learns faster, and a revisit after one cycle ends it sooner.
 PAPER = {"cycles": 30, "width": 1.0, "pretraining_rate": 1e-4, "revisit": 2, "jobs": 1}
 DEMO = {
-    "cycles": 12, "width": 0.125, "pretraining_rate": 1e-3, "revisit": 1, "jobs": min(4, os.cpu_count()),
+    "cycles": 12, "width": 0.125, "pretraining_rate": 1e-3, "revisit": 1, "jobs": min(4, os.cpu_count() or 1),
     "out": Path("demo"), "shrink": 4, "spacing": 4.0,
 }  # fmt: skip
 PUBLISHED_SEEDS = {"train": 40, "harm": 42, "dirty": 42, "control": 42}

@@ -20,12 +20,13 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from travelling.errors import InputError, Stopped
 from travelling.stopping import STOP_SIGNALS
 
 PAUSE = 0.05  # seconds between two looks at the scripts that run
-_running = {}  # processes of scripts: their steps, and when they began
+_running: dict[subprocess.Popen, tuple] = {}  # processes of scripts: their steps, and when they began
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,10 @@ def _start(line, folder, output, jobs):
     """Start a script in a study's folder, in a process group of its own: Ctrl-C does not reach it."""
     environment = dict(os.environ)
     if jobs > 1:  # they must not compete for the cores
-        environment |= {"TF_NUM_INTRAOP_THREADS": str(max(1, os.cpu_count() // jobs)), "TF_NUM_INTEROP_THREADS": "1"}
+        environment |= {
+            "TF_NUM_INTRAOP_THREADS": str(max(1, (os.cpu_count() or 1) // jobs)),
+            "TF_NUM_INTEROP_THREADS": "1",
+        }
     output.parent.mkdir(parents=True, exist_ok=True)
     with open(output, "w", encoding="utf-8") as file:
         print(f"cd {shlex.quote(str(folder))}\n{shlex.join([sys.executable, *line])}", file=file, flush=True)
@@ -196,7 +200,7 @@ def duration_text(seconds: float) -> str:
     return f"{max(1, seconds):.0f} s"
 
 
-def run_apart(function: Callable, *arguments) -> object:
+def run_apart(function: Callable, *arguments) -> Any:
     """Call a function in a process of its own, so that this one never holds a GPU; returns what it returns."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, initializer=_stand_apart) as pool:

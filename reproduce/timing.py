@@ -73,7 +73,7 @@ def _time(function: Callable, warm: bool = False) -> float:
     """Seconds that a call takes: the median of five, or of one where it is slow; ``warm``: after one that may be."""
     if warm:
         function()
-    seconds = []
+    seconds: list[float] = []
     while len(seconds) < 5 and sum(seconds) < QUICK:
         begun = time.perf_counter()
         function()

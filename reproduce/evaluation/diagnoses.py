@@ -46,7 +46,7 @@ class Diagnoses:
         self.cycle = max(cycles, default=None) if cycle is None else cycle
         self.when = "(no model was tested)" if self.cycle is None else f"after cycle {self.cycle}"
         self.notes, self.values, self.replicates, self.sizes = [], {}, {}, {}
-        by_seed = {}
+        by_seed: dict[str, list] = {}
         for model in tested:
             now = model.predictions[model.predictions["cycle"] == self.cycle].sort_values("Subject")
             if now.empty:
@@ -54,7 +54,7 @@ class Diagnoses:
                 self.notes.append(f"{place}: not tested after cycle {self.cycle} (the last is {last})")
             else:
                 by_seed.setdefault(model.seed, []).append((model.key, now))
-        streams = {}  # seeds with the same test set share its resamples; another test set has its own
+        streams: dict[tuple, int] = {}  # seeds with the same test set share its resamples; another test set has its own
         for name, models in by_seed.items():
             people = models[0][1]
             content = people[["Subject", "ground_truth", "Sex", "Age"]].astype(str).to_numpy()

@@ -14,7 +14,7 @@ KINDS = (
 PAPER_KINDS = KINDS[:2]
 PUBLISHED = "published"
 # Settings of quality control: the options that each adds to the published method.
-SETTINGS = {
+SETTINGS: dict[str, dict] = {
     PUBLISHED: {},
     "evidence": {"rule": "evidence"},
     "screen": {"screen": True},

@@ -99,7 +99,7 @@ def view(frame: pd.DataFrame, names: list, cells: dict) -> pd.DataFrame:
 
 def wide(frame: pd.DataFrame, names: list, cell: Callable) -> pd.DataFrame:
     """The same with one row per model and one column per metric, from one row per model and metric."""
-    parts = []
+    parts: list[pd.DataFrame] = []
     for metric, name in METRIC_NAMES.items():
         parts.append(view(frame[frame["metric"] == metric], [] if parts else names, {name: cell}))
     return pd.concat(parts, axis=1)

@@ -24,13 +24,13 @@ TEMPLATE, SCRIPT = "report.html.jinja", "report.js"
 
 
 def evaluate(study: Study, folder: Path, parts: tuple = PARTS, with_images: bool = False, **options) -> tuple:
-    """Write parts of the evaluation of a study to a folder; returns (tables, figures), None where no part needs them.
+    """Write parts of the evaluation of a study to a folder; returns (tables, figures), empty where no part needs them.
 
     ``options`` are those of :class:`evaluation.diagnoses.Diagnoses`.
     """
     diagnoses = Diagnoses(study, **options)
-    tables = make_tables(study, diagnoses) if {"tables", "report"} & set(parts) else None
-    figures = make_figures(study, with_images) if {"figures", "report"} & set(parts) else None
+    tables = make_tables(study, diagnoses) if {"tables", "report"} & set(parts) else {}
+    figures = make_figures(study, with_images) if {"figures", "report"} & set(parts) else []
     folder.mkdir(parents=True, exist_ok=True)
     if "tables" in parts:
         write_tables(tables, folder / "tables")

@@ -18,7 +18,7 @@ from evaluation.render import setting_in_words
 HARMFUL, GOOD = "harmful", "good"
 OUTCOMES = ("flagged", "eliminated")
 SECTIONS = ("diagnoses", "found", "centers", "fairness", "cost")  # of the report, which tells of centers otherwise
-_FOUND = []
+_FOUND: list[tuple] = []
 
 
 @dataclass

@@ -1,5 +1,7 @@
 """What other values of -error would have done, as far as the logs tell."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 
@@ -52,7 +54,7 @@ def _range_cell(found):
     return lambda row: text(row) + (f" to {number_text(row[most])}" if row[most] > row[found] else "")
 
 
-def detection_by_threshold(run: ControlRun, thresholds: list | None = None) -> pd.DataFrame:
+def detection_by_threshold(run: ControlRun, thresholds: Iterable[float] | None = None) -> pd.DataFrame:
     """What other values of -error would have done in the run's first cycle: one row per threshold.
 
     ``threshold`` is the rise of FPR or FNR per image; None takes all values at which something changes, and the run's
