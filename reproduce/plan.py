@@ -147,9 +147,8 @@ def plan(arguments: argparse.Namespace, cohort: Cohort) -> list:
     if arguments.demo:
         size = words_of({"shrink": arguments.shrink, "spacing": arguments.spacing})
         line = (SCRIPTS["cohort"], "--output-folder", cohort.training_csv.parent, *size)
-        facts = {"overwrites": True, "keeps_record": False, "alone": True}
-        work = {"make": sum(cohort.centers) + cohort.tested}
-        steps.append(Step("cohort", line, results=(cohort.training_csv, cohort.test_csv), work=work, **facts))
+        results, work = (cohort.training_csv, cohort.test_csv), {"make": sum(cohort.centers) + cohort.tested}
+        steps.append(Step("cohort", line, results=results, overwrites=True, keeps_record=False, alone=True, work=work))
     for seed in range(arguments.seeds):
         place = Path() if arguments.seeds == 1 else Path(f"seed_{seed + 1}")
         steps += _plan_of_seed(arguments, cohort, place, seed * BETWEEN_SEEDS)

@@ -86,7 +86,7 @@ class Step:
 
 def missing(steps: list, folder: Path) -> list:
     """The steps that are not done, or need one that is not."""
-    found = []
+    found: list[Step] = []
     for step in steps:
         if step.needs(found) or not step.is_done(folder):
             found.append(step)
@@ -105,7 +105,7 @@ def refuse_other_results(steps: list, folder: Path) -> None:
 
 def times_before_the_end(steps: list, seconds: dict) -> dict:
     """How long each step and the longest chain of steps behind it take, by name: what to begin with."""
-    times = {}
+    times: dict[str, float] = {}
     for number, step in reversed(list(enumerate(steps))):
         behind = [times[other.name] for other in steps[number + 1 :] if other.needs([step])]
         times[step.name] = seconds[step.name] + max(behind, default=0)
@@ -179,10 +179,8 @@ def _start(line, folder, output, jobs):
     """Start a script in a study's folder, in a process group of its own: Ctrl-C does not reach it."""
     environment = dict(os.environ)
     if jobs > 1:  # they must not compete for the cores
-        environment |= {
-            "TF_NUM_INTRAOP_THREADS": str(max(1, (os.cpu_count() or 1) // jobs)),
-            "TF_NUM_INTEROP_THREADS": "1",
-        }
+        each = max(1, (os.cpu_count() or 1) // jobs)
+        environment |= {"TF_NUM_INTRAOP_THREADS": str(each), "TF_NUM_INTEROP_THREADS": "1"}
     output.parent.mkdir(parents=True, exist_ok=True)
     with open(output, "w", encoding="utf-8") as file:
         print(f"cd {shlex.quote(str(folder))}\n{shlex.join([sys.executable, *line])}", file=file, flush=True)

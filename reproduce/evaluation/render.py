@@ -77,7 +77,7 @@ def count(*names: str) -> Callable:
 
 
 VALUE = number("value", low="low", high="high", deviation="sd_over_seeds")
-_NAMES = {  # of what a row is about
+_NAMES: dict[str, Callable] = {  # of what a row is about
     "experiment": in_words, "kind": in_words, "model": MODEL_NAMES.get, "setting": setting_in_words,
     "subgroup": subgroup_in_words, "seeds": count_text,
 }  # fmt: skip

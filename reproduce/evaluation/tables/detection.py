@@ -82,7 +82,8 @@ def _setting_where_several(frame):
 def summary_of_detection(tables: dict) -> pd.DataFrame:
     """Numbers of harmful and good images, flagged and eliminated by cycle: what the demo prints."""
     frame = tables["detection"].frame
-    names, parts = ["experiment", "kind", *_setting_where_several(frame)], []
+    parts: list[pd.DataFrame] = []
+    names = ["experiment", "kind", *_setting_where_several(frame)]
     for name in (HARMFUL, GOOD):
         cells = {f"{name} images": count("number")}
         for outcome, cycles in CYCLES.items():

@@ -23,7 +23,7 @@ def fairness(study: Study, diagnoses: Diagnoses) -> tuple:
     own, stratified by class). Best minus worst age group is never below 0 and larger by chance alone the smaller the
     groups: compare it with the clean model's. n/a: a group lacks the class that the metric needs, or its ages.
     """
-    gaps = {"male - female": (np.subtract, ["male", "female"])}
+    gaps: dict[str, tuple] = {"male - female": (np.subtract, ["male", "female"])}
     ages = [name for name in diagnoses.subgroups if name.startswith("age_")]
     if len(ages) > 1:
         gaps["best - worst age group"] = (lambda *groups: np.ptp(groups, axis=0), ages)

@@ -33,8 +33,8 @@ def performance(study: Study, diagnoses: Diagnoses) -> tuple:
             rows += [{"subgroup": subgroup} | sizes | row for row in of_model]
     frame = pd.DataFrame(rows, columns=COLUMNS)
     for subgroup in diagnoses.subgroups:
-        sizes = dict.fromkeys(tuple(size) for (name, _), size in diagnoses.sizes.items() if name == subgroup)
-        in_each = " or ".join(f"{healthy} HC and {patients} PD" for healthy, patients in sizes)
+        in_seeds = [size for (name, _), size in diagnoses.sizes.items() if name == subgroup]
+        in_each = " or ".join(dict.fromkeys(f"{healthy} HC and {patients} PD" for healthy, patients in in_seeds))
         part = frame[frame["subgroup"] == subgroup]
         views[f"{subgroup_in_words(subgroup).capitalize()}: {in_each}"] = wide(part, leading(study, *NAMES), VALUE)
     others = frame[(frame["subgroup"] == ALL) & (frame["model"] != CLEAN)]
