@@ -31,7 +31,7 @@ def describe(arguments, inputs):
 
 
 def _plain(value):
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value if value is None or isinstance(value, (bool, int, float)) else str(value)
 

@@ -37,9 +37,11 @@ class Rule:
 
     def locked_up(self, accepted, protocol) -> str:
         """In words, how this rule can come to undo most batches, and what avoids it."""
+        cells = ", ".join(f"{column} {value:.3f}" for column, value in self.describe(accepted).items())
         return (
-            "the last accepted evaluation was a lucky one: every step is measured against it, undone, and the next "
-            "begins from the very same model; a larger test set or a lower learning rate avoid that"
+            f"the last accepted evaluation{cells and f' ({cells})'} was a lucky one: every step is measured against "
+            "it, undone, and the next begins from the very same model; a larger test set or a lower learning rate "
+            "avoid that"
         )
 
     def saturation(self, baseline, tolerance, protocol) -> list[str]:
@@ -127,14 +129,6 @@ class EvidenceRule(Rule):
     def describe(self, baseline):
         """As :meth:`Rule.describe`."""
         return {"AUROC": auroc_fell(baseline.labels, baseline.predictions, baseline.predictions)[0]}
-
-    def locked_up(self, accepted, protocol):
-        """As :meth:`Rule.locked_up`."""
-        return (
-            f"the last accepted evaluation (AUROC {self.describe(accepted)['AUROC']:.3f}) was a lucky one: every step "
-            "is measured against it, undone, and the next begins from the very same model; a larger test set or a "
-            "lower learning rate avoid that"
-        )
 
     def saturation(self, baseline, tolerance, protocol):
         """In words, why not even a model that ranks nobody would be told from the pre-trained one; else empty."""

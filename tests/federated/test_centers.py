@@ -35,7 +35,7 @@ from nvflare.private.fed.utils.fed_utils import fobs_initialize
 from travelling.errors import AlreadyDone, InputError, VisitFailed
 from travelling_quality_control.federated.center import CenterExecutor, Pseudonyms
 from travelling_quality_control.federated.job import refuse_complete, run_jobs
-from travelling_quality_control.federated.prepare_site import configure_center, image_settings
+from travelling_quality_control.federated.prepare_site import configure_center
 from travelling_quality_control.federated.server import (
     ERROR_FILE,
     TravellingController,
@@ -59,7 +59,7 @@ def hospitals(study, tmp_path_factory):
     table = study.table.assign(Path=[str(study.folder / path) for path in study.table["Path"]])
     for center in CENTERS:
         table[table["Study"] == center].to_csv(folder / f"{center}.csv", index=False)
-        configure_center(folder, center, folder / f"{center}.csv", folder / center, image_settings())
+        configure_center(folder, center, folder / f"{center}.csv", folder / center, {})
     from travelling.model import TravellingModel  # only now: it imports TensorFlow
 
     # One network for all centers, as compiling takes seconds; each takes over a whole state before every step.

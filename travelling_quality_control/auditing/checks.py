@@ -5,18 +5,9 @@ from pathlib import Path
 
 from travelling.rules import RULES
 from travelling_quality_control.auditing.replay import Replay, RunOptions
-from travelling_quality_control.auditing.tables import (
-    COLUMNS,
-    FAILURES,
-    LIMITS,
-    ROUNDING,
-    SCREEN_COLUMNS,
-    TABLE_COLUMNS,
-    Table,
-    is_failure,
-    is_screened,
-)
+from travelling_quality_control.auditing.tables import COLUMNS, FAILURES, LIMITS, SCREEN_COLUMNS, TABLE_COLUMNS, Table
 
+ROUNDING = 1e-9  # smaller differences do not count, but for what --protocol published decides
 MEASURED = ("ACC", "FP", "FN", "PFP", "PFN")  # columns
 
 
@@ -30,11 +21,12 @@ class Audit:
         self.log = log
         self.options = options
         self.rule = RULES[options.rule]()
+        self.step_columns = [name for name in self.rule.columns if name not in self.rule.baseline_columns]
         self.test_set = test_set
         self.may_be_unfinished = unfinished
         # Where there are no rows after the baseline, no cycle has begun; the replay then only fills the table.
         first_cycle = log.rows[1]["Cycle"] if len(log.rows) > 1 else 0
-        untold = {(row["Cycle"], row["Study"]) for row in log.rows if is_failure(row) and not row["Subjects"]}
+        untold = {(row["Cycle"], row["Study"]) for row in log.rows if row["kind"] == "failure" and not row["Subjects"]}
         self.replay = Replay(subjects_of, first_cycle, options, untold)
         self.lost = False  # after a step out of order: the order is checked again from the next cycle on
         self.unfinished = False
@@ -49,14 +41,12 @@ class Audit:
             self._violation({"row": 1}, f"columns are {', '.join(self.log.header)}, should be {', '.join(columns)}")
             if not set(columns) <= set(self.log.header):
                 return
-        first, *rows = self.log.rows
-        self._check_counts(first)
-        self._check_baseline(first)
-        for row, following in itertools.zip_longest(rows, rows[1:]):
-            if is_failure(row):
+        self._check_baseline(self.log.rows[0])
+        for row, following in itertools.pairwise([*self.log.rows[1:], None]):
+            if row["kind"] == "failure":
                 self._check_failure(row)
-            elif is_screened(row):
-                self._check_screened(row)
+            elif row["kind"] == "look":
+                self._check_look(row)
             else:
                 self._check_step(row, following)
         self._check_end()
@@ -65,16 +55,13 @@ class Audit:
 
     def _check_baseline(self, row):
         """Check the first row: the pre-trained model."""
+        self._check_counts(row)
         if row["Phase"] != "baseline":
             self._violation(row, f"Phase is {shown(row['Phase'])}, should be 'baseline'; the row is not replayed")
             return
-        for column in ("Subject", "Study"):
-            self._check(row, column, "n/a", "baseline")
-        self._check(row, "Subjects", [], "baseline")
-        for column in ("Cycle", "Ignored", "Eliminated"):
-            self._check(row, column, 0, "baseline")
-        of_steps = [column for column in self.rule.columns if column not in self.rule.baseline_columns]
-        self._check_empty(row, (*LIMITS, *of_steps, *SCREEN_COLUMNS), "baseline")
+        cells = {"Subject": "n/a", "Study": "n/a", "Subjects": [], "Cycle": 0, "Ignored": 0, "Eliminated": 0}
+        empty = dict.fromkeys((*LIMITS, *self.step_columns, *SCREEN_COLUMNS))
+        self._check_cells(row, cells | empty, "baseline")
         self._tell(row, self.rule.audit_baseline(row))
 
     def _check_step(self, row, following):
@@ -84,7 +71,7 @@ class Audit:
         if phase in ("batch", "subject", "revisit"):
             self._check(row, "Subject", "batch" if phase == "batch" else ";".join(row["Subjects"]), f"Phase {phase}")
         self._check_subjects(row)
-        self._check_tolerance(row)
+        self._check(row, "Tolerance", *self._tolerance(row))
         self._check_reference(row)
         harmful = self._check_decision(row)
         if self.options.screen:
@@ -97,12 +84,12 @@ class Audit:
         if not harmful:
             self.accepted = row
 
-    def _check_screened(self, row):
+    def _check_look(self, row):
         """Check what the screen said: a suspect is put aside, or eliminated at its revisit; no rate was measured."""
         cycle, phase = self._check_order(row)
         self._check(row, "Subject", ";".join(row["Subjects"]), f"Phase {phase}")
         self._check_subjects(row)
-        self._check_empty(row, (*MEASURED, "Tolerance", *self.rule.columns), "no step was made")
+        self._check_cells(row, dict.fromkeys((*MEASURED, "Tolerance", *self.rule.columns)), "no step was made")
         self._check_reference(row)
         suspect = self._is_suspect(row)
         if phase == "revisit" and not suspect:
@@ -116,11 +103,10 @@ class Audit:
         """Check a step that a center did not make: it changes nothing, and nothing was measured."""
         self._check_order(row)
         why = f"Phase {row['Phase']}"
-        for column, should in (("Subject", "n/a"), ("Ignored", 1), ("Eliminated", 0)):
-            self._check(row, column, should, why)
-        self._check_empty(row, (*MEASURED, *self.rule.columns, *SCREEN_COLUMNS), why)
+        empty = dict.fromkeys((*MEASURED, *self.rule.columns, *SCREEN_COLUMNS))
+        self._check_cells(row, {"Subject": "n/a", "Ignored": 1, "Eliminated": 0} | empty, why)
         self._check_subjects(row)
-        self._check_tolerance(row)
+        self._check(row, "Tolerance", *self._tolerance(row))
         self._check_reference(row)
         self.replay.failed(row["Study"])
 
@@ -137,7 +123,7 @@ class Audit:
             self._violation(row, f"Phase, Subjects: {found}, but no step can follow")
             self.lost = True
             return told
-        subjects = step.subjects if step.if_failed is None or not is_failure(row) else step.if_failed
+        subjects = step.if_failed if step.if_failed and row["kind"] == "failure" else step.subjects
         if sorted(row["Subjects"]) == sorted(subjects):  # the right step, whatever else is wrong
             self._check(row, "Cycle", cycle, "the order of the steps")
             if row["Phase"] not in FAILURES:
@@ -174,9 +160,10 @@ class Audit:
         for center, subject in studies.items():
             self._check(row, "Study", center, f"the center of {subject}")
 
-    def _check_tolerance(self, row):
+    def _tolerance(self, row):
+        """What the rates may rise by in a step, and why."""
         images, error = len(row["Subjects"]), self.options.error
-        self._check(row, "Tolerance", images * error, f"{images} x {error:g}")
+        return images * error, f"{images} x {error:g}"
 
     def _check_reference(self, row):
         for rate in ("PFP", "PFN"):
@@ -200,7 +187,7 @@ class Audit:
 
     def _check_decision(self, row):
         """Check Ignored and the cells of the rule. Returns whether the step must have been undone."""
-        tolerance = len(row["Subjects"]) * self.options.error
+        tolerance, _ = self._tolerance(row)
         rounding = 0.0 if self.options.protocol == "published" else ROUNDING
         risen, reasons = [], []
         for count, below in zip(("FP", "FN"), self._divisors(), strict=True):
@@ -210,9 +197,7 @@ class Audit:
             reasons.append(f"P{count} {row[f'P{count}']:.6g} {sign} {self.accepted[f'P{count}']:.6g} + {tolerance:.6g}")
         harmful, faults = self.rule.audit_step(row, self.accepted, risen, self.test_set)
         self._tell(row, faults)
-        reasons += [
-            f"{name} {shown(row[name])}" for name in self.rule.columns if name not in self.rule.baseline_columns
-        ]
+        reasons += [f"{name} {shown(row[name])}" for name in self.step_columns]
         self._check(row, "Ignored", int(harmful), ", ".join(reasons))
         return harmful
 
@@ -225,7 +210,7 @@ class Audit:
     def _check_score(self, row, phase):
         """A revisit that trained was no suspect; elsewhere nothing is scored."""
         if phase != "revisit":
-            self._check_empty(row, SCREEN_COLUMNS, f"Phase {phase}")
+            self._check_cells(row, dict.fromkeys(SCREEN_COLUMNS), f"Phase {phase}")
         elif self._is_suspect(row):
             self._violation(row, f"Screen_score {shown(row['Screen_score'])} is that of a suspect, but it trained")
 
@@ -292,9 +277,9 @@ class Audit:
     def summary(self) -> str:
         """What a consistent log holds, in words."""
         rows = self.log.rows[1:]
-        steps = [row for row in rows if not is_screened(row) and not is_failure(row)]
+        steps = [row for row in rows if row["kind"] == "step"]
         looks = sum(row["Phase"] == "screen" for row in rows)
-        failures = sum(map(is_failure, rows))
+        failures = sum(row["kind"] == "failure" for row in rows)
         phases = [row["Phase"] for row in steps]
         by_phase = ", ".join(f"{phases.count(phase)} {phase}" for phase in ("batch", "subject", "revisit"))
         first, last = (rows[0]["Cycle"], rows[-1]["Cycle"]) if rows else (0, -1)
@@ -315,9 +300,9 @@ class Audit:
         if not same(row.get(column), should):
             self._violation(row, f"{column} is {shown(row[column])}, should be {shown(should)} ({why})")
 
-    def _check_empty(self, row, columns, why):
-        for column in columns:
-            self._check(row, column, None, why)
+    def _check_cells(self, row, cells, why):
+        for column, should in cells.items():
+            self._check(row, column, should, why)
 
     def _tell(self, row, faults):
         """Tell what a rule found (:meth:`travelling.rules.Rule.audit_step`)."""

@@ -9,8 +9,6 @@ from pathlib import Path
 from travelling.errors import InputError
 from travelling.rules import RULES
 
-INTEGERS = ("Cycle", "FP", "FN", "Ignored", "Eliminated")
-RATES = ("ACC", "PFP", "PFN")
 LIMITS = ("Tolerance", "Reference_PFP", "Reference_PFN")  # empty in the baseline row
 COLUMNS = (
     "Cycle", "Subject", "Study", "ACC", "FP", "FN", "PFP", "PFN", "Ignored",
@@ -22,7 +20,6 @@ TABLE_COLUMNS = (
 SCREEN_COLUMNS = ("Screen_score", "Screen_limit")  # of --screen
 FAILURES = ("unreachable", "invalid")  # phases of a step that a center did not make: its row has no rates
 LARGEST = 2**31  # of seed and of cycle: NumPy takes seeds below 2**32
-ROUNDING = 1e-9  # smaller differences do not count, but for what --protocol published decides
 
 
 class Table:
@@ -55,26 +52,35 @@ class Table:
             raise InputError(f"{path}: has no rows")
 
     def convert(
-        self,
-        columns: Sequence[str],
-        kind: type,
-        optional: Callable[[dict], bool] = lambda row: False,
-        finite: bool = True,
+        self, columns: Sequence[str], kind: Callable[[str], float], optional: Callable[[dict], bool] = lambda row: False
     ) -> None:
         """Turn cells into numbers, in those ``columns`` that there are; empty ones into None where ``optional``."""
-        word = "a whole number of at least 0" if kind is int else "a number"
         for row, column in itertools.product(self.rows, [name for name in self.header if name in columns]):
             text = row[column]
             try:
-                value = None if text == "" and optional(row) else kind(text)
-                bad = value is not None and (
-                    not 0 <= value < LARGEST if kind is int else finite and not math.isfinite(value)
-                )
+                row[column] = None if text == "" and optional(row) else kind(text)
             except ValueError:
-                bad = True
-            if bad:
-                raise InputError(f"{self.path}, row {row['row']}: {column} '{text}' is not {word}")
-            row[column] = value
+                word = "a whole number of at least 0" if kind is whole else "a number"
+                raise InputError(f"{self.path}, row {row['row']}: {column} '{text}' is not {word}") from None
+
+
+def whole(text: str) -> int:
+    """A whole number from 0 on."""
+    if not 0 <= int(text) < LARGEST:
+        raise ValueError
+    return int(text)
+
+
+def finite(text: str) -> float:
+    """A number, neither infinite nor NaN."""
+    if not math.isfinite(float(text)):
+        raise ValueError
+    return float(text)
+
+
+def always(row: dict) -> bool:
+    """Of cells that may be empty in every row."""
+    return True
 
 
 def read_cohorts(train: Path, test: Path, centers: Sequence[str] | None = None) -> tuple[dict, tuple[int, int]]:
@@ -85,7 +91,7 @@ def read_cohorts(train: Path, test: Path, centers: Sequence[str] | None = None) 
     """
     training_set = Table(train, ("Subject", "Study"), strip=True)
     test_set = Table(test, ("Subject", "Group_bin"), strip=True)
-    test_set.convert(["Group_bin"], float)
+    test_set.convert(["Group_bin"], finite)
     subjects_of, seen = {name: [] for name in centers or ()}, {}
     for table in (training_set, test_set):
         for row in table.rows:
@@ -104,17 +110,22 @@ def read_cohorts(train: Path, test: Path, centers: Sequence[str] | None = None) 
 
 
 def read_log(path: Path, rule: str, train: Path, subjects_of: dict) -> Table:
-    """The log of a run with this rule, with its numbers as numbers and its subjects as lists; ``train`` is its CSV."""
+    """The log of a run with this rule, with its numbers as numbers and its subjects as lists; ``train`` is its CSV.
+
+    ``"kind"`` of a row is "step"; or "failure", of a step that its center did not make; or "look", where the screen
+    looked at an image and no step was made. The first row is always a "step".
+    """
     log = Table(path, COLUMNS)
-    unmeasured = {row["row"] for row in log.rows if is_failure(row) or is_screened(row)}
-    log.convert(("Cycle", "Ignored", "Eliminated"), int)
-    log.convert(("FP", "FN"), int, optional=lambda row: row["row"] in unmeasured)
-    log.convert(RATES, float, optional=lambda row: row["row"] in unmeasured)
-    log.convert((*LIMITS, *RULES[rule].columns, "Screen_limit"), float, optional=lambda row: True)
-    # A model that has come to nothing scores no number.
-    log.convert(["Screen_score"], float, optional=lambda row: True, finite=False)
     for row in log.rows:
+        looked = row["Phase"] == "screen" or (row["Phase"] == "revisit" and row["FP"] == "")
+        row["kind"] = "failure" if row["Phase"] in FAILURES else "look" if looked and "Screen_score" in row else "step"
         row["Subjects"] = row["Subjects"].split(";") if row["Subjects"] else []
+    log.rows[0]["kind"] = "step"
+    log.convert(("Cycle", "Ignored", "Eliminated"), whole)
+    log.convert(("FP", "FN"), whole, optional=lambda row: row["kind"] != "step")
+    log.convert(("ACC", "PFP", "PFN"), finite, optional=lambda row: row["kind"] != "step")
+    log.convert((*LIMITS, *RULES[rule].columns, "Screen_limit"), finite, optional=always)
+    log.convert(["Screen_score"], float, optional=always)  # a model that has come to nothing scores no number
     known = set(itertools.chain(*subjects_of.values()))
     if len(log.rows) > 1 and known.isdisjoint(subject for row in log.rows for subject in row["Subjects"]):
         raise InputError(f"{path}: no subject is in {train}; it is another training set's log")
@@ -124,18 +135,6 @@ def read_log(path: Path, rule: str, train: Path, subjects_of: dict) -> Table:
 def read_subject_table(path: Path) -> Table:
     """The table of subjects, with its numbers as numbers."""
     table = Table(path, TABLE_COLUMNS)
-    table.convert(("Times_flagged", "Revisits", "Eliminated"), int)
-    table.convert(("First_flagged_cycle", "Eliminated_cycle"), int, optional=lambda row: True)
+    table.convert(("Times_flagged", "Revisits", "Eliminated"), whole)
+    table.convert(("First_flagged_cycle", "Eliminated_cycle"), whole, optional=always)
     return table
-
-
-def is_failure(row: dict) -> bool:
-    """Whether a row tells of a step that its center did not make; the first row never does."""
-    return row["Phase"] in FAILURES and row["row"] > 2
-
-
-def is_screened(row: dict) -> bool:
-    """Whether a row tells what the screen said of an image, and no step was made."""
-    return "Screen_score" in row and (
-        row["Phase"] == "screen" or (row["Phase"] == "revisit" and row["FP"] in ("", None))
-    )
