@@ -14,11 +14,20 @@ Example:
 """
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 from evaluation.layout import PARTS
 
 from travelling import command
+from travelling.options import Inference, Options, add_to_parser, changed
+
+
+@dataclass(kw_only=True)
+class Ages(Options):
+    """The ages that separate groups, as for inference."""
+
+    age_edges: tuple = changed(Inference, "age_edges", group=None)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -32,7 +41,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--with-images", action="store_true", help=images)
     cycle = "after which the diagnoses are compared (default: the last that any model was tested after)"
     parser.add_argument("--cycle", type=whole, metavar="CYCLE", help=cycle)
-    command.add_age_option(parser)
+    add_to_parser(parser, Ages)
     resamples = {"type": command.number(int, 99), "default": 9999, "metavar": "N"}
     parser.add_argument("--resamples", help="bootstrap resamples of the test set", **resamples)
     parser.add_argument("--seed", type=whole, default=0, help="of the bootstrap")

@@ -11,6 +11,7 @@ from steps import Step
 from timing import control_work, inference_work, training_work
 
 from travelling import command
+from travelling.options import Device, Evaluation, Images, add_to_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {
@@ -84,9 +85,8 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     add(harm, "revisit", "cycles that a flagged image waits", metavar="CYCLES")
     flag(harm, "allow-saturated", "go on where verification cannot see harm")
 
-    command.add_evaluation_options(parser)
-    command.add_device_options(parser)
-    command.add_image_options(parser)
+    for shared in (Evaluation, Device, Images):
+        add_to_parser(parser, shared)
     add(parser, "keep_every", "keep the models of every N-th cycle (and of the last) only", default=1)
     demo = parser.add_argument_group("demo cohort")
     add(demo, "shrink", "divides the paper's numbers of images")

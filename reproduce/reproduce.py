@@ -28,6 +28,7 @@ from timing import estimate, measure
 
 from travelling import command
 from travelling.errors import InputError
+from travelling.options import FALSE_ALARMS
 
 
 def main() -> None:
@@ -104,7 +105,7 @@ def refuse_unfit_cohort(cohort: Cohort, arguments: argparse.Namespace) -> None:
     for experiment in arguments.experiments:
         refuse_too_few(experiment, arguments.centers, arguments.images, cohort.centers)
     if any(SETTINGS[setting].get("screen") for setting in arguments.settings):
-        limit_rank(cohort.tested, arguments.false_alarms or command.FALSE_ALARMS)
+        limit_rank(cohort.tested, arguments.false_alarms or FALSE_ALARMS)
     elif arguments.false_alarms is not None:
         raise InputError("--false-alarms: is an option of the screen; --settings has no setting with one")
 

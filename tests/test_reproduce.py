@@ -20,7 +20,7 @@ from steps import duration_text, times_before_the_end
 from timing import estimate, measure
 
 import reproduce
-from travelling import command, harm
+from travelling import command, harm, options
 from travelling.errors import InputError
 
 STUBS = ("cohort", "train", "harm", "dirty", "control", "infer")
@@ -234,7 +234,9 @@ def test_options_reach_the_scripts_that_know_them(monkeypatch, small_cohort, tmp
     assert list(steps) == [name for name in IN_ORDER if "/" not in name or name.startswith(("clean", "single_noise"))]
     for step in steps.values():
         monkeypatch.setattr(sys, "argv", step.command())
-        parsed = vars(runpy.run_path(str(step.line[0]), run_name="script")["parse_arguments"]())
+        script = runpy.run_path(str(step.line[0]), run_name="script")
+        (told_by,) = [it for it in script.values() if isinstance(it, type) and issubclass(it, options.Options)]
+        parsed = vars(options.from_command_line(told_by, ""))
         for name, value in {
             "precision": "bfloat16", "deterministic": True, "cache_gb": 3, "cache_dir": tmp_path,
             "keep_every": 5, "protocol": "published", "error": 0.05, "revisit": 3, "allow_saturated": True,

@@ -8,9 +8,9 @@ import pandas as pd
 from evaluation.intervals import RESAMPLES, metric_replicates, paired_p_value, percentile_interval
 from evaluation.layout import CLEAN
 from evaluation.records import Study
-from travelling.command import AGE_EDGES
 from travelling.errors import InputError
 from travelling.metrics import METRICS, age_groups, performance, refuse_unordered_ages
+from travelling.options import AGE_EDGES
 
 CLEAN_KEY = ("", "", CLEAN)
 ALL = "all"

@@ -1,17 +1,15 @@
 """How a study is laid out: the names of its experiments, kinds of harm and settings, and of their folders.
 
-Imports nothing, so that a script that needs the names alone answers at once.
+Imports nothing that is slow, so that ``--help`` answers at once.
 """
+
+from travelling import harm
 
 CLEAN, DIRTY, CONTROLLED, HARM = "clean", "dirty_baseline", "quality_control", "harmful"
 # "clean" is quality control on the clean images: every image that it puts aside is a false alarm.
 EXPERIMENTS = ("whole_centers", "single", CLEAN)
 PAPER_EXPERIMENTS = EXPERIMENTS[:2]
-KINDS = (
-    "inverted", "noise", "inverted_in_range", "inverted_brain", "noise_in_range", "pure_noise", "blur", "ghosting",
-    "spike", "cropped", "upside_down", "left_right", "swapped_label",
-)  # fmt: skip
-PAPER_KINDS = KINDS[:2]
+KINDS, PAPER_KINDS = tuple(harm.KINDS), harm.PUBLISHED
 PUBLISHED = "published"
 # Settings of quality control: the options that each adds to the published method.
 SETTINGS: dict[str, dict] = {
