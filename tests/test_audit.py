@@ -343,7 +343,7 @@ class CountRule(rules.Rule):
 
 def test_a_rule_is_one_class(tmp_path, monkeypatch):
     monkeypatch.setitem(rules.RULES, CountRule.name, CountRule)
-    make_run(tmp_path, rule=CountRule(), screen=FakeScreen(0))
+    make_run(tmp_path, rule="count", screen=FakeScreen(0))
     rows = read_rows(tmp_path / "log.csv")
     assert any(int(row["Rise"]) > 3 for row in rows if row["Rise"])
     assert consistent(tmp_path, "--rule", "count", "--screen")

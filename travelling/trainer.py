@@ -9,7 +9,6 @@ from travelling.metrics import evaluate
 from travelling.model_files import SPACE
 
 KNOWN = "distances_of_training_images"  # key in a model's record
-_FIRST = 2  # distances of the first BatchNorm layer: of mean and variance, which intensities decide
 _SAMPLE = 30  # images that stand for a set
 _STRANGE = 0.3  # of them: more, and it is not this or that image
 
@@ -92,7 +91,8 @@ class LocalTrainer:
         return np.max(self._first_distances(subjects), axis=0).tolist()
 
     def _first_distances(self, subjects):
-        return np.array([row[:_FIRST] for row in self._distances_of(_some(subjects))])
+        first = self._model.distances_of_a_layer  # at the first BatchNorm layer intensities decide them
+        return np.array([row[:first] for row in self._distances_of(_some(subjects))])
 
     def strange(self, record):
         """Notices where images lie further from what a model knows than those that it has trained on: a list of lines.

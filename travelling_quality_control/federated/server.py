@@ -62,7 +62,7 @@ class FederatedTrainer(LocalTrainer):
         if subjects is None:
             return super().distances()
         center, name, _, meta = self._ask_in(self.export_state(), "distances", subjects)
-        refuse_bad_distances(meta.get("distances"), len(subjects), 2 * len(self._model.filters))
+        refuse_bad_distances(meta.get("distances"), len(subjects), self._model.distances_of_an_image)
         self._states[center] = {name}
         return meta["distances"]
 
