@@ -77,7 +77,7 @@ def render(picture: Picture, file_format: str = "png", dark: bool = False) -> by
     """A picture as a png or pdf file; the same picture gives the same bytes."""
     colors = _DARK if dark else _LIGHT
     inked = ("text.color", "xtick.color", "ytick.color", "axes.labelcolor", "axes.edgecolor")
-    style = {
+    style: dict = {
         **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), colors["page"]),
         **dict.fromkeys(inked, colors["ink"]),
         **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),

@@ -76,6 +76,11 @@ def count(*names: str) -> Callable:
     return lambda row: ", ".join(count_text(row[name]) for name in names)
 
 
+def text(name: str) -> Callable:
+    """A cell: words of a row, n/a where there are none."""
+    return lambda row: MISSING if pd.isna(row[name]) else row[name]
+
+
 VALUE = number("value", low="low", high="high", deviation="sd_over_seeds")
 _NAMES: dict[str, Callable] = {  # of what a row is about
     "experiment": in_words, "kind": in_words, "model": MODEL_NAMES.get, "setting": setting_in_words,

@@ -5,7 +5,7 @@ import pandas as pd
 
 from evaluation.intervals import wilson_interval
 from evaluation.layout import CENTER_SIZES
-from evaluation.render import MISSING, by_cycle, count, count_text, leading, number, view
+from evaluation.render import by_cycle, count, count_text, leading, number, text, view
 from evaluation.tables import GOOD, HARMFUL, OUTCOMES, Diagnoses, Study, cases, table
 
 WHOLE_CENTERS = "whole harmful centers"
@@ -33,13 +33,13 @@ def detection(study: Study, diagnoses: Diagnoses) -> tuple:
     frame = pd.DataFrame(rows, columns=COLUMNS)
     # A group that an experiment does not have is not shown, such as whole centers among single images.
     shown = frame[(frame["number"] != 0) & ~((frame["images"] == WHOLE_CENTERS) & (frame["seeds"] == 0))]
-    cells = {"images": lambda row: row["images"], "number": count("number")}
+    cells = {"images": text("images"), "number": count("number")}
     for name in OUTCOMES:
         low, high, deviation = (f"{name}{ending}" for ending in ENDINGS[2:])
         cells[name] = count(name)
         cells[f"share {name}"] = number(f"{name}_share", low=low, high=high, deviation=deviation)
         label = CYCLES[name].replace("_", " ").replace("cycles", "in cycle")
-        cells[label] = lambda row, name=name: MISSING if pd.isna(row[CYCLES[name]]) else row[CYCLES[name]]
+        cells[label] = text(CYCLES[name])
     shown = view(shown, leading(study, "experiment", "kind", *_setting_where_several(frame)), cells)
     sums = "Numbers are sums over seeds, shares ± standard deviation over seeds. "
     words = {"sums": sums, "single": " (single seeds)"} if len(study.seeds) > 1 else {"sums": "", "single": ""}

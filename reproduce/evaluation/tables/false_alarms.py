@@ -4,7 +4,7 @@ import pandas as pd
 
 from evaluation.diagnoses import ALL, Diagnoses
 from evaluation.layout import CENTER_SIZES, CLEAN
-from evaluation.render import MISSING, count, number, view
+from evaluation.render import MISSING, count, number, text, view
 from evaluation.tables import OUTCOMES, Study, cases, outcomes, table
 
 GROUP = ["setting", "by", "group"]
@@ -26,7 +26,7 @@ def false_alarms(study: Study, diagnoses: Diagnoses) -> tuple:
             numbers = {"by": by, "group": group, "runs": len(runs), "number": len(images)}
             rows.append(case | numbers | outcomes(images))
     frame = pd.DataFrame(rows, columns=COLUMNS)
-    cells = {"by": lambda row: row["by"], "group": lambda row: row["group"]}
+    cells = {"by": text("by"), "group": text("group")}
     cells |= {"runs": count("runs"), "good images": count("number")}
     for outcome in OUTCOMES:
         cells |= {outcome: count(outcome), f"share {outcome}": number(f"{outcome}_share")}
