@@ -13,7 +13,6 @@ Examples:
     python reproduce/reproduce.py --demo --settings published evidence_screen --kinds inverted blur
 """
 
-import argparse
 import contextlib
 import shlex
 import sys
@@ -22,18 +21,18 @@ from collections import Counter
 from pathlib import Path
 
 from evaluation.layout import PAPER_KINDS, PUBLISHED, SETTINGS
-from plan import SCRIPTS, Cohort, parse_arguments, plan
+from plan import SCRIPTS, Cohort, Study, plan
 from steps import duration_text, missing, refuse_other_results, run_apart, run_steps, stop_on_signals
 from timing import estimate, measure
 
 from travelling import command
 from travelling.errors import InputError
-from travelling.options import FALSE_ALARMS
+from travelling.options import FALSE_ALARMS, from_command_line
 
 
 def main() -> None:
     """Print the plan, run what is missing, and evaluate it."""
-    arguments = parse_arguments(__doc__)
+    arguments = from_command_line(Study, __doc__)
     # Only now, so that --help answers at once.
     from travelling.files import refuse_read_only
 
@@ -67,7 +66,7 @@ def main() -> None:
         print(f"Read it all: {folder / 'report.html'}")
 
 
-def read_cohort(arguments: argparse.Namespace) -> Cohort:
+def read_cohort(arguments: Study) -> Cohort:
     """The user's cohort; raises InputError for what the scripts would refuse, some of them after days."""
     from travelling import cohort
     from travelling.volumes import Volumes
@@ -84,7 +83,7 @@ def read_cohort(arguments: argparse.Namespace) -> Cohort:
     return Cohort(arguments.train, arguments.test, sizes, len(test_set), volumes.shape, image, files)
 
 
-def demo_cohort(arguments: argparse.Namespace) -> Cohort:
+def demo_cohort(arguments: Study) -> Cohort:
     """The demo cohort, which may not be made yet."""
     import pandas as pd
     from make_demo_cohort import CENTERS_FILE, check_spacing, image_size, plan_cohort
@@ -97,7 +96,7 @@ def demo_cohort(arguments: argparse.Namespace) -> Cohort:
     return Cohort(place / "training_set.csv", place / "test_set.csv", sizes, len(test), shape, None, {})
 
 
-def refuse_unfit_cohort(cohort: Cohort, arguments: argparse.Namespace) -> None:
+def refuse_unfit_cohort(cohort: Cohort, arguments: Study) -> None:
     """Raise InputError where there is too little for the harmful images, or for the screen."""
     from travelling.harm import refuse_too_few
     from travelling.screen import limit_rank
@@ -110,7 +109,7 @@ def refuse_unfit_cohort(cohort: Cohort, arguments: argparse.Namespace) -> None:
         raise InputError("--false-alarms: is an option of the screen; --settings has no setting with one")
 
 
-def refuse_unfit_images(steps: list, arguments: argparse.Namespace) -> None:
+def refuse_unfit_images(steps: list, arguments: Study) -> None:
     """Raise InputError for an image that one of ``steps`` would refuse, which may be after days: all are read."""
     from travelling import cohort, harm
     from travelling.volumes import for_each_image, read_with_content
@@ -153,7 +152,7 @@ def refuse_other_layout(folder: Path, seeds: int) -> None:
         raise InputError(f"{folder}: has a study of one seed; choose another --out for --seeds {seeds}")
 
 
-def describe(steps: list, left: list, seconds: dict, device: str, arguments: argparse.Namespace) -> str:
+def describe(steps: list, left: list, seconds: dict, device: str, arguments: Study) -> str:
     """The plan for readers; with ``--dry-run`` as a shell script that does the same, step by step."""
     folder, total = arguments.out, duration_text(sum(seconds.values()))
     lines = [f"{len(left)} of {len(steps)} steps to run, {arguments.jobs} at a time, in {folder}"]
@@ -171,7 +170,7 @@ def describe(steps: list, left: list, seconds: dict, device: str, arguments: arg
     return "\n".join(lines)
 
 
-def evaluate(folder: Path, arguments: argparse.Namespace) -> None:
+def evaluate(folder: Path, arguments: Study) -> None:
     """Make tables, figures and report, and print the tables that matter most."""
     # Only now, so that --help answers at once.
     from evaluation import report

@@ -22,6 +22,7 @@ from timing import estimate, measure
 import reproduce
 from travelling import command, harm, options
 from travelling.errors import InputError
+from travelling.options import from_command_line
 
 STUBS = ("cohort", "train", "harm", "dirty", "control", "infer")
 COSTS = {"start": 1.0, "train": 0.1, "predict": 0.01, "read": 0.0, "make": 0.1, "harm": 0.1, "device": "abacus"}
@@ -167,7 +168,7 @@ def study(tmp_path, small_cohort, monkeypatch, capsys):
 def planned(monkeypatch, *options):
     """(arguments, steps by name) of a command line."""
     monkeypatch.setattr(sys, "argv", ["reproduce.py", *map(str, options)])
-    arguments = plan.parse_arguments("")
+    arguments = from_command_line(plan.Study, "")
     cohort = reproduce.demo_cohort(arguments) if arguments.demo else reproduce.read_cohort(arguments)
     return arguments, {step.name: step for step in plan.plan(arguments, cohort)}
 
@@ -321,7 +322,7 @@ def test_seeds_have_folders_and_seeds_of_their_own(monkeypatch, tmp_path):
 def test_options_that_do_not_go_together(options, message, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["reproduce.py", *options])
     with pytest.raises(SystemExit) as end:
-        plan.parse_arguments("")
+        from_command_line(plan.Study, "")
     assert end.value.code == 2
     assert message in capsys.readouterr().err
 

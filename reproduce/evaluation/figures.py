@@ -68,7 +68,7 @@ def make_figures(study: Study, with_images: bool = False) -> list:
         figures = [metrics_by_cycle(study, part, number) for number, part in enumerate(parts, 1)]
     for run in study.shown_controls:
         figures += [rates_along_run(run), flags_by_center(run)]
-        figures += [flags_by_threshold(run)] if run.rule.by_tolerance and len(run.log) > 1 else []
+        figures += [flags_by_threshold(run)] if run.tells_thresholds and len(run.log) > 1 else []
         figures += slices_of_images(run) if with_images else []
     return figures
 

@@ -18,6 +18,7 @@ from travelling.cohort import SEPARATOR
 from travelling.errors import InputError
 from travelling.metrics import performance
 from travelling.quality_control import FAILURES
+from travelling.record import LATER
 from travelling.rules import RULES
 from travelling.verification_log import log_columns
 from travelling_quality_control.auditing import audit_log
@@ -28,7 +29,8 @@ ORDERS = (("", *layout.EXPERIMENTS), ("", *layout.KINDS), (CLEAN, DIRTY, *CONTRO
 SCREEN = "screen"  # the phase of a row that tells of a screened image: nothing was trained
 TEXT_COLUMNS = ("Subject", "Study", "Phase", "Subjects")  # of a log; all others are numbers
 AUDIT_OPTIONS = ("revisit", "error", "seed", "batch_size", "protocol", "rule", "screen")
-OLDER_OPTIONS = {"protocol": "corrected", "rule": "published", "screen": False}  # where a record does not tell them
+# Where a record does not tell them.
+OLDER_OPTIONS = {"protocol": "corrected", "rule": "published", "screen": False, **LATER}
 
 
 @dataclass
@@ -81,6 +83,8 @@ class ControlRun(TrainedModel):
         self.setting = CONTROL_FOLDERS[self.name]
         self.words = in_words(self.experiment, self.kind, "" if self.setting == PUBLISHED else self.setting, self.seed)
         self.rule = RULES[SETTINGS[self.setting].get("rule", PUBLISHED)]
+        # Of batches that were verified together the log tells one rise.
+        self.tells_thresholds = self.rule.by_tolerance and self.options["verify_every"] == 1
         self.harmful, self.good = self.images[self.images["Harmful"]], self.images[~self.images["Harmful"]]
         rows = pd.concat([self.log[1:], self.screening]).sort_values("Row")
         self.cycles = sorted(set(rows["Cycle"]))
@@ -88,7 +92,11 @@ class ControlRun(TrainedModel):
         self.revisits = rows[rows["Phase"] == "revisit"]
         # In words, the cycles in which most batches were undone, or most screened images suspected.
         words = {"batch": "batches of cycle {} were undone", SCREEN: "images screened in cycle {} were suspected"}
-        counts = rows[rows["Phase"].isin(words)].groupby(["Cycle", "Phase"])["Ignored"].agg(["sum", "size"])
+        # A group that was kept stands for its batches; one that was undone was looked through.
+        in_groups = (rows["Phase"] == "group") & (rows["Ignored"] == 0)
+        number = np.where(in_groups, np.ceil(rows["Images"] / self.options["batch_size"]), 1)
+        counts = rows.assign(size=number, sum=rows["Ignored"], Phase=rows["Phase"].mask(in_groups, "batch"))
+        counts = counts[counts["Phase"].isin(words)].groupby(["Cycle", "Phase"])[["sum", "size"]].sum().astype(int)
         most = counts[2 * counts["sum"] > counts["size"]]
         self.locked_up = [
             f"{number} of {of} {words[phase].format(cycle)}" for (cycle, phase), number, of in most.itertuples()

@@ -14,6 +14,7 @@ import pandas as pd
 from evaluation.diagnoses import Diagnoses
 from evaluation.records import Study
 from evaluation.render import setting_in_words
+from travelling.errors import InputError
 
 HARMFUL, GOOD = "harmful", "good"
 OUTCOMES = ("flagged", "eliminated")
@@ -63,6 +64,8 @@ def make_tables(study: Study, diagnoses: Diagnoses) -> dict:
     notes = list(dict.fromkeys([*study.notes, *diagnoses.notes]))
     tables = {}
     for section, _, title, function in sorted(_FOUND, key=lambda found: found[:2]):
+        if function.__doc__ is None:
+            raise InputError("PYTHONOPTIMIZE=2 takes the tables' captions away; run without it")
         frame, views, more = function(study, diagnoses)
         caption = " ".join(function.__doc__.split()).format(**words, **more)
         name = function.__name__

@@ -9,7 +9,7 @@ from evaluation.render import count, number, view
 from evaluation.tables import Diagnoses, table
 from travelling.cohort import SEPARATOR
 
-PHASES = {"batch": "batches", "subject": "subjects", "revisit": "revisits"}
+PHASES = {"batch": "batches", "group": "groups", "subject": "subjects", "revisit": "revisits"}
 COLUMNS = (
     "experiment", "kind", "model", "seeds", "finished", "timed_cycles", "seconds_per_cycle", "times_dirty",
     "cycles", "verifications", "undone", "undone_share",
@@ -49,6 +49,8 @@ def cost(study: Study, diagnoses: Diagnoses) -> tuple:
         **{f"{name}, undone": count(f"{phase}_verifications", f"{phase}_undone") for phase, name in PHASES.items()},
         "good batches undone": count("good_batches_undone"),
     }  # fmt: skip
+    if not frame["group_verifications"].sum():
+        del controls["groups, undone"]
     screened = frame["screened"].sum() > 0
     if screened:
         controls["screened, put aside, eliminated"] = count("screened", "screened_flagged", "screened_eliminated")

@@ -30,7 +30,7 @@ def thresholds(study: Study, diagnoses: Diagnoses) -> tuple:
     """
     rows = []
     for condition in study.conditions:
-        runs = [run for run in study.runs(condition) if run.rule.by_tolerance]
+        runs = [run for run in study.runs(condition) if run.tells_thresholds]
         own = {round(run.options["error"], 9) for run in runs}
         grid = sorted({*THRESHOLDS, *own})
         tables = pd.concat([detection_by_threshold(run, grid) for run in runs]) if runs else pd.DataFrame()
