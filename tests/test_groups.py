@@ -2,10 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 from fake_trainer import HEALTHY, FakeTrainer, NoFiles, control_over, run_cycles
 
 from travelling.errors import VisitFailed
+from travelling.metrics import evaluate
+from travelling.protocol import PROTOCOLS
+from travelling.rules import RULES
 from travelling_quality_control.enc_PD_quality_control import travel
 
 CENTERS = {center: [f"{center}{number}" for number in range(7)] for center in "abcdefgh"}  # batches of 5 and of 2
@@ -146,3 +150,16 @@ def test_bad_batches_in_one_half_leave_the_other_half_verified():
     run_cycles(control, [10])
     assert control.waiting.keys() == {"a0", "a1"}
     assert len(rows) < 30
+
+
+def test_a_group_is_suspect_before_a_step_is_harmful():
+    """The rule of evidence searches a group at p < 0.05; nobody is flagged at more than 0.01."""
+    labels = np.repeat([0, 1], 25)
+    before = np.random.RandomState(1).normal(labels, 0.7)
+    worse = before - 0.25 * labels + np.random.RandomState(2).normal(0, 0.3, 50)
+    rule, corrected = RULES["evidence"](), PROTOCOLS["corrected"]
+    judged, cells = rule.judge(evaluate(labels, before), evaluate(labels, worse), 1, corrected)
+    assert 0.01 < cells["P_AUROC"] < 0.05
+    assert not judged
+    assert rule.suspect(evaluate(labels, before), evaluate(labels, worse), 1, corrected) == (True, cells)
+    assert RULES["published"]().suspect(evaluate(labels, before), evaluate(labels, worse), 1, corrected) == (False, {})

@@ -154,7 +154,8 @@ class QualityControl:
 
     def judge(self, batches: list, evaluation: Evaluation) -> tuple[bool, dict]:
         """Whether the training steps on some batches did harm, by the rule, and the rule's cells of the log."""
-        return self.rule.judge(self.accepted, evaluation, self._tolerance(batches), self.protocol)
+        decide = self.rule.judge if len(batches) == 1 else self.rule.suspect
+        return decide(self.accepted, evaluation, self._tolerance(batches), self.protocol)
 
     def note(self, phase, batches: list, loss: float, evaluation: Evaluation, harmful: bool, cells: dict) -> None:
         """Log what was verified, before its evaluation becomes the reference."""
