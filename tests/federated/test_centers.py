@@ -171,6 +171,29 @@ def test_one_algorithm_two_engines(federation, in_one_process):
     assert sum(not model.params for model in sent) > 5  # a state that the center has is not sent again
 
 
+def test_a_group_of_batches_goes_from_center_to_center(federation, study, options, tmp_path):
+    """The same decisions as in the script; a center trains all its batches of a group before the model goes on."""
+    grouped = ("--rule", "evidence", "--verify-every", 4)
+    done = run_here("quality_control", *options, *grouped, "-fn_save", "script", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    federation.configure(study, rule="evidence", verify_every=4)
+    for _ in range(FIRST_CYCLE, CYCLES):
+        assert federation.job().panics == []
+    log = federation.log()
+    pd.testing.assert_frame_equal(log, read_log(tmp_path / "script.csv"))
+    groups = log[log["Phase"] == "group"]
+    assert groups["Study"].str.contains(";").any()
+    train = [
+        FLModelUtils.from_shareable(fobs.loads(sent)).meta
+        for _, name, sent, _ in federation.messages
+        if name == "train"
+    ]
+    assert any(len(meta["batches"]) > 1 for meta in train)
+    assert len(train) < sum(log["Phase"].isin(["batch", "subject", "revisit"])) + 4 * len(groups)
+    check_messages(federation)
+    check_lists(federation)
+
+
 def check_messages(federation):
     """What left the centers: the answers' fields, one by one, and none of what must stay."""
     fields = {"subjects": {"subjects"}, "prepare": set(), "train": {"loss"}, "report": set()}
