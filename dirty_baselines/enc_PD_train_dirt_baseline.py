@@ -8,46 +8,35 @@ Example:
 """
 
 from travelling import command
-
-PUBLISHED_SEED = 42
-
-
-def parse_arguments():
-    """The command line."""
-    parser = command.Parser(__doc__)
-    command.add_pretrained_options(command.add_training_options(parser))
-    command.add_method_options(parser, PUBLISHED_SEED)
-    command.add_first_cycle_option(parser)
-    command.add_device_options(parser)
-    command.add_image_options(parser)
-    command.add_output_options(parser, default="dirty_baseline_run")
-    return parser.parse_args()
+from travelling.options import DirtyBaseline, from_command_line
 
 
 def main():
     """Run the experiment."""
-    arguments = parse_arguments()
+    settings = from_command_line(DirtyBaseline, __doc__)
     # Only now, so that --help answers at once.
     from travelling.cohort import copies, read_cohort, subjects_by_center
     from travelling.model_files import SPACE, cycles_to_run, read_record
+    from travelling.protocol import learning_rates
     from travelling.run import Run
-    from travelling.trainer import LocalTrainer, travel_and_save
+    from travelling.trainer import LocalTrainer
+    from travelling.travel import PlainRun, travel
     from travelling.volumes import Volumes
 
-    pretrained = (arguments.en, arguments.pd)
-    training_set = read_cohort(arguments.fn_train)
+    pretrained = (settings.en, settings.pd)
+    training_set = read_cohort(settings.fn_train)
     centers = subjects_by_center(training_set)
-    cycles = cycles_to_run(*pretrained, arguments.first_cycle, arguments.cycles)
-    inputs = {"fn_train": arguments.fn_train, "en": arguments.en, "pd": arguments.pd}
-    run = Run(arguments.output_folder, "training.log", arguments, inputs, images=training_set["Path"])
-    volumes = Volumes(arguments.cache_gb, run.cache_folder, arguments.reorient, read_record(arguments.en).get(SPACE))
+    cycles = cycles_to_run(*pretrained, settings.first_cycle, settings.cycles)
+    inputs = {"fn_train": settings.fn_train, "en": settings.en, "pd": settings.pd}
+    run = Run(settings.output_folder, "training.log", settings, inputs, images=training_set["Path"])
+    volumes = Volumes(settings.cache_gb, run.cache_folder, settings.reorient, read_record(settings.en).get(SPACE))
     volumes.add(training_set)
 
     # TensorFlow takes seconds to import: only now that the input is known to be good.
     from travelling import backend
     from travelling.model import TravellingModel
 
-    device = backend.start(arguments.seed, arguments.deterministic, arguments.precision)
+    device = backend.start(settings.seed, settings.deterministic, settings.precision)
     model, record, notices = TravellingModel.load(*pretrained, volumes.shape)
     notices += volumes.decode() + copies(volumes.images, training_set)
     trainer = LocalTrainer(model, volumes, training_set)
@@ -55,7 +44,8 @@ def main():
     log = run.begin(device, notices, volumes.images)
     log.info("training set: %d images, %d centers", len(training_set), len(centers))
     resumed_at = run.go_on(trainer)
-    travel_and_save(run, trainer, model, centers, cycles, arguments, resumed_at, cycles[0], record["learning_rate"])
+    rates = learning_rates(settings, cycles[0], record["learning_rate"])
+    travel(trainer, centers, cycles, settings, rates, PlainRun(settings, run, model, trainer, centers), resumed_at)
     log.info("done: models of cycles %d to %d in %s", cycles[0], cycles[-1], run.folder)
     run.finish()
 

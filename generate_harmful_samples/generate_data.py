@@ -20,79 +20,28 @@ from pathlib import Path
 
 from travelling import command, harm, stopping
 from travelling.errors import InputError
-
-
-def parse_arguments():
-    """The command line."""
-    parser = command.Parser((__doc__ or "") + harm.in_words())
-    count = command.number(int, 1)
-    source = parser.add_argument_group("source").add_mutually_exclusive_group(required=True)
-    source.add_argument("-i", type=Path, nargs="+", metavar="IMAGE", help="T1 images (NIfTI)")
-    source.add_argument("-fn_train", type=Path, metavar="CSV", help="training set to build an experiment from")
-    experiment = parser.add_argument_group("harm")
-    experiment.add_argument(
-        "--kind",
-        choices=[*harm.KINDS, "both"],
-        default="both",
-        help="an experiment takes one; 'both' (inverted and noise) is for -i only",
-    )
-    experiment.add_argument(
-        "--level",
-        type=command.number(float, 1e-6),
-        metavar="X",
-        help="multiplies the strength of a kind that has one (default: 1)",
-    )
-    experiment.add_argument(
-        "--experiment", choices=["whole_centers", "single"], default="whole_centers", help="with -fn_train"
-    )
-    experiment.add_argument("--centers", type=count, default=5, metavar="N", help="centers with harmful images")
-    experiment.add_argument(
-        "--images", type=count, default=5, metavar="K", help="harmful images per new center (whole_centers)"
-    )
-    experiment.add_argument(
-        "--maximum",
-        type=command.number(float, 1e-6),
-        default=255,
-        metavar="INTENSITY",
-        help="of inverted and noise: intensities are from 0 to this; inverted is maximum - x, noise is clipped to it",
-    )
-    experiment.add_argument("--seed", type=command.number(int, 0), default=42, help="of the choice and of the noise")
-    parser.add_argument(
-        "--output-folder", type=Path, default=Path("harmful_samples"), metavar="FOLDER", help="for images and CSVs"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run")
-    arguments = parser.parse_args()
-    if arguments.fn_train and arguments.kind == "both":
-        parser.error(f"--kind: an experiment needs one kind: {', '.join(harm.KINDS)}")
-    if arguments.i and arguments.kind == "swapped_label":
-        parser.error("--kind swapped_label: an image has no label; it needs an experiment (-fn_train)")
-    for kind in kinds_of(arguments):
-        harm.strength_of(kind, arguments.level)
-    return arguments
-
-
-def kinds_of(arguments):
-    """The kinds of harm that ``--kind`` names."""
-    return harm.PUBLISHED if arguments.kind == "both" else (arguments.kind,)
+from travelling.options import HarmfulSamples, from_command_line
 
 
 def main():
     """Make the images, and the CSVs of an experiment."""
-    arguments = parse_arguments()
-    if arguments.fn_train:
-        make_experiment(arguments)
+    settings = from_command_line(HarmfulSamples, (__doc__ or "") + harm.in_words())
+    for kind in settings.kinds:
+        harm.strength_of(kind, settings.level)
+    if settings.fn_train:
+        make_experiment(settings)
     else:
         make_images(
             [
-                (image, kind, harmful_path(arguments.output_folder, image, kind))
-                for image in arguments.i
-                for kind in kinds_of(arguments)
+                (image, kind, harmful_path(settings.output_folder, image, kind))
+                for image in settings.i
+                for kind in settings.kinds
             ],
-            arguments,
+            settings,
         )
 
 
-def make_experiment(arguments):
+def make_experiment(settings):
     """Choose source subjects, make their harmful images, and write the training set and the truth."""
     # Only now, so that --help answers at once.
     import os
@@ -104,38 +53,38 @@ def make_experiment(arguments):
     from travelling.files import write_csv
     from travelling.run import Run
 
-    folder, kind = arguments.output_folder, arguments.kind
-    good = read_cohort(arguments.fn_train)
+    folder, kind = settings.output_folder, settings.kind
+    good = read_cohort(settings.fn_train)
     sizes = good["Study"].value_counts().tolist()
-    harm.refuse_too_few(arguments.experiment, arguments.centers, arguments.images, sizes)
-    generator = np.random.default_rng(arguments.seed)
-    choose = choose_for_new_centers if arguments.experiment == "whole_centers" else choose_one_per_center
-    harmful = choose(good, arguments, generator)
+    harm.refuse_too_few(settings.experiment, settings.centers, settings.images, sizes)
+    generator = np.random.default_rng(settings.seed)
+    choose = choose_for_new_centers if settings.experiment == "whole_centers" else choose_one_per_center
+    harmful = choose(good, settings, generator)
     sources, source_paths = harmful["Subject"].copy(), harmful["Path"].copy()
     harmful["Subject"] += harm.suffix(kind)
     if kind == "swapped_label":
         harmful["Group_bin"] = 1 - harmful["Group_bin"]
-    new_names = {"Subject"} if arguments.experiment == "single" else {"Subject", "Study"}
+    new_names = {"Subject"} if settings.experiment == "single" else {"Subject", "Study"}
     for column in sorted(new_names):
         known = set(good[column]) & set(harmful[column])
         if known:
-            raise InputError(f"{arguments.fn_train}: has a {column} '{min(known)}' already")
+            raise InputError(f"{settings.fn_train}: has a {column} '{min(known)}' already")
     harmful["Path"] = [str(folder.resolve() / "images" / f"{file_name(name)}.nii.gz") for name in harmful["Subject"]]
 
     training_csv, truth_csv = folder / "training_set.csv", folder / "truth.csv"
     jobs = [(Path(source), kind, Path(target)) for source, target in zip(source_paths, harmful["Path"], strict=True)]
     results = [training_csv, truth_csv, *(target for *_, target in jobs)]
-    refuse_originals(results, reads=[arguments.fn_train, *map(Path, good["Path"])])
-    inputs = {"fn_train": arguments.fn_train}
+    refuse_originals(results, reads=[settings.fn_train, *map(Path, good["Path"])])
+    inputs = {"fn_train": settings.fn_train}
     files = dict(zip(sources, source_paths, strict=True))
-    run = Run(folder, "harmful_samples.log", arguments, inputs, results, models=False, images=files)
-    images = dict(zip(sources, check_images(jobs, arguments.maximum), strict=True))
+    run = Run(folder, "harmful_samples.log", settings, inputs, results, models=False, images=files)
+    images = dict(zip(sources, check_images(jobs, settings.maximum), strict=True))
     log = run.begin("CPU", images=images)
     # An image that is there is whole, and of this run: any other's would have been refused or removed.
-    for _ in write_images(jobs, arguments, finished={target for *_, target in jobs if target.exists()}):
+    for _ in write_images(jobs, settings, finished={target for *_, target in jobs if target.exists()}):
         stopping.stop_if_asked()
     write_csv(
-        harmful[["Subject", "Study"]].assign(Kind=kind, Experiment=arguments.experiment, Source=sources),
+        harmful[["Subject", "Study"]].assign(Kind=kind, Experiment=settings.experiment, Source=sources),
         truth_csv,
     )
     training_set = pd.concat([good, harmful[good.columns]])
@@ -145,23 +94,23 @@ def make_experiment(arguments):
     run.finish()
 
 
-def choose_for_new_centers(good, arguments, generator):
+def choose_for_new_centers(good, settings, generator):
     """Source subjects for N new centers of K harmful images each, every source used once."""
-    number = arguments.centers * arguments.images
+    number = settings.centers * settings.images
     chosen = good.iloc[generator.choice(len(good), number, replace=False)].copy()
-    chosen["Study"] = [f"harmful_{row // arguments.images + 1:02d}" for row in range(number)]
+    chosen["Study"] = [f"harmful_{row // settings.images + 1:02d}" for row in range(number)]
     return chosen
 
 
-def choose_one_per_center(good, arguments, generator):
+def choose_one_per_center(good, settings, generator):
     """One source subject of each of N centers; its harmful version joins that center."""
     centers = good["Study"].unique()
-    chosen_centers = [centers[i] for i in generator.choice(len(centers), arguments.centers, replace=False)]
+    chosen_centers = [centers[i] for i in generator.choice(len(centers), settings.centers, replace=False)]
     rows = [generator.choice((good["Study"] == center).to_numpy().nonzero()[0]) for center in chosen_centers]
     return good.iloc[rows].copy()
 
 
-def make_images(jobs, arguments):
+def make_images(jobs, settings):
     """Write the harmful version of every (source, kind, target) of ``jobs``; all are checked before.
 
     Where writing fails, for example on a full disk, nothing of it stays: the same command can be run again.
@@ -171,14 +120,14 @@ def make_images(jobs, arguments):
     targets = [target for *_, target in jobs]
     refuse_originals(targets, reads=[source for source, *_ in jobs])
     for target in targets:
-        if target.exists() and not arguments.overwrite:
+        if target.exists() and not settings.overwrite:
             raise InputError(f"{target}: exists (--overwrite replaces it)")
-    check_images(jobs, arguments.maximum)
-    refuse_read_only(arguments.output_folder)
-    arguments.output_folder.mkdir(parents=True, exist_ok=True)
+    check_images(jobs, settings.maximum)
+    refuse_read_only(settings.output_folder)
+    settings.output_folder.mkdir(parents=True, exist_ok=True)
     written = []
     try:
-        for target in write_images(jobs, arguments):
+        for target in write_images(jobs, settings):
             written.append(target)
     except BaseException:
         for target in written:
@@ -212,23 +161,23 @@ def check_images(jobs, maximum):
     return contents
 
 
-def write_images(jobs, arguments, finished=()):
+def write_images(jobs, settings, finished=()):
     """Write the target of every (source, kind, target) of ``jobs`` but the finished ones; yields each."""
     from travelling.console import progress_bar
 
     for number, (source, kind, target) in enumerate(progress_bar(jobs, desc="writing images", unit="image")):
         if target not in finished:
-            write_harmful(source, kind, target, arguments, seed=(arguments.seed, number))
+            write_harmful(source, kind, target, settings, seed=(settings.seed, number))
             yield target
 
 
-def write_harmful(source, kind, target, arguments, seed):
+def write_harmful(source, kind, target, settings, seed):
     """Make one harmful image; ``target`` appears only when it is complete."""
     from travelling.nifti import write_image
 
-    image = harm.read_source(source, kind, arguments.maximum)
+    image = harm.read_source(source, kind, settings.maximum)
     try:
-        harmful = harm.make_harmful(image, kind, arguments.maximum, seed, arguments.level)
+        harmful = harm.make_harmful(image, kind, settings.maximum, seed, settings.level)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     write_image(harmful, target, like=source)

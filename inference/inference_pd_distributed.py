@@ -7,42 +7,17 @@ Example:
 <o>_metrics.csv (one row per cycle), <o>_predictions.csv (one row per cycle and subject) and <o>.log.
 """
 
-from pathlib import Path
-
 from travelling import command, stopping
 from travelling.errors import InputError
+from travelling.options import Inference, from_command_line
 
 # Of the predictions, before those of the test set's CSV.
 PREDICTION_COLUMNS = ("cycle", "ground_truth", "preds", "preds_raw")
 
 
-def parse_arguments():
-    """The command line."""
-    parser = command.Parser(__doc__)
-    published = parser.add_argument_group("published options")
-    published.add_argument("-fn", type=Path, required=True, metavar="CSV", help="test set")
-    published.add_argument("-en", type=Path, required=True, metavar="FOLDER", help="encoders")
-    published.add_argument("-pd", type=Path, required=True, metavar="FOLDER", help="classifiers")
-    published.add_argument(
-        "-o", type=command.result_name, required=True, metavar="NAME", help="results, without '_metrics.csv'"
-    )
-    group = parser.add_argument_group("evaluation")
-    cycle = command.number(int, 0)
-    group.add_argument(
-        "--first-cycle", type=cycle, metavar="CYCLE", help="first cycle to evaluate (default: first found)"
-    )
-    group.add_argument("--last-cycle", type=cycle, metavar="CYCLE", help="last cycle to evaluate (default: last found)")
-    command.add_age_option(group)
-    command.add_evaluation_options(parser)
-    command.add_device_options(parser)
-    command.add_image_options(parser)
-    command.add_overwrite_option(parser)
-    return parser.parse_args()
-
-
 def main():
     """Run the evaluation."""
-    arguments = parse_arguments()
+    settings = from_command_line(Inference, __doc__)
     # Only now, so that --help answers at once.
     import pandas as pd
 
@@ -55,27 +30,27 @@ def main():
     from travelling.trainer import LocalTrainer
     from travelling.volumes import Volumes
 
-    refuse_unordered_ages(arguments.age_edges)
-    test_set = read_cohort(arguments.fn)
+    refuse_unordered_ages(settings.age_edges)
+    test_set = read_cohort(settings.fn)
     for column in PREDICTION_COLUMNS:
         if column in test_set.columns:
-            raise InputError(f"{arguments.fn}: column '{column}' has the name of a result; rename it")
-    models = model_pairs(arguments.en, arguments.pd, arguments.first_cycle, arguments.last_cycle)
+            raise InputError(f"{settings.fn}: column '{column}' has the name of a result; rename it")
+    models = model_pairs(settings.en, settings.pd, settings.first_cycle, settings.last_cycle)
     for cycle, pair in models.items():
         for path in pair:
             own_cycle = read_record(path).get("cycle", cycle)
             if own_cycle != cycle:
                 raise InputError(f"{path}: its name says cycle {cycle}, but it is of cycle {own_cycle}")
     metrics_csv, predictions_csv, text_log = (
-        arguments.o.with_name(arguments.o.name + ending) for ending in ("_metrics.csv", "_predictions.csv", ".log")
+        settings.o.with_name(settings.o.name + ending) for ending in ("_metrics.csv", "_predictions.csv", ".log")
     )
     # A run is the same only as long as its models are: they count as its input, file by file.
-    inputs = {"fn": arguments.fn, **{f"model {path.name}": path for pair in models.values() for path in pair}}
-    name = arguments.o.name
+    inputs = {"fn": settings.fn, **{f"model {path.name}": path for pair in models.values() for path in pair}}
+    name = settings.o.name
     run = Run(
-        arguments.o.parent,
+        settings.o.parent,
         text_log.name,
-        arguments,
+        settings,
         inputs,
         files=[metrics_csv, predictions_csv],
         models=False,
@@ -83,7 +58,7 @@ def main():
         images=test_set["Path"],
     )
     volumes = Volumes(
-        arguments.cache_gb, run.cache_folder, arguments.reorient, read_record(models[min(models)][0]).get(SPACE)
+        settings.cache_gb, run.cache_folder, settings.reorient, read_record(models[min(models)][0]).get(SPACE)
     )
     volumes.add(test_set)
 
@@ -91,16 +66,16 @@ def main():
     from travelling import backend
     from travelling.model import TravellingModel
 
-    device = backend.start(0, arguments.deterministic, arguments.precision)
+    device = backend.start(0, settings.deterministic, settings.precision)
     cycles = list(models)
     model, record, _ = TravellingModel.load(*models[cycles[0]], volumes.shape)
     notices = volumes.decode() + copies(volumes.images, test_set)
-    trainer = LocalTrainer(model, volumes, test_set=test_set, evaluation_batch=arguments.eval_batch_size)
+    trainer = LocalTrainer(model, volumes, test_set=test_set, evaluation_batch=settings.eval_batch_size)
     log = run.begin(device, notices + trainer.strange(record), volumes.images)
     subgroups = {
         "male": (test_set["Sex"] == "M").to_numpy(),
         "female": (test_set["Sex"] == "F").to_numpy(),
-        **age_groups(test_set["Age"], arguments.age_edges),
+        **age_groups(test_set["Age"], settings.age_edges),
     }
     for name, members in {"test set": test_set["Sex"] != "", **subgroups}.items():
         healthy, patients = (int((test_set["Group_bin"][members] == group).sum()) for group in (0, 1))
@@ -121,6 +96,7 @@ def main():
         predictions.append(pd.DataFrame(dict(zip(PREDICTION_COLUMNS, results, strict=True)) | dict(test_set[columns])))
         write_csv(pd.concat([table.astype(object) for table in predictions]), predictions_csv)
         write_csv(pd.concat([table.astype(object) for table in metrics]), metrics_csv)  # last: the cycle is finished
+        run.note_cycle(cycle)
         log.info(
             "cycle %d: AUROC %.3f, accuracy %.3f, sensitivity %.3f, specificity %.3f",
             *(row[name] for name in ("cycle", "AUC_ROC", "accuracy", "sensitivity", "specificity")),

@@ -9,41 +9,25 @@ Example:
 """
 
 from travelling import command
-
-PUBLISHED_SEED = 40
-
-
-def parse_arguments():
-    """The command line."""
-    parser = command.Parser(__doc__)
-    command.add_training_options(parser)
-    command.add_method_options(parser, PUBLISHED_SEED).add_argument(
-        "--width",
-        type=command.number(float, 0.01, 8),
-        default=1.0,
-        metavar="FACTOR",
-        help="filters of every convolution, relative to the published network",
-    )
-    command.add_device_options(parser)
-    command.add_image_options(parser)
-    command.add_output_options(parser, default="standard_travelling_model_run")
-    return parser.parse_args()
+from travelling.options import StandardModel, from_command_line
 
 
 def main():
     """Run the experiment."""
-    arguments = parse_arguments()
+    settings = from_command_line(StandardModel, __doc__)
     # Only now, so that --help answers at once.
     from travelling.cohort import copies, read_cohort, subjects_by_center
+    from travelling.protocol import learning_rates
     from travelling.run import Run
-    from travelling.trainer import LocalTrainer, travel_and_save
+    from travelling.trainer import LocalTrainer
+    from travelling.travel import PlainRun, travel
     from travelling.volumes import Volumes
 
-    training_set = read_cohort(arguments.fn_train)
+    training_set = read_cohort(settings.fn_train)
     centers = subjects_by_center(training_set)
-    inputs = {"fn_train": arguments.fn_train}
-    run = Run(arguments.output_folder, "training.log", arguments, inputs, images=training_set["Path"])
-    volumes = Volumes(arguments.cache_gb, run.cache_folder, arguments.reorient)
+    inputs = {"fn_train": settings.fn_train}
+    run = Run(settings.output_folder, "training.log", settings, inputs, images=training_set["Path"])
+    volumes = Volumes(settings.cache_gb, run.cache_folder, settings.reorient)
     volumes.add(training_set)
     notices = volumes.decode() + copies(volumes.images, training_set)
 
@@ -51,14 +35,23 @@ def main():
     from travelling import backend
     from travelling.model import TravellingModel
 
-    device = backend.start(arguments.seed, arguments.deterministic, arguments.precision)
-    model = TravellingModel.build(volumes.shape, arguments.width, arguments.learning_rate)
+    device = backend.start(settings.seed, settings.deterministic, settings.precision)
+    model = TravellingModel.build(volumes.shape, settings.width, settings.learning_rate)
     log = run.begin(device, notices, volumes.images)
     log.info("training set: %d images, %d centers", len(training_set), len(centers))
     trainer = LocalTrainer(model, volumes, training_set)
     resumed_at = run.go_on(trainer)
-    travel_and_save(run, trainer, model, centers, range(arguments.cycles), arguments, resumed_at)
-    log.info("done: models of %d cycles in %s", arguments.cycles, run.folder)
+    rates = learning_rates(settings)
+    travel(
+        trainer,
+        centers,
+        range(settings.cycles),
+        settings,
+        rates,
+        PlainRun(settings, run, model, trainer, centers),
+        resumed_at,
+    )
+    log.info("done: models of %d cycles in %s", settings.cycles, run.folder)
     run.finish()
 
 

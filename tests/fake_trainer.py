@@ -1,11 +1,12 @@
 """A trainer without images or network, for tests of what decides: what travels, who is fitted, what is undone."""
 
+from types import SimpleNamespace
+
 import numpy as np
 
-from travelling.cohort import travelling_order
 from travelling.metrics import Evaluation
-from travelling.protocol import PROTOCOLS
 from travelling.quality_control import QualityControl
+from travelling_quality_control.enc_PD_quality_control import travel
 
 HEALTHY, PATIENTS = 50, 100
 
@@ -33,6 +34,9 @@ class FakeTrainer:
             self.misdiagnoses = self.misdiagnoses + self.harm.get(subject, (0, 0))
         return 0.5
 
+    def train_batches(self, batches):
+        return [self.train(batch) for batch in batches][-1]
+
     def expect(self, subjects):
         self.expected.append(subjects)
 
@@ -57,17 +61,49 @@ class FakeTrainer:
         self.restored += 1
 
 
-def control_over(centers, trainer, protocol="corrected", error=0.02, wait=2):
-    """Quality control with that trainer, started, and the rows that it logs."""
+def settings_of(**changes):
+    """The options of a method, at their defaults but for ``changes``."""
+    return SimpleNamespace(
+        **{
+            "protocol": "corrected",
+            "error": 0.02,
+            "revisit": 2,
+            "batch_size": 5,
+            "seed": 42,
+            "epochs": 1,
+            "verify_every": 1,
+        }
+        | {"rule": "published", "screen": False, "false_alarms": 0.01}
+        | changes
+    )
+
+
+def control_over(centers, trainer, **changes):
+    """Quality control with that trainer and those options, started, and the rows that it logs."""
     rows = []
-    control = QualityControl(trainer, centers, PROTOCOLS[protocol], error, wait, rows.append)
+    control = QualityControl(settings_of(**changes), trainer, centers, rows.append)
     control.start(trainer.evaluate())
     return control, rows
 
 
-def run_cycles(control, centers, cycles, batch_size=5):
-    """What the script does, without images."""
-    for cycle, order, generator in travelling_order(centers, 42, cycles):
-        for center in order:
-            list(control.visit(cycle, centers[center], batch_size, generator))
-        list(control.revisit(cycle))
+class NoFiles:
+    """In place of the files of a run: notes what would be written."""
+
+    def __init__(self, after_cycle=lambda *about: None):
+        self.places = []
+        self.cycles = []
+        self._after_cycle = after_cycle
+
+    def checkpoint(self, place):
+        self.places.append(place)
+
+    def after_cycle(self, *about):
+        self.cycles.append(about)
+        self._after_cycle(*about)
+
+
+def run_cycles(control, cycles, resumed_at=None):
+    """What the script does, without images; returns the :class:`NoFiles`."""
+    files = NoFiles()
+    travel(control, cycles, lambda cycle: 1 / (1 + cycle), files, resumed_at)
+    return files

@@ -17,15 +17,17 @@ from unittest import mock
 import numpy as np
 import pytest
 from conftest import ROOT
+from fake_trainer import FakeTrainer, NoFiles, settings_of
 
-from travelling.cohort import travelling_order
+from travelling import rules
 from travelling.errors import VisitFailed
 from travelling.files import write_csv
 from travelling.metrics import Evaluation
-from travelling.protocol import PROTOCOLS
+from travelling.protocol import Protocol
 from travelling.quality_control import QualityControl
-from travelling.rules import EvidenceRule, PublishedRule
+from travelling.rules import RULES, possible_p_values
 from travelling.verification_log import LOG_COLUMNS, LogFile, log_columns
+from travelling_quality_control.enc_PD_quality_control import travel
 
 AUDIT = ROOT / "travelling_quality_control" / "audit.py"
 HEALTHY, PATIENTS = 30, 20
@@ -64,6 +66,11 @@ class RandomTrainer:
         predictions = np.where(wrong, 1 - labels, labels) * 0.5 + 0.4 * self.others.uniform(size=len(labels))
         return Evaluation(*self.counts, HEALTHY, PATIENTS, tuple(labels), tuple(predictions))
 
+    train_batches = FakeTrainer.train_batches
+
+    def expect(self, subjects):
+        pass
+
     def keep(self):
         return self.counts
 
@@ -75,6 +82,10 @@ class FakeScreen:
     """Scores by chance; bad subjects are suspects more often than others."""
 
     limit = 2.5
+    cycle = None
+
+    def calibrate(self, cycle):
+        pass
 
     def __init__(self, seed, fails=0.0):
         self.random = np.random.RandomState(seed)
@@ -103,7 +114,16 @@ def read_rows(path):
 
 
 def make_run(
-    folder, protocol="corrected", wait=2, seed=0, cycles=CYCLES, error=0.02, trainer=None, rule=None, screen=None
+    folder,
+    protocol="corrected",
+    wait=2,
+    seed=0,
+    cycles=CYCLES,
+    error=0.02,
+    trainer=None,
+    rule="published",
+    screen=None,
+    verify_every=1,
 ):
     """The CSVs, log and subject table of a run; returns its QualityControl."""
     centers = {f"c{number}": [f"c{number}_{i}" for i in range(size)] for number, size in enumerate(SIZES)}
@@ -121,17 +141,15 @@ def make_run(
         [{"Subject": f"t{i}", "Study": "home", "Group_bin": int(i < PATIENTS)} for i in range(HEALTHY + PATIENTS)],
     )
     trainer = trainer or RandomTrainer(seed)
-    rule = rule or PublishedRule()
-    log = LogFile(folder / "log.csv", log_columns(rule, screen))
-    control = QualityControl(trainer, centers, PROTOCOLS[protocol], error, wait, log, rule, screen)
+    settings = settings_of(
+        protocol=protocol, revisit=wait, error=error, rule=rule, screen=screen is not None, verify_every=verify_every
+    )
+    log = LogFile(folder / "log.csv", log_columns(RULES[rule], screen))
+    control = QualityControl(settings, trainer, centers, log)
+    control.screen = screen
     control.start(trainer.evaluate())
-    for cycle, order, generator in travelling_order(centers, 42, cycles):
-        for center in order:
-            for _ in control.visit(cycle, centers[center], 5, generator):
-                pass
-        for _ in control.revisit(cycle):
-            pass
-        write_csv(control.subject_table(), folder / "log_subjects.csv")
+    files = NoFiles(lambda cycle: write_csv(control.subject_table(), folder / "log_subjects.csv"))
+    travel(control, cycles, lambda cycle: 1e-4, files)
     log.close()
     return control
 
@@ -234,7 +252,7 @@ BETTER = ("--rule", "evidence", "--screen")
 def better(tmp_path_factory):
     """A run with the evidence rule and a screen, in which both decided."""
     folder = tmp_path_factory.mktemp("better")
-    control = make_run(folder, rule=EvidenceRule(), screen=FakeScreen(4), trainer=RandomTrainer(4, harm=12))
+    control = make_run(folder, rule="evidence", screen=FakeScreen(4), trainer=RandomTrainer(4, harm=12))
     rows = read_rows(folder / "log.csv")
     decided = {(row["Phase"], row["Ignored"], row["FP"] == "") for row in rows}
     assert {("screen", "1", True), ("revisit", "1", True), ("revisit", "0", False), ("batch", "1", False)} <= decided
@@ -252,15 +270,51 @@ def better(tmp_path_factory):
 
 
 @pytest.mark.parametrize("protocol", ["corrected", "published"])
-@pytest.mark.parametrize("rule", [None, EvidenceRule()])
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("screened", [False, True])
 def test_it_agrees_with_every_setting(tmp_path, protocol, rule, screened):
     make_run(tmp_path, protocol, rule=rule, screen=FakeScreen(1) if screened else None)
-    options = ["--protocol", protocol] + (["--rule", "evidence"] if rule else []) + (["--screen"] if screened else [])
+    options = ["--protocol", protocol] + ["--rule", rule] + (["--screen"] if screened else [])
     line = consistent(tmp_path, *options)
     assert ("looks of the screen" in line) == screened
     status, _, _ = audit(tmp_path, "--screen")  # consistent only where that is how it was run
-    assert status == (0 if (screened and not rule and protocol == "corrected") else 1)
+    assert status == (0 if (screened and rule == "published" and protocol == "corrected") else 1)
+
+
+@pytest.mark.parametrize("every", [2, 5, 16])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("screened", [False, True])
+def test_it_replays_groups_and_how_they_are_searched(tmp_path, every, rule, screened):
+    screen = FakeScreen(1, fails=0.2) if screened else None
+    make_run(tmp_path, rule=rule, screen=screen, verify_every=every)
+    options = ["--rule", rule, "--verify-every", every] + (["--screen"] if screened else [])
+    phases = Counter(row["Phase"] for row in read_rows(tmp_path / "log.csv"))
+    assert phases["group"] > 10
+    assert screened or phases["subject"] > 5
+    assert f", {phases['group']} group)" in consistent(tmp_path, *options)
+    options[3] = 1
+    assert audit(tmp_path, *options)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("column", "text", "names"),
+    [
+        ("Ignored", "1", "Ignored is 1, should be 0"),
+        ("Tolerance", "0.5", "Tolerance is 0.5, should be 0."),
+        ("Study", "c0", "Study is 'c0', should be '"),
+        ("Subject", "batch", "Subject is 'batch', should be 'group'"),
+        ("Subjects", "c0_1;c0_2", "should be group "),
+        ("Phase", "batch", "Phase is 'batch', should be 'group'"),
+    ],
+)
+def test_a_group_that_was_tampered_with_is_found(tmp_path, column, text, names):
+    make_run(tmp_path, verify_every=8)
+    rows = read_rows(tmp_path / "log.csv")
+    index = first_index(rows, "group", Ignored="0")
+    rows[index][column] = text
+    write_rows(tmp_path / "log.csv", rows)
+    lines = found(tmp_path, "--verify-every", 8)
+    assert any(line.startswith(f"{index + 2}: ") and names in line for line in lines), lines
 
 
 def test_centers_that_are_away_when_their_images_are_screened(tmp_path):
@@ -271,6 +325,16 @@ def test_centers_that_are_away_when_their_images_are_screened(tmp_path):
     rows[index]["Subjects"] = rows[index]["Subjects"].rpartition(";")[0]
     write_rows(tmp_path / "log.csv", rows)
     assert found(tmp_path, "--screen")[0].startswith(f"{index + 2}: ")
+
+
+def test_a_first_row_that_claims_to_be_the_screens(better, tmp_path):
+    shutil.copytree(better, tmp_path, dirs_exist_ok=True)
+    rows = read_rows(tmp_path / "log.csv")
+    rows[0].update(Phase="screen", FP="")
+    write_rows(tmp_path / "log.csv", rows)
+    status, _, err = audit(tmp_path, *BETTER)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "row 2: FP '' is not a whole number" in err
 
 
 @pytest.mark.parametrize(
@@ -311,6 +375,35 @@ def test_tampering_with_what_the_better_rules_say_is_found(better, tmp_path, pha
     assert any(line.startswith(f"{index + 2}: ") and names in line for line in lines), lines
 
 
+class CountRule(rules.Rule):
+    """A third rule."""
+
+    name, words = "count", "more than three misdiagnoses more"
+    columns = ("Rise",)
+
+    def judge(self, before, after, tolerance, protocol):
+        rise = sum((after.false_positives, after.false_negatives, -before.false_positives, -before.false_negatives))
+        return rise > 3, {"Rise": rise}
+
+    def audit_step(self, row, accepted, risen, test_set):
+        rise = row["FP"] + row["FN"] - accepted["FP"] - accepted["FN"]
+        return rise > 3, [] if row["Rise"] == rise else [(("Rise",), f"should be {rise}")]
+
+
+def test_a_rule_is_one_class(tmp_path, monkeypatch):
+    monkeypatch.setitem(rules.RULES, CountRule.name, CountRule)
+    make_run(tmp_path, rule="count", screen=FakeScreen(0))
+    rows = read_rows(tmp_path / "log.csv")
+    assert any(int(row["Rise"]) > 3 for row in rows if row["Rise"])
+    assert consistent(tmp_path, "--rule", "count", "--screen")
+    found(tmp_path, "--screen")  # it does not decide as the published rule does
+    rows[first_index(rows, "batch")]["Rise"] = "0.5"
+    write_rows(tmp_path / "log.csv", rows)
+    assert "Rise is 0.5, should be " in found(tmp_path, "--rule", "count", "--screen")[0]
+    _, lines, _ = audit(tmp_path, "--help")
+    assert CountRule.words in " ".join(" ".join(lines).split())
+
+
 def test_a_baseline_without_auroc_is_found(better, tmp_path):
     shutil.copytree(better, tmp_path, dirs_exist_ok=True)
     rows = read_rows(tmp_path / "log.csv")
@@ -321,7 +414,6 @@ def test_a_baseline_without_auroc_is_found(better, tmp_path):
 
 def test_a_rise_that_the_counts_prove_cannot_be_called_chance(tmp_path):
     """From no misdiagnosis to eight: nobody can have recovered, so p is one half to the power of eight."""
-    possible_p_values = runpy.run_path(str(AUDIT))["possible_p_values"]
     assert possible_p_values(0, 8, 30) == [0.5**8]
     assert possible_p_values(2, 2, 3) == [1, 0.75]  # nobody changed, or one for another
     for before, after in itertools.product(range(HEALTHY + 1), repeat=2):
@@ -712,5 +804,23 @@ def test_it_shares_no_code_with_quality_control(finished):
     assert done.returncode == 0, done.stderr
     line, modules = done.stdout.splitlines()
     assert line.startswith("consistent: ")
-    shared = {name for name in modules.split() if name.startswith("travelling")}
-    assert shared == {f"travelling{name}" for name in ("", ".command", ".console", ".errors", ".stopping")}
+    shared = {name for name in modules.split() if name.split(".")[0] == "travelling"}
+    names = ("", ".command", ".console", ".errors", ".protocol", ".rules", ".stopping")
+    assert shared == {f"travelling{name}" for name in names}
+
+
+def test_it_asks_nothing_that_made_decisions(better, monkeypatch):
+    """Of the rules it runs what they say of a log, and nothing that they decide by."""
+
+    def decides(*_):
+        raise AssertionError
+
+    for owner, names in (
+        (rules, ("risen", "more_misdiagnosed", "auroc_fell", "placements")),
+        (RULES["evidence"], ("judge", "describe", "saturation", "locked_up")),
+        (Protocol, ("rates", "exceeds", "largest_rates")),
+    ):
+        for name in names:
+            monkeypatch.setattr(owner, name, decides)
+    monkeypatch.setattr(RULES["evidence"], "ALPHA", 0.5)
+    consistent(better, *BETTER)

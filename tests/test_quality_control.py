@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from fake_trainer import HEALTHY, PATIENTS, FakeTrainer, control_over, run_cycles
+from fake_trainer import HEALTHY, PATIENTS, FakeTrainer, NoFiles, control_over, run_cycles, settings_of
 
 from travelling.cohort import travelling_order
 from travelling.errors import InputError
@@ -13,22 +13,22 @@ from travelling.protocol import PROTOCOLS
 from travelling.quality_control import QualityControl
 from travelling.rules import EvidenceRule, PublishedRule, auroc_fell, more_misdiagnosed
 from travelling.screen import Screen, largest, limit_rank, standard
-from travelling.trainer import travel
+from travelling.travel import travel
 from travelling.verification_log import LOG_COLUMNS, SCREEN_COLUMNS
+from travelling_quality_control.enc_PD_quality_control import travel as control_quality
 
 
 def test_the_model_travels_through_all_centers_in_order():
     centers = {"a": ["a1", "a2"], "b": ["b1"], "c": [f"c{i}" for i in range(7)]}
     trainer = FakeTrainer()
-    handed_on = []
-    travel(
-        trainer, centers, range(3), seed=40, epochs=2, batch_size=5, protocol=PROTOCOLS["corrected"],
-        learning_rate=lambda cycle: 1 / (1 + cycle),
-        after_cycle=lambda cycle, loss: handed_on.append((cycle, trainer.weight, loss, trainer.learning_rate)),
-    )  # fmt: skip
+    saved = []
+    files = NoFiles(lambda cycle, rate, loss: saved.append((cycle, trainer.weight, loss, rate, trainer.learning_rate)))
+    travel(trainer, centers, range(3), settings_of(seed=40, epochs=2), lambda cycle: 1 / (1 + cycle), files)
     steps = 2 * (1 + 1 + 2)  # epochs x batches of the three centers
     # One weight goes through all; a model is saved with the learning rate of the next cycle.
-    assert handed_on == [(0, steps, 0.5, 1 / 2), (1, 2 * steps, 0.5, 1 / 3), (2, 3 * steps, 0.5, 1 / 4)]
+    assert saved == [
+        (0, steps, 0.5, 1, 1 / 2), (1, 2 * steps, 0.5, 1 / 2, 1 / 3), (2, 3 * steps, 0.5, 1 / 3, 1 / 4),
+    ]  # fmt: skip
     assert trainer.rates_seen == [1.0] * steps + [0.5] * steps + [1 / 3] * steps
     visited = [batch[0][0] for batch in trainer.fitted]
     expected = []
@@ -48,14 +48,11 @@ def test_at_every_center_the_next_one_is_expected(controlled):
     if controlled:
         control, _ = control_over(centers, trainer)
         saved = []
-        list(
-            control.travel(
-                centers, range(2), 42, 5, lambda cycle: 1 / (1 + cycle), lambda _: saved.append(trainer.learning_rate)
-            )
-        )
+        files = NoFiles(lambda _: saved.append(trainer.learning_rate))
+        control_quality(control, range(2), lambda cycle: 1 / (1 + cycle), files)
         assert saved == [1 / 2, 1 / 3]  # of the next cycle
     else:
-        travel(trainer, centers, range(2), 42, 1, 5, PROTOCOLS["corrected"], lambda cycle: 1, lambda cycle, loss: None)
+        travel(trainer, centers, range(2), settings_of(), lambda cycle: 1, NoFiles())
     expected = []
     for _, order, _ in travelling_order(centers, 42, range(2)):
         expected += [centers[center] for center in order[1:]] + [[]]
@@ -66,7 +63,7 @@ def test_accepted_steps_accumulate_and_move_the_reference():
     centers = {"a": [f"a{i}" for i in range(5)]}
     trainer = FakeTrainer(harm={"a0": (1, 0)})  # 1/50 = 0.02: far within 5 x 0.02
     control, rows = control_over(centers, trainer)
-    run_cycles(control, centers, range(10, 13))
+    run_cycles(control, range(10, 13))
     assert trainer.weight == 3
     assert trainer.restored == 0
     assert [row["Reference_PFP"] for row in rows] == [None, 0.0, 0.02, 0.04]
@@ -79,8 +76,7 @@ def test_the_tolerance_is_n_times_error_and_strict(false_positives, harmful):
     # 5 images x 0.02 = 0.1 = 5 of 50 healthy subjects: just that is tolerated
     trainer = FakeTrainer(harm={"a0": (false_positives, 0)})
     control, rows = control_over({"a": [f"a{i}" for i in range(5)]}, trainer)
-    verification = next(control.visit(10, [f"a{i}" for i in range(5)], 5, np.random.RandomState(0)))
-    assert verification.harmful is harmful
+    run_cycles(control, [10])
     assert rows[1]["Ignored"] == int(harmful)
     assert rows[1]["Tolerance"] == pytest.approx(0.1)
 
@@ -90,14 +86,14 @@ def test_every_rise_of_exactly_the_tolerance_is_accepted():
     for before in range(HEALTHY):
         trainer = FakeTrainer(harm={"a": (1, 2)}, start=(before, before))
         control, rows = control_over({"c": ["a"]}, trainer)
-        list(control.visit(10, ["a"], 5, np.random.RandomState(0)))
+        run_cycles(control, [10])
         assert rows[1]["Ignored"] == 0, before
 
 
 def test_fnr_counts_as_fpr_does():
     trainer = FakeTrainer(harm={"a": (0, 3)})  # 3 of 100 patients > 0.02
     control, rows = control_over({"c": ["a"]}, trainer)
-    list(control.visit(10, ["a"], 5, np.random.RandomState(0)))
+    run_cycles(control, [10])
     assert [row["Ignored"] for row in rows] == [0, 1, 1]
     assert control.waiting == {"a": 10}
 
@@ -106,7 +102,7 @@ def test_a_harmful_batch_is_undone_and_its_subjects_are_verified_alone():
     subjects = ["a0", "a1", "bad", "a3", "a4"]
     trainer = FakeTrainer(harm={"bad": (20, 0), "a1": (1, 0)})
     control, rows = control_over({"a": subjects}, trainer)
-    list(control.visit(10, subjects, 5, np.random.RandomState(3)))
+    run_cycles(control, [10])
     batch, *alone = trainer.fitted
     assert sorted(batch) == sorted(subjects)
     assert alone == [[subject] for subject in batch]  # in training order
@@ -125,7 +121,7 @@ def test_a_harmful_batch_is_undone_and_its_subjects_are_verified_alone():
 def test_an_undone_step_leaves_no_trace():
     trainer = FakeTrainer(harm={"bad": (20, 0)})
     control, _ = control_over({"a": ["bad"]}, trainer)
-    list(control.visit(10, ["bad"], 5, np.random.RandomState(0)))
+    run_cycles(control, [10])
     assert trainer.weight == 0
     assert control.reference == (0.0, 0.0)
     assert trainer.restored == 2  # the batch of one, then the subject
@@ -135,8 +131,8 @@ def test_an_undone_step_leaves_no_trace():
 def test_revisit_and_elimination_come_at_their_time(wait):
     centers = {"a": ["a0", "bad", "a2"], "b": ["b0"]}
     trainer = FakeTrainer(harm={"bad": (30, 0)})
-    control, rows = control_over(centers, trainer, wait=wait)
-    run_cycles(control, centers, range(10, 10 + wait + 2))
+    control, rows = control_over(centers, trainer, revisit=wait)
+    run_cycles(control, range(10, 10 + wait + 2))
     of_bad = [(row["Cycle"], row["Phase"]) for row in rows if "bad" in row["Subjects"].split(";")]
     assert of_bad == [(10, "batch"), (10, "subject"), (10 + wait, "revisit")]  # and never again
     revisit = next(row for row in rows if row["Phase"] == "revisit")
@@ -150,11 +146,11 @@ def test_revisit_and_elimination_come_at_their_time(wait):
 def test_a_subject_that_no_longer_harms_is_back_in_the_next_cycle():
     centers = {"a": ["a0", "was_bad"]}
     trainer = FakeTrainer(harm={"was_bad": (30, 0)})
-    control, rows = control_over(centers, trainer, wait=2)
-    run_cycles(control, centers, range(10, 11))
+    control, rows = control_over(centers, trainer, revisit=2)
+    run_cycles(control, range(10, 11))
     trainer.harm = {"was_bad": (1, 0)}
     weight = trainer.weight
-    run_cycles(control, centers, range(11, 14))
+    run_cycles(control, range(11, 14))
     revisits = [row for row in rows if row["Phase"] == "revisit"]
     assert [(row["Cycle"], row["Ignored"], row["Eliminated"]) for row in revisits] == [(12, 0, 0)]
     assert trainer.weight == weight + 3 + 1  # three cycles of one batch, and the revisit's update stays
@@ -167,12 +163,12 @@ def test_a_subject_that_no_longer_harms_is_back_in_the_next_cycle():
 def test_it_can_be_flagged_again_after_its_return():
     centers = {"a": ["a0", "bad"]}
     trainer = FakeTrainer(harm={"bad": (30, 0)})
-    control, _ = control_over(centers, trainer, wait=1)
-    run_cycles(control, centers, [10])
+    control, _ = control_over(centers, trainer, revisit=1)
+    run_cycles(control, [10])
     trainer.harm = {}
-    run_cycles(control, centers, [11])
+    run_cycles(control, [11])
     trainer.harm = {"bad": (30, 0)}
-    run_cycles(control, centers, [12, 13])
+    run_cycles(control, [12, 13])
     row = control.subject_table().set_index("Subject").loc["bad"]
     assert row.to_dict() == {
         "Study": "a", "Times_flagged": 2, "First_flagged_cycle": 10, "Revisits": 2, "Eliminated": 1,
@@ -183,7 +179,7 @@ def test_it_can_be_flagged_again_after_its_return():
 def test_subject_table_has_every_training_subject():
     centers = {"a": ["a0", "bad"], "b": ["b0"]}
     control, _ = control_over(centers, FakeTrainer(harm={"bad": (30, 0)}))
-    run_cycles(control, centers, [10])
+    run_cycles(control, [10])
     table = control.subject_table().set_index("Subject")
     assert list(table.index) == ["a0", "bad", "b0"]
     assert table["Times_flagged"].to_dict() == {"a0": 0, "bad": 1, "b0": 0}
@@ -254,7 +250,7 @@ def test_published_protocol_drops_the_short_batch_of_a_visit():
     subjects = [f"a{i}" for i in range(7)]
     trainer = FakeTrainer()
     control, _ = control_over({"a": subjects}, trainer, protocol="published")
-    list(control.visit(10, subjects, 5, np.random.RandomState(0)))
+    run_cycles(control, [10])
     assert [len(batch) for batch in trainer.fitted] == [5]
 
 
@@ -350,27 +346,20 @@ def test_the_rule_decides_what_is_undone_and_against_whom():
     centers = {"a": ["a0", "bad", "a2"]}
     rows = []
     trainer = Ranks(harm={"bad": (2, 0), "a0": (0, 0)})
-    control = QualityControl(trainer, centers, PROTOCOLS["corrected"], 0, 1, rows.append, EvidenceRule())
+    settings = settings_of(error=0, revisit=1, rule="evidence")
+    control = QualityControl(settings, trainer, centers, rows.append)
     control.start(trainer.evaluate())
-    run_cycles(control, centers, [10, 11])
+    run_cycles(control, [10, 11])
     assert control.eliminated == {"bad": 11}
     assert [row["P_AUROC"] < 0.01 for row in rows if row["Ignored"]] == [True] * 3
     assert all(row["AUROC"] > 0.5 for row in rows if not row["Ignored"] and row["Phase"] != "baseline")
-    other = QualityControl(trainer, centers, PROTOCOLS["corrected"], 0, 1, rows.append, EvidenceRule())
+    other = QualityControl(settings, trainer, centers, rows.append)
     other.import_state(control.export_state())
     assert other.accepted == control.accepted
 
 
-def screened_control(centers, trainer, wait=1, false_alarms=0.1):
-    rows = []
-    screen = Screen(trainer, false_alarms)
-    control = QualityControl(trainer, centers, PROTOCOLS["corrected"], 0.02, wait, rows.append, screen=screen)
-    control.start(trainer.evaluate())
-    return control, rows
-
-
-def travel_screened(control, centers, cycles):
-    list(control.travel(centers, cycles, 42, 5, lambda cycle: 1, lambda cycle: None))
+def screened_control(centers, trainer):
+    return control_over(centers, trainer, revisit=1, screen=True, false_alarms=0.1)
 
 
 def test_a_suspect_never_trains_and_is_eliminated_at_its_revisit():
@@ -378,7 +367,7 @@ def test_a_suspect_never_trains_and_is_eliminated_at_its_revisit():
     trainer = FakeTrainer()
     trainer.strange = {"strange": (10, 1e6)}
     control, rows = screened_control(centers, trainer)
-    travel_screened(control, centers, range(10, 13))
+    run_cycles(control, range(10, 13))
     assert "strange" not in sum(trainer.fitted, [])
     assert control.eliminated == {"strange": 11}
     unmeasured = [row for row in rows if row["Subject"] == "strange"]
@@ -402,9 +391,9 @@ def test_a_suspect_that_has_become_like_others_trains_and_is_back():
     trainer = FakeTrainer()
     trainer.strange = {"strange": (1e6, 10)}
     control, rows = screened_control(centers, trainer)
-    travel_screened(control, centers, [10])
+    run_cycles(control, [10])
     trainer.strange = {}
-    travel_screened(control, centers, [11, 12])
+    run_cycles(control, [11, 12])
     assert next(batch for batch in trainer.fitted if "strange" in batch) == ["strange"]  # at its revisit
     assert sorted(trainer.fitted[-1]) == ["a0", "strange"]
     revisit = next(row for row in rows if row["Phase"] == "revisit")
@@ -417,7 +406,7 @@ def test_a_suspect_that_has_become_like_others_trains_and_is_back():
 def test_an_image_that_harms_the_rates_is_found_behind_the_screen_as_well():
     centers = {"a": ["a0", "bad"]}
     control, _ = screened_control(centers, FakeTrainer(harm={"bad": (30, 0)}))
-    travel_screened(control, centers, [10, 11])
+    run_cycles(control, [10, 11])
     assert control.eliminated == {"bad": 11}
 
 
@@ -462,13 +451,13 @@ def test_state_of_the_screen_goes_on_where_it_was():
     trainer = FakeTrainer()
     trainer.strange = {"strange": (1e6, 10)}
     control, _ = screened_control(centers, trainer)
-    travel_screened(control, centers, [10])
+    run_cycles(control, [10])
     other, _ = screened_control(centers, trainer)
     other.import_state(control.export_state())
     assert other.screen.export_state() == control.screen.export_state()
     assert other.accepted == control.accepted
     looked = trainer.looked_at.count(None)
-    travel_screened(other, centers, [10])  # the same cycle: not calibrated anew
+    run_cycles(other, [10])  # the same cycle: not calibrated anew
     assert trainer.looked_at.count(None) == looked
 
 
@@ -476,7 +465,7 @@ def test_a_cycle_in_which_most_batches_are_undone_is_told_with_its_cause():
     centers = {center: [f"{center}{i}" for i in range(2)] for center in "abcde"}
     harm = {f"{center}{i}": (20, 0) for center in "abc" for i in range(2)}
     control, _ = control_over(centers, FakeTrainer(harm=harm))
-    run_cycles(control, centers, [10, 11])
+    run_cycles(control, [10, 11])
     assert [(count["cycle"], count["verified"], count["undone"]) for count in control.counts] == [
         (10, 5, 3),
         (11, 2, 0),
@@ -495,5 +484,5 @@ def test_a_cycle_in_which_most_images_are_suspects_is_told_too():
     trainer = FakeTrainer()
     trainer.strange = {"a0": (1e6, 1), "a2": (1e6, 1)}
     control, _ = screened_control(centers, trainer)
-    travel_screened(control, centers, [10])
+    run_cycles(control, [10])
     assert "2 of 3 images that were screened in cycle 10 are suspects" in control.locked_up(10)

@@ -11,19 +11,19 @@ from unittest import mock
 import numpy as np
 import pytest
 from conftest import run_here
-from fake_trainer import FakeTrainer
+from fake_trainer import FakeTrainer, NoFiles, settings_of
 
-from travelling import files, nifti, stopping
+from travelling import files, nifti, options, stopping
 from travelling.checkpoint import Checkpoints
-from travelling.controlled_run import ControlledRun
+from travelling.controlled_run import ControlledRun, first_evaluation, open_run
 from travelling.errors import AlreadyDone, InputError
 from travelling.files import write_whole
-from travelling.protocol import PROTOCOLS
 from travelling.quality_control import QualityControl
 from travelling.rules import EvidenceRule
 from travelling.run import Run
-from travelling.trainer import travel
+from travelling.travel import travel
 from travelling.verification_log import LogFile, log_columns
+from travelling_quality_control.enc_PD_quality_control import travel as control_quality
 
 CENTERS = {f"c{number}": [f"s{number}{i}" for i in range(size)] for number, size in enumerate((7, 1, 5, 3, 12, 2))}
 HARM = {"s02": (9, 0), "s10": (30, 0), "s41": (0, 20), "s44": (4, 4), "s50": (7, 7)}
@@ -61,27 +61,23 @@ def control(folder, dies_at=None, protocol="corrected", dies_saving=None):
     found = checkpoints.load()
     resumed_at = found[0] if found else None
     log = LogFile(folder / "qc.csv", length=resumed_at["log_length"] if resumed_at else 0)
-    quality = QualityControl(trainer, CENTERS, PROTOCOLS[protocol], 0.02, 1, log)
+    quality = QualityControl(settings_of(protocol=protocol, revisit=1), trainer, CENTERS, log)
     if resumed_at:
         quality.import_state(resumed_at["control"])
         trainer.import_state(found[1])
     else:
         quality.start(trainer.evaluate())
-    saved = []
 
-    def save(here):
-        if len(saved) == dies_saving:
-            with mock.patch.object(files.os, "replace", side_effect=Killed):
-                checkpoints.save({**here, "control": quality.export_state(), "log_length": log.length}, [np.zeros(2)])
-        saved.append(here)
-        arrays = trainer.export_state()
-        checkpoints.save({**here, "control": quality.export_state(), "log_length": log.length}, arrays)
+    class Files(NoFiles):
+        def checkpoint(self, here):
+            state = {**here, "control": quality.export_state(), "log_length": log.length}
+            if len(self.places) == dies_saving:
+                with mock.patch.object(files.os, "replace", side_effect=Killed):
+                    checkpoints.save(state, [np.zeros(2)])
+            super().checkpoint(here)
+            checkpoints.save(state, trainer.export_state())
 
-    steps = quality.travel(
-        CENTERS, CYCLES, 42, 5, lambda cycle: 1 / cycle, lambda cycle: None, resumed_at=resumed_at, checkpoint=save
-    )
-    for _ in steps:
-        pass
+    control_quality(quality, CYCLES, lambda cycle: 1 / cycle, Files(), resumed_at)
     log.close()
     quality.subject_table().to_csv(folder / "subjects.csv", index=False)
     return trainer
@@ -135,14 +131,13 @@ def test_the_travelling_model_killed_at_any_step_ends_as_if_it_had_not_been(tmp_
         if resumed_at:
             trainer.import_state(state)
 
-        def save(here):
-            kept.update(resumed_at=json.loads(json.dumps(here)), state=trainer.export_state())
+        class Files(NoFiles):
+            def checkpoint(self, here):
+                kept.update(resumed_at=json.loads(json.dumps(here)), state=trainer.export_state())
 
+        saving = Files(lambda cycle, rate, loss: losses.append((cycle, trainer.weight)))
         try:
-            travel(
-                trainer, CENTERS, CYCLES, 42, 2, 5, PROTOCOLS["corrected"], lambda cycle: 1 / cycle,
-                lambda cycle, loss: losses.append((cycle, trainer.weight)), resumed_at, save,
-            )  # fmt: skip
+            travel(trainer, CENTERS, CYCLES, settings_of(epochs=2), lambda cycle: 1 / cycle, saving, resumed_at)
         except Killed:
             return trainer, losses, kept
         return trainer, losses, None
@@ -196,25 +191,20 @@ def test_a_lock_up_of_an_earlier_session_is_told_at_the_end(tmp_path, monkeypatc
     """Once after its cycle, and once more when the run is over."""
     model = tmp_path / "encoder_x_09.h5"
     model.write_bytes(b"x")
-    settings = dict.fromkeys(("first_cycle", "cache_dir")) | {"cycles": 13, "error": 0.02, "revisit": 1}
-    settings |= {
-        "en": model,
-        "pd": model,
-        "fn_save": tmp_path / "qc",
-        "output_folder": tmp_path / "run",
-        "rule": "published",
-    }
-    settings |= {"screen": False, "protocol": "corrected", "seed": 42, "batch_size": 5, "learning_rate": 1e-4}
-    settings |= {"overwrite": False, "allow_saturated": False}
+    settings = options.QualityControl(
+        en=model, pd=model, fn_test=model, fn_save=tmp_path / "qc", output_folder=tmp_path / "run", revisit=1
+    )
     monkeypatch.setattr(QualityControl, "locked_up", lambda self, cycle: "lock-up in cycle 10" if cycle == 10 else None)
 
     def session(cycles):
-        controlled = ControlledRun(Namespace(**settings), (), {})
-        trainer = MortalTrainer()
-        controlled.begin(trainer, "a device", [], {})
-        with mock.patch.object(controlled.run, "save"):
-            for _ in controlled.travel(None, None, CENTERS, cycles):
-                pass
+        run, trainer = open_run(settings, (), {}), MortalTrainer()
+        baseline, notices = first_evaluation(run, trainer, settings)
+        run.begin("a device", notices)
+        resumed_at = run.go_on(trainer)
+        controlled = ControlledRun(settings, run, None, trainer, CENTERS, baseline, resumed_at)
+        with mock.patch.object(run, "save"):
+            control_quality(controlled.control, cycles, lambda cycle: 1, controlled, resumed_at)
+        controlled.close(last=12 in cycles)
         stopping.end()
         return (tmp_path / "qc.log").read_text().count("lock-up in cycle 10")
 

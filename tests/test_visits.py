@@ -4,17 +4,15 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
-from fake_trainer import HEALTHY, PATIENTS, FakeTrainer, control_over, run_cycles
+from fake_trainer import HEALTHY, PATIENTS, FakeTrainer, NoFiles, control_over, run_cycles, settings_of
 
 from travelling.errors import VisitFailed
-from travelling.protocol import PROTOCOLS
 from travelling.quality_control import QualityControl
 from travelling.sfcn import FILTERS, filters, width_of
-from travelling.trainer import travel
+from travelling.travel import travel
 from travelling.verification_log import LOG_COLUMNS, LogFile
 
 CENTERS = {"a": ["a0", "a1"], "b": ["b0", "bad", "b2"], "c": ["c0"]}
@@ -39,10 +37,10 @@ class FailingTrainer(FakeTrainer):
         return super().train(subjects)
 
 
-def run(control, trainer, cycles, centers=CENTERS):
+def run(control, trainer, cycles):
     for cycle in cycles:
         trainer.cycle = cycle
-        run_cycles(control, centers, [cycle])
+        run_cycles(control, [cycle])
 
 
 @pytest.mark.parametrize("phase", ["unreachable", "invalid"])
@@ -76,27 +74,30 @@ def test_no_reply_is_never_harmful():
 
 
 def test_a_center_that_fails_amid_its_subjects_keeps_what_was_found():
-    trainer = FailingTrainer({}, harm={"bad": (HEALTHY, 0)})
-    control, rows = control_over({"b": CENTERS["b"]}, trainer, wait=1)
-    trainer.cycle = 10
-    steps = control.visit(10, CENTERS["b"], 5, np.random.RandomState(1))
-    batch = next(steps)
-    assert batch.harmful
-    tried = [next(steps) for _ in range(2)]
-    trainer.failures = {(10, "b"): "unreachable"}
-    assert [step.failed for step in steps] == [True]
-    flagged = {step.subjects[0] for step in tried if step.harmful}
-    assert set(control.waiting) == flagged
-    assert batch.subjects[2] not in flagged
-    list(control.revisit(10))
-    assert rows[-1]["Phase"] == "unreachable"
+    """It answers for the batch and two of its three subjects, and is away at the third and for the revisits."""
+
+    class Leaving(FailingTrainer):
+        def train(self, subjects):
+            if len(self.asked) == 3:
+                self.failures = {(10, "b"): "unreachable"}
+            return super().train(subjects)
+
+    trainer = Leaving({}, harm=dict.fromkeys(CENTERS["b"], (HEALTHY, 0)))
+    control, rows = control_over({"b": CENTERS["b"]}, trainer, revisit=1)
+    run(control, trainer, [10])
+    batch, *alone, failed = rows[1:]
+    assert [row["Phase"] for row in rows[1:]] == ["batch", "subject", "subject", "unreachable"]
+    assert list(control.waiting) == [row["Subject"] for row in alone]
+    assert failed["Subjects"] == batch["Subjects"].split(";")[2]
+    run(control, trainer, [11])
+    assert [row["Phase"] for row in rows[5:]] == ["batch", "subject", "revisit", "revisit"]
 
 
 def test_a_revisit_that_fails_is_made_up_for_and_others_of_the_center_are_not_asked():
     centers = {"a": ["a0"], "b": ["bad", "b1"]}
     trainer = FailingTrainer({(11, "b"): "unreachable"}, harm={"bad": (HEALTHY, 0), "b1": (HEALTHY, 0)})
-    control, rows = control_over(centers, trainer, wait=1)
-    run(control, trainer, [10, 11, 12], centers)
+    control, rows = control_over(centers, trainer, revisit=1)
+    run(control, trainer, [10, 11, 12])
     assert [(row["Cycle"], row["Phase"]) for row in rows if row["Study"] == "b"] == [
         *[(10, "batch"), (10, "subject"), (10, "subject")],
         (11, "unreachable"),  # the first revisit; the second is not tried
@@ -109,15 +110,13 @@ def test_a_revisit_that_fails_is_made_up_for_and_others_of_the_center_are_not_as
 def test_a_center_that_was_not_there_is_logged_and_comes_later():
     trainer = FailingTrainer({})
     control, rows = control_over({"a": ["a0"], "b": []}, trainer)
-    state = []
-    centers = {"a": ["a0"], "b": []}
-    list(control.travel(centers, [10], 42, 5, lambda cycle: 1, lambda cycle: None, None, state.append))
+    files = run_cycles(control, [10])
     assert [(row["Study"], row["Phase"]) for row in rows[1:] if row["Study"] == "b"] == [("b", "unreachable")]
     saved = json.loads(json.dumps(control.export_state()))
     later = {"a": ["a0"], "b": ["b0"]}
     control, rows = control_over(later, trainer)
     control.import_state(saved)
-    list(control.travel(later, [10, 11], 42, 5, lambda cycle: 1, lambda cycle: None, state[-1]))
+    run_cycles(control, [10, 11], files.places[-1])
     assert sorted(row["Subjects"] for row in rows[1:]) == ["a0", "b0"]
     assert len(control.subject_table()) == 2
 
@@ -130,17 +129,16 @@ def failing_run(tmp_path):
     failures = {(10, "b"): "invalid", (11, "a"): "unreachable", (12, "a"): "invalid", (13, "d"): "unreachable"}
     trainer = FailingTrainer(failures, harm={"a1": (30, 0), "b2": (30, 0), "d3": (30, 0)})
     log = LogFile(tmp_path / "log.csv")
-    state, places = None, [None]
+    state, place = None, None
     for cycle in range(10, 16):
         centers = everyone | {"d": [] if cycle == 10 else everyone["d"]}
         trainer.cycle = cycle
-        control = QualityControl(trainer, centers, PROTOCOLS["corrected"], 0.02, 1, log)
+        control = QualityControl(settings_of(revisit=1), trainer, centers, log)
         if state:
             control.import_state(state)
         else:
             control.start(trainer.evaluate())
-        cycles = range(10, cycle + 1)
-        list(control.travel(centers, cycles, 42, 5, lambda cycle: 1, lambda cycle: None, places[-1], places.append))
+        place = run_cycles(control, range(10, cycle + 1), place).places[-1]
         state = json.loads(json.dumps(control.export_state()))
     log.close()
     assert set(state["eliminated"]) == {"a1", "b2", "d3"}
@@ -193,10 +191,8 @@ def test_the_travelling_model_goes_on_without_a_center_that_fails():
     for failing in (None, "b"):
         trainer = FailingTrainer({(None, failing): "unreachable"})
         losses = []
-        travel(
-            trainer, CENTERS, range(2), seed=40, epochs=2, batch_size=2, protocol=PROTOCOLS["corrected"],
-            learning_rate=lambda cycle: 1, after_cycle=lambda cycle, loss, seen=losses: seen.append(loss),
-        )  # fmt: skip
+        files = NoFiles(lambda cycle, rate, loss, seen=losses: seen.append(loss))
+        travel(trainer, CENTERS, range(2), settings_of(seed=40, epochs=2, batch_size=2), lambda cycle: 1, files)
         batches[failing] = trainer.fitted
         assert losses == [0.5, 0.5]
     # The order of the others is the same as if it had been there.

@@ -1,126 +1,111 @@
-"""A run of quality control, from its pre-trained model to its last checkpoint, wherever its trainer trains."""
+"""What a run of quality control keeps on disk, wherever its trainer trains: log, table, models and checkpoints."""
+
+from collections.abc import Callable
 
 from travelling.cohort import refuse_one_class
 from travelling.errors import InputError
 from travelling.files import write_csv
-from travelling.model_files import cycles_to_run
+from travelling.metrics import Evaluation
 from travelling.protocol import PROTOCOLS
-from travelling.quality_control import QualityControl
+from travelling.quality_control import QualityControl, Step
 from travelling.rules import RULES
 from travelling.run import Run
-from travelling.screen import Screen, limit_rank
+from travelling.screen import limit_rank
 from travelling.verification_log import LogFile, log_columns
 
 
-def refuse_unfit_test_set(test_set, settings):
+def refuse_unfit_test_set(test_set, settings) -> None:
     """Raise InputError where verification or the screen has too little to go by."""
     refuse_one_class(test_set, settings.fn_test)
     if settings.screen:
         limit_rank(len(test_set), settings.false_alarms)
 
 
-class ControlledRun:
-    """The files of a run, and its moves: :meth:`begin`, then :meth:`travel`, then ``run.finish()``.
+def open_run(settings, inputs: tuple, images: dict) -> Run:
+    """The folder of a run of quality control; its ``files`` are the log and the table of subjects.
 
-    ``settings`` has the script's options by their names; ``inputs`` are the names of those that are files to be read,
-    ``images`` maps subjects to the files of the images that are.
-    Raises what :class:`travelling.run.Run` raises. ``cycles`` are all of the run; ``resumed_at`` (after
-    :meth:`begin`) is what the last checkpoint holds, None at the beginning; ``control`` (from
-    :meth:`travel`'s first step on) decides.
+    ``inputs`` are the names of the options that are files to be read, ``images`` maps subjects to the files of the
+    images that are. Raises what :class:`travelling.run.Run` raises.
+    """
+    log, table, text_log = (
+        settings.fn_save.with_name(settings.fn_save.name + ending) for ending in (".csv", "_subjects.csv", ".log")
+    )
+    read = {name: getattr(settings, name) for name in inputs}
+    return Run(settings.output_folder, text_log.absolute(), settings, read, files=[log, table], images=images)
+
+
+def first_evaluation(run: Run, trainer, settings) -> tuple[Evaluation | None, list]:
+    """The pre-trained model's evaluation, and notices of it; None where the run goes on.
+
+    Raises InputError where the model is saturated, so that verification could not see harm.
+    """
+    if run.resumes:
+        return None, []
+    baseline = trainer.evaluate()
+    tolerance = settings.batch_size * settings.error
+    saturation = RULES[settings.rule]().saturation(baseline, tolerance, PROTOCOLS[settings.protocol])
+    if not saturation:
+        return baseline, []
+    notice = f"{settings.en}: saturated, verification cannot see harm ({'; '.join(saturation)})"
+    if not settings.allow_saturated:
+        raise InputError(f"{notice}; use a better pre-trained model or --allow-saturated")
+    return baseline, [notice]
+
+
+class ControlledRun:
+    """Keeps on disk what :attr:`control` (:class:`travelling.quality_control.QualityControl`) decides.
+
+    ``run`` has begun, and ``resumed_at`` is what its :meth:`travelling.run.Run.go_on` gave; ``model`` is the trainer's,
+    ``baseline`` its first evaluation, ``centers`` maps each center to its subjects. ``on_step`` as in QualityControl.
     """
 
-    def __init__(self, settings, inputs, images):
+    def __init__(
+        self,
+        settings,
+        run: Run,
+        model,
+        trainer,
+        centers: dict,
+        baseline: Evaluation | None,
+        resumed_at: dict | None,
+        on_step: Callable[[Step], None] = lambda step: None,
+    ):
         self._settings = settings
-        self._protocol = PROTOCOLS[settings.protocol]
-        self._rule = RULES[settings.rule]()
-        self.log_csv, self.subjects_csv, text_log = (
-            settings.fn_save.with_name(settings.fn_save.name + ending) for ending in (".csv", "_subjects.csv", ".log")
-        )
-        self.cycles = cycles_to_run(settings.en, settings.pd, settings.first_cycle, settings.cycles)
-        self.run = Run(
-            settings.output_folder,
-            text_log.absolute(),
-            settings,
-            {name: getattr(settings, name) for name in inputs},
-            files=[self.log_csv, self.subjects_csv],
-            images=images,
-        )
-        self.resumed_at = None
-        self.control = None
-        self._trainer = None
-        self._baseline = None
-        self._log = None
-
-    def begin(self, trainer, device, notices, images):
-        """Begin or go on; returns the plain log. Raises InputError where the pre-trained model is saturated.
-
-        ``images`` as in :meth:`travelling.run.Run.begin`.
-        """
+        self._run = run
+        self._model = model
         self._trainer = trainer
-        if not self.run.resumes:
-            self._baseline = trainer.evaluate()
-            notices = [*notices, *self._saturation_notices()]
-        self._log = self.run.begin(device, notices, images)
-        self.resumed_at = self.run.go_on(trainer)
-        return self._log
-
-    def _saturation_notices(self):
-        settings = self._settings
-        saturation = self._rule.saturation(self._baseline, settings.batch_size * settings.error, self._protocol)
-        if not saturation:
-            return []
-        notice = f"{settings.en}: saturated, verification cannot see harm ({'; '.join(saturation)})"
-        if not settings.allow_saturated:
-            raise InputError(f"{notice}; use a better pre-trained model or --allow-saturated")
-        return [notice]
-
-    def travel(self, model, saved_rate, centers, cycles=None):
-        """Quality control over all cycles, or some of them; yields what :meth:`QualityControl.travel` does.
-
-        ``model`` is the trainer's, ``saved_rate`` the learning rate that it was saved with; ``centers`` maps each
-        center to its subjects.
-        """
-        settings, resumed_at = self._settings, self.resumed_at
-        cycles = self.cycles if cycles is None else cycles
-        screen = Screen(self._trainer, settings.false_alarms) if settings.screen else None
-        log = LogFile(self.log_csv, log_columns(self._rule, screen), resumed_at["log_length"] if resumed_at else 0)
-        control = QualityControl(
-            self._trainer, centers, self._protocol, settings.error, settings.revisit, log, self._rule, screen
-        )
-        self.control = control
+        log_csv, self._table_csv = run.files
+        length = resumed_at["log_length"] if resumed_at else 0
+        self._log = LogFile(log_csv, log_columns(RULES[settings.rule], settings.screen), length)
+        self.control = QualityControl(settings, trainer, centers, self._log, on_step)
+        self._locked_up = []
         if resumed_at:
-            control.import_state(resumed_at["control"])
+            self.control.import_state(resumed_at["control"])
+            self._locked_up += resumed_at["locked_up"]
         else:
-            control.start(self._baseline or self._trainer.evaluate())
-            self._log.info("pre-trained model: FPR %.3f, FNR %.3f", *control.reference)
+            self.control.start(baseline or trainer.evaluate())
+            run.log.info("pre-trained model: FPR %.3f, FNR %.3f", *self.control.reference)
 
-        locked_up = list(resumed_at["locked_up"]) if resumed_at else []
+    def checkpoint(self, position: dict) -> None:
+        """Save where the run stands; ``position`` is that in the travelling order."""
+        control = self.control
+        state = {"control": control.export_state(), "log_length": self._log.length, "subjects": control.centers}
+        self._run.checkpoint(position | state | {"locked_up": self._locked_up}, self._trainer)
 
-        def checkpoint(here):
-            state = {"control": control.export_state(), "log_length": log.length, "subjects": centers}
-            self.run.checkpoint(here | state | {"locked_up": locked_up}, self._trainer)
+    def after_cycle(self, cycle: int) -> None:
+        """Save the model and the table of subjects of a cycle."""
+        control, log = self.control, self._run.log
+        known = self._trainer.known(control.training(control.center_of))
+        self._run.save(self._model, cycle, self._settings.batch_size, known)
+        write_csv(control.subject_table(), self._table_csv)
+        self._run.note_cycle(cycle)
+        log.info("cycle %d: %s", cycle, control.summary())
+        if notice := control.locked_up(cycle):
+            self._locked_up.append(notice)
+            log.warning("%s", notice)
 
-        def after_cycle(cycle):
-            self.run.save(model, cycle, settings.batch_size, self._trainer.known(control.training(control.center_of)))
-            write_csv(control.subject_table(), self.subjects_csv)
-            self._log.info("cycle %d: %s", cycle, control.summary())
-            if control.locked_up(cycle):
-                locked_up.append(control.locked_up(cycle))
-                self._log.warning("%s", locked_up[-1])
-
-        yield from control.travel(
-            centers,
-            cycles,
-            seed=settings.seed,
-            batch_size=settings.batch_size,
-            learning_rate=lambda cycle: self._protocol.learning_rate(
-                settings.learning_rate, cycle, self.cycles[0], saved_rate
-            ),
-            after_cycle=after_cycle,
-            resumed_at=resumed_at,
-            checkpoint=checkpoint,
-        )
-        log.close()
-        if self.cycles[-1] in cycles:
-            for notice in locked_up:  # once more, where it is not overlooked
-                self._log.warning("%s", notice)
+    def close(self, last: bool = True) -> None:
+        """Close the log and, after the last cycle, say once more what locked up: there it is not overlooked."""
+        self._log.close()
+        for notice in self._locked_up if last else ():
+            self._run.log.warning("%s", notice)

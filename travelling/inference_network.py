@@ -50,14 +50,25 @@ def prediction_function(encoder, classifier):
     return variables, predict
 
 
+def shift(mean, variance, known_mean, known_variance):
+    """The squared difference of the means, in units of the known variance; mean over channels (batch, channels)."""
+    return ops.mean(ops.square(mean - known_mean) / known_variance, axis=-1)
+
+
+def spread(mean, variance, known_mean, known_variance):
+    """The absolute logarithm of the ratio of the variances; mean over channels (batch, channels)."""
+    return ops.mean(ops.abs(ops.log(variance / known_variance)), axis=-1)
+
+
+DISTANCES = (shift, spread)  # what the screen measures of an image at every BatchNorm layer
+
+
 def distance_function(encoder):
     """A pure function of the travelling weights: (variables, f) with f(values, images) -> distances.
 
-    ``values`` are those of ``variables``, in this order. For images (batch, z, y, x, 1) the distances (batch, 2 x
-    BatchNorm layers) tell how far what the encoder makes of an image lies from what it has learned of, as the
-    moving statistics of its BatchNorm layers have kept it: for each layer, the mean over channels of the squared
-    difference of the means, in units of the moving variance, then that of the absolute logarithm of the ratio of
-    the variances.
+    ``values`` are those of ``variables``, in this order. For images (batch, z, y, x, 1) the distances (batch, BatchNorm
+    layers x DISTANCES) tell how far what the encoder makes of an image lies from what it has learned of, as the moving
+    statistics of its BatchNorm layers have kept it: all DISTANCES of the first layer, then those of the next.
     """
     norms = [layer for layer in encoder.layers if isinstance(layer, layers.BatchNormalization)]
     network = keras.Model(encoder.inputs[0], [norm.input for norm in norms])
@@ -77,10 +88,8 @@ def distance_function(encoder):
         columns = []
         for norm, activation in zip(norms, activations, strict=True):
             mean, variance = ops.moments(ops.cast(activation, "float32"), axes=(1, 2, 3))
-            moving_variance = value(norm.moving_variance) + norm.epsilon
-            shift = ops.square(mean - value(norm.moving_mean)) / moving_variance
-            spread = ops.abs(ops.log((variance + norm.epsilon) / moving_variance))
-            columns += [ops.mean(shift, axis=-1), ops.mean(spread, axis=-1)]
+            known = value(norm.moving_mean), value(norm.moving_variance) + norm.epsilon
+            columns += [distance(mean, variance + norm.epsilon, *known) for distance in DISTANCES]
         return ops.stack(columns, axis=1)
 
     return variables, distances

@@ -23,7 +23,7 @@ import h5py
 import keras
 import numpy as np
 
-from travelling.inference_network import distance_function, prediction_function
+from travelling.inference_network import DISTANCES, distance_function, prediction_function
 from travelling.model_files import RECORD, read_record
 from travelling.protocol import DECAY
 from travelling.sfcn import build_classifier, build_encoder, width_of
@@ -86,6 +86,14 @@ class TravellingModel:
         """Filters of the encoder's convolutions, a list: with the shape of the images, all that defines the network."""
         return [layer.filters for layer in self.encoder.layers if isinstance(layer, keras.layers.Conv3D)]
 
+    distances_of_a_layer = len(DISTANCES)
+
+    @property
+    def distances_of_an_image(self):
+        """How many numbers :meth:`distances` gives for each image."""
+        norms = [layer for layer in self.encoder.layers if isinstance(layer, keras.layers.BatchNormalization)]
+        return len(norms) * self.distances_of_a_layer
+
     @property
     def _random_state(self):
         """The variables of the dropout's generator: all that are not weights."""
@@ -124,8 +132,9 @@ class TravellingModel:
         return self._prediction(images, largest_batch)[:, 0]
 
     def distances(self, images, largest_batch=None):
-        """Distance of each of images (batch, z, y, x, 1) from what BatchNorm has learned of: (batch, 12), float32.
+        """Distances of each of images (batch, z, y, x, 1) from what BatchNorm has learned of.
 
+        Float32 of shape (batch, :attr:`distances_of_an_image`), those of the first layer first.
         See :func:`travelling.inference_network.distance_function`; ``largest_batch`` as in :meth:`predict`.
         """
         if self._distances is None:

@@ -15,6 +15,7 @@ reference + tolerance                                    (0.2 + 0.1 > 0.3, but 0
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 DECAY = 0.1  # the learning rate is multiplied by exp(-DECAY) after every cycle
@@ -69,3 +70,12 @@ PROTOCOLS = {
         ),
     )
 }
+
+
+def learning_rates(settings, first_cycle: int = 0, saved: float | None = None) -> Callable[[int], float]:
+    """:meth:`Protocol.learning_rate` of a run, as a function of the cycle.
+
+    ``settings`` has the options protocol and learning_rate.
+    """
+    protocol = PROTOCOLS[settings.protocol]
+    return lambda cycle: protocol.learning_rate(settings.learning_rate, cycle, first_cycle, saved)

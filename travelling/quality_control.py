@@ -1,67 +1,72 @@
-"""Decentralized quality control: verification, revisit and elimination (Souza et al. 2025).
+"""What decentralized quality control remembers: who was flagged, who waits, who is eliminated, what was accepted last.
 
-No label of harmfulness is known: a training step is harmful if it raises the rates of misdiagnosis (FPR or FNR) on
-the home's test set by more than a tolerance (:mod:`travelling.rules` has that rule, and another;
-:mod:`travelling.screen` what looks at images before they train). The trainer (see :mod:`travelling.trainer`) decides
-where training happens, in this process or at a hospital; the decisions are all made here.
+The method itself is on one screen in ``travelling_quality_control/enc_PD_quality_control.py``; this has its memory, its
+log, and the look of the screen. No label of harmfulness is known. The trainer (see :mod:`travelling.trainer`) decides
+where training happens, in this process or at a hospital.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 import pandas as pd
 
-from travelling.cohort import batches, position, start_of_cycle, travelling_order
 from travelling.errors import VisitFailed
 from travelling.metrics import Evaluation
-from travelling.rules import PublishedRule
+from travelling.protocol import PROTOCOLS
+from travelling.rules import RULES
+from travelling.screen import Screen
 from travelling.verification_log import VerificationLog, log_columns, screen_cells
 
-_STATE = ("flags", "revisits", "waiting", "eliminated", "absent", "counts")
+_STATE = ("flags", "revisits", "waiting", "eliminated", "absent", "counts", "queue", "group_size", "suspects")
 FAILURES = ("unreachable", "invalid")  # phases of a step to which a center gave no usable answer
 
 
 @dataclass(frozen=True)
-class Verification:
-    """One training step and what it did to the test set."""
+class Step:
+    """What was done with some subjects, and what it did to the test set: for a progress bar."""
 
-    phase: str  # batch, subject, revisit or screen; one of FAILURES where nothing could be verified
+    cycle: int
+    phase: str  # batch, group, subject, revisit or screen; one of FAILURES where nothing could be verified
+    center: str  # of a group: of its last batch
     subjects: list
-    loss: float | None
-    rates: tuple | None  # (FPR, FNR) after the step; None where none was made
-    harmful: bool  # then the step was undone, or not made
-
-    @property
-    def failed(self):
-        """Whether the center gave no usable answer."""
-        return self.phase in FAILURES
+    loss: float | None = None
+    rates: tuple | None = None  # (FPR, FNR) after the step; None where none was made
+    harmful: bool = False  # then the step was undone, or not made
 
 
 class QualityControl:
-    """The state of quality control, and its moves: :meth:`start`, :meth:`visit`, :meth:`revisit`.
+    """The state of quality control over ``centers``, which maps each of them to its subjects, none where it has not
+    told them yet.
 
-    ``centers`` maps each center to its subjects. ``error`` is the tolerated rise of FPR or FNR per image of
-    a training step, ``wait`` the number of cycles that a flagged subject waits for its revisit. ``log`` is
-    called with one row, a dict of ``columns``, per verification.
+    ``settings`` has the options of the method by their names (:class:`travelling.options.QualityControl`).
+    ``write_row`` is called with one row of the log, a dict, per verification, and ``on_step`` with a :class:`Step`.
 
-    ``rule`` is one of :mod:`travelling.rules`. With a ``screen`` (:class:`travelling.screen.Screen`), every image is
-    looked at before it trains, in each visit and at its revisit: a suspect is flagged like one that harms alone, and a
-    flagged image, whoever flagged it, is eliminated if it is a suspect at its revisit. Both without a training step,
-    and therefore without rates in the log.
+    With ``settings.screen`` every image is looked at before it trains, in each visit and at its revisit: a suspect is
+    flagged like one that harms alone, and a flagged image, whoever flagged it, is eliminated if it is a suspect at its
+    revisit. Both without a training step, and therefore without rates in the log.
 
-    Where ``trainer.train`` raises VisitFailed, the step is undone and logged, not those of the visit that were accepted
-    before, and the center is left alone for the rest of the cycle. Its subjects were not tried: none is flagged for it,
-    and a revisit is made up for in the next cycle.
+    A step that a center does not make (VisitFailed) is undone and logged, and the center is left alone for the rest of
+    the cycle. What was accepted before stays; nobody is flagged for it, and a revisit is made up for in the next cycle.
     """
 
-    def __init__(self, trainer, centers, protocol, error, wait, log, rule=None, screen=None):
+    def __init__(
+        self,
+        settings,
+        trainer,
+        centers: dict,
+        write_row: Callable[[dict], None],
+        on_step: Callable[[Step], None] = lambda step: None,
+    ):
+        self.settings = settings
         self.trainer = trainer
-        self.protocol = protocol
-        self.error = error
-        self.wait = wait
-        self.rule = rule or PublishedRule()
-        self.screen = screen
+        self.centers = centers
+        self.protocol = PROTOCOLS[settings.protocol]
+        self.rule = RULES[settings.rule]()
+        self.screen = Screen(trainer, settings.false_alarms) if settings.screen else None
         self.center_of = {subject: center for center, subjects in centers.items() for subject in subjects}
-        self.log = VerificationLog(log, log_columns(self.rule, screen), self.center_of, protocol)
+        self._log = VerificationLog(write_row, log_columns(self.rule, self.screen), self.center_of, self.protocol)
+        self._on_step = on_step
+        self.cycle = None
         self.accepted = None  # the last accepted evaluation
         self.flags = {subject: [] for subject in self.center_of}  # the cycles in which it was flagged
         self.revisits = dict.fromkeys(self.center_of, 0)
@@ -69,106 +74,149 @@ class QualityControl:
         self.eliminated = {}  # subject -> cycle of its elimination
         self.absent = []  # centers that failed in this cycle
         self.counts = []  # of batches and screened images, a dict for every cycle
+        self.queue = []  # batches of centers that are visited, in the order in which they train
+        self.group_size = settings.verify_every  # batches that are verified together, at most
+        self.suspects = 0  # batches at the head of the queue of which one did harm in a larger group
 
     @property
-    def reference(self):
+    def reference(self) -> tuple:
         """(FPR, FNR) of the last accepted evaluation."""
         return self.protocol.rates(self.accepted)
 
-    def start(self, baseline):
+    def start(self, baseline: Evaluation) -> None:
         """Take the pre-trained model's evaluation as the first reference and the first row of the log."""
         self.accepted = baseline
-        self.log.baseline(baseline, self.rule.describe(baseline))
+        self._log.baseline(baseline, self.rule.describe(baseline))
 
-    def visit(self, cycle, subjects, batch_size, generator):
-        """A center's regular visit: verify its batches and, where a batch harms, its subjects one by one.
+    def begin_cycle(self, cycle: int) -> None:
+        """Note the cycle, and measure the limit of the screen with the model as it is now."""
+        self.cycle = cycle
+        if self.screen and self.screen.cycle != cycle:
+            self.screen.calibrate(cycle)
 
-        Subjects that are eliminated or wait for their revisit stay out. Yields every verification.
+    def training(self, subjects: list) -> list:
+        """Those of the subjects that neither wait for their revisit nor are eliminated."""
+        out = self.waiting | self.eliminated
+        return [subject for subject in subjects if subject not in out]
+
+    def subjects_to_train(self, center: str) -> list:
+        """Who trains at a center in this visit: who is not out, and after a look of the screen, if there is one.
+
+        Raises VisitFailed where the center does not answer.
         """
-        training = self.training(subjects)
-        if self.screen and training:
-            for screened in self._screen(cycle, training):
-                yield screened
-                if screened.failed:
-                    return
-            training = [subject for subject in training if subject not in self.waiting]
-        for batch in batches(training, batch_size, generator, self.protocol.trains_short_batch):
-            verification = self._verify(cycle, "batch", batch)
-            yield verification
-            if verification.failed:
-                return
-            self._count(cycle, "verified", "undone", verification.harmful)
-            if verification.harmful:
-                for subject in batch:
-                    alone = self._verify(cycle, "subject", [subject])
-                    if alone.harmful:
-                        self._flag(cycle, subject)
-                    yield alone
-                    if alone.failed:
-                        return
+        if not self.centers[center]:
+            raise self.failed(VisitFailed("unreachable", "it has not told its subjects yet"), center, [])
+        training = self.training(self.centers[center])
+        if not self.screen or not training:
+            return training
+        for subject, score in zip(training, self._scores(training), strict=True):
+            suspect = self.screen.suspects(score)
+            self._count("screened", "suspected", suspect)
+            if suspect:
+                self.flag(subject)
+            self._screened("screen", subject, score, suspect)
+        return self.training(training)
 
-    def revisit(self, cycle):
-        """After a cycle's centers: verify alone every subject that was flagged ``wait`` or more cycles ago.
+    def look_again(self, subject: str) -> tuple[bool, dict]:
+        """Whether the screen suspects a subject at its revisit, and its cells of the log for the step if it does not.
 
-        It is more where its center failed in the cycle when it was due. One that harms again is eliminated; any other
-        keeps its update and trains again from the next cycle on. In the order of the flags. Yields every verification.
+        Raises VisitFailed where the center does not answer.
         """
-        for subject in [subject for subject, flagged in self.waiting.items() if flagged + self.wait <= cycle]:
-            if self.center_of[subject] in self.absent:
-                continue
-            verification = self._revisit(cycle, subject)
-            if not verification.failed:
-                self.revisits[subject] += 1
-                del self.waiting[subject]
-            if verification.harmful:
-                self.eliminated[subject] = cycle
-            yield verification
+        if not self.screen:
+            return False, {}
+        (score,) = self._scores([subject])
+        suspect = self.screen.suspects(score)
+        if suspect:
+            self._screened("revisit", subject, score, suspect)
+        return suspect, screen_cells(score, self.screen.limit)
+
+    def group(self) -> list:
+        """The batches that are trained and verified next, together; the first of the queue."""
+        return self.queue[: min(self.group_size, self.suspects or self.group_size)]
+
+    def settle(self, group: list, harmful: bool) -> bool:
+        """Draw the consequences of a group's verification; returns whether its subjects must be tried one by one.
+
+        One of several batches that did harm together is looked for in half of them. What did no harm leaves the queue,
+        and groups grow again once no batch is under suspicion.
+        """
+        if harmful and len(group) > 1:
+            self.group_size, self.suspects = len(group) // 2, len(group)
+            return False
+        self.queue = self.queue[len(group) :]
+        if harmful:
+            self.group_size, self.suspects = 1, 0
+            return True
+        self.suspects = max(0, self.suspects - len(group))
+        if not self.suspects:
+            self.group_size = min(self.settings.verify_every, 2 * self.group_size)
+        return False
+
+    def judge(self, batches: list, evaluation: Evaluation) -> tuple[bool, dict]:
+        """Whether the training steps on some batches did harm, by the rule, and the rule's cells of the log."""
+        decide = self.rule.judge if len(batches) == 1 else self.rule.suspect
+        return decide(self.accepted, evaluation, self._tolerance(batches), self.protocol)
+
+    def note(self, phase, batches: list, loss: float, evaluation: Evaluation, harmful: bool, cells: dict) -> None:
+        """Log what was verified, before its evaluation becomes the reference."""
+        subjects = sum(batches, [])
+        tolerance = self._tolerance(batches)
+        self._log.step(self.cycle, phase, subjects, evaluation, tolerance, harmful, cells, self.reference)
+        if phase == "batch" or (phase == "group" and not harmful):
+            for _ in batches:
+                self._count("verified", "undone", harmful)
+        rates = self.protocol.rates(evaluation)
+        self._on_step(Step(self.cycle, phase, self.center_of[subjects[-1]], subjects, loss, rates, harmful))
+
+    def failed(self, failure: VisitFailed, center: str, subjects: list) -> VisitFailed:
+        """Note a step that a center did not make, and leave the center alone for the rest of the cycle."""
+        self.absent.append(center)
+        there = [self.center_of[batch[0]] != center for batch in self.queue]
+        self.suspects = sum(there[: self.suspects])
+        self.queue = [batch for batch, stays in zip(self.queue, there, strict=True) if stays]
+        tolerance = len(subjects) * self.settings.error
+        self._log.failed(self.cycle, failure.phase, center, subjects, tolerance, self.reference)
+        self._on_step(Step(self.cycle, failure.phase, center, subjects))
+        return failure
+
+    def flag(self, subject: str) -> None:
+        """Put a subject aside until its revisit."""
+        self.flags[subject].append(self.cycle)
+        self.waiting[subject] = self.cycle
+
+    def due(self) -> Iterator[str]:
+        """Who is revisited at this cycle's end, in the order of the flags: flagged ``-revisit`` or more cycles ago.
+
+        It is more where its center failed in the cycle when it was due; those of a center that is away stay out.
+        """
+        for subject, flagged in list(self.waiting.items()):
+            if flagged + self.settings.revisit <= self.cycle and self.center_of[subject] not in self.absent:
+                yield subject
+
+    def eliminate(self, subject: str) -> None:
+        """A revisited subject harmed again: it is out for good."""
+        self.release(subject)
+        self.eliminated[subject] = self.cycle
+
+    def release(self, subject: str) -> None:
+        """A revisited subject did no harm: it trains again from the next cycle on."""
+        self.revisits[subject] += 1
+        del self.waiting[subject]
+
+    def end_cycle(self) -> None:
+        """Centers that failed are visited again, and groups are as large as they may be."""
         self.absent = []
+        self.group_size, self.suspects = self.settings.verify_every, 0
 
-    def travel(
-        self,
-        centers,
-        cycles,
-        seed,
-        batch_size,
-        learning_rate,
-        after_cycle,
-        resumed_at=None,
-        checkpoint=lambda resumed_at: None,
-    ):
-        """Quality control over all cycles; yields (cycle, center, verification), center "revisits" at a cycle's end.
-
-        ``centers`` maps each center to its subjects, none where it has not told them yet; ``learning_rate(cycle)``
-        gives Adam's; ``after_cycle(cycle)`` is called after every cycle. After every center, revisit and cycle
-        ``checkpoint`` is called with a dict of plain values, from which, as ``resumed_at``, the travelling goes on.
-        """
-        for cycle, order, generator in travelling_order(centers, seed, cycles, resumed_at):
-            self.trainer.learning_rate = learning_rate(cycle)
-            if self.screen and self.screen.cycle != cycle:
-                self.screen.calibrate(cycle)
-            for left, center in zip(reversed(range(len(order))), order, strict=True):
-                self.trainer.expect(centers[order[-left]] if left else [])
-                if not centers[center]:
-                    yield cycle, center, self._fail(cycle, "unreachable", center, [])
-                for verification in self.visit(cycle, centers[center], batch_size, generator):
-                    yield cycle, center, verification
-                checkpoint(position(cycle, left, generator))
-            for verification in self.revisit(cycle):
-                yield cycle, "revisits", verification
-                checkpoint(position(cycle, 0, generator))
-            self.trainer.learning_rate = learning_rate(cycle + 1)  # before the model is saved, as published
-            after_cycle(cycle)
-            checkpoint(start_of_cycle(cycle + 1, centers))
-
-    def export_state(self):
+    def export_state(self) -> dict:
         """All that decides how quality control goes on, as plain values: for a checkpoint."""
         state = {name: getattr(self, name) for name in _STATE} | {"accepted": asdict(self.accepted)}
         return state | {"screen": self.screen.export_state() if self.screen else None}
 
-    def import_state(self, state):
+    def import_state(self, state: dict) -> None:
         """Take over what :meth:`export_state` gave."""
         for name in _STATE:
-            setattr(self, name, state[name])
+            setattr(self, name, state.get(name, getattr(self, name)))  # of 0.2: it verified every batch
         self.accepted = Evaluation(**state["accepted"])
         if self.screen:
             self.screen.import_state(state["screen"])
@@ -176,12 +224,7 @@ class QualityControl:
             self.flags.setdefault(subject, [])
             self.revisits.setdefault(subject, 0)
 
-    def training(self, subjects):
-        """Those of the subjects that neither wait for their revisit nor are eliminated, a list."""
-        out = self.waiting | self.eliminated
-        return [subject for subject in subjects if subject not in out]
-
-    def subject_table(self):
+    def subject_table(self) -> pd.DataFrame:
         """One row per training subject: what happened to it so far."""
         return pd.DataFrame(
             {
@@ -196,7 +239,7 @@ class QualityControl:
             for subject, center in self.center_of.items()
         ).astype({"First_flagged_cycle": "Int64", "Eliminated_cycle": "Int64"})
 
-    def summary(self):
+    def summary(self) -> str:
         """The state in words, for the plain log."""
         fpr, fnr = self.reference
         return (
@@ -204,7 +247,7 @@ class QualityControl:
             f"{len(self.eliminated)} eliminated"
         )
 
-    def locked_up(self, cycle):
+    def locked_up(self, cycle: int) -> str | None:
         """In words, why most batches of this cycle were undone, or most images suspected; None where they were not."""
         counts = self.counts[-1] if self.counts and self.counts[-1]["cycle"] == cycle else {}
         if 2 * counts.get("undone", 0) > counts.get("verified", 0):
@@ -220,69 +263,23 @@ class QualityControl:
             )
         return None
 
-    def _count(self, cycle, what, hit, happened):
+    def _tolerance(self, batches):
+        """Of a group it is that of its smallest batch: summed over all of them, it would let the harm of one pass."""
+        return min(map(len, batches)) * self.settings.error
+
+    def _count(self, what, hit, happened):
         """Count a batch or an image of a cycle, and whether it was undone or suspected."""
-        if not self.counts or self.counts[-1]["cycle"] != cycle:
-            self.counts.append({"cycle": cycle, "verified": 0, "undone": 0, "screened": 0, "suspected": 0})
+        if not self.counts or self.counts[-1]["cycle"] != self.cycle:
+            self.counts.append({"cycle": self.cycle, "verified": 0, "undone": 0, "screened": 0, "suspected": 0})
         self.counts[-1][what] += 1
         self.counts[-1][hit] += bool(happened)
 
-    def _flag(self, cycle, subject):
-        """Put a subject aside until its revisit."""
-        self.flags[subject].append(cycle)
-        self.waiting[subject] = cycle
-
-    def _screen(self, cycle, subjects):
-        """Score a center's subjects, and flag the suspects; yields a Verification for each subject."""
+    def _scores(self, subjects):
         try:
-            scores = self.screen.scores(subjects)
+            return self.screen.scores(subjects)
         except VisitFailed as failure:
-            yield self._fail(cycle, failure.phase, self.center_of[subjects[0]], subjects)
-            return
-        for subject, score in zip(subjects, scores, strict=True):
-            suspect = self.screen.suspects(score)
-            self._count(cycle, "screened", "suspected", suspect)
-            if suspect:
-                self._flag(cycle, subject)
-            self.log.screened(cycle, "screen", subject, score, self.screen.limit, suspect, self.reference)
-            yield Verification("screen", [subject], None, None, suspect)
+            raise self.failed(failure, self.center_of[subjects[0]], subjects) from None
 
-    def _revisit(self, cycle, subject):
-        """Screen, then verify a subject alone; returns the Verification that decides."""
-        if not self.screen:
-            return self._verify(cycle, "revisit", [subject])
-        try:
-            (score,) = self.screen.scores([subject])
-        except VisitFailed as failure:
-            return self._fail(cycle, failure.phase, self.center_of[subject], [subject])
-        if not self.screen.suspects(score):
-            return self._verify(cycle, "revisit", [subject], score)
-        self.log.screened(cycle, "revisit", subject, score, self.screen.limit, True, self.reference)
-        return Verification("revisit", [subject], None, None, harmful=True)
-
-    def _verify(self, cycle, phase, subjects, score=None):
-        """One training step, kept unless it harms."""
-        kept = self.trainer.keep()
-        try:
-            loss = self.trainer.train(subjects)
-        except VisitFailed as failure:
-            self.trainer.restore(kept)
-            return self._fail(cycle, failure.phase, self.center_of[subjects[0]], subjects)
-        evaluation = self.trainer.evaluate()
-        rates = self.protocol.rates(evaluation)
-        tolerance = len(subjects) * self.error
-        harmful, cells = self.rule.judge(self.accepted, evaluation, tolerance, self.protocol)
-        if harmful:
-            self.trainer.restore(kept)
-        if score is not None:
-            cells |= screen_cells(score, self.screen.limit)
-        self.log.step(cycle, phase, subjects, evaluation, tolerance, harmful, cells, self.reference)
-        if not harmful:
-            self.accepted = evaluation
-        return Verification(phase, subjects, loss, rates, harmful)
-
-    def _fail(self, cycle, phase, center, subjects):
-        """Note a step that a center did not make."""
-        self.absent.append(center)
-        self.log.failed(cycle, phase, center, subjects, len(subjects) * self.error, self.reference)
-        return Verification(phase, subjects, None, None, harmful=False)
+    def _screened(self, phase, subject, score, suspect):
+        self._log.screened(self.cycle, phase, subject, score, self.screen.limit, suspect, self.reference)
+        self._on_step(Step(self.cycle, phase, self.center_of[subject], [subject], harmful=suspect))

@@ -18,6 +18,8 @@ from travelling.files import write_whole
 PACKAGES = ("tensorflow", "jax", "keras", "numpy", "pandas", "scikit-learn", "SimpleITK", "nibabel", "h5py")
 # These change where results go or how fast they come, not what they are.
 INDIFFERENT = {"output_folder", "overwrite", "cache_gb", "cache_dir", "keep_every", "workers"}
+# Options that version 0.2 did not have, with what it did: its runs go on.
+LATER = {"verify_every": 1}
 
 
 def describe(arguments, inputs):
@@ -31,7 +33,7 @@ def describe(arguments, inputs):
 
 
 def _plain(value):
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value if value is None or isinstance(value, (bool, int, float)) else str(value)
 
@@ -42,7 +44,7 @@ def differences(earlier, now):
     if earlier.get("script") != now["script"]:
         found.append(f"script is {earlier.get('script')} there and {now['script']} here")
     for name, value in now["options"].items():
-        there = earlier.get("options", {}).get(name)
+        there = earlier.get("options", {}).get(name, LATER.get(name))
         if name not in INDIFFERENT and name not in now["inputs_sha256"] and there != value:
             found.append(f"{name} is {there} there and {value} here")
     for name, digest in now["inputs_sha256"].items():

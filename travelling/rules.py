@@ -1,32 +1,87 @@
 """When a training step is harmful: the published rule, and one that weighs how much evidence the test set gives.
 
-A rule is asked after every training step with the evaluations of the same test subjects before and after it.
+A rule is asked after every training step with the evaluations of the same test subjects before and after it. To add
+one, write a class here and name it in ``RULES``: command lines, log and audit follow (docs/extending.md).
+
+Imports nothing slow: command lines list the rules, and ``--help`` answers at once.
 """
 
+import functools
 import math
 
-import numpy as np
-from scipy.stats import binomtest, norm
-
-from travelling.metrics import misdiagnosed
 from travelling.protocol import ROUNDING
 
 
-class PublishedRule:
-    """FPR or FNR rises by more than the tolerance (Souza et al. 2025)."""
+class Rule:
+    """What every rule has. :meth:`judge` decides; :meth:`audit_step` checks what the log says of that, apart from it.
 
-    columns = ()  # of the log, after the published ones
+    The two share no code, so that the audit sees a fault in either.
+    """
 
-    def judge(self, before, after, tolerance, protocol):
-        """Whether the step between two :class:`travelling.metrics.Evaluation` is harmful, and its further cells."""
-        return any(risen(before, after, tolerance, protocol)), {}
+    name: str  # of --rule
+    words: str  # after the name in --help: when a step is harmful
+    columns: tuple[str, ...] = ()  # of the log, numbers, after the published ones
+    baseline_columns: tuple[str, ...] = ()  # those of them that the pre-trained model's row has, too
+    by_tolerance = False  # whether a step is judged by its rates and the tolerance alone
 
-    def describe(self, baseline):
-        """The further cells of the pre-trained model's row."""
+    def judge(self, before, after, tolerance, protocol) -> tuple[bool, dict]:
+        """Whether the step between two :class:`travelling.metrics.Evaluation` is harmful, and the cells of columns.
+
+        ``tolerance`` is a fraction of 1, for the whole step; ``protocol`` a :class:`travelling.protocol.Protocol`.
+        """
+        raise NotImplementedError
+
+    def suspect(self, before, after, tolerance, protocol) -> tuple[bool, dict]:
+        """As :meth:`judge`, of several batches that trained between two evaluations, which nobody is flagged for.
+
+        A false alarm costs a search and nothing else, so a rule may be quicker to suspect than to judge.
+        """
+        return self.judge(before, after, tolerance, protocol)
+
+    def describe(self, baseline) -> dict:
+        """The cells of ``baseline_columns``, of an Evaluation."""
         return {}
 
-    def locked_up(self, accepted, protocol):
+    def locked_up(self, accepted, protocol) -> str:
         """In words, how this rule can come to undo most batches, and what avoids it."""
+        cells = ", ".join(f"{column} {value:.3f}" for column, value in self.describe(accepted).items())
+        return (
+            f"the last accepted evaluation{cells and f' ({cells})'} was a lucky one: every step is measured against "
+            "it, undone, and the next begins from the very same model; a larger test set or a lower learning rate "
+            "avoid that"
+        )
+
+    def saturation(self, baseline, tolerance, protocol) -> list[str]:
+        """In words, why this rule would undo no step after this baseline, whatever it did; else empty."""
+        return []
+
+    def audit_step(self, row: dict, accepted: dict, risen: list, test_set: tuple) -> tuple[bool, list]:
+        """Whether a step was harmful by its cells in the log, and what is wrong with those of ``columns``.
+
+        ``row`` and ``accepted``, the last accepted one, map columns to numbers (None: an empty cell). ``risen`` tells
+        whether FPR, and whether FNR, rose by more than the tolerance; ``test_set`` holds its numbers of HC and PD. A
+        fault is (columns, words) and told as "COLUMN is VALUE, WORDS".
+        """
+        raise NotImplementedError
+
+    def audit_baseline(self, row: dict) -> list:
+        """What is wrong with ``baseline_columns`` in the first row; as :meth:`audit_step`."""
+        return []
+
+
+class PublishedRule(Rule):
+    """FPR or FNR rises by more than the tolerance (Souza et al. 2025)."""
+
+    name = "published"
+    words = "FPR or FNR rises by more than the tolerance"
+    by_tolerance = True
+
+    def judge(self, before, after, tolerance, protocol):
+        """As :meth:`Rule.judge`."""
+        return any(risen(before, after, tolerance, protocol)), {}
+
+    def locked_up(self, accepted, protocol):
+        """As :meth:`Rule.locked_up`."""
         fpr, fnr = protocol.rates(accepted)
         return (
             f"the last accepted evaluation (FPR {fpr:.3f}, FNR {fnr:.3f}) was a lucky one: every step is measured "
@@ -46,8 +101,12 @@ class PublishedRule:
             if not protocol.exceeds(most, rate, tolerance)
         ]
 
+    def audit_step(self, row, accepted, risen, test_set):
+        """As :meth:`Rule.audit_step`."""
+        return any(risen), []
 
-class EvidenceRule:
+
+class EvidenceRule(Rule):
     """The model gets worse by more than chance: its ranking of the test subjects, or its diagnoses.
 
     A rate looks at one threshold: a step that shifts all probabilities a little to one side, as good ones of one class
@@ -57,45 +116,77 @@ class EvidenceRule:
     paired test of the same subjects (McNemar, exact) knows, more than chance.
     """
 
+    name = "evidence"
+    words = "AUROC or rates get worse by more than chance (paired tests)"
     columns = ("AUROC", "P_AUROC", "P_FP", "P_FN")
+    baseline_columns = ("AUROC",)
     ALPHA = 0.01
+    GROUP_ALPHA = 0.05  # good batches after a harmful one hide most of what it does to the AUROC
 
     def judge(self, before, after, tolerance, protocol):
-        """As :meth:`PublishedRule.judge`; the further cells are the AUROC after the step and the three p-values."""
+        """As :meth:`Rule.judge`; the cells are the AUROC after the step and the three p-values."""
+        return self._judge(self.ALPHA, before, after, tolerance, protocol)
+
+    def suspect(self, before, after, tolerance, protocol):
+        """As :meth:`Rule.suspect`."""
+        return self._judge(self.GROUP_ALPHA, before, after, tolerance, protocol)
+
+    def _judge(self, alpha, before, after, tolerance, protocol):
         auroc, p_auroc = auroc_fell(after.labels, before.predictions, after.predictions)
         p_rates = more_misdiagnosed(after.labels, before.predictions, after.predictions)
         shifted = any(
-            up and p_value < self.ALPHA
+            up and p_value < alpha
             for up, p_value in zip(risen(before, after, tolerance, protocol), p_rates, strict=True)
         )
         cells = dict(zip(self.columns, (auroc, p_auroc, *p_rates), strict=True))
-        return p_auroc < self.ALPHA or shifted, cells
+        return p_auroc < alpha or shifted, cells
 
     def describe(self, baseline):
-        """As :meth:`PublishedRule.describe`: its AUROC."""
+        """As :meth:`Rule.describe`."""
         return {"AUROC": auroc_fell(baseline.labels, baseline.predictions, baseline.predictions)[0]}
-
-    def locked_up(self, accepted, protocol):
-        """As :meth:`PublishedRule.locked_up`."""
-        return (
-            f"the last accepted evaluation (AUROC {self.describe(accepted)['AUROC']:.3f}) was a lucky one: every step "
-            "is measured against it, undone, and the next begins from the very same model; a larger test set or a "
-            "lower learning rate avoid that"
-        )
 
     def saturation(self, baseline, tolerance, protocol):
         """In words, why not even a model that ranks nobody would be told from the pre-trained one; else empty."""
         if 1 / math.comb(len(baseline.labels), sum(baseline.labels)) >= self.ALPHA:
             return [f"{baseline.healthy} HC and {baseline.patients} PD: chance alone ranks them perfectly too often"]
         auroc = self.describe(baseline)["AUROC"]
-        _, p_value = auroc_fell(baseline.labels, baseline.predictions, np.zeros(len(baseline.labels)))
+        _, p_value = auroc_fell(baseline.labels, baseline.predictions, [0.0] * len(baseline.labels))
         return [f"AUROC {auroc:.3f}, from 0.5 by chance with p {p_value:.2g}"] if p_value >= self.ALPHA else []
 
+    def audit_step(self, row, accepted, risen, test_set):
+        """As :meth:`Rule.audit_step`: whether the p-values are possible, for all that a log tells, and small."""
+        limit = 0.05 if row["Phase"] == "group" else 0.01  # not ALPHA: a fault in that is to be seen
+        faults, shifted = [], False
+        for count, up, most in zip(("FP", "FN"), risen, test_set, strict=True):
+            was, now, chance = accepted[count], row[count], row[f"P_{count}"]
+            possible = possible_p_values(was, now, most)
+            if chance is None or not any(math.isclose(chance, value, abs_tol=1e-9) for value in possible):
+                faults.append(((f"P_{count}",), f"but {count} was {was} and is {now}"))
+            shifted |= up and chance is not None and chance < limit
+        was, now, chance = accepted["AUROC"], row["AUROC"], row["P_AUROC"]
+        if now is None or chance is None or not 0 <= now <= 1 or not 0 <= chance <= 1:
+            return shifted, [*faults, (("AUROC", "P_AUROC"), "should be from 0 to 1")]
+        unknown = chance == 0 and now == 0.5  # predictions that are not numbers, which rank nobody
+        if was is not None and (chance < 0.5) != (now < was - 1e-9) and not unknown:
+            faults.append((("P_AUROC",), f"but AUROC was {was:.10g} and is {now:.10g}"))
+        return chance < limit or shifted, faults
 
-RULES = {"published": PublishedRule, "evidence": EvidenceRule}
+    def audit_baseline(self, row):
+        """As :meth:`Rule.audit_baseline`."""
+        known = row["AUROC"] is not None and 0 <= row["AUROC"] <= 1
+        return [] if known else [(("AUROC",), "should be from 0 to 1")]
 
 
-def risen(before, after, tolerance, protocol):
+RULES = {rule.name: rule for rule in (PublishedRule, EvidenceRule)}
+DEFAULT_RULE = PublishedRule.name
+
+
+def rule_help() -> str:
+    """The help of ``--rule``."""
+    return "when a step is harmful; " + "; ".join(f"{name}: {rule.words}" for name, rule in RULES.items())
+
+
+def risen(before, after, tolerance, protocol) -> list[bool]:
     """Whether FPR, and whether FNR, rose by more than the tolerance."""
     return [
         protocol.exceeds(rate, reference, tolerance)
@@ -103,12 +194,17 @@ def risen(before, after, tolerance, protocol):
     ]
 
 
-def more_misdiagnosed(labels, before, after):
+def more_misdiagnosed(labels, before, after) -> list[float]:
     """The one-sided p-values of a rise of FP, and of FN; probabilities of PD, all of shape (subjects,).
 
     Source: McNemar, "Note on the sampling error of the difference between correlated proportions or percentages",
     Psychometrika 12 (1947), in its exact form: of the subjects whose diagnosis changed, half would get worse by chance.
     """
+    import numpy as np
+    from scipy.stats import binomtest
+
+    from travelling.metrics import misdiagnosed
+
     labels = np.asarray(labels)
     was, now = misdiagnosed(labels, before), misdiagnosed(labels, after)
     p_values = []
@@ -119,12 +215,15 @@ def more_misdiagnosed(labels, before, after):
     return p_values
 
 
-def auroc_fell(labels, before, after):
+def auroc_fell(labels, before, after) -> tuple[float, float]:
     """The AUROC after a step, and the one-sided p-value of its fall; probabilities of PD, all of shape (subjects,).
 
     Source: DeLong, DeLong & Clarke-Pearson, "Comparing the areas under two or more correlated receiver operating
     characteristic curves", Biometrics 44 (1988). Predictions that are not numbers rank nobody: AUROC 0.5, p-value 0.
     """
+    import numpy as np
+    from scipy.stats import norm
+
     if not np.isfinite(after).all():
         return 0.5, 0.0
     patients, healthy = placements(labels, after)
@@ -141,7 +240,29 @@ def auroc_fell(labels, before, after):
 
 def placements(labels, predictions):
     """For each patient the share of HC who are ranked lower, for each HC the share of patients ranked higher."""
+    import numpy as np
+
     labels, predictions = np.asarray(labels), np.asarray(predictions)
     patients, healthy = predictions[labels == 1][:, None], predictions[labels == 0][None, :]
     right = (patients > healthy) + 0.5 * (patients == healthy)
     return right.mean(axis=1), right.mean(axis=0)
+
+
+@functools.cache
+def possible_p_values(before: int, after: int, most: int) -> list[float]:
+    """The p-values that the exact McNemar test can give where misdiagnoses of a class go from one number to another.
+
+    So many of those ``before`` are diagnosed well now, any number, and the others of the class (``most`` subjects) make
+    up for them; it is the chance that of all whose diagnosis changed, as coins that fall, as many or more get worse.
+    Only the audit asks.
+    """
+    recovered = range(max(0, before - after), before + 1)
+    return [
+        _heads(after - before + better, after - before + 2 * better) for better in recovered if after + better <= most
+    ]
+
+
+@functools.cache
+def _heads(heads, coins):
+    """The probability of so many heads or more."""
+    return sum(math.comb(coins, number) for number in range(heads, coins + 1)) / 2**coins

@@ -8,13 +8,14 @@ import platform
 import shlex
 import shutil
 import sys
+import time
 from pathlib import Path
 
 from travelling import stopping
 from travelling.checkpoint import Checkpoints
 from travelling.console import AboveTheBar
 from travelling.errors import AlreadyDone, InputError, name_file
-from travelling.files import refuse_read_only, replace_whole
+from travelling.files import refuse_read_only, replace_whole, write_whole
 from travelling.model_files import MODEL_FILE, model_files
 from travelling.record import Record, describe, differences
 
@@ -24,8 +25,8 @@ class Run:
 
     ``arguments`` is the parsed command line, ``inputs`` maps the options that name CSVs and models to their
     paths. ``log`` is the plain log, in the folder unless it is an absolute path; ``files`` are further results outside
-    the folder; ``models`` tells whether the run saves models; ``record`` is the file for its record; ``images`` maps
-    subjects to the files of the images that are read.
+    the folder (:attr:`files`); ``models`` tells whether the run saves models; ``record`` is the file for its record;
+    ``images`` maps subjects to the files of the images that are read.
 
     The same command line goes on where an interrupted run stopped (:attr:`resumes`); :attr:`log`, a ``logging.Logger``,
     is there from :meth:`begin` on. Raises AlreadyDone where it is complete, and InputError where a place cannot be
@@ -35,7 +36,8 @@ class Run:
     def __init__(self, folder, log, arguments, inputs, files=(), models=True, record="run.json", images=None):
         self.folder = Path(folder)
         self._log_file = self.folder / log
-        self._results = [self._log_file, *map(Path, files)]
+        self.files = [Path(file) for file in files]
+        self._results = [self._log_file, *self.files]
         self._models = models
         self._overwrite = arguments.overwrite
         self._reads = {Path(path).resolve() for path in inputs.values()}
@@ -47,6 +49,8 @@ class Run:
             refuse_read_only(place)
         self._record = Record(self.folder / record, describe(arguments, inputs))
         self._own_cache = self._record.path.with_name(f"{self._record.path.stem}_image_cache")
+        self._times = self._record.path.with_name(self._record.path.name.replace("run.json", "cycles.csv"))
+        self._cycle_began = None  # by the clock, in seconds; None: in an earlier session
         self.cache_folder = getattr(arguments, "cache_dir", None) or self._own_cache  # for decoded images
         self._lock = None
         self._notices = []
@@ -69,7 +73,7 @@ class Run:
                     f"{image}: has changed since it was read for {self._record.path}, a complete run; bring back the "
                     "old one, or --overwrite runs it again"
                 )
-            gone = [str(path) for path in self._results[1:] if not path.exists()]
+            gone = [str(path) for path in self.files if not path.exists()]
             if not gone:
                 raise AlreadyDone(
                     f"done already, {earlier['finished']}: {self._record.path} (--overwrite runs it again)"
@@ -129,6 +133,7 @@ class Run:
         else:
             for path in self._earlier_results():
                 path.unlink()
+            self._times.unlink(missing_ok=True)
             self._checkpoints.remove()
             self._record.start(device, images or {})  # first: whatever fails from now on, the same command goes on
         self.log = log = logging.getLogger("travelling")
@@ -144,6 +149,7 @@ class Run:
         log.info("device: %s", device)
         for notice in [*notices, *self._notices]:
             log.info("notice: %s", notice)
+        self._cycle_began = time.monotonic()
         stopping.finish_steps_on_signals()
         return log
 
@@ -163,8 +169,19 @@ class Run:
         for warning in warnings:
             self.log.warning("warning: %s", warning)
         trainer.import_state(arrays)
+        if record.get("generator"):  # in the middle of a cycle
+            self._cycle_began = None
         self.log.info("going on in cycle %d, %d centers to visit", record["cycle"], record["centers_left"])
         return record
+
+    def note_cycle(self, cycle):
+        """Write down how long a cycle took, in seconds: nothing where it began in an earlier session."""
+        now = time.monotonic()
+        seconds = "" if self._cycle_began is None else f"{now - self._cycle_began:.2f}"
+        self._cycle_began = now
+        rows = self._times.read_text(encoding="utf-8").splitlines() if self._times.exists() else ["Cycle,Seconds"]
+        rows = [row for row in rows if not row.startswith(f"{cycle},")]  # it may be done again after a power cut
+        write_whole(self._times, ("\n".join([*rows, f"{cycle},{seconds}"]) + "\n").encode())
 
     def finish(self):
         """Note that the run is complete."""

@@ -2,12 +2,13 @@
 
 Source: Peng et al., "Accurate brain age prediction with lightweight deep neural networks", Medical Image
 Analysis 68 (2021), doi 10.1016/j.media.2020.101871; order of the layers as in Souza et al. 2025.
+
+Keras is imported where the network is built: what it needs of the images is asked long before.
 """
 
-import keras
-from keras import layers
-
 FILTERS = (32, 64, 128, 256, 256, 64)
+# Along every axis: the poolings by 2, rounded up, must leave 2 voxels for the average pooling at the end.
+MINIMUM_VOXELS = 2 ** (len(FILTERS) - 1) + 1
 DROPOUT = 0.2
 
 
@@ -30,6 +31,9 @@ def width_of(counts):
 
 def build_encoder(shape, width=1.0):
     """Image (batch, z, y, x, 1) -> features (batch, features); ``shape`` is (z, y, x) in voxels."""
+    import keras
+    from keras import layers
+
     *block_filters, last_filters = filters(width)
     images = keras.Input((*shape, 1), name="images")
     x = images
@@ -49,6 +53,9 @@ def build_encoder(shape, width=1.0):
 
 def build_classifier(features):
     """Features (batch, features) -> probability of PD (batch, 1), in float32 whatever the encoder's precision."""
+    import keras
+    from keras import layers
+
     inputs = keras.Input((features,), name="encoded")
     return keras.Model(
         inputs, layers.Dense(1, activation="sigmoid", dtype="float32", name="pd")(inputs), name="classifier"

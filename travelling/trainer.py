@@ -1,99 +1,14 @@
-"""Training without quality control, and the trainer for the case that all images are on this machine."""
+"""The trainer for the case that all images are on this machine."""
 
-import contextlib
 import math
 
 import numpy as np
 
-from travelling.cohort import batches, position, start_of_cycle, travelling_order
-from travelling.console import progress_bar
-from travelling.errors import InputError, VisitFailed
+from travelling.errors import InputError
 from travelling.metrics import evaluate
 from travelling.model_files import SPACE
-from travelling.protocol import PROTOCOLS
-from travelling.stopping import stop_if_asked
-
-
-def travel(
-    trainer,
-    centers,
-    cycles,
-    seed,
-    epochs,
-    batch_size,
-    protocol,
-    learning_rate,
-    after_cycle,
-    resumed_at=None,
-    checkpoint=lambda resumed_at: None,
-):
-    """The plain travelling model: in every cycle it visits all centers and trains on all their images.
-
-    ``centers`` maps each center to its subjects; ``learning_rate(cycle)`` gives Adam's; after every cycle
-    ``after_cycle(cycle, loss)`` is called with the mean loss of its training steps. Where ``trainer.train`` raises
-    VisitFailed, the rest of the visit is left out; the steps before it stay. After every center and cycle
-    ``checkpoint`` is called with a dict of plain values, from which, as ``resumed_at``, the run goes on.
-    """
-    images = sum(len(subjects) for subjects in centers.values())
-    losses = resumed_at["losses"] if resumed_at else []
-    with progress_bar(total=len(cycles) * epochs * images, unit="image") as bar:
-        for cycle, order, generator in travelling_order(centers, seed, cycles, resumed_at):
-            trainer.learning_rate = learning_rate(cycle)
-            done = cycles.index(cycle) * images + sum(map(len, centers.values()))
-            bar.update((done - sum(len(centers[center]) for center in order)) * epochs - bar.n)  # of earlier sessions
-            for left, center in zip(reversed(range(len(order))), order, strict=True):
-                trainer.expect(centers[order[-left]] if left else [])
-                visit = [  # all at once, so that one that fails shuffles the same for those after it
-                    batch
-                    for _ in range(epochs)
-                    for batch in batches(centers[center], batch_size, generator, protocol.trains_short_batch)
-                ]
-                with contextlib.suppress(VisitFailed):
-                    for batch in visit:
-                        losses.append(trainer.train(batch))
-                        bar.set_postfix(cycle=cycle, center=center, loss=f"{losses[-1]:.3f}", refresh=False)
-                        bar.update(len(batch))
-                        stop_if_asked()
-                checkpoint({**position(cycle, left, generator), "losses": losses})
-            trainer.learning_rate = learning_rate(cycle + 1)  # before the model is saved, as published
-            after_cycle(cycle, sum(losses) / len(losses) if losses else math.nan)
-            losses = []
-            checkpoint({**start_of_cycle(cycle + 1, centers), "losses": losses})
-
-
-def travel_and_save(run, trainer, model, centers, cycles, settings, resumed_at, first_cycle=0, saved_rate=None):
-    """:func:`travel` by the options of a script (``settings``), with checkpoints and the model of every cycle on disk.
-
-    ``run`` has begun, and ``resumed_at`` is what its :meth:`travelling.run.Run.go_on` gave; ``model`` is the trainer's.
-    ``first_cycle`` is that of the run, of which ``cycles`` may be a part, and ``saved_rate`` the learning rate that the
-    pre-trained model was saved with (None: from scratch).
-    """
-    protocol = PROTOCOLS[settings.protocol]
-
-    def learning_rate(cycle):
-        return protocol.learning_rate(settings.learning_rate, cycle, first_cycle, saved_rate)
-
-    def after_cycle(cycle, loss):
-        run.save(model, cycle, settings.batch_size, trainer.known(sum(centers.values(), [])))
-        run.log.info("cycle %d: learning rate %.3g, mean loss %.4f", cycle, learning_rate(cycle), loss)
-
-    travel(
-        trainer,
-        centers,
-        cycles,
-        seed=settings.seed,
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        protocol=protocol,
-        learning_rate=learning_rate,
-        after_cycle=after_cycle,
-        resumed_at=resumed_at,
-        checkpoint=lambda here: run.checkpoint(here | {"subjects": centers}, trainer),
-    )
-
 
 KNOWN = "distances_of_training_images"  # key in a model's record
-_FIRST = 2  # distances of the first BatchNorm layer: of mean and variance, which intensities decide
 _SAMPLE = 30  # images that stand for a set
 _STRANGE = 0.3  # of them: more, and it is not this or that image
 
@@ -146,6 +61,10 @@ class LocalTrainer:
                 "their intensities, or lower the learning rate"
             ) from None
 
+    def train_batches(self, batches):
+        """:meth:`train` on batches of one center, one after another. Returns the loss of the last."""
+        return [self.train(batch) for batch in batches][-1]
+
     def expect(self, subjects):
         """Training on these subjects comes soon: their images may be fetched meanwhile."""
         self._volumes.expect(subjects)
@@ -176,7 +95,8 @@ class LocalTrainer:
         return np.max(self._first_distances(subjects), axis=0).tolist()
 
     def _first_distances(self, subjects):
-        return np.array([row[:_FIRST] for row in self._distances_of(_some(subjects))])
+        first = self._model.distances_of_a_layer  # at the first BatchNorm layer intensities decide them
+        return np.array([row[:first] for row in self._distances_of(_some(subjects))])
 
     def strange(self, record):
         """Notices where images lie further from what a model knows than those that it has trained on: a list of lines.

@@ -13,8 +13,8 @@ from travelling.cache import ArrayFiles, checksum, identity, memory_for_images
 from travelling.console import progress_bar
 from travelling.errors import InputError
 from travelling.nifti import apart, read_header, read_upright, read_voxels, shape_in_words, turned
+from travelling.sfcn import MINIMUM_VOXELS
 
-MINIMUM_VOXELS = 33  # per axis: five poolings by 2, rounded up, must leave 2 for the network's average pooling
 SAME_SCALE = 10  # times by which the mean intensity of an image may differ from that of the median image
 _AS_IT_IS = [[0, 1], [1, 1], [2, 1]]  # nibabel's orientation of what need not be turned
 SAME_SPACE = 0.5  # voxels between the corners of two images: more, and they do not lie in one space

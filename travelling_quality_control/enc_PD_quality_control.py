@@ -12,42 +12,100 @@ Writes <fn_save>.csv (one row per verification), <fn_save>_subjects.csv (one row
 <fn_save>.log, and the models of every cycle in the output folder.
 """
 
+from contextlib import suppress
+from itertools import groupby
+
 from travelling import command, stopping
+from travelling.errors import VisitFailed
+from travelling.options import LocalQualityControl, from_command_line
 
-PUBLISHED_SEED = 42
+
+def travel(control, cycles, learning_rate, files, resumed_at=None):
+    """The method (Souza et al. 2025), wherever the trainer of ``control`` trains.
+
+    ``control`` is a :class:`travelling.quality_control.QualityControl`, ``learning_rate(cycle)`` gives Adam's,
+    ``files`` is a :class:`travelling.controlled_run.ControlledRun`, and ``resumed_at`` what its last checkpoint told.
+    """
+    from travelling.cohort import batches, position, start_of_cycle, travelling_order
+
+    settings, centers, trainer = control.settings, control.centers, control.trainer
+    for cycle, order, generator in travelling_order(centers, settings.seed, cycles, resumed_at):
+        trainer.learning_rate = learning_rate(cycle)
+        control.begin_cycle(cycle)
+        while order or control.queue:
+            while order and len(control.queue) < control.group_size:
+                center = order.pop(0)
+                trainer.expect(centers[order[0]] if order else [])
+                with suppress(VisitFailed):
+                    training = control.subjects_to_train(center)
+                    short = control.protocol.trains_short_batch
+                    control.queue += batches(training, settings.batch_size, generator, short)
+            group = control.group()  # as published, one batch
+            with suppress(VisitFailed):  # the rest of the center's visit is left out
+                if group and control.settle(group, harms(control, "group" if len(group) > 1 else "batch", group)):
+                    for subject in group[0]:
+                        if harms(control, "subject", [[subject]]):
+                            control.flag(subject)
+            if settings.verify_every > 1 or not control.queue:
+                files.checkpoint(position(cycle, len(order), generator))
+        for subject in control.due():
+            with suppress(VisitFailed):  # made up for in the next cycle
+                suspect, cells = control.look_again(subject)
+                if suspect or harms(control, "revisit", [[subject]], cells):
+                    control.eliminate(subject)
+                else:
+                    control.release(subject)
+            files.checkpoint(position(cycle, 0, generator))
+        control.end_cycle()
+        trainer.learning_rate = learning_rate(cycle + 1)  # before the model is saved, as published
+        files.after_cycle(cycle)
+        files.checkpoint(start_of_cycle(cycle + 1, centers))
 
 
-def parse_arguments():
-    """The command line."""
-    parser = command.Parser(__doc__)
-    command.add_quality_control_options(parser, PUBLISHED_SEED)
-    command.add_evaluation_options(parser)
-    command.add_device_options(parser)
-    command.add_image_options(parser)
-    command.add_output_options(parser, default="<fn_save>_run")
-    return command.check_quality_control_options(parser, parser.parse_args())
+def harms(control, phase, group, cells=None):
+    """Verification: a training step on every batch of a group, kept unless the test set is diagnosed worse by them.
+
+    ``cells`` of the log are known before. Raises VisitFailed where a center does not make its steps.
+    """
+    trainer = control.trainer
+    kept = trainer.keep()
+    for center, visit in groupby(group, lambda batch: control.center_of[batch[0]]):
+        batches = list(visit)
+        try:
+            loss = trainer.train_batches(batches)
+        except VisitFailed as failure:
+            trainer.restore(kept)
+            raise control.failed(failure, center, sum(batches, [])) from None
+    evaluation = trainer.evaluate()
+    harmful, why = control.judge(group, evaluation)
+    if harmful:
+        trainer.restore(kept)
+    control.note(phase, group, loss, evaluation, harmful, why | (cells or {}))
+    if not harmful:
+        control.accepted = evaluation
+    return harmful
 
 
 def main():
     """Run the experiment."""
-    arguments = parse_arguments()
+    settings = from_command_line(LocalQualityControl, __doc__)
     # Only now, so that --help answers at once.
     from travelling.cohort import copies, read_cohort, refuse_overlap, subjects_by_center
     from travelling.console import progress_bar
-    from travelling.controlled_run import ControlledRun, refuse_unfit_test_set
-    from travelling.model_files import SPACE, read_record
+    from travelling.controlled_run import ControlledRun, first_evaluation, open_run, refuse_unfit_test_set
+    from travelling.model_files import SPACE, cycles_to_run, read_record
+    from travelling.protocol import learning_rates
     from travelling.trainer import LocalTrainer
     from travelling.volumes import Volumes
 
-    training_set, test_set = read_cohort(arguments.fn_train), read_cohort(arguments.fn_test)
-    refuse_overlap(training_set, test_set, arguments.fn_train, arguments.fn_test)
-    refuse_unfit_test_set(test_set, arguments)
+    training_set, test_set = read_cohort(settings.fn_train), read_cohort(settings.fn_test)
+    refuse_overlap(training_set, test_set, settings.fn_train, settings.fn_test)
+    refuse_unfit_test_set(test_set, settings)
     centers = subjects_by_center(training_set)
-    images = {**training_set["Path"], **test_set["Path"]}
-    controlled = ControlledRun(arguments, ("fn_train", "fn_test", "en", "pd"), images)
-    run, cycles = controlled.run, controlled.cycles
-    space = read_record(arguments.en).get(SPACE)
-    volumes = Volumes(arguments.cache_gb, run.cache_folder, arguments.reorient, space)
+    cycles = cycles_to_run(settings.en, settings.pd, settings.first_cycle, settings.cycles)
+    run = open_run(settings, ("fn_train", "fn_test", "en", "pd"), {**training_set["Path"], **test_set["Path"]})
+    space = read_record(settings.en).get(SPACE)
+    volumes = Volumes(settings.cache_gb, run.cache_folder, settings.reorient, space)
     volumes.add(test_set)  # first: it is needed most often
     volumes.add(training_set)
 
@@ -55,31 +113,37 @@ def main():
     from travelling import backend
     from travelling.model import TravellingModel
 
-    device = backend.start(arguments.seed, arguments.deterministic, arguments.precision)
-    model, record, notices = TravellingModel.load(arguments.en, arguments.pd, volumes.shape)
+    device = backend.start(settings.seed, settings.deterministic, settings.precision)
+    model, record, notices = TravellingModel.load(settings.en, settings.pd, volumes.shape)
     notices += volumes.decode() + copies(volumes.images, training_set, test_set)
-    trainer = LocalTrainer(model, volumes, training_set, test_set, arguments.eval_batch_size)
-    log = controlled.begin(trainer, device, notices + trainer.strange(record), volumes.images)
+    trainer = LocalTrainer(model, volumes, training_set, test_set, settings.eval_batch_size)
+    notices += trainer.strange(record)
+    baseline, saturation = first_evaluation(run, trainer, settings)
+    log = run.begin(device, notices + saturation, volumes.images)
     log.info("training set: %d images, %d centers; test set: %d images", len(training_set), len(centers), len(test_set))
+    resumed_at = run.go_on(trainer)
 
     with progress_bar(total=len(cycles) * len(training_set), unit="image") as bar:
-        for cycle, center, step in controlled.travel(model, record["learning_rate"], centers):
-            bar.update(max(0, cycles.index(cycle) * len(training_set) - bar.n))  # out, or of an earlier session
-            show(bar, step, cycle, center)
+
+        def show(step):
+            text = f"cycle {step.cycle}, {'revisits' if step.phase == 'revisit' else step.center}"
+            if step.rates:
+                text += (
+                    ": loss {:.3f}, FPR {:.3f}, FNR {:.3f}".format(step.loss, *step.rates) + " undone" * step.harmful
+                )
+            bar.set_postfix_str(text, refresh=False)
+            done = cycles.index(step.cycle) * len(training_set)  # who is out, or was visited in an earlier session
+            counts = step.phase == "batch" or (step.phase == "group" and not step.harmful)
+            bar.update(max(0, done - bar.n) + len(step.subjects) * counts)
             stopping.stop_if_asked()
+
+        controlled = ControlledRun(settings, run, model, trainer, centers, baseline, resumed_at, show)
+        rates = learning_rates(settings, cycles[0], record["learning_rate"])
+        travel(controlled.control, cycles, rates, controlled, resumed_at)
         bar.update(bar.total - bar.n)
-    log.info("done: %s, %s, models in %s", controlled.log_csv, controlled.subjects_csv, run.folder)
+    controlled.close()
+    log.info("done: %s, %s, models in %s", *run.files, run.folder)
     run.finish()
-
-
-def show(bar, step, cycle, center):
-    """Show a step on the progress bar."""
-    text = f"cycle {cycle}, {center}"
-    if step.rates:
-        fpr, fnr = step.rates
-        text += f": loss {step.loss:.3f}, FPR {fpr:.3f}, FNR {fnr:.3f}" + (" undone" if step.harmful else "")
-    bar.set_postfix_str(text, refresh=False)
-    bar.update(len(step.subjects) if step.phase == "batch" else 0)
 
 
 if __name__ == "__main__":

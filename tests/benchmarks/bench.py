@@ -20,13 +20,18 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 from travelling import command
+from travelling.options import Device, add_to_parser
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SIZES = {"33 x 33 x 33": (33, 33, 33), "40 x 48 x 40": (40, 48, 40), "80 x 96 x 80": (80, 96, 80)}
 FULL_SIZE = "160 x 192 x 160"
 PAPER_TEST_SET = 407  # volumes
+METHOD = SimpleNamespace(
+    protocol="corrected", rule="published", screen=False, error=0.02, revisit=1, batch_size=5, seed=42, verify_every=1
+)
 
 
 def parse_arguments():
@@ -39,7 +44,7 @@ def parse_arguments():
     parser.add_argument("--volumes", type=count, default=40, metavar="N", help="test volumes (at full size: a tenth)")
     parser.add_argument("--skip-full-size", action="store_true", help="leave out 160 x 192 x 160")
     parser.add_argument("--skip-cycle", action="store_true", help="leave out the whole cycle on the demo cohort")
-    command.add_device_options(parser)
+    add_to_parser(parser, Device)
     return parser.parse_args()
 
 
@@ -174,11 +179,10 @@ def verification(folder, size, volumes, arguments):
     ours, published = make_trainers(csv_path, size, arguments.width)
     batches = np.array_split(np.arange(volumes), -(-volumes // ours._evaluation_batch))
     images = ours._volumes.batch([f"s{number}" for number in batches[0]]).copy()
-    from travelling.protocol import PROTOCOLS
 
-    log = LogFile(folder / "log.csv")
-    control = QualityControl(ours, {"c": ["s0"]}, PROTOCOLS["corrected"], 0.02, 2, log)
+    control = QualityControl(METHOD, ours, {"c": ["s0"]}, LogFile(folder / "log.csv"))
     control.start(ours.evaluate())
+    control.begin_cycle(1)
 
     def bare():
         for batch in batches:
@@ -188,7 +192,7 @@ def verification(folder, size, volumes, arguments):
         kept = ours.keep()
         evaluation = ours.evaluate()
         ours.restore(kept)
-        control._log_row(1, "batch", ["s0"], evaluation, 0.02, True)
+        control.note("batch", [["s0"]], 0.5, evaluation, True, {})
 
     def keep_and_restore():
         for _ in range(10):
@@ -206,7 +210,6 @@ def verification(folder, size, volumes, arguments):
         arguments.rounds,
     )
     per_volume = seconds["verify"] / volumes
-    log.close()
     figures = {
         "test volumes, evaluation batch": f"{volumes}, {len(batches[0])}",
         "(a) bare network, volumes/s": volumes / seconds["bare"],
@@ -322,10 +325,10 @@ def whole_cycle(folder, arguments):
     from travelling import backend
     from travelling.cohort import read_cohort, subjects_by_center
     from travelling.model import TravellingModel
-    from travelling.protocol import PROTOCOLS
     from travelling.quality_control import QualityControl
     from travelling.trainer import LocalTrainer
     from travelling.volumes import Volumes
+    from travelling_quality_control.enc_PD_quality_control import travel
 
     subprocess.run(
         [sys.executable, ROOT / "reproduce" / "make_demo_cohort.py", "--output-folder", folder, "--shrink", "16"],
@@ -347,15 +350,11 @@ def whole_cycle(folder, arguments):
             trainer = published_trainer(model, volumes, training_csv, test_csv)
         trainer.evaluate()  # compile
         rows = []
-        control = QualityControl(
-            trainer, subjects_by_center(training_set), PROTOCOLS["corrected"], 0.02, 1, rows.append
-        )
+        control = QualityControl(METHOD, trainer, subjects_by_center(training_set), rows.append)
+        no_files = SimpleNamespace(checkpoint=lambda here: None, after_cycle=lambda cycle: None)
         start = time.perf_counter()
         control.start(trainer.evaluate())
-        for _ in control.travel(
-            subjects_by_center(training_set), range(1), 42, 5, lambda cycle: 1e-5, lambda cycle: None
-        ):
-            pass
+        travel(control, range(1), lambda cycle: 1e-5, no_files)
         seconds.append(time.perf_counter() - start)
         logs.append([(row["Subjects"], row["Ignored"], row["FP"], row["FN"]) for row in rows])
     return {

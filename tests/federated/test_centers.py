@@ -2,7 +2,6 @@
 
 import functools
 import json
-import runpy
 from types import SimpleNamespace
 from unittest import mock
 
@@ -33,9 +32,10 @@ from nvflare.fuel.utils import fobs
 from nvflare.private.fed.utils.fed_utils import fobs_initialize
 
 from travelling.errors import AlreadyDone, InputError, VisitFailed
+from travelling.options import LocalQualityControl, StandardModel, from_command_line
 from travelling_quality_control.federated.center import CenterExecutor, Pseudonyms
 from travelling_quality_control.federated.job import refuse_complete, run_jobs
-from travelling_quality_control.federated.prepare_site import configure_center, image_settings
+from travelling_quality_control.federated.prepare_site import configure_center
 from travelling_quality_control.federated.server import (
     ERROR_FILE,
     TravellingController,
@@ -59,7 +59,7 @@ def hospitals(study, tmp_path_factory):
     table = study.table.assign(Path=[str(study.folder / path) for path in study.table["Path"]])
     for center in CENTERS:
         table[table["Study"] == center].to_csv(folder / f"{center}.csv", index=False)
-        configure_center(folder, center, folder / f"{center}.csv", folder / center, image_settings())
+        configure_center(folder, center, folder / f"{center}.csv", folder / center, {})
     from travelling.model import TravellingModel  # only now: it imports TensorFlow
 
     # One network for all centers, as compiling takes seconds; each takes over a whole state before every step.
@@ -169,6 +169,29 @@ def test_one_algorithm_two_engines(federation, in_one_process):
         if question == "train"
     ]
     assert sum(not model.params for model in sent) > 5  # a state that the center has is not sent again
+
+
+def test_a_group_of_batches_goes_from_center_to_center(federation, study, options, tmp_path):
+    """The same decisions as in the script; a center trains all its batches of a group before the model goes on."""
+    grouped = ("--rule", "evidence", "--verify-every", 4)
+    done = run_here("quality_control", *options, *grouped, "-fn_save", "script", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    federation.configure(study, rule="evidence", verify_every=4)
+    for _ in range(FIRST_CYCLE, CYCLES):
+        assert federation.job().panics == []
+    log = federation.log()
+    pd.testing.assert_frame_equal(log, read_log(tmp_path / "script.csv"))
+    groups = log[log["Phase"] == "group"]
+    assert groups["Study"].str.contains(";").any()
+    train = [
+        FLModelUtils.from_shareable(fobs.loads(sent)).meta
+        for _, name, sent, _ in federation.messages
+        if name == "train"
+    ]
+    assert any(len(meta["batches"]) > 1 for meta in train)
+    assert len(train) < sum(log["Phase"].isin(["batch", "subject", "revisit"])) + 4 * len(groups)
+    check_messages(federation)
+    check_lists(federation)
 
 
 def check_messages(federation):
@@ -491,7 +514,7 @@ def test_defaults_are_those_of_the_script(method, needed, line, tmp_path, monkey
     path.write_text(json.dumps({"method": method, "centers": ["a", "b"], **needed}))
     settings = vars(read_server_settings(path))
     monkeypatch.setattr("sys.argv", [str(SCRIPTS[method]), *line.split()])
-    options = vars(runpy.run_path(str(SCRIPTS[method]), run_name="script")["parse_arguments"]())
+    options = vars(from_command_line({"quality_control": LocalQualityControl, "standard": StandardModel}[method], ""))
     common = settings.keys() & options.keys() - {"fn_test", "en", "pd", "fn_save", "output_folder"}  # paths
     assert len(common) > 8
     assert {name: settings[name] for name in common} == {name: options[name] for name in common}

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from travelling import command
 from travelling.errors import AlreadyDone, InputError
+from travelling.options import Jobs, add_to_parser
 
 CONTROLLER = "travelling_quality_control.federated.server.TravellingController"
 EXECUTOR = "travelling_quality_control.federated.center.CenterExecutor"
@@ -22,10 +23,10 @@ EXECUTOR = "travelling_quality_control.federated.center.CenterExecutor"
 def parse_arguments():
     """The command line."""
     parser = command.Parser(__doc__)
+    add_to_parser(parser, Jobs)
     parser.add_argument("--server", type=Path, required=True, metavar="KIT", help="the server's FLARE folder")
     parser.add_argument("--admin", type=Path, required=True, metavar="KIT", help="the FLARE folder of who submits jobs")
     parser.add_argument("--user", help="the name in that folder's certificate (default: the name of the folder)")
-    add_job_options(parser)
     parser.add_argument(
         "--wait",
         type=command.number(float, 0),
@@ -34,31 +35,6 @@ def parse_arguments():
         help="for two centers at least to be there, before a job is given up",
     )
     return parser.parse_args()
-
-
-def add_job_options(parser):
-    """The options that all ways to run a job share."""
-    parser.add_argument(
-        "--task-timeout",
-        type=command.number(int, 1),
-        default=600,
-        metavar="SECONDS",
-        help="a center that has not answered by then is left alone until the next cycle",
-    )
-    parser.add_argument(
-        "--cycles-per-job",
-        type=command.number(int, 1),
-        default=1,
-        metavar="N",
-        help="a center that restarts is back in the next job",
-    )
-    parser.add_argument(
-        "--poll",
-        type=command.number(float, 0.01, 60),
-        default=0.5,
-        metavar="SECONDS",
-        help="how often centers ask whether there is work",
-    )
 
 
 def travelling_recipe(task_timeout, cycles, poll, name="travelling"):

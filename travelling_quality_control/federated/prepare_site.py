@@ -16,6 +16,7 @@ from pathlib import Path
 from travelling import command
 from travelling.errors import InputError
 from travelling.files import write_whole
+from travelling.options import CenterSite, Images, add_to_parser, to_json
 
 
 def parse_arguments():
@@ -29,11 +30,7 @@ def parse_arguments():
     server.add_argument(
         "--storage", type=Path, metavar="FOLDER", help="for FLARE's own records of jobs (default: storage in KIT)"
     )
-    center.add_argument("--training-set", type=Path, required=True, metavar="CSV", help="its subjects")
-    center.add_argument(
-        "--private-folder", type=Path, required=True, metavar="FOLDER", help="for what must not leave the center"
-    )
-    command.add_image_options(center, "image_cache in the private folder; it stays there")
+    add_to_parser(center, CenterSite)
     return parser.parse_args()
 
 
@@ -55,7 +52,7 @@ def main():
             arguments.kit.name,
             arguments.training_set,
             arguments.private_folder,
-            image_settings(arguments.cache_gb, arguments.cache_dir, arguments.reorient),
+            to_json(Images, arguments),
         )
 
 
@@ -87,13 +84,8 @@ def allow(local, server_storage=None):
     write_whole(path, json.dumps(resources, indent=2).encode())
 
 
-def image_settings(cache_gb=None, cache_dir=None, reorient=False):
-    """What a site's configuration file says of its decoded images; None: its default."""
-    return {"cache_gb": cache_gb, "cache_dir": cache_dir and str(cache_dir.absolute()), "reorient": reorient}
-
-
 def configure_center(local, center, training_set, private_folder, images):
-    """Write a center's configuration file; ``images`` are :func:`image_settings`."""
+    """Write a center's configuration file; ``images`` is what it says of :class:`travelling.options.Images`."""
     from travelling_quality_control.federated.settings import center_file
 
     content = {"training_set": str(training_set.absolute()), "private_folder": str(private_folder.absolute())}

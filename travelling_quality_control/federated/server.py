@@ -12,13 +12,17 @@ from nvflare.app_common.workflows.model_controller import ModelController
 
 from travelling import stopping
 from travelling.cohort import SEPARATOR, copies, read_cohort
-from travelling.controlled_run import ControlledRun, refuse_unfit_test_set
+from travelling.controlled_run import ControlledRun, first_evaluation, open_run, refuse_unfit_test_set
 from travelling.errors import AlreadyDone, InputError, Stopped, VisitFailed
-from travelling.model_files import SPACE, read_record
+from travelling.model_files import SPACE, cycles_to_run, read_record
+from travelling.protocol import learning_rates
 from travelling.quality_control import FAILURES
 from travelling.run import Run
-from travelling.trainer import LocalTrainer, travel_and_save
+from travelling.trainer import LocalTrainer
+from travelling.travel import PlainRun
+from travelling.travel import travel as travel_plainly
 from travelling.volumes import Volumes
+from travelling_quality_control.enc_PD_quality_control import travel
 from travelling_quality_control.federated.center import ERRORS, PSEUDONYM_LETTERS, REPORTED
 from travelling_quality_control.federated.settings import INPUT_FILES, SERVER_FILE, read_server_settings
 from travelling_quality_control.federated.wire import digest, note_visit, pack, unpack
@@ -46,8 +50,12 @@ class FederatedTrainer(LocalTrainer):
 
     def train(self, subjects):
         """One training step at the subjects' center. Returns the loss; raises VisitFailed, and changes nothing then."""
+        return self.train_batches([subjects])
+
+    def train_batches(self, batches):
+        """As :meth:`train`, on batches of one center: the model comes back once, after the last."""
         state = self.export_state()
-        center, name, arrays, meta = self._ask_in(state, "train", subjects)
+        center, name, arrays, meta = self._ask_in(state, "train", batches[0][0], batches=batches)
         refuse_invalid(arrays, meta.get("loss"), state)
         self.import_state(arrays)
         self._states[center] = {name, digest(arrays)}
@@ -57,8 +65,8 @@ class FederatedTrainer(LocalTrainer):
         """As :meth:`LocalTrainer.distances`; measured at the subjects' center. Raises VisitFailed."""
         if subjects is None:
             return super().distances()
-        center, name, _, meta = self._ask_in(self.export_state(), "distances", subjects)
-        refuse_bad_distances(meta.get("distances"), len(subjects), 2 * len(self._model.filters))
+        center, name, _, meta = self._ask_in(self.export_state(), "distances", subjects[0], subjects=subjects)
+        refuse_bad_distances(meta.get("distances"), len(subjects), self._model.distances_of_an_image)
         self._states[center] = {name}
         return meta["distances"]
 
@@ -66,10 +74,10 @@ class FederatedTrainer(LocalTrainer):
         """Where images lie; centers are not asked how far they are from each other, unless for the screen."""
         return {SPACE: self._volumes.space}
 
-    def _ask_in(self, state, question, subjects):
-        """Ask the subjects' center something about them in a state: (center, the state's digest, arrays, meta)."""
-        center, name = self.center_of[subjects[0]], digest(state)
-        meta = {"subjects": subjects, "state": name, **self.preparation}
+    def _ask_in(self, state, question, subject, **about):
+        """Ask the center of a subject something in a state: (center, the state's digest, arrays, meta)."""
+        center, name = self.center_of[subject], digest(state)
+        meta = {"state": name, **about, **self.preparation}
         # A center's next batch begins where its last one has ended, or, if that was undone, begun: it has that state.
         there = name in self._states.pop(center, ())
         answer = self._ask(center, question, [] if there else state, meta)
@@ -166,10 +174,10 @@ class TravellingController(ModelController):
         """Quality control: what the script does, with the training images elsewhere."""
         test_set = read_cohort(settings.fn_test)
         refuse_unfit_test_set(test_set, settings)
-        controlled = ControlledRun(settings, INPUT_FILES[settings.method], test_set["Path"])
-        volumes = Volumes(
-            settings.cache_gb, controlled.run.cache_folder, settings.reorient, read_record(settings.en).get(SPACE)
-        )
+        cycles = cycles_to_run(settings.en, settings.pd, settings.first_cycle, settings.cycles)
+        run = open_run(settings, INPUT_FILES[settings.method], test_set["Path"])
+        space = read_record(settings.en).get(SPACE)
+        volumes = Volumes(settings.cache_gb, run.cache_folder, settings.reorient, space)
         volumes.add(test_set)
 
         from travelling import backend
@@ -179,13 +187,19 @@ class TravellingController(ModelController):
         model, record, notices = TravellingModel.load(settings.en, settings.pd, volumes.shape)
         notices += volumes.decode() + copies(volumes.images, test_set)
         trainer = FederatedTrainer(self._ask, model, volumes, test_set, settings.eval_batch_size)
-        controlled.begin(trainer, device, notices + trainer.strange(record), volumes.images)
-        centers = self._gather(settings.centers, controlled.resumed_at, trainer)
-        cycles = self._of_this_job(controlled.cycles, controlled.resumed_at)
-        for _ in controlled.travel(model, record["learning_rate"], centers, cycles):
-            self._stop_if_asked()
-        self._report(controlled.control, controlled.log_csv)
-        self._finish(controlled.run, controlled.cycles, controlled.resumed_at)
+        baseline, saturation = first_evaluation(run, trainer, settings)
+        run.begin(device, notices + trainer.strange(record) + saturation, volumes.images)
+        resumed_at = run.go_on(trainer)
+        centers = self._gather(settings.centers, resumed_at, trainer)
+        now = self._of_this_job(cycles, resumed_at)
+        controlled = ControlledRun(
+            settings, run, model, trainer, centers, baseline, resumed_at, lambda step: self._stop_if_asked()
+        )
+        rates = learning_rates(settings, cycles[0], record["learning_rate"])
+        travel(controlled.control, now, rates, controlled, resumed_at)
+        controlled.close(last=cycles[-1] in now)
+        self._report(controlled.control, run.files[0])
+        self._finish(run, cycles, resumed_at)
 
     def _travel(self, settings):
         """The standard travelling model: what the script does, with the images elsewhere."""
@@ -202,7 +216,9 @@ class TravellingController(ModelController):
         trainer = FederatedTrainer(self._ask, model, volumes)
         resumed_at = run.go_on(trainer)
         centers = self._gather(settings.centers, resumed_at, trainer)
-        travel_and_save(run, trainer, model, centers, self._of_this_job(cycles, resumed_at), settings, resumed_at)
+        files = PlainRun(settings, run, model, trainer, centers)
+        now = self._of_this_job(cycles, resumed_at)
+        travel_plainly(trainer, centers, now, settings, learning_rates(settings), files, resumed_at)
         self._finish(run, cycles, resumed_at)
 
     def _gather(self, centers, resumed_at, trainer):
@@ -290,7 +306,7 @@ class TravellingController(ModelController):
             decisive = [
                 row
                 for row in rows
-                if row["Phase"] not in FAILURES
+                if row["Phase"] not in (*FAILURES, "group")  # a group accuses nobody, and names others' subjects
                 and (row["Ignored"] == "1" or row["Phase"] == "revisit")
                 and names & set(row["Subjects"].split(SEPARATOR))
             ]

@@ -1,0 +1,182 @@
+"""Quality control without a model: which step must come next, after what happened in those before."""
+
+import itertools
+from collections.abc import Generator, Iterator
+from typing import NamedTuple, Protocol
+
+from travelling_quality_control.auditing.tables import FAILURES
+
+
+class RunOptions(Protocol):
+    """What the audit must know of a run, under the names of its options: a parsed command line will do."""
+
+    protocol: str  # "corrected" or "published"
+    revisit: int  # cycles that a flagged subject waits
+    error: float  # tolerated rise of FPR or FNR per image of a step, as a fraction of 1
+    seed: int
+    batch_size: int
+    rule: str  # one of travelling.rules.RULES
+    screen: bool
+    verify_every: int  # batches
+
+
+class Step(NamedTuple):
+    """A row that the log must have."""
+
+    phase: str
+    subjects: list
+    if_failed: dict | None = None  # center -> the row's subjects where that one fails, if they are others
+    smallest: int | None = None  # images of a group's smallest batch
+
+
+class Replay:
+    """Quality control as a log tells it: :attr:`step` must come next in this cycle (None: it is over).
+
+    After every row call :meth:`happened` or :meth:`failed`. ``untold`` holds (cycle, center) where a center had not
+    told its subjects yet.
+    """
+
+    def __init__(self, subjects_of: dict, first_cycle: int, options: RunOptions, untold: set):
+        self.subjects_of = subjects_of
+        self.center_of = {subject: center for center, subjects in subjects_of.items() for subject in subjects}
+        self.untold = untold
+        self.options = options
+        self.flags = {subject: [] for subject in self.center_of}  # cycles
+        self.revisits = dict.fromkeys(self.center_of, 0)
+        self.waiting = {}  # subject -> cycle of its flag, in the order of the flags
+        self.eliminated = {}  # subject -> cycle
+        self._travel = travel(subjects_of, options.seed, first_cycle)
+        self.begin_cycle()
+
+    def begin_cycle(self) -> None:
+        """Go on to the next cycle."""
+        self.table_before = self.subject_table()
+        self.cycle, order, generator = next(self._travel)
+        self.absent = set()  # centers that failed in this cycle
+        self._steps = self._steps_of_cycle(order, generator)
+        self.step = next(self._steps, None)
+
+    def next_step(self) -> Step | None:
+        """The step that must come next, in a later cycle if this one is over; None if nothing can follow."""
+        for _ in range(self.options.revisit):
+            if self.step:
+                break
+            self.begin_cycle()  # a cycle without a step is one in which every subject waits or is eliminated
+        return self.step
+
+    def happened(self, cycle: int, phase: str, subjects: list, harmful: bool) -> None:
+        """A step was made, or an image looked at: ``harmful`` if it was undone, or suspected."""
+        for subject in subjects:
+            if subject not in self.center_of:
+                continue
+            if phase == "revisit":
+                self.revisits[subject] += 1
+                self.waiting.pop(subject, None)
+                if harmful:
+                    self.eliminated[subject] = cycle
+            elif phase in ("subject", "screen") and harmful:
+                self.flags[subject].append(cycle)
+                self.waiting[subject] = cycle
+        self._go_on(harmful)
+
+    def failed(self, center: str) -> None:
+        """A center did not make its step, and is left alone for the rest of the cycle."""
+        self.absent.add(center)
+        self._go_on(None)
+
+    def _go_on(self, harmful):
+        try:
+            self.step = self._steps.send(harmful) if self.step else None
+        except StopIteration:
+            self.step = None
+
+    def _steps_of_cycle(self, order, generator) -> Generator[Step, bool | None, None]:
+        """The method: yields every step of a cycle and is sent whether it was harmful (None: the center failed)."""
+        waiting_batches, size, suspects = [], self.options.verify_every, 0
+        while order or waiting_batches:
+            while order and len(waiting_batches) < size:
+                waiting_batches += yield from self._batches_of(order.pop(0), generator)
+            group = waiting_batches[: min(size, suspects or size)]
+            if not group:
+                continue
+            harmful = yield self._group_step(group)
+            if harmful and len(group) > 1:
+                size, suspects = len(group) // 2, len(group)
+                continue
+            if harmful is not None:
+                del waiting_batches[: len(group)]
+                suspects = 0 if harmful else max(0, suspects - len(group))
+                size = 1 if harmful else size if suspects else min(self.options.verify_every, 2 * size)
+            for subject in group[0] if harmful else ():
+                if (yield Step("subject", [subject])) is None:
+                    break
+            # The batches of a center that has failed are dropped.
+            stays = [self.center_of[batch[0]] not in self.absent for batch in waiting_batches]
+            suspects = sum(stays[:suspects])
+            waiting_batches = [batch for batch, kept in zip(waiting_batches, stays, strict=True) if kept]
+        for subject, flagged in list(self.waiting.items()):
+            if flagged + self.options.revisit <= self.cycle and self.center_of[subject] not in self.absent:
+                yield Step("revisit", [subject])
+
+    def _batches_of(self, center, generator):
+        """Yields what the screen does at a center; returns its batches, none where it fails."""
+        if (self.cycle, center) in self.untold or not self.subjects_of[center]:
+            yield Step(FAILURES[0], [])
+            return []
+        if self.options.screen:
+            present = self._present(center)
+            for number, subject in enumerate(present):
+                if (yield Step("screen", [subject], if_failed={center: present[number:]})) is None:
+                    return []
+        return self._cut(self._present(center), generator)
+
+    def _group_step(self, group):
+        """The verification of one batch or several."""
+        subjects = list(itertools.chain(*group))
+        if len(group) == 1:
+            return Step("batch", subjects)
+        of_center = {}
+        for subject in subjects:
+            of_center.setdefault(self.center_of[subject], []).append(subject)
+        return Step("group", subjects, of_center, min(map(len, group)))
+
+    def _present(self, center):
+        """Who trains at a center."""
+        return [name for name in self.subjects_of[center] if name not in self.waiting and name not in self.eliminated]
+
+    def _cut(self, present, generator):
+        """A center's batches."""
+        import numpy as np
+
+        shuffled = np.array(present, dtype=object)
+        generator.shuffle(shuffled)
+        size = self.options.batch_size
+        batches = [list(shuffled[first : first + size]) for first in range(0, len(shuffled), size)]
+        whole = min(size, len(present))
+        return [batch for batch in batches if self.options.protocol == "corrected" or len(batch) == whole]
+
+    def subject_table(self) -> dict[str, dict]:
+        """What the table of subjects must say now: subject -> its cells."""
+        return {
+            subject: {
+                "Study": center,
+                "Times_flagged": len(self.flags[subject]),
+                "First_flagged_cycle": min(self.flags[subject], default=None),
+                "Revisits": self.revisits[subject],
+                "Eliminated": int(subject in self.eliminated),
+                "Eliminated_cycle": self.eliminated.get(subject),
+            }
+            for subject, center in self.center_of.items()
+        }
+
+
+def travel(centers, seed: int, first_cycle: int) -> Iterator[tuple]:
+    """For cycle after cycle, without end: the cycle, its centers in visiting order, its random generator."""
+    import numpy as np  # only now, so that --help answers at once
+
+    order = np.array(list(centers), dtype=object)
+    np.random.RandomState(seed).shuffle(order)
+    for cycle in itertools.count(first_cycle):
+        generator = np.random.RandomState(seed + cycle)
+        generator.shuffle(order)
+        yield cycle, list(order), generator
