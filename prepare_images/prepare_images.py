@@ -106,7 +106,9 @@ def main():
     registration = registration_table(scans, measures)
     prepared = scans[(registration["Status"] == "prepared").to_numpy()]
     write_csv(registration, registration_csv)
-    write_csv(prepared.assign(Path=prepared["Target"]).drop(columns=["Mask", "Target", "Reason"]), prepared_csv)
+    cohort = prepared.assign(Path=prepared["Target"]).drop(columns=["Mask", "Target", "Reason"])
+    first = ["Subject", "Study", "Path", "Group_bin", "Sex", "Age"]
+    write_csv(cohort[[*first, *cohort.columns.difference(first, sort=False)]], prepared_csv)
     for row in registration.to_dict("records"):
         if row["Reason"] or row["Notices"]:
             log.info(

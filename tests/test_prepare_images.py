@@ -128,6 +128,7 @@ def test_a_bids_folder_becomes_a_cohort(script, dataset, prepared_scans, tmp_pat
     assert status == 0, said
     cohort = read_cohort(out / "prepared.csv")
     assert list(cohort["Subject"]) == ["sub-01_ses-1", "sub-01_ses-2", "sub-02", "sub-03"]
+    assert list(cohort.columns[:6]) == ["Subject", "Study", "Path", "Group_bin", "Sex", "Age"]
     assert list(cohort["Participant"]) == ["sub-01", "sub-01", "sub-02", "sub-03"]
     assert list(cohort["Study"]) == ["A", "A", "B", "B"]
     assert list(cohort["Group_bin"]) == [1, 1, 0, 0]
