@@ -6,13 +6,18 @@ two passes over the largest arrays of the network. Verification, which is almost
 quality control, runs on this network.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import keras
 from keras import layers, ops
 
+Tensor = Any  # of the backend
+Function = Callable[[list, Tensor], Tensor]  # of the values of variables, and images
 
-def prediction_function(encoder, classifier):
+
+def prediction_function(encoder: keras.Model, classifier: keras.Model) -> tuple[list, Function]:
     """A pure function of the travelling weights: (variables, f) with f(values, images) -> probabilities.
 
     ``values`` are those of ``variables``, in this order; images (batch, z, y, x, 1) give (batch, 1).
@@ -50,12 +55,12 @@ def prediction_function(encoder, classifier):
     return variables, predict
 
 
-def shift(mean, variance, known_mean, known_variance):
+def shift(mean: Tensor, variance: Tensor, known_mean: Tensor, known_variance: Tensor) -> Tensor:
     """The squared difference of the means, in units of the known variance; mean over channels (batch, channels)."""
     return ops.mean(ops.square(mean - known_mean) / known_variance, axis=-1)
 
 
-def spread(mean, variance, known_mean, known_variance):
+def spread(mean: Tensor, variance: Tensor, known_mean: Tensor, known_variance: Tensor) -> Tensor:
     """The absolute logarithm of the ratio of the variances; mean over channels (batch, channels)."""
     return ops.mean(ops.abs(ops.log(variance / known_variance)), axis=-1)
 
@@ -63,7 +68,7 @@ def spread(mean, variance, known_mean, known_variance):
 DISTANCES = (shift, spread)  # what the screen measures of an image at every BatchNorm layer
 
 
-def distance_function(encoder):
+def distance_function(encoder: keras.Model) -> tuple[list, Function]:
     """A pure function of the travelling weights: (variables, f) with f(values, images) -> distances.
 
     ``values`` are those of ``variables``, in this order. For images (batch, z, y, x, 1) the distances (batch, BatchNorm
