@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import keras
 
-FILTERS = (32, 64, 128, 256, 256, 64)
+FILTERS = (32, 64, 128, 256, 256, 64)  # of the convolutions, in the order of the encoder's layers
 # Along every axis: the poolings by 2, rounded up, must leave 2 voxels for the average pooling at the end.
 MINIMUM_VOXELS = 2 ** (len(FILTERS) - 1) + 1
 DROPOUT = 0.2

@@ -146,12 +146,13 @@ class LocalTrainer:
     def strange(self, record: dict) -> list[str]:
         """Notices where images lie further from what a model knows than those that it has trained on: a list of lines.
 
-        ``record`` is that of the model. Where it tells nothing, the images of the training set stand for them.
+        ``record`` is that of the model. Where it tells nothing of these distances, the images of the training set stand
+        for them.
         """
         trained = list(self._labels)
         looked_at = {} if self._test_set is None else {"test": list(self._test_set["Subject"])}
-        if record.get(KNOWN):
-            known = record[KNOWN]
+        known = record.get(KNOWN) or []
+        if len(known) == self._model.distances_of_a_layer:
             looked_at |= {"training": trained} if trained else {}
         elif trained and looked_at:
             known = self._farthest(trained)
