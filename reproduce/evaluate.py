@@ -13,81 +13,57 @@ Example:
     python reproduce/evaluate.py demo
 """
 
+import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
+from evaluation.layout import PARTS
+
 from travelling import command
+from travelling.options import Inference, Options, add_to_parser, changed
 
-PARTS = ("tables", "figures", "report")
+
+@dataclass(kw_only=True)
+class Ages(Options):
+    """The ages that separate groups, as for inference."""
+
+    age_edges: tuple = changed(Inference, "age_edges", group=None)
 
 
-def parse_arguments():
+def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = command.Parser(__doc__)
+    whole = command.number(int, 0)
     parser.add_argument("study", type=Path, metavar="STUDY_FOLDER", help="folder of a study")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="for what is made (default: STUDY_FOLDER)")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="make these only (default: all)")
-    parser.add_argument(
-        "--with-images",
-        action="store_true",
-        help="also show slices of the images that were eliminated or flagged by mistake (may be patients' brains)",
-    )
-    parser.add_argument(
-        "--cycle",
-        type=command.number(int, 0),
-        metavar="CYCLE",
-        help="after which the diagnoses are compared (default: the last that any model was tested after)",
-    )
-    command.add_age_option(parser)
-    parser.add_argument(
-        "--resamples",
-        type=command.number(int, 99),
-        default=9999,
-        metavar="N",
-        help="bootstrap resamples of the test set",
-    )
-    parser.add_argument("--seed", type=command.number(int, 0), default=0, help="of the bootstrap")
+    images = "also show slices of the images that were eliminated or flagged by mistake (may be patients' brains)"
+    parser.add_argument("--with-images", action="store_true", help=images)
+    cycle = "after which the diagnoses are compared (default: the last that any model was tested after)"
+    parser.add_argument("--cycle", type=whole, metavar="CYCLE", help=cycle)
+    add_to_parser(parser, Ages)
+    resamples = {"type": command.number(int, 99), "default": 9999, "metavar": "N"}
+    parser.add_argument("--resamples", help="bootstrap resamples of the test set", **resamples)
+    parser.add_argument("--seed", type=whole, default=0, help="of the bootstrap")
     return parser.parse_args()
 
 
-def main():
+def main() -> None:
     """Read the study, and make what is asked for."""
     arguments = parse_arguments()
     # Only now, so that --help answers at once.
-    from study_records import read_study
+    from evaluation.records import read_study
+    from evaluation.report import evaluate
 
-    study = read_study(arguments.study)
-    options = {name: getattr(arguments, name) for name in ("cycle", "age_edges", "resamples", "seed")}
     folder = arguments.out or arguments.study
-    tables, figures = make(study, folder, set(arguments.only), arguments.with_images, **options)
+    options = {name: getattr(arguments, name) for name in ("cycle", "age_edges", "resamples", "seed")}
+    tables, figures = evaluate(read_study(arguments.study), folder, arguments.only, arguments.with_images, **options)
     if "tables" in arguments.only:
         print(f"{len(tables)} tables as CSV, Markdown and LaTeX: {folder / 'tables'}")
     if "figures" in arguments.only:
         print(f"{len(figures)} figures as PNG and PDF: {folder / 'figures'}")
     if "report" in arguments.only:
         print(f"report: {folder / 'report.html'}")
-
-
-def make(study, folder, parts=frozenset(PARTS), with_images=False, resamples=None, **options):
-    """Write the parts of the evaluation of a :class:`study_records.Study` to a folder; returns (tables, figures).
-
-    Those that no part needs are None. ``options`` are further ones of :func:`study_tables.make_tables`.
-    """
-    from intervals import RESAMPLES
-    from study_figures import make_figures, write_figures
-    from study_report import make_report, write_report
-    from study_tables import make_tables, write_tables
-
-    resamples = resamples or RESAMPLES
-    tables = make_tables(study, resamples=resamples, **options) if parts & {"tables", "report"} else None
-    figures = make_figures(study, with_images) if parts & {"figures", "report"} else None
-    if "tables" in parts:
-        write_tables(tables, folder / "tables")
-    if "figures" in parts:
-        write_figures(figures, folder / "figures")
-    if "report" in parts:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_report(make_report(study, tables, figures, resamples), folder / "report.html")
-    return tables, figures
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ its first decision. Examples:
 
 from pathlib import Path
 
-from study_layout import CENTER_SIZES
+from evaluation.layout import CENTER_SIZES
 
 from travelling import command
 from travelling.harm import KINDS
+from travelling.options import FALSE_ALARMS
 
 LARGE_SCANNER = 20  # images, from which on a scanner has a row of its own
 
@@ -26,7 +27,7 @@ def parse_arguments():
         "--images", type=command.number(int, 1), default=50, metavar="N", help="to make harmful, of each"
     )
     parser.add_argument(
-        "--false-alarms", type=command.number(float, 1e-6, 0.5), default=command.FALSE_ALARMS, metavar="RATE",
+        "--false-alarms", type=command.number(float, 1e-6, 0.5), default=FALSE_ALARMS, metavar="RATE",
         help="as of the script",
     )  # fmt: skip
     parser.add_argument("--maximum", type=command.number(float, 0), default=255.0, help="of the two published kinds")

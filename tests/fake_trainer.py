@@ -34,6 +34,9 @@ class FakeTrainer:
             self.misdiagnoses = self.misdiagnoses + self.harm.get(subject, (0, 0))
         return 0.5
 
+    def train_batches(self, batches):
+        return [self.train(batch) for batch in batches][-1]
+
     def expect(self, subjects):
         self.expected.append(subjects)
 
@@ -61,7 +64,15 @@ class FakeTrainer:
 def settings_of(**changes):
     """The options of a method, at their defaults but for ``changes``."""
     return SimpleNamespace(
-        **{"protocol": "corrected", "error": 0.02, "revisit": 2, "batch_size": 5, "seed": 42, "epochs": 1}
+        **{
+            "protocol": "corrected",
+            "error": 0.02,
+            "revisit": 2,
+            "batch_size": 5,
+            "seed": 42,
+            "epochs": 1,
+            "verify_every": 1,
+        }
         | {"rule": "published", "screen": False, "false_alarms": 0.01}
         | changes
     )

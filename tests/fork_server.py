@@ -32,6 +32,7 @@ class FakeModel:
     """Calls an image PD if it is brighter than a threshold, which every training step moves."""
 
     pause = 0.0  # seconds that a training step takes
+    distances_of_a_layer = 2
 
     def __init__(self):
         self.threshold = np.array([100.0, 0.0])  # and the number of steps

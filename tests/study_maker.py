@@ -99,8 +99,7 @@ def make_clean_control(folder, setting):
 def write_run(folder, predictions, finished="2026-01-01T00:16:00+00:00", **options):
     """All records of a run that any script leaves, and of its inference."""
     write_inference(folder, predictions)
-    controls = folder.name.startswith("quality_control")
-    write_log(folder / ("log.log" if controls else "training.log"), "quality_control" if controls else folder.name)
+    write_cycles(folder / "cycles.csv", 10 if folder.name == "quality_control" else 1)
     write_record(folder / "run.json", finished, **options)
     write_record(folder / "inference_run.json")
 
@@ -125,25 +124,18 @@ def write_inference(folder, predictions, cycles=(11, LAST_CYCLE)):
     pd.concat(tables).to_csv(folder / "inference_predictions.csv", index=False)
 
 
-def write_log(path, name):
-    """A plain log: cycles of 10, 20 and 30 s, ten times that with quality control; one was interrupted."""
-    times = 10 if name == "quality_control" else 1
-    lines = [(0, "command: x"), (0, "device: CPU"), (5, "training set: 15 images"), (5 + 10 * times, "cycle 10: done")]
-    lines += [
-        (5 + 30 * times, "cycle 11: done"),
-        (900, "command: x"),
-        (900, "going on in cycle 12, 2 centers to visit"),
-    ]
-    lines += [(950, "cycle 12: done"), (951, "done: models")]
-    stamps = [f"2026-01-01 00:{second // 60:02d}:{second % 60:02d},000  {message}" for second, message in lines]
-    path.write_text("\n".join(stamps) + "\n")
+def write_cycles(path, times):
+    """Cycles of 10 and 20 s, ten times that with quality control; one was interrupted."""
+    seconds = [10 * times, 20 * times, None]
+    pd.DataFrame({"Cycle": [10, 11, LAST_CYCLE], "Seconds": seconds}).to_csv(path, index=False)
 
 
 def write_record(path, finished="2026-01-01T00:16:00+00:00", **options):
     """``run.json``."""
     session = {"started": "2026-01-01T00:00:00+00:00", "command_line": "script.py -x", "device": "CPU"}
     session |= {"python": "3.12.1", "platform": "Linux", "packages": {"keras": "3.15.1"}, "git_commit": "abc"}
-    content = {"script": "script.py", "options": {"revisit": 1, **options}, "inputs_sha256": {}, "seed": 42}
+    told = {"revisit": 1, "error": ERROR, "seed": 42, "batch_size": 5, "protocol": "corrected", **options}
+    content = {"script": "script.py", "options": told, "inputs_sha256": {}, "seed": 42}
     content |= {"started": session["started"], "sessions": [session], "finished": finished}
     path.write_text(json.dumps(content))
 

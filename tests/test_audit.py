@@ -17,7 +17,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from conftest import ROOT
-from fake_trainer import NoFiles, settings_of
+from fake_trainer import FakeTrainer, NoFiles, settings_of
 
 from travelling import rules
 from travelling.errors import VisitFailed
@@ -66,6 +66,8 @@ class RandomTrainer:
         predictions = np.where(wrong, 1 - labels, labels) * 0.5 + 0.4 * self.others.uniform(size=len(labels))
         return Evaluation(*self.counts, HEALTHY, PATIENTS, tuple(labels), tuple(predictions))
 
+    train_batches = FakeTrainer.train_batches
+
     def expect(self, subjects):
         pass
 
@@ -112,7 +114,16 @@ def read_rows(path):
 
 
 def make_run(
-    folder, protocol="corrected", wait=2, seed=0, cycles=CYCLES, error=0.02, trainer=None, rule="published", screen=None
+    folder,
+    protocol="corrected",
+    wait=2,
+    seed=0,
+    cycles=CYCLES,
+    error=0.02,
+    trainer=None,
+    rule="published",
+    screen=None,
+    verify_every=1,
 ):
     """The CSVs, log and subject table of a run; returns its QualityControl."""
     centers = {f"c{number}": [f"c{number}_{i}" for i in range(size)] for number, size in enumerate(SIZES)}
@@ -130,7 +141,9 @@ def make_run(
         [{"Subject": f"t{i}", "Study": "home", "Group_bin": int(i < PATIENTS)} for i in range(HEALTHY + PATIENTS)],
     )
     trainer = trainer or RandomTrainer(seed)
-    settings = settings_of(protocol=protocol, revisit=wait, error=error, rule=rule, screen=screen is not None)
+    settings = settings_of(
+        protocol=protocol, revisit=wait, error=error, rule=rule, screen=screen is not None, verify_every=verify_every
+    )
     log = LogFile(folder / "log.csv", log_columns(RULES[rule], screen))
     control = QualityControl(settings, trainer, centers, log)
     control.screen = screen
@@ -266,6 +279,42 @@ def test_it_agrees_with_every_setting(tmp_path, protocol, rule, screened):
     assert ("looks of the screen" in line) == screened
     status, _, _ = audit(tmp_path, "--screen")  # consistent only where that is how it was run
     assert status == (0 if (screened and rule == "published" and protocol == "corrected") else 1)
+
+
+@pytest.mark.parametrize("every", [2, 5, 16])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("screened", [False, True])
+def test_it_replays_groups_and_how_they_are_searched(tmp_path, every, rule, screened):
+    screen = FakeScreen(1, fails=0.2) if screened else None
+    make_run(tmp_path, rule=rule, screen=screen, verify_every=every)
+    options = ["--rule", rule, "--verify-every", every] + (["--screen"] if screened else [])
+    phases = Counter(row["Phase"] for row in read_rows(tmp_path / "log.csv"))
+    assert phases["group"] > 10
+    assert screened or phases["subject"] > 5
+    assert f", {phases['group']} group)" in consistent(tmp_path, *options)
+    options[3] = 1
+    assert audit(tmp_path, *options)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("column", "text", "names"),
+    [
+        ("Ignored", "1", "Ignored is 1, should be 0"),
+        ("Tolerance", "0.5", "Tolerance is 0.5, should be 0."),
+        ("Study", "c0", "Study is 'c0', should be '"),
+        ("Subject", "batch", "Subject is 'batch', should be 'group'"),
+        ("Subjects", "c0_1;c0_2", "should be group "),
+        ("Phase", "batch", "Phase is 'batch', should be 'group'"),
+    ],
+)
+def test_a_group_that_was_tampered_with_is_found(tmp_path, column, text, names):
+    make_run(tmp_path, verify_every=8)
+    rows = read_rows(tmp_path / "log.csv")
+    index = first_index(rows, "group", Ignored="0")
+    rows[index][column] = text
+    write_rows(tmp_path / "log.csv", rows)
+    lines = found(tmp_path, "--verify-every", 8)
+    assert any(line.startswith(f"{index + 2}: ") and names in line for line in lines), lines
 
 
 def test_centers_that_are_away_when_their_images_are_screened(tmp_path):

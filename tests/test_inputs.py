@@ -887,7 +887,7 @@ def test_a_setting_that_is_there_twice_is_refused(tmp_path):
 def test_a_users_style_of_figures_changes_none(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "reproduce")
     import matplotlib as mpl
-    from study_figures import Picture, render
+    from evaluation.figures import Picture, render
 
     picture = Picture("x", "", "", "", (2, 2), lambda figure, colors: figure.subplots().plot([1, 2], label="x"))
     usual = render(picture)

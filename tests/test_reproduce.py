@@ -14,13 +14,15 @@ import SimpleITK as sitk
 from conftest import ROOT, SCRIPTS, SIZE, make_cohort
 
 sys.path.insert(0, str(ROOT / "reproduce"))
-from study_layout import EXPERIMENTS, KINDS, condition_name, conditions_of, split_condition
-from study_steps import duration_text, times_before_the_end
-from study_time import measure
+import plan
+from evaluation.layout import EXPERIMENTS, KINDS, condition_name, conditions_of, split_condition
+from steps import duration_text, times_before_the_end
+from timing import estimate, measure
 
 import reproduce
-from travelling import command, harm
+from travelling import command, harm, options
 from travelling.errors import InputError
+from travelling.options import from_command_line
 
 STUBS = ("cohort", "train", "harm", "dirty", "control", "infer")
 COSTS = {"start": 1.0, "train": 0.1, "predict": 0.01, "read": 0.0, "make": 0.1, "harm": 0.1, "device": "abacus"}
@@ -79,7 +81,7 @@ def main():
             note("stop")
             raise
     if order == "die":
-        os._exit(9)
+        os.kill(os.getpid(), 9)
     if order == "crash":
         raise ValueError("no luck at all")
     if order:
@@ -166,9 +168,9 @@ def study(tmp_path, small_cohort, monkeypatch, capsys):
 def planned(monkeypatch, *options):
     """(arguments, steps by name) of a command line."""
     monkeypatch.setattr(sys, "argv", ["reproduce.py", *map(str, options)])
-    arguments = reproduce.parse_arguments()
+    arguments = from_command_line(plan.Study, "")
     cohort = reproduce.demo_cohort(arguments) if arguments.demo else reproduce.read_cohort(arguments)
-    return arguments, {step.name: step for step in reproduce.plan(arguments, cohort)}
+    return arguments, {step.name: step for step in plan.plan(arguments, cohort)}
 
 
 def option(step, name):
@@ -233,7 +235,9 @@ def test_options_reach_the_scripts_that_know_them(monkeypatch, small_cohort, tmp
     assert list(steps) == [name for name in IN_ORDER if "/" not in name or name.startswith(("clean", "single_noise"))]
     for step in steps.values():
         monkeypatch.setattr(sys, "argv", step.command())
-        parsed = vars(runpy.run_path(str(step.line[0]), run_name="script")["parse_arguments"]())
+        script = runpy.run_path(str(step.line[0]), run_name="script")
+        (told_by,) = [it for it in script.values() if isinstance(it, type) and issubclass(it, options.Options)]
+        parsed = vars(options.from_command_line(told_by, ""))
         for name, value in {
             "precision": "bfloat16", "deterministic": True, "cache_gb": 3, "cache_dir": tmp_path,
             "keep_every": 5, "protocol": "published", "error": 0.05, "revisit": 3, "allow_saturated": True,
@@ -318,7 +322,7 @@ def test_seeds_have_folders_and_seeds_of_their_own(monkeypatch, tmp_path):
 def test_options_that_do_not_go_together(options, message, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["reproduce.py", *options])
     with pytest.raises(SystemExit) as end:
-        reproduce.parse_arguments()
+        from_command_line(plan.Study, "")
     assert end.value.code == 2
     assert message in capsys.readouterr().err
 
@@ -459,6 +463,14 @@ def test_measuring_stops_at_once(number, study):
     assert not study.out.exists()
 
 
+def test_what_measures_does_not_outlive_the_study(study):
+    study.order(measure="wait")
+    process = study.start()
+    study.wait_for("begin measure")
+    process.kill()
+    process.communicate(timeout=30)  # the other end of its stdout is closed only when nobody is left
+
+
 def test_a_script_that_has_not_begun_to_train_stops_at_once(study):
     study.order(clean="read")
     process = study.start()
@@ -523,7 +535,7 @@ def test_images_beyond_the_maximum_are_found_before_anything_runs(kinds, status,
 def test_estimates_multiply_what_was_measured(monkeypatch, study):
     _, steps = planned(monkeypatch, *study.options)  # 10 images in centers of 6, 1 and 3; 2 tested; 2 x 3 harmful
     costs = {"start": 1000, "train": 1, "predict": 0.001, "read": 0, "make": 0, "harm": 7}
-    seconds = reproduce.estimate(steps.values(), costs)
+    seconds = estimate(steps.values(), costs)
     assert seconds["pretrained"] == 1000 + 10 * 10
     assert seconds["single_noise/dirty_baseline"] == 1000 + 20 * (10 + 2)
     assert seconds["whole_centers_noise/harmful"] == 6 * 7

@@ -4,6 +4,7 @@ import json
 import runpy
 import shutil
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -26,18 +27,15 @@ from travelling.errors import InputError
 from travelling.metrics import METRICS, performance
 
 sys.path.insert(0, str(REPRODUCE))
-from intervals import metric_replicates, paired_p_value, percentile_interval, wilson_interval
-from study_records import read_study
-from study_tables import (
-    Table,
-    detection_by_threshold,
-    make_tables,
-    summary_of_detection,
-    summary_of_performance,
-    to_latex,
-    to_markdown,
-    write_tables,
-)
+from evaluation import records
+from evaluation.diagnoses import Diagnoses
+from evaluation.intervals import metric_replicates, paired_p_value, percentile_interval, wilson_interval
+from evaluation.records import read_study
+from evaluation.render import to_latex, to_markdown, write_tables
+from evaluation.tables import Table, make_tables
+from evaluation.tables.detection import summary_of_detection
+from evaluation.tables.performance import summary_of_performance
+from evaluation.tables.thresholds import detection_by_threshold
 
 CONDITION = "whole_centers_noise"
 DIRTY, CONTROLLED = "dirty_baseline", "quality_control"
@@ -61,7 +59,8 @@ def tables(whole):
 
 
 def made(folder, **options):
-    return make_tables(read_study(folder), resamples=199, **options)
+    study = read_study(folder)
+    return make_tables(study, Diagnoses(study, resamples=199, **options))
 
 
 @pytest.fixture
@@ -383,7 +382,7 @@ def test_other_tables_of_a_study_with_several_settings(two_settings, tables):
     assert found["flagged"]["whole_centers", SETTING, "good"] == 2
     assert found["first_flagged_cycles"]["whole_centers", SETTING, "harmful"] == "10: 2"
     assert found["flagged"]["whole_centers", "published", "good"] == 1
-    rows = summary_of_detection(made_of_two["detection"]).set_index(["experiment", "setting"])
+    rows = summary_of_detection(made_of_two).set_index(["experiment", "setting"])
     assert rows["good flagged"]["whole centers", "evidence, screen"] == "2 (10: 2)"
     assert rows["harmful images"]["clean", "evidence, screen"] == "0"
 
@@ -404,8 +403,11 @@ def test_a_study_of_another_setting_alone(tmp_path):
     study = read_study(folder)
     assert study.conditions == [("whole_centers", "inverted_in_range")]
     assert study.main_setting == SETTING
-    assert study.notes == ["no dirty baseline, so nothing is known of what harm does without quality control"]
-    tables = make_tables(study, resamples=99)
+    assert study.notes == [
+        "test_set.csv: missing, so its log was not audited",
+        "no dirty baseline, so nothing is known of what harm does without quality control",
+    ]
+    tables = make_tables(study, Diagnoses(study, resamples=99))
     assert cell(tables["centers"], "good_flagged", center="D") == 1
     assert tables["thresholds"].frame.empty  # -error alone decided nothing
 
@@ -484,7 +486,7 @@ def test_what_is_missing_is_not_available(folder):
     assert "not tested after cycle 12 (the last is 11)" in text
     assert "quality\\_control: not finished" in text
     assert "| n/a |" in text
-    assert summary_of_detection(tables["detection"])["harmful flagged"].tolist() == ["n/a"]
+    assert summary_of_detection(tables)["harmful flagged"].tolist() == ["n/a"]
     assert "nan" not in text
 
 
@@ -521,42 +523,6 @@ def other_labels(folder):
 def other_metrics(folder):
     (folder / "clean" / "inference_metrics.csv").write_text("cycle,accuracy,AUC_ROC\n11,0.6,0.5\n12,0.9,0.8\n")
     return "accuracy of cycle 12 is 0.9, its predictions say 0.8"
-
-
-def other_decision(folder):
-    change(folder / CONDITION / CONTROLLED / "log.csv", "Ignored", 0, Cycle=10, Subjects="b1;b2;b3")
-    return "log.csv, row 7: Ignored is not what"
-
-
-def other_reference(folder):
-    change(folder / CONDITION / CONTROLLED / "log.csv", "Reference_PFP", 0.19, Cycle=11, Subjects="b2;b3")
-    return "log.csv, row 16: the reference is not the last accepted"
-
-
-def other_center(folder):
-    change(folder / CONDITION / CONTROLLED / "log.csv", "Study", "C", Cycle=11, Subjects="b2;b3")
-    return "log.csv, row 16: Study is not that of the subject in"
-
-
-def other_subject(folder):
-    change(folder / CONDITION / CONTROLLED / "log.csv", "Subject", "b2", Cycle=10, Subjects="b3")
-    return "log.csv, row 10: Subject and Subjects are not the same"
-
-
-def other_elimination(folder):
-    change(folder / CONDITION / CONTROLLED / "log.csv", "Eliminated", 1, Cycle=11, Phase="revisit", Subject="b1")
-    return "log.csv, row 22: Eliminated is not what Ignored says"
-
-
-def other_subject_file(folder):
-    change(folder / CONDITION / CONTROLLED / "log_subjects.csv", "Eliminated", 0, Subject="h1")
-    return "log_subjects.csv: Eliminated of h1 is not what the log says"
-
-
-def subject_twice(folder):
-    path = folder / CONDITION / CONTROLLED / "log_subjects.csv"
-    path.write_text(path.read_text() + "h1,1,1\n")
-    return "log_subjects.csv, row 17: Subject appears before"
 
 
 def other_truth(folder):
@@ -603,25 +569,18 @@ def two_studies(folder):
 
 def other_setting(folder):
     write_record(folder / CONDITION / CONTROLLED / "run.json", **MADE_BY[SETTING])
-    return f"run.json: made by the setting '{SETTING}', in the folder of 'published'"
+    return "run.json: made by another setting than that of its folder"
 
 
-def screened_without_screen(folder):
-    change(folder / CONDITION / CONTROLLED / "log.csv", "Phase", "screen", Cycle=10, Subjects="h1")
-    return "log.csv, row 5: unknown Phase"
-
-
-def unmeasured(folder):
-    for column in ("PFP", "PFN"):
-        change(folder / CONDITION / CONTROLLED / "log.csv", column, "", Cycle=11, Phase="revisit", Subject="h1")
-    return "log.csv, row 21: PFP is empty"
+def no_options(folder):
+    path = folder / CONDITION / CONTROLLED / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"options": {"revisit": 1}}))
+    return "run.json: lacks the option(s) error, seed, batch_size"
 
 
 BREAKS = [
-    other_setting, screened_without_screen, unmeasured, broken_predictions, other_labels, other_metrics,
-    other_decision, other_reference, other_center, other_subject, other_elimination, other_subject_file,
-    subject_twice, other_truth, other_kind, other_training_set, no_columns, empty_log, torn_record,
-    record_of_something_else, two_studies,
+    other_setting, no_options, broken_predictions, other_labels, other_metrics, other_truth, other_kind,
+    other_training_set, no_columns, empty_log, torn_record, record_of_something_else, two_studies,
 ]  # fmt: skip
 
 
@@ -631,6 +590,70 @@ def test_records_that_contradict_themselves_are_refused(damage, folder):
     with pytest.raises(InputError) as error:
         read_study(folder)
     assert message in str(error.value)
+
+
+@pytest.fixture
+def audited(folder, monkeypatch):
+    """What the audit was asked, with a test set to audit by; it finds what a test puts into the list of violations."""
+    asked, violations = [], []
+
+    def audit_log(*files, **more):
+        asked.append((*files, more))
+        return SimpleNamespace(violations=violations, summary="")
+
+    monkeypatch.setattr(records, "audit_log", audit_log)
+    (folder / "test_set.csv").write_text("Subject\n")
+    return asked, violations
+
+
+def test_every_log_is_audited_with_the_options_of_its_run(folder, audited):
+    study = read_study(folder)
+    (((log, train, test, options, more),), _) = audited
+    control = folder / CONDITION / CONTROLLED
+    assert (log, train) == (control / "log.csv", folder / CONDITION / "harmful" / "training_set.csv")
+    assert (test, more) == (folder / "test_set.csv", {"subjects_csv": control / "log_subjects.csv"})
+    assert {name: value for name, value in vars(options).items() if not name.startswith("fn")} == {
+        "revisit": 1, "error": 0.05, "seed": 42, "batch_size": 5, "protocol": "corrected", "rule": "published",
+        "screen": False, "verify_every": 1,
+    }  # fmt: skip
+    assert study.notes == []
+
+
+def test_a_log_that_the_audit_refuses_is_refused(folder, audited):
+    audited[1].extend(["log.csv, row 7: Ignored is 0, but FPR rose", "log.csv, row 8: another"])
+    with pytest.raises(InputError, match=r"^log\.csv, row 7: Ignored is 0, but FPR rose$"):
+        read_study(folder)
+
+
+def test_where_the_test_set_is_gone_a_note_tells_that_nothing_was_audited(folder, audited):
+    (folder / "test_set.csv").unlink()
+    assert read_study(folder).notes == ["test_set.csv: missing, so its log was not audited"]
+    assert audited[0] == []
+
+
+def test_a_study_of_an_older_version_has_no_times(folder):
+    for path in folder.rglob("cycles.csv"):
+        path.unlink()
+    table = made(folder)["cost"]
+    assert table.frame["seconds_per_cycle"].isna().all()
+    assert cell(table, "verifications", model=CONTROLLED) == len(STEPS)
+    assert "3 of 3 runs have no cycles.csv, so their time is not known" in table.notes
+
+
+def test_a_table_more_is_one_file_more(folder, monkeypatch, tmp_path):
+    """The recipe of docs/study.md."""
+    import evaluation.tables
+
+    (tmp_path / "seeds_of_study.py").write_text(
+        "import pandas as pd\nfrom evaluation.tables import table\n\n@table('Seeds', section='cost', place=2)\n"
+        'def seeds_of_study(study, diagnoses):\n    """The seeds {when}."""\n'
+        "    frame = pd.DataFrame({'seed': study.seeds})\n    return frame, {'All': frame}, {}\n"
+    )
+    monkeypatch.setattr(evaluation.tables, "__path__", [*evaluation.tables.__path__, str(tmp_path)])
+    monkeypatch.setattr(evaluation.tables, "_FOUND", [*evaluation.tables._FOUND])
+    monkeypatch.delitem(sys.modules, "evaluation.tables.seeds_of_study", raising=False)
+    table = made(folder)["seeds_of_study"]
+    assert (table.caption, table.section, len(table.frame)) == ("The seeds after cycle 12.", "cost", 1)
 
 
 def test_the_script_writes_and_says_what_is_wrong(folder, tmp_path, run_script_here):
@@ -654,10 +677,10 @@ def test_the_script_writes_and_says_what_is_wrong(folder, tmp_path, run_script_h
 
 
 def test_summaries_are_what_the_demo_prints(tables):
-    performance_rows = summary_of_performance(tables["performance"])
+    performance_rows = summary_of_performance(tables)
     assert performance_rows["AUROC"].tolist() == ["0.896", "0.375", "0.896"]
     assert performance_rows["model"].tolist() == ["clean", "dirty", "quality-controlled"]
-    (row,) = summary_of_detection(tables["detection"]).to_dict("records")
+    (row,) = summary_of_detection(tables).to_dict("records")
     assert row == {
         "experiment": "whole centers", "kind": "noise",
         "harmful images": "2", "harmful flagged": "2 (10: 1, 11: 1)", "harmful eliminated": "2 (11: 1, 12: 1)",
@@ -667,7 +690,7 @@ def test_summaries_are_what_the_demo_prints(tables):
 
 def test_text_that_is_markup_stays_text():
     view = pd.DataFrame({"center": ["a|b_c <b>", "50 % & more #1\nx"]})
-    table = Table("t", "Title", "a_b", view, {"View": view}, [])
+    table = Table("t", "Title", "found", "a_b", view, {"View": view}, [])
     assert "| a\\|b\\_c \\<b\\> |" in to_markdown(table)
     assert "| 50 % & more \\#1 x |" in to_markdown(table)
     assert "a|b\\_c $<$b$>$" in to_latex(table)

@@ -36,16 +36,16 @@ def option(
     *,
     metavar: str | None = None,
     choices: tuple = (),
-    many: bool = False,
+    many: str = "",
     flag: str | None = None,
     group: str | None = None,
     from_json: Callable[[Any, Path], Any] | None = None,
 ) -> Any:
     """A field of a class of options.
 
-    ``parse`` makes its value of a text (None: the option is a flag that is there or not); ``flag`` is its spelling on
-    the command line where that is not ``--kebab-case``; ``from_json(value, folder)`` makes its value of what a file
-    says, where ``parse`` cannot.
+    ``parse`` makes its value of a text (None: the option is a flag that is there or not), ``many`` tells how many it
+    may have (argparse's ``nargs``); ``flag`` is its spelling on the command line where that is not ``--kebab-case``;
+    ``from_json(value, folder)`` makes its value of what a file says, where ``parse`` cannot.
     """
     about = {key: value for key, value in locals().items() if key != "default"}
     if default is _REQUIRED:
@@ -248,6 +248,14 @@ class QualityControl(Training, Pretrained, Evaluation):
         choices=tuple(RULES),
         group=_BEYOND,
     )
+    verify_every: int = option(
+        "batches that are trained before the test set is evaluated; a group that harms is searched by halves "
+        "(advised: 16 with --rule evidence)",
+        number(int, 1),
+        1,
+        metavar="BATCHES",
+        group=_BEYOND,
+    )
     screen: bool = option(
         "put images aside that look like nothing the model has learned of", None, False, group=_BEYOND
     )
@@ -296,7 +304,7 @@ class Inference(Images, Device, Evaluation, Overwrite):
         number(float, 0, 120),
         AGE_EDGES,
         metavar="YEARS",
-        many=True,
+        many="*",
         group="evaluation",
     )
 
@@ -305,7 +313,7 @@ class Inference(Images, Device, Evaluation, Overwrite):
 class HarmfulSamples(Overwrite):
     """Making harmful images, or an experiment of them."""
 
-    i: tuple = option("T1 images (NIfTI); or", Path, None, metavar="IMAGE", many=True, flag="-i", group="source")
+    i: tuple = option("T1 images (NIfTI); or", Path, None, metavar="IMAGE", many="+", flag="-i", group="source")
     fn_train: Path | None = option(
         "training set to build an experiment from", Path, None, metavar="CSV", flag="-fn_train", group="source"
     )
@@ -446,7 +454,7 @@ def add_to_parser(parser: argparse.ArgumentParser, options: type) -> None:
             if about["choices"]:
                 given |= {"choices": about["choices"], "metavar": None}
             if about["many"]:
-                given["nargs"] = "*" if field.default else "+"
+                given["nargs"] = about["many"]
         groups[about["group"]].add_argument(flag_of(field), **given)
 
 

@@ -17,7 +17,7 @@ from travelling.rules import RULES
 from travelling.screen import Screen
 from travelling.verification_log import VerificationLog, log_columns, screen_cells
 
-_STATE = ("flags", "revisits", "waiting", "eliminated", "absent", "counts")
+_STATE = ("flags", "revisits", "waiting", "eliminated", "absent", "counts", "queue", "group_size", "suspects")
 FAILURES = ("unreachable", "invalid")  # phases of a step to which a center gave no usable answer
 
 
@@ -26,8 +26,8 @@ class Step:
     """What was done with some subjects, and what it did to the test set: for a progress bar."""
 
     cycle: int
-    phase: str  # batch, subject, revisit or screen; one of FAILURES where nothing could be verified
-    center: str
+    phase: str  # batch, group, subject, revisit or screen; one of FAILURES where nothing could be verified
+    center: str  # of a group: of its last batch
     subjects: list
     loss: float | None = None
     rates: tuple | None = None  # (FPR, FNR) after the step; None where none was made
@@ -74,6 +74,9 @@ class QualityControl:
         self.eliminated = {}  # subject -> cycle of its elimination
         self.absent = []  # centers that failed in this cycle
         self.counts = []  # of batches and screened images, a dict for every cycle
+        self.queue = []  # batches of centers that are visited, in the order in which they train
+        self.group_size = settings.verify_every  # batches that are verified together, at most
+        self.suspects = 0  # batches at the head of the queue of which one did harm in a larger group
 
     @property
     def reference(self) -> tuple:
@@ -127,22 +130,49 @@ class QualityControl:
             self._screened("revisit", subject, score, suspect)
         return suspect, screen_cells(score, self.screen.limit)
 
-    def judge(self, subjects: list, evaluation: Evaluation) -> tuple[bool, dict]:
-        """Whether a training step on the subjects did harm, by the rule, and the rule's cells of the log."""
-        return self.rule.judge(self.accepted, evaluation, len(subjects) * self.settings.error, self.protocol)
+    def group(self) -> list:
+        """The batches that are trained and verified next, together; the first of the queue."""
+        return self.queue[: min(self.group_size, self.suspects or self.group_size)]
 
-    def note(self, phase, subjects, loss: float, evaluation: Evaluation, harmful: bool, cells: dict) -> None:
-        """Log a verified step, before its evaluation becomes the reference."""
-        tolerance = len(subjects) * self.settings.error
+    def settle(self, group: list, harmful: bool) -> bool:
+        """Draw the consequences of a group's verification; returns whether its subjects must be tried one by one.
+
+        One of several batches that did harm together is looked for in half of them. What did no harm leaves the queue,
+        and groups grow again once no batch is under suspicion.
+        """
+        if harmful and len(group) > 1:
+            self.group_size, self.suspects = len(group) // 2, len(group)
+            return False
+        self.queue = self.queue[len(group) :]
+        if harmful:
+            self.group_size, self.suspects = 1, 0
+            return True
+        self.suspects = max(0, self.suspects - len(group))
+        if not self.suspects:
+            self.group_size = min(self.settings.verify_every, 2 * self.group_size)
+        return False
+
+    def judge(self, batches: list, evaluation: Evaluation) -> tuple[bool, dict]:
+        """Whether the training steps on some batches did harm, by the rule, and the rule's cells of the log."""
+        return self.rule.judge(self.accepted, evaluation, self._tolerance(batches), self.protocol)
+
+    def note(self, phase, batches: list, loss: float, evaluation: Evaluation, harmful: bool, cells: dict) -> None:
+        """Log what was verified, before its evaluation becomes the reference."""
+        subjects = sum(batches, [])
+        tolerance = self._tolerance(batches)
         self._log.step(self.cycle, phase, subjects, evaluation, tolerance, harmful, cells, self.reference)
-        if phase == "batch":
-            self._count("verified", "undone", harmful)
+        if phase == "batch" or (phase == "group" and not harmful):
+            for _ in batches:
+                self._count("verified", "undone", harmful)
         rates = self.protocol.rates(evaluation)
-        self._on_step(Step(self.cycle, phase, self.center_of[subjects[0]], subjects, loss, rates, harmful))
+        self._on_step(Step(self.cycle, phase, self.center_of[subjects[-1]], subjects, loss, rates, harmful))
 
     def failed(self, failure: VisitFailed, center: str, subjects: list) -> VisitFailed:
         """Note a step that a center did not make, and leave the center alone for the rest of the cycle."""
         self.absent.append(center)
+        there = [self.center_of[batch[0]] != center for batch in self.queue]
+        self.suspects = sum(there[: self.suspects])
+        self.queue = [batch for batch, stays in zip(self.queue, there, strict=True) if stays]
         tolerance = len(subjects) * self.settings.error
         self._log.failed(self.cycle, failure.phase, center, subjects, tolerance, self.reference)
         self._on_step(Step(self.cycle, failure.phase, center, subjects))
@@ -173,8 +203,9 @@ class QualityControl:
         del self.waiting[subject]
 
     def end_cycle(self) -> None:
-        """Centers that failed are visited again."""
+        """Centers that failed are visited again, and groups are as large as they may be."""
         self.absent = []
+        self.group_size, self.suspects = self.settings.verify_every, 0
 
     def export_state(self) -> dict:
         """All that decides how quality control goes on, as plain values: for a checkpoint."""
@@ -184,7 +215,7 @@ class QualityControl:
     def import_state(self, state: dict) -> None:
         """Take over what :meth:`export_state` gave."""
         for name in _STATE:
-            setattr(self, name, state[name])
+            setattr(self, name, state.get(name, getattr(self, name)))  # of 0.2: it verified every batch
         self.accepted = Evaluation(**state["accepted"])
         if self.screen:
             self.screen.import_state(state["screen"])
@@ -230,6 +261,10 @@ class QualityControl:
                 "(another preparation or scale of intensities?), or the model has moved far since the cycle began"
             )
         return None
+
+    def _tolerance(self, batches):
+        """Of a group it is that of its smallest batch: summed over all of them, it would let the harm of one pass."""
+        return min(map(len, batches)) * self.settings.error
 
     def _count(self, what, hit, happened):
         """Count a batch or an image of a cycle, and whether it was undone or suspected."""

@@ -46,6 +46,9 @@ class Trainer(Protocol):
     def train(self, subjects: list[str]) -> float:
         """As :meth:`LocalTrainer.train`; raises VisitFailed where the center does not make the step."""
 
+    def train_batches(self, batches: list[list[str]]) -> float:
+        """As :meth:`LocalTrainer.train_batches`; raises as :meth:`train`."""
+
     def expect(self, subjects: list[str]) -> None:
         """As :meth:`LocalTrainer.expect`."""
 
@@ -109,6 +112,10 @@ class LocalTrainer:
                 f"after a training step on {', '.join(subjects)} the model holds values that are not finite; look at "
                 "their intensities, or lower the learning rate"
             ) from None
+
+    def train_batches(self, batches: list[list[str]]) -> float:
+        """:meth:`train` on batches of one center, one after another. Returns the loss of the last."""
+        return [self.train(batch) for batch in batches][-1]
 
     def expect(self, subjects: list[str]) -> None:
         """Training on these subjects comes soon: their images may be fetched meanwhile."""

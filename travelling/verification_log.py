@@ -64,8 +64,8 @@ class VerificationLog:
     def _about(self, cycle, phase, subjects, harmful):
         return {
             "Cycle": cycle,
-            "Subject": "batch" if phase == "batch" else subjects[0],
-            "Study": self._center_of[subjects[0]],
+            "Subject": phase if phase in ("batch", "group") else subjects[0],
+            "Study": SEPARATOR.join(dict.fromkeys(self._center_of[subject] for subject in subjects)),
             "Phase": phase,
             "Subjects": SEPARATOR.join(subjects),
             "Ignored": int(harmful),

@@ -60,6 +60,13 @@ def parse_arguments() -> argparse.Namespace:
         "--batch-size", type=command.number(int, 1), default=5, metavar="N", help="images per training step"
     )
     group.add_argument("--rule", choices=list(RULES), default=DEFAULT_RULE, help=rule_help())
+    group.add_argument(
+        "--verify-every",
+        type=command.number(int, 1),
+        default=1,
+        metavar="BATCHES",
+        help="batches that were trained before the test set was evaluated",
+    )
     group.add_argument("--screen", action="store_true", help="images were screened before they trained")
     group.add_argument(
         "--centers",

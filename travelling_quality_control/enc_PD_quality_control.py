@@ -13,6 +13,7 @@ Writes <fn_save>.csv (one row per verification), <fn_save>_subjects.csv (one row
 """
 
 from contextlib import suppress
+from itertools import groupby
 
 from travelling import command, stopping
 from travelling.errors import VisitFailed
@@ -31,20 +32,26 @@ def travel(control, cycles, learning_rate, files, resumed_at=None):
     for cycle, order, generator in travelling_order(centers, settings.seed, cycles, resumed_at):
         trainer.learning_rate = learning_rate(cycle)
         control.begin_cycle(cycle)
-        for left, center in zip(reversed(range(len(order))), order, strict=True):
-            trainer.expect(centers[order[-left]] if left else [])
-            with suppress(VisitFailed):  # the rest of the visit is left out
-                training = control.subjects_to_train(center)
-                for batch in batches(training, settings.batch_size, generator, control.protocol.trains_short_batch):
-                    if harms(control, "batch", batch):
-                        for subject in batch:
-                            if harms(control, "subject", [subject]):
-                                control.flag(subject)
-            files.checkpoint(position(cycle, left, generator))
+        while order or control.queue:
+            while order and len(control.queue) < control.group_size:
+                center = order.pop(0)
+                trainer.expect(centers[order[0]] if order else [])
+                with suppress(VisitFailed):
+                    training = control.subjects_to_train(center)
+                    short = control.protocol.trains_short_batch
+                    control.queue += batches(training, settings.batch_size, generator, short)
+            group = control.group()  # as published, one batch
+            with suppress(VisitFailed):  # the rest of the center's visit is left out
+                if group and control.settle(group, harms(control, "group" if len(group) > 1 else "batch", group)):
+                    for subject in group[0]:
+                        if harms(control, "subject", [[subject]]):
+                            control.flag(subject)
+            if settings.verify_every > 1 or not control.queue:
+                files.checkpoint(position(cycle, len(order), generator))
         for subject in control.due():
             with suppress(VisitFailed):  # made up for in the next cycle
                 suspect, cells = control.look_again(subject)
-                if suspect or harms(control, "revisit", [subject], cells):
+                if suspect or harms(control, "revisit", [[subject]], cells):
                     control.eliminate(subject)
                 else:
                     control.release(subject)
@@ -55,23 +62,25 @@ def travel(control, cycles, learning_rate, files, resumed_at=None):
         files.checkpoint(start_of_cycle(cycle + 1, centers))
 
 
-def harms(control, phase, subjects, cells=None):
-    """Verification: one training step on the subjects, kept unless the diagnoses of the test set get worse by it.
+def harms(control, phase, group, cells=None):
+    """Verification: a training step on every batch of a group, kept unless the test set is diagnosed worse by them.
 
-    ``cells`` of the log are known before. Raises VisitFailed where the center does not make the step.
+    ``cells`` of the log are known before. Raises VisitFailed where a center does not make its steps.
     """
     trainer = control.trainer
     kept = trainer.keep()
-    try:
-        loss = trainer.train(subjects)
-    except VisitFailed as failure:
-        trainer.restore(kept)
-        raise control.failed(failure, control.center_of[subjects[0]], subjects) from None
+    for center, visit in groupby(group, lambda batch: control.center_of[batch[0]]):
+        batches = list(visit)
+        try:
+            loss = trainer.train_batches(batches)
+        except VisitFailed as failure:
+            trainer.restore(kept)
+            raise control.failed(failure, center, sum(batches, [])) from None
     evaluation = trainer.evaluate()
-    harmful, why = control.judge(subjects, evaluation)
+    harmful, why = control.judge(group, evaluation)
     if harmful:
         trainer.restore(kept)
-    control.note(phase, subjects, loss, evaluation, harmful, why | (cells or {}))
+    control.note(phase, group, loss, evaluation, harmful, why | (cells or {}))
     if not harmful:
         control.accepted = evaluation
     return harmful
@@ -124,7 +133,8 @@ def main():
                 )
             bar.set_postfix_str(text, refresh=False)
             done = cycles.index(step.cycle) * len(training_set)  # who is out, or was visited in an earlier session
-            bar.update(max(0, done - bar.n) + len(step.subjects) * (step.phase == "batch"))
+            counts = step.phase == "batch" or (step.phase == "group" and not step.harmful)
+            bar.update(max(0, done - bar.n) + len(step.subjects) * counts)
             stopping.stop_if_asked()
 
         controlled = ControlledRun(settings, run, model, trainer, centers, baseline, resumed_at, show)

@@ -30,7 +30,7 @@ SIZES = {"33 x 33 x 33": (33, 33, 33), "40 x 48 x 40": (40, 48, 40), "80 x 96 x 
 FULL_SIZE = "160 x 192 x 160"
 PAPER_TEST_SET = 407  # volumes
 METHOD = SimpleNamespace(
-    protocol="corrected", rule="published", screen=False, error=0.02, revisit=1, batch_size=5, seed=42
+    protocol="corrected", rule="published", screen=False, error=0.02, revisit=1, batch_size=5, seed=42, verify_every=1
 )
 
 
@@ -192,7 +192,7 @@ def verification(folder, size, volumes, arguments):
         kept = ours.keep()
         evaluation = ours.evaluate()
         ours.restore(kept)
-        control.note("batch", ["s0"], 0.5, evaluation, True, {})
+        control.note("batch", [["s0"]], 0.5, evaluation, True, {})
 
     def keep_and_restore():
         for _ in range(10):

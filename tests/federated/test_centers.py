@@ -2,7 +2,6 @@
 
 import functools
 import json
-import runpy
 from types import SimpleNamespace
 from unittest import mock
 
@@ -33,6 +32,7 @@ from nvflare.fuel.utils import fobs
 from nvflare.private.fed.utils.fed_utils import fobs_initialize
 
 from travelling.errors import AlreadyDone, InputError, VisitFailed
+from travelling.options import LocalQualityControl, StandardModel, from_command_line
 from travelling_quality_control.federated.center import CenterExecutor, Pseudonyms
 from travelling_quality_control.federated.job import refuse_complete, run_jobs
 from travelling_quality_control.federated.prepare_site import configure_center
@@ -491,7 +491,7 @@ def test_defaults_are_those_of_the_script(method, needed, line, tmp_path, monkey
     path.write_text(json.dumps({"method": method, "centers": ["a", "b"], **needed}))
     settings = vars(read_server_settings(path))
     monkeypatch.setattr("sys.argv", [str(SCRIPTS[method]), *line.split()])
-    options = vars(runpy.run_path(str(SCRIPTS[method]), run_name="script")["parse_arguments"]())
+    options = vars(from_command_line({"quality_control": LocalQualityControl, "standard": StandardModel}[method], ""))
     common = settings.keys() & options.keys() - {"fn_test", "en", "pd", "fn_save", "output_folder"}  # paths
     assert len(common) > 8
     assert {name: settings[name] for name in common} == {name: options[name] for name in common}

@@ -68,8 +68,9 @@ class Audit:
         """Check a training step that was verified, and tell the replay what happened."""
         self._check_counts(row)
         cycle, phase = self._check_order(row)
-        if phase in ("batch", "subject", "revisit"):
-            self._check(row, "Subject", "batch" if phase == "batch" else ";".join(row["Subjects"]), f"Phase {phase}")
+        if phase in ("batch", "group", "subject", "revisit"):
+            one = phase in ("subject", "revisit")
+            self._check(row, "Subject", ";".join(row["Subjects"]) if one else phase, f"Phase {phase}")
         self._check_subjects(row)
         self._check(row, "Tolerance", *self._tolerance(row))
         self._check_reference(row)
@@ -123,7 +124,9 @@ class Audit:
             self._violation(row, f"Phase, Subjects: {found}, but no step can follow")
             self.lost = True
             return told
-        subjects = step.if_failed if step.if_failed and row["kind"] == "failure" else step.subjects
+        subjects = step.subjects
+        if step.if_failed and row["kind"] == "failure":
+            subjects = step.if_failed.get(row["Study"], subjects)
         if sorted(row["Subjects"]) == sorted(subjects):  # the right step, whatever else is wrong
             self._check(row, "Cycle", cycle, "the order of the steps")
             if row["Phase"] not in FAILURES:
@@ -157,12 +160,20 @@ class Audit:
             self._violation(row, f"Subjects has {shown(subject)} {subjects.count(subject)} times, should be once")
         # One line is enough where the center is wrong for every subject.
         studies = {center_of[subject]: subject for subject in reversed(subjects) if subject in center_of}
+        if row["Phase"] == "group":
+            self._check(row, "Study", ";".join(reversed(studies)), "the centers of the group")
+            return
         for center, subject in studies.items():
             self._check(row, "Study", center, f"the center of {subject}")
 
     def _tolerance(self, row):
         """What the rates may rise by in a step, and why."""
         images, error = len(row["Subjects"]), self.options.error
+        if row["Phase"] == "group":
+            images = self.replay.step and not self.lost and self.replay.step.smallest
+            if not images:  # its batches are not known, which was a violation already
+                return row["Tolerance"], "the group"
+            return images * error, f"{images} x {error:g}, its smallest batch"
         return images * error, f"{images} x {error:g}"
 
     def _check_reference(self, row):
@@ -281,7 +292,8 @@ class Audit:
         looks = sum(row["Phase"] == "screen" for row in rows)
         failures = sum(row["kind"] == "failure" for row in rows)
         phases = [row["Phase"] for row in steps]
-        by_phase = ", ".join(f"{phases.count(phase)} {phase}" for phase in ("batch", "subject", "revisit"))
+        kinds = ("batch", "subject", "revisit", *(["group"] if self.options.verify_every > 1 else []))
+        by_phase = ", ".join(f"{phases.count(phase)} {phase}" for phase in kinds)
         first, last = (rows[0]["Cycle"], rows[-1]["Cycle"]) if rows else (0, -1)
         return (
             f"{last + 1 - first} cycles"

@@ -17,6 +17,7 @@ class RunOptions(Protocol):
     batch_size: int
     rule: str  # one of travelling.rules.RULES
     screen: bool
+    verify_every: int  # batches
 
 
 class Step(NamedTuple):
@@ -24,7 +25,8 @@ class Step(NamedTuple):
 
     phase: str
     subjects: list
-    if_failed: list | None = None  # the row's subjects where the center fails, if they are others
+    if_failed: dict | None = None  # center -> the row's subjects where that one fails, if they are others
+    smallest: int | None = None  # images of a group's smallest batch
 
 
 class Replay:
@@ -90,29 +92,53 @@ class Replay:
 
     def _steps_of_cycle(self, order, generator) -> Generator[Step, bool | None, None]:
         """The method: yields every step of a cycle and is sent whether it was harmful (None: the center failed)."""
-        for center in order:
-            yield from self._steps_at(center, generator)
+        waiting_batches, size, suspects = [], self.options.verify_every, 0
+        while order or waiting_batches:
+            while order and len(waiting_batches) < size:
+                waiting_batches += yield from self._batches_of(order.pop(0), generator)
+            group = waiting_batches[: min(size, suspects or size)]
+            if not group:
+                continue
+            harmful = yield self._group_step(group)
+            if harmful and len(group) > 1:
+                size, suspects = len(group) // 2, len(group)
+                continue
+            if harmful is not None:
+                del waiting_batches[: len(group)]
+                suspects = 0 if harmful else max(0, suspects - len(group))
+                size = 1 if harmful else size if suspects else min(self.options.verify_every, 2 * size)
+            for subject in group[0] if harmful else ():
+                if (yield Step("subject", [subject])) is None:
+                    break
+            # The batches of a center that has failed are dropped.
+            stays = [self.center_of[batch[0]] not in self.absent for batch in waiting_batches]
+            suspects = sum(stays[:suspects])
+            waiting_batches = [batch for batch, kept in zip(waiting_batches, stays, strict=True) if kept]
         for subject, flagged in list(self.waiting.items()):
             if flagged + self.options.revisit <= self.cycle and self.center_of[subject] not in self.absent:
                 yield Step("revisit", [subject])
 
-    def _steps_at(self, center, generator):
-        """The same of one center's visit, which ends where the center fails."""
+    def _batches_of(self, center, generator):
+        """Yields what the screen does at a center; returns its batches, none where it fails."""
         if (self.cycle, center) in self.untold or not self.subjects_of[center]:
             yield Step(FAILURES[0], [])
-            return
+            return []
         if self.options.screen:
             present = self._present(center)
             for number, subject in enumerate(present):
-                if (yield Step("screen", [subject], if_failed=present[number:])) is None:
-                    return
-        for batch in self._cut(self._present(center), generator):
-            harmful = yield Step("batch", batch)
-            if harmful is None:
-                return
-            for subject in batch if harmful else ():
-                if (yield Step("subject", [subject])) is None:
-                    return
+                if (yield Step("screen", [subject], if_failed={center: present[number:]})) is None:
+                    return []
+        return self._cut(self._present(center), generator)
+
+    def _group_step(self, group):
+        """The verification of one batch or several."""
+        subjects = list(itertools.chain(*group))
+        if len(group) == 1:
+            return Step("batch", subjects)
+        of_center = {}
+        for subject in subjects:
+            of_center.setdefault(self.center_of[subject], []).append(subject)
+        return Step("group", subjects, of_center, min(map(len, group)))
 
     def _present(self, center):
         """Who trains at a center."""

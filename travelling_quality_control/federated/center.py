@@ -8,10 +8,10 @@ question    holds                                       answer
 subjects    nothing                                     pseudonyms of all subjects, in the order of the CSV
 prepare     how many filters the convolutions have,     nothing
             the affine and shape of the home's images
-train       all that travels (only its digest, where    all that travels after one training step, and its loss
-            the center has it), pseudonyms of a batch,
+train       all that travels (only its digest, where    all that travels after a training step on each batch,
+            the center has it), batches of pseudonyms,  and the loss of the last
             and what prepare holds
-distances   the same                                    for each image, how far it lies from what the network has
+distances   the same, but pseudonyms of images          for each image, how far it lies from what the network has
                                                         learned of, at every BatchNorm layer (``--screen``)
 report      what became of the center's subjects        nothing
 ==========  ==========================================  ======================================================
@@ -112,18 +112,23 @@ class Center:
                 return [], {"missing": True}
             self._prepare(meta)  # again, where the center has restarted
             self._trainer.import_state(state)
-            work = self._train if question == "train" else self._measure
-            return work(state, meta["state"], [self._pseudonyms.subject[name] for name in meta["subjects"]])
+            if question == "train":
+                return self._train(state, meta["state"], [self._own(batch) for batch in meta["batches"]])
+            return self._measure(state, meta["state"], self._own(meta["subjects"]))
         if question == "report":
             self._report(meta["subjects"], meta["rows"])
             return [], {}
         raise InputError(f"no such question: {question}")
 
-    def _train(self, before, name, subjects):
+    def _own(self, pseudonyms):
+        return [self._pseudonyms.subject[name] for name in pseudonyms]
+
+    def _train(self, before, name, batches):
         start = time.perf_counter()
-        loss = self._trainer.train(subjects)
+        loss = self._trainer.train_batches(batches)
         after = self._trainer.export_state()
-        note_visit(self._folder / "visits.csv", _VISITS, (len(subjects), f"{time.perf_counter() - start:.4f}"))
+        images = sum(map(len, batches))
+        note_visit(self._folder / "visits.csv", _VISITS, (images, f"{time.perf_counter() - start:.4f}"))
         self._states = {name: before, digest(after): after}
         return after, {"loss": loss}
 

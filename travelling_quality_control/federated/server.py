@@ -65,8 +65,12 @@ class FederatedTrainer(LocalTrainer):
 
     def train(self, subjects: list[str]) -> float:
         """One training step at the subjects' center. Returns the loss; raises VisitFailed, and changes nothing then."""
+        return self.train_batches([subjects])
+
+    def train_batches(self, batches: list[list[str]]) -> float:
+        """As :meth:`train`, on batches of one center: the model comes back once, after the last."""
         state = self.export_state()
-        center, name, arrays, meta = self._ask_in(state, "train", subjects)
+        center, name, arrays, meta = self._ask_in(state, "train", batches[0][0], batches=batches)
         refuse_invalid(arrays, meta.get("loss"), state)
         self.import_state(arrays)
         self._states[center] = {name, digest(arrays)}
@@ -76,7 +80,7 @@ class FederatedTrainer(LocalTrainer):
         """As :meth:`LocalTrainer.distances`; measured at the subjects' center. Raises VisitFailed."""
         if subjects is None:
             return super().distances()
-        center, name, _, meta = self._ask_in(self.export_state(), "distances", subjects)
+        center, name, _, meta = self._ask_in(self.export_state(), "distances", subjects[0], subjects=subjects)
         refuse_bad_distances(meta.get("distances"), len(subjects), self._model.distances_of_an_image)
         self._states[center] = {name}
         return meta["distances"]
@@ -85,10 +89,10 @@ class FederatedTrainer(LocalTrainer):
         """Where images lie; centers are not asked how far they are from each other, unless for the screen."""
         return {SPACE: self._volumes.space}
 
-    def _ask_in(self, state, question, subjects):
-        """Ask the subjects' center something about them in a state: (center, the state's digest, arrays, meta)."""
-        center, name = self.center_of[subjects[0]], digest(state)
-        meta = {"subjects": subjects, "state": name, **self.preparation}
+    def _ask_in(self, state, question, subject, **about):
+        """Ask the center of a subject something in a state: (center, the state's digest, arrays, meta)."""
+        center, name = self.center_of[subject], digest(state)
+        meta = {"state": name, **about, **self.preparation}
         # A center's next batch begins where its last one has ended, or, if that was undone, begun: it has that state.
         there = name in self._states.pop(center, ())
         answer = self._ask(center, question, [] if there else state, meta)
@@ -317,7 +321,7 @@ class TravellingController(ModelController):
             decisive = [
                 row
                 for row in rows
-                if row["Phase"] not in FAILURES
+                if row["Phase"] not in (*FAILURES, "group")  # a group accuses nobody, and names others' subjects
                 and (row["Ignored"] == "1" or row["Phase"] == "revisit")
                 and names & set(row["Subjects"].split(SEPARATOR))
             ]

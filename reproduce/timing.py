@@ -1,14 +1,15 @@
 """How long a study will take: one training step, one evaluation and one image are timed, the rest is multiplication.
 
-Everything is counted in four units: training an image, evaluating one (``predict``), reading one from its file, and
-making one (``make``: harmful, or for the demo). It is an estimate: other work on the machine, larger batches on a
-slower disk or many steps undone make it longer.
+Everything is counted in units: training an image, evaluating one (``predict``), reading one from its file, and making
+one (``make``, for the demo, or ``harm``). It is an estimate: other work on the machine, larger batches on a slower
+disk or many steps undone make it longer.
 """
 
 import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from travelling.errors import InputError
@@ -17,8 +18,10 @@ QUICK = 1.0  # seconds: what takes less is timed several times
 SHARE_TRIED_ALONE = 0.1  # verifications of single images, as a share of those of batches
 
 
-def measure(shape, batch_size, width, precision, deterministic, image, spacing):
-    """Seconds per unit on this machine, and ``start``, those until a script has built its network: a dict.
+def measure(
+    shape: tuple, batch_size: int, width: float, precision: str, deterministic: bool, image: Path | None, spacing: float
+) -> dict:
+    """Seconds per unit on this machine, ``start``, those until a script has built its network, and the ``device``.
 
     ``shape`` is that of the images (z, y, x); ``image`` is one of them, or None where they are yet to be made, with
     ``spacing`` mm. Raises InputError where a training step fails, as it does where memory is short.
@@ -33,8 +36,7 @@ def measure(shape, batch_size, width, precision, deterministic, image, spacing):
     begun = time.monotonic()
     try:
         model = TravellingModel.build(shape, width, 1e-4)
-        images = np.zeros((batch_size, *shape, 1), np.float32)
-        labels = np.zeros(batch_size)
+        images, labels = np.zeros((batch_size, *shape, 1), np.float32), np.zeros(batch_size)
         many = np.zeros((images_at_once(shape), *shape, 1), np.float32)
         model.train(images[:1], labels[:1])
         model.predict(many)
@@ -67,11 +69,11 @@ def _seconds_of_files(image, spacing):
     return {"read": read / os.cpu_count(), "make": make / min(os.cpu_count(), 8), "harm": 5 * read}
 
 
-def _time(function, warm=False):
+def _time(function: Callable, warm: bool = False) -> float:
     """Seconds that a call takes: the median of five, or of one where it is slow; ``warm``: after one that may be."""
     if warm:
         function()
-    seconds = []
+    seconds: list[float] = []
     while len(seconds) < 5 and sum(seconds) < QUICK:
         begun = time.perf_counter()
         function()
@@ -79,23 +81,22 @@ def _time(function, warm=False):
     return statistics.median(seconds)
 
 
-def training_work(images, cycles):
+def training_work(images: int, cycles: int) -> dict:
     """The work of training on ``images`` in ``cycles``."""
     return {"start": 1, "read": images, "train": images * cycles}
 
 
-def inference_work(tested, cycles):
+def inference_work(tested: int, cycles: int) -> dict:
     """The work of evaluating the models of ``cycles`` on ``tested`` subjects."""
     return {"start": 1, "read": tested, "predict": tested * cycles}
 
 
-def control_work(images, batches, tested, cycles):
+def control_work(images: int, batches: int, tested: int, cycles: int) -> dict:
     """The work of quality control: as in training, and an evaluation for every batch, and some for single images."""
-    verifications = (1 + SHARE_TRIED_ALONE) * batches * cycles
-    work = training_work(images + tested, cycles) | {"train": (1 + SHARE_TRIED_ALONE) * images * cycles}
-    return work | {"predict": tested * (verifications + 1)}
+    tries = (1 + SHARE_TRIED_ALONE) * cycles
+    return {"start": 1, "read": images + tested, "train": tries * images, "predict": tested * (tries * batches + 1)}
 
 
-def estimate(steps, seconds):
+def estimate(steps: list, seconds: dict) -> dict:
     """Estimated seconds of every step, by its name."""
     return {step.name: sum(seconds[unit] * number for unit, number in step.work.items()) for step in steps}

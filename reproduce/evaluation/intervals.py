@@ -3,6 +3,7 @@
 import warnings
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from travelling.metrics import METRICS, diagnose
@@ -12,7 +13,9 @@ RESAMPLES = 9999  # so that the smallest p-value is 2 / 10000
 SMALLEST_CLASS = 2  # subjects, below which resampling a class changes nothing
 
 
-def metric_replicates(labels, predictions, seed, resamples=RESAMPLES):
+def metric_replicates(
+    labels: ArrayLike, predictions: ArrayLike, seed: int | list, resamples: int = RESAMPLES
+) -> np.ndarray:
     """The METRICS of several models on resampled test subjects.
 
     ``labels`` (subjects,) are 0 or 1, ``predictions`` (models, subjects) probabilities. Stratified by class, because a
@@ -36,17 +39,15 @@ def metric_replicates(labels, predictions, seed, resamples=RESAMPLES):
 
     def metrics(*drawn, axis):
         weights = {group: _times_drawn(indices, sizes[group]) for group, indices in zip(present, drawn, strict=True)}
-        correct = [
-            weights[group] @ by_class[group].T if group in weights else 0 for group in (0, 1)
-        ]  # (resamples, models)
+        # (resamples, models)
+        correct = [weights[group] @ by_class[group].T if group in weights else 0 for group in (0, 1)]
         result = np.full((len(predictions), len(METRICS), len(drawn[0])), np.nan)
         true_positives, false_positives = correct[1], sizes[0] - correct[0]
         result[:, METRICS.index("accuracy")] = ((correct[0] + correct[1]) / sum(sizes)).T
         if sizes[1]:
             result[:, METRICS.index("sensitivity")] = (correct[1] / sizes[1]).T
-            result[:, METRICS.index("F1_SCORE")] = (
-                2 * true_positives / (true_positives + false_positives + sizes[1])
-            ).T
+            f1 = 2 * true_positives / (true_positives + false_positives + sizes[1])
+            result[:, METRICS.index("F1_SCORE")] = f1.T
         if sizes[0]:
             result[:, METRICS.index("specificity")] = (correct[0] / sizes[0]).T
         for model in np.flatnonzero(ranks):
@@ -56,18 +57,10 @@ def metric_replicates(labels, predictions, seed, resamples=RESAMPLES):
 
     present = [group for group in (0, 1) if sizes[group]]
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", stats.DegenerateDataWarning
-        )  # of metrics that are not defined: NaN, as promised
-        return stats.bootstrap(
-            [np.arange(sizes[group]) for group in present],
-            metrics,
-            n_resamples=resamples,
-            vectorized=True,
-            paired=False,
-            method="percentile",
-            rng=np.random.default_rng(seed),
-        ).bootstrap_distribution
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # metrics that are not defined: NaN, as promised
+        numbers = [np.arange(sizes[group]) for group in present]
+        options = {"n_resamples": resamples, "method": "percentile", "rng": np.random.default_rng(seed)}
+        return stats.bootstrap(numbers, metrics, vectorized=True, paired=False, **options).bootstrap_distribution
 
 
 def _times_drawn(indices, size):
@@ -76,13 +69,13 @@ def _times_drawn(indices, size):
     return np.bincount(shifted.ravel(), minlength=len(indices) * size).reshape(-1, size).astype(float)
 
 
-def percentile_interval(replicates):
+def percentile_interval(replicates: np.ndarray) -> np.ndarray:
     """The CONFIDENCE interval between percentiles of bootstrap replicates; NaN where one of them is NaN."""
     tail = 50 * (1 - CONFIDENCE)
     return np.percentile(replicates, [tail, 100 - tail], axis=-1)
 
 
-def paired_p_value(differences):
+def paired_p_value(differences: ArrayLike) -> float:
     """Two-sided p-value of "no difference" from bootstrap replicates of a paired difference.
 
     The percentile interval turned round: twice the share of replicates on the rarer side of zero, at most 1. Each share
@@ -96,7 +89,7 @@ def paired_p_value(differences):
     return min(1.0, 2 * (min(below, above) + 1) / (differences.size + 1))
 
 
-def wilson_interval(number, total):
+def wilson_interval(number: int, total: int) -> tuple:
     """Wilson's CONFIDENCE interval for the share ``number / total``; NaN where ``total`` is 0."""
     if not total:
         return np.nan, np.nan

@@ -1,0 +1,404 @@
+"""The raw records of a study: what tables, figures and report are made from.
+
+A study folder is laid out as docs/study.md tells; no image is opened. What is missing is named in
+:attr:`Study.notes`; what contradicts itself, or is a log that the audit refuses, raises InputError.
+"""
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+
+from evaluation import layout
+from evaluation.layout import CLEAN, CONTROL_FOLDERS, DIRTY, HARM, PUBLISHED, SETTINGS
+from travelling.cohort import SEPARATOR
+from travelling.errors import InputError
+from travelling.metrics import performance
+from travelling.quality_control import FAILURES
+from travelling.record import LATER
+from travelling.rules import RULES
+from travelling.verification_log import log_columns
+from travelling_quality_control.auditing import audit_log
+
+FOLDERS = (HARM, DIRTY, *CONTROL_FOLDERS)
+# The paper's order, then that of the options; other names follow by alphabet.
+ORDERS = (("", *layout.EXPERIMENTS), ("", *layout.KINDS), (CLEAN, DIRTY, *CONTROL_FOLDERS))
+SCREEN = "screen"  # the phase of a row that tells of a screened image: nothing was trained
+TEXT_COLUMNS = ("Subject", "Study", "Phase", "Subjects")  # of a log; all others are numbers
+AUDIT_OPTIONS = ("revisit", "error", "seed", "batch_size", "protocol", "rule", "screen")
+# Where a record does not tell them.
+OLDER_OPTIONS = {"protocol": "corrected", "rule": "published", "screen": False, **LATER}
+
+
+@dataclass
+class TrainedModel:
+    """One run that trained, and the inference on its models.
+
+    ``seed`` is the name of its seed folder, "" where there is none; ``experiment`` and ``kind`` are "" for the clean
+    model; ``key`` is what a model is, whatever its seed. ``record`` is its ``run.json``. ``predictions`` has one row
+    per cycle and test subject (None: no inference), ``metrics`` one of METRICS per cycle, ``cycle_seconds`` the
+    duration of every cycle that is known.
+    """
+
+    seed: str
+    experiment: str
+    kind: str
+    name: str
+    folder: Path
+    record: dict
+    predictions: pd.DataFrame | None
+    metrics: pd.DataFrame | None
+    cycle_seconds: pd.Series
+
+    def __post_init__(self) -> None:
+        """What follows from the fields."""
+        self.key = self.experiment, self.kind, self.name
+        self.options = self.record["options"]
+
+
+@dataclass
+class ControlRun(TrainedModel):
+    """A finished run of quality control and the truth about its images.
+
+    ``log`` is the verification log, the baseline and one row per verification, with ``Row`` (in the file; row 1 is the
+    header), ``Images`` and ``Rise`` (of the worse rate, per image); ``screening`` has the rows that tell of an image
+    without a training step: those of the screen, and revisits of images that it still suspected. Of both are ``flags``,
+    the rows that put an image aside, ``revisits``, and ``cycles``, those in which anything was verified or screened.
+    ``images`` has one row per training image, indexed by Subject: Study, Group_bin, Sex, Age (years), Path (of the
+    image; not checked), Harmful, Source (of a harmful image), Center_images (how many its center has), Times_flagged,
+    Flagged, First_flagged, Eliminated, Eliminated_cycle, and Scanner where the training set tells it; ``harmful`` and
+    ``good`` are parts of it. ``words`` is the run's name for readers, ``rule`` the class that judged its steps.
+    """
+
+    log: pd.DataFrame
+    screening: pd.DataFrame
+    images: pd.DataFrame
+
+    def __post_init__(self) -> None:
+        """What follows from the fields."""
+        super().__post_init__()
+        self.setting = CONTROL_FOLDERS[self.name]
+        self.words = in_words(self.experiment, self.kind, "" if self.setting == PUBLISHED else self.setting, self.seed)
+        self.rule = RULES[SETTINGS[self.setting].get("rule", PUBLISHED)]
+        # Of batches that were verified together the log tells one rise.
+        self.tells_thresholds = self.rule.by_tolerance and self.options["verify_every"] == 1
+        self.harmful, self.good = self.images[self.images["Harmful"]], self.images[~self.images["Harmful"]]
+        rows = pd.concat([self.log[1:], self.screening]).sort_values("Row")
+        self.cycles = sorted(set(rows["Cycle"]))
+        self.flags = rows[rows["Phase"].isin(["subject", SCREEN]) & (rows["Ignored"] == 1)]
+        self.revisits = rows[rows["Phase"] == "revisit"]
+        # In words, the cycles in which most batches were undone, or most screened images suspected.
+        words = {"batch": "batches of cycle {} were undone", SCREEN: "images screened in cycle {} were suspected"}
+        # A group that was kept stands for its batches; one that was undone was looked through.
+        in_groups = (rows["Phase"] == "group") & (rows["Ignored"] == 0)
+        number = np.where(in_groups, np.ceil(rows["Images"] / self.options["batch_size"]), 1)
+        counts = rows.assign(size=number, sum=rows["Ignored"], Phase=rows["Phase"].mask(in_groups, "batch"))
+        counts = counts[counts["Phase"].isin(words)].groupby(["Cycle", "Phase"])[["sum", "size"]].sum().astype(int)
+        most = counts[2 * counts["sum"] > counts["size"]]
+        self.locked_up = [
+            f"{number} of {of} {words[phase].format(cycle)}" for (cycle, phase), number, of in most.itertuples()
+        ]
+
+
+@dataclass
+class Study:
+    """All that is known of a study; ``records`` maps files to run records, ``notes`` says what is not there.
+
+    ``keys`` are (experiment, kind, model), ``conditions`` (experiment, kind), both in the paper's order and whichever
+    seeds have them; ``settings`` those of quality control, of which ``main_setting`` is shown where there is place for
+    one only: the published one, if the study has it. ``controls`` are the finished runs of quality control,
+    ``shown_controls`` those of that setting.
+    """
+
+    folder: Path
+    seeds: list
+    models: list
+    records: dict
+    notes: list
+
+    def __post_init__(self) -> None:
+        """What follows from the fields."""
+        self.keys = sorted({model.key for model in self.models}, key=_place)
+        self.conditions = list(dict.fromkeys(key[:2] for key in self.keys if key[0]))
+        names = {model.name for model in self.models}
+        self.settings = [setting for folder, setting in CONTROL_FOLDERS.items() if folder in names]
+        self.main_setting = next(iter(self.settings), PUBLISHED)
+        self.controls = [model for model in self.models if isinstance(model, ControlRun)]
+        self.shown_controls = [run for run in self.controls if run.setting == self.main_setting]
+
+    def runs(self, condition: tuple, setting: str | None = None) -> list:
+        """The runs of an (experiment, kind) in a setting (None: the one that is shown), one per seed."""
+        setting = setting or self.main_setting
+        return [run for run in self.controls if run.key[:2] == condition and run.setting == setting]
+
+
+def in_words(*parts: str) -> str:
+    """A name for readers: ``whole centers, noise``."""
+    return ", ".join(part.replace("_", " ") for part in parts if part)
+
+
+def _place(key):
+    """Where an (experiment, kind, name), or the first of these, comes in :data:`ORDERS`."""
+    return [
+        (order.index(name) if name in order else len(order), name) for order, name in zip(ORDERS, key, strict=False)
+    ]
+
+
+def read_study(folder: Path) -> Study:
+    """Read a study folder.
+
+    Raises InputError where there is no such study or where its records are damaged or contradict each other.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    seeds = sorted(filter(Path.is_dir, folder.glob("seed_*")), key=lambda path: (len(path.name), path.name))
+    if seeds and ((folder / CLEAN).is_dir() or _conditions(folder)):
+        raise InputError(f"{folder}: has seed folders ({seeds[0].name}, ...) and runs of its own; which is the study?")
+    places = seeds or [folder]
+    found = {name for place in places for path, *_ in _conditions(place) for name in FOLDERS if (path / name).is_dir()}
+    # What no experiment has was not asked for; but there is no study without quality control.
+    expected = [name for name in (DIRTY, *CONTROL_FOLDERS) if name in found]
+    if not found & set(CONTROL_FOLDERS):
+        expected.append(layout.CONTROLLED)
+    reader = _Reader(folder)
+    models = [model for place in places for model in reader.seed(place, place.name if seeds else "", expected)]
+    study = Study(folder, [path.name for path in seeds] or [""], models, reader.records, reader.notes)
+    if not models:
+        parts = ", ".join(FOLDERS[:3])
+        raise InputError(f"{folder}: not a study: neither clean/ nor <experiment>_<kind>/ with {parts}")
+    if study.conditions and DIRTY not in expected:
+        study.notes.append("no dirty baseline, so nothing is known of what harm does without quality control")
+    for condition in study.conditions:
+        for path in [place / layout.condition_name(*condition) for place in seeds]:
+            if not path.is_dir():
+                reader.note(path, "missing")
+    untimed = sum(not (model.folder / "cycles.csv").is_file() for model in models)
+    if untimed:
+        study.notes.append(f"{untimed} of {len(models)} runs have no cycles.csv, so their time is not known")
+    return study
+
+
+def _conditions(folder):
+    """The folders of experiments, in the paper's order: [(folder, experiment, kind)]."""
+    found = []
+    for path in folder.iterdir():
+        experiment, kind = layout.split_condition(path.name)
+        parts = CONTROL_FOLDERS if experiment == CLEAN else FOLDERS
+        if experiment and any((path / part).is_dir() for part in parts):
+            found.append((path, experiment, kind))
+    return sorted(found, key=lambda condition: _place(condition[1:]))
+
+
+class _Reader:
+    """Reads the runs of a study, and collects records and notes."""
+
+    def __init__(self, folder):
+        self.folder, self.records, self.notes = folder, {}, []
+
+    def note(self, path, text, of=None):
+        """Note what is not there; of what was outside the study no reader needs to know where, only for which run."""
+        if of and not path.is_relative_to(self.folder):
+            path, text = of, f"its {path.name} is {text}"
+        self.notes.append(f"{path.relative_to(self.folder)}: {text}")
+
+    def seed(self, folder, seed, expected):
+        """The models in one seed's folder; ``expected`` are the parts that every experiment should have."""
+        models = []
+        if (folder / CLEAN).is_dir():
+            models.append(self.model(folder / CLEAN, seed, "", "", CLEAN))
+        else:
+            self.note(folder / CLEAN, "missing, so nothing can be compared with a clean model")
+        for place, experiment, kind in _conditions(folder):
+            for part in expected:
+                if (experiment, part) == (CLEAN, DIRTY):
+                    continue
+                if (place / part).is_dir():
+                    models.append(self.model(place / part, seed, experiment, kind, part))
+                else:
+                    self.note(place / part, "missing")
+            self.record(place / HARM / "run.json")
+        self.record(folder / "pretrained" / "run.json")
+        tested = [model for model in models if model.predictions is not None]
+        for model in tested[1:]:  # no pairs, no comparison
+            if _test_set(model) != _test_set(tested[0]):
+                raise InputError(f"{model.folder}: tested on other subjects or labels than {tested[0].folder}")
+        return models
+
+    def model(self, folder, seed, experiment, kind, name):
+        record = self.record(folder / "run.json")
+        self.record(folder / "inference_run.json")
+        predictions, metrics = _read_predictions(folder)
+        cycles, seconds = folder / "cycles.csv", pd.Series(dtype=float)
+        if cycles.is_file():
+            seconds = read_table(cycles, ("Cycle", "Seconds"), ("Cycle", "Seconds"))["Seconds"].dropna()
+        model = TrainedModel(seed, experiment, kind, name, folder, record, predictions, metrics, seconds)
+        if not model.record["finished"]:
+            self.note(folder, "not finished")
+        if predictions is None:
+            self.note(folder / "inference_predictions.csv", "missing, so its diagnoses are not known")
+        return self.control(model) if name in CONTROL_FOLDERS else model
+
+    def record(self, path):
+        """The record of a run as a dict, an empty one where there is none; it is added to those of the self."""
+        if not path.is_file():
+            return {"options": {}, "sessions": [], "finished": None}
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            parts = [record["options"], record.get("inputs_sha256", {}), *record["sessions"]]
+            if not all(isinstance(part, dict) for part in parts) or "finished" not in record:
+                raise ValueError
+        except (OSError, ValueError, KeyError, TypeError):
+            raise InputError(f"{path}: not a record of a run") from None
+        self.records[path] = record
+        return record
+
+    def control(self, model):
+        """A :class:`ControlRun`, or the model as it is (noted) where the run is not complete."""
+        options = OLDER_OPTIONS | model.options
+        harm, log_csv = model.folder.parent / HARM, model.folder / "log.csv"
+        truth_csv, training_csv = harm / "truth.csv", harm / "training_set.csv"
+        if model.experiment == CLEAN:
+            truth_csv, training_csv = None, self.folder / options.get("fn_train", "training_set.csv")
+        missing = [path for path in (truth_csv, training_csv, log_csv) if path and not path.is_file()]
+        for path in missing:
+            self.note(path, "missing, so what was found is not known", model.folder)
+        if missing or not model.record["finished"]:
+            return model
+        lacking = [name for name in AUDIT_OPTIONS if name not in options]
+        if lacking:
+            raise InputError(f"{model.folder / 'run.json'}: lacks the option(s) {', '.join(lacking)}")
+        setting = SETTINGS[CONTROL_FOLDERS[model.name]]
+        if any(options[name] != setting.get(name, OLDER_OPTIONS[name]) for name in ("rule", "screen")):
+            raise InputError(f"{model.folder / 'run.json'}: made by another setting than that of its folder")
+        self.audit(model, log_csv, training_csv, options)
+        images = _read_images(training_csv, truth_csv, model.experiment, model.kind)
+        log = _read_log(log_csv, RULES[options["rule"]], options["screen"])
+        unknown = set(SEPARATOR.join(log["Subjects"][1:]).split(SEPARATOR)) - set(images.index)
+        if unknown:
+            raise InputError(f"{log_csv}: trained {min(unknown)}, who is not in {training_csv}")
+        flags = log[log["Phase"].isin(["subject", SCREEN]) & (log["Ignored"] == 1)].groupby("Subject")["Cycle"]
+        images["Times_flagged"] = flags.size().reindex(images.index, fill_value=0)
+        images["Flagged"] = images["Times_flagged"] > 0
+        images["First_flagged"] = flags.min().reindex(images.index).astype("Int64")
+        eliminated = log[log["Eliminated"] == 1].groupby("Subject")["Cycle"].first()
+        images["Eliminated_cycle"] = eliminated.reindex(images.index).astype("Int64")
+        images["Eliminated"] = images["Eliminated_cycle"].notna()
+        trained = log["PFP"].notna()
+        log, screening = (log[rows].reset_index(drop=True) for rows in (trained, ~trained))
+        known = {field.name: getattr(model, field.name) for field in fields(model)}
+        known["record"] = model.record | {"options": options}
+        return ControlRun(**known, log=log, screening=screening, images=images)
+
+    def audit(self, model, log_csv, training_csv, options):
+        """Raise InputError for a log that the audit refuses; note where the audit cannot be made."""
+        test_csv, subjects_csv = self.folder / options.get("fn_test", "test_set.csv"), model.folder / "log_subjects.csv"
+        if not test_csv.is_file():
+            self.note(test_csv, "missing, so its log was not audited", model.folder)
+            return
+        subjects_csv = subjects_csv if subjects_csv.is_file() else None
+        found = audit_log(log_csv, training_csv, test_csv, SimpleNamespace(**options), subjects_csv=subjects_csv)
+        if found.violations:
+            raise InputError(found.violations[0])
+
+
+def _test_set(model):
+    cycle = model.predictions[model.predictions["cycle"] == model.predictions["cycle"].min()]
+    return dict(zip(cycle["Subject"], cycle["ground_truth"], strict=True))
+
+
+def read_table(path: Path, columns: tuple, numeric: tuple = ()) -> pd.DataFrame:
+    """Read a CSV that must have ``columns``; those in ``numeric`` as numbers (empty: NaN), all others as text.
+
+    Raises InputError that names file and row for anything else.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig").fillna("")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a CSV file ({str(error).strip()})") from None
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise InputError(f"{path}: missing column(s) {', '.join(missing)}")
+    if table.empty:
+        raise InputError(f"{path}: no rows")
+    for column in table.columns.intersection(numeric):
+        text, table[column] = table[column], pd.to_numeric(table[column], errors="coerce")
+        _refuse(path, table[column].isna() & ~text.str.lower().isin(["", "nan"]), f"{column} is not a number")
+    return table
+
+
+def _refuse(path, bad, reason):
+    if bad.any():
+        raise InputError(f"{path}, row {bad.idxmax() + 2}: {reason}")
+
+
+def _read_predictions(folder):
+    """The predictions of a run's inference and the METRICS, of every cycle; (None, None) where there are none.
+
+    Raises InputError where inference wrote other metrics than its predictions tell.
+    """
+    path = folder / "inference_predictions.csv"
+    if not path.is_file():
+        return None, None
+    numeric = ("cycle", "ground_truth", "preds_raw", "Age")
+    table = read_table(path, ("cycle", "ground_truth", "preds_raw", "Subject", "Sex"), numeric)
+    if "Age" not in table.columns:
+        table["Age"] = np.nan
+    _refuse(path, ~table["ground_truth"].isin([0, 1]), "ground_truth is not 0 or 1")
+    _refuse(path, table["cycle"] % 1 != 0, "cycle is not a whole number")
+    _refuse(path, table.duplicated(["cycle", "Subject"]), "this Subject of this cycle appears before, too")
+    table = table.astype({"cycle": int, "ground_truth": int})
+    sizes = table.groupby("cycle").size()
+    if sizes.nunique() > 1:
+        raise InputError(f"{path}: cycle {sizes.idxmin()} has {sizes.min()} subjects, others {sizes.max()}")
+    rows = {cycle: performance(group["ground_truth"], group["preds_raw"]) for cycle, group in table.groupby("cycle")}
+    metrics = pd.DataFrame.from_dict(rows, orient="index").rename_axis("cycle")
+    path, columns = folder / "inference_metrics.csv", ["accuracy", "AUC_ROC"]
+    if path.is_file():
+        written = read_table(path, ("cycle", *columns), ("cycle", *columns)).set_index("cycle")
+        for (cycle, metric), value in metrics[columns].stack(future_stack=True).items():
+            there = written[metric].get(cycle, np.nan)
+            if not np.isclose(there, value, atol=1e-6, equal_nan=True):
+                raise InputError(f"{path}: {metric} of cycle {cycle} is {there:g}, its predictions say {value:g}")
+    return table, metrics
+
+
+def _read_images(training_csv, truth_csv, experiment, kind):
+    """The training images and the truth about them; without ``truth_csv`` all are good."""
+    images = read_table(training_csv, ("Subject", "Study", "Path", "Group_bin", "Sex"), ("Group_bin", "Age"))
+    _refuse(training_csv, images["Subject"].duplicated(), "Subject appears before, too")
+    sources = pd.Series(dtype=object)
+    if truth_csv:
+        truth = read_table(truth_csv, ("Subject", "Study", "Kind", "Experiment", "Source"))
+        if set(truth["Kind"]) != {kind} or set(truth["Experiment"]) != {experiment}:
+            raise InputError(f"{truth_csv}: its Experiment or Kind is not that of its folder ({experiment}, {kind})")
+        _refuse(truth_csv, truth["Subject"].duplicated(), "Subject appears before, too")
+        _refuse(truth_csv, ~truth["Subject"].isin(images["Subject"]), f"Subject is not in {training_csv}")
+        sources = truth.set_index("Subject")["Source"]
+    if "Age" not in images.columns:
+        images["Age"] = np.nan
+    images["Path"] = [str((training_csv.parent / path).resolve()) for path in images["Path"]]
+    images["Harmful"] = images["Subject"].isin(sources.index)
+    images["Source"] = images["Subject"].map(sources)
+    images["Center_images"] = images.groupby("Study")["Subject"].transform("size")
+    return images.set_index("Subject")
+
+
+def _read_log(path, rule, screens):
+    """A verification log without the steps that a center did not make, with ``Images``, ``Row`` and ``Rise``."""
+    columns = log_columns(rule, screens)
+    log = read_table(path, columns, [column for column in columns if column not in TEXT_COLUMNS])
+    if log["Phase"][0] != "baseline" or len(log) < 2:
+        raise InputError(f"{path}: not the log of a run: the first row must be the baseline, and others must follow")
+    for column in ("Cycle", "Ignored", "Eliminated"):
+        _refuse(path, log[column] % 1 != 0, f"{column} is not a whole number")
+    log["Images"] = log["Subjects"].str.count(SEPARATOR) + 1
+    log["Row"] = log.index + 2
+    rises = log[["PFP", "PFN"]].to_numpy() - log[["Reference_PFP", "Reference_PFN"]].to_numpy()
+    log["Rise"] = rises.max(axis=1) / log["Images"]
+    return log[~log["Phase"].isin(FAILURES)].astype({"Cycle": int, "Ignored": int, "Eliminated": int})

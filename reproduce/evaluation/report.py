@@ -1,0 +1,198 @@
+"""The report of a study as one HTML file: its words are in report.html.jinja, here is what they tell of."""
+
+import base64
+import hashlib
+import itertools
+import json
+from pathlib import Path
+
+import jinja2
+import numpy as np
+import pandas as pd
+
+from evaluation.diagnoses import ALL, CLEAN_KEY, Diagnoses
+from evaluation.figures import make_figures, render, write_figures
+from evaluation.intervals import RESAMPLES
+from evaluation.layout import CLEAN, DIRTY, HARM, PARTS, SETTINGS, control_folder
+from evaluation.records import Study, in_words
+from evaluation.render import METRIC_NAMES, MISSING, MODEL_NAMES, by_cycle, number_text, setting_in_words, write_tables
+from evaluation.tables import GOOD, HARMFUL, make_tables, outcomes
+from travelling.files import write_whole
+
+FOLDER = Path(__file__).resolve().parent
+TEMPLATE, SCRIPT = "report.html.jinja", "report.js"
+
+
+def evaluate(study: Study, folder: Path, parts: tuple = PARTS, with_images: bool = False, **options) -> tuple:
+    """Write parts of the evaluation of a study to a folder; returns (tables, figures), empty where no part needs them.
+
+    ``options`` are those of :class:`evaluation.diagnoses.Diagnoses`.
+    """
+    diagnoses = Diagnoses(study, **options)
+    tables = make_tables(study, diagnoses) if {"tables", "report"} & set(parts) else {}
+    figures = make_figures(study, with_images) if {"figures", "report"} & set(parts) else []
+    folder.mkdir(parents=True, exist_ok=True)
+    if "tables" in parts:
+        write_tables(tables, folder / "tables")
+    if "figures" in parts:
+        write_figures(figures, folder / "figures")
+    if "report" in parts:
+        write_whole(folder / "report.html", make_report(study, tables, figures, diagnoses.resamples).encode())
+    return tables, figures
+
+
+def make_report(study: Study, tables: dict, figures: list, resamples: int = RESAMPLES) -> str:
+    """The report as HTML text.
+
+    ``tables`` and ``figures`` are those of the study, ``resamples`` the number of bootstrap resamples behind the
+    tables. Everything is escaped: ids and names of centers are text, whatever they contain, and a content security
+    policy lets the page run its own script alone and load nothing.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"picture": _data_address, "number": number_text, "setting": setting_in_words}
+    environment.tests["known"] = pd.notna
+    environment.filters |= {"versions": _versions, "json": _json}
+    script = (FOLDER / SCRIPT).read_text(encoding="utf-8")
+    performance = tables["performance"].frame
+    known = performance[(performance["subgroup"] == ALL) & performance["value"].notna()]
+    records = sorted(study.records.items(), key=lambda item: (item[1].get("started") or "", item[0]))
+    # That harmful images were made without a device is no difference.
+    sessions = [record["sessions"][-1] for path, record in study.records.items() if path.parent.name != HARM]
+    return environment.get_template(TEMPLATE).render(
+        script=script,
+        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        study=study,
+        settings=study.settings,
+        runs=study.shown_controls,
+        told=[_run(run) for run in study.shown_controls],
+        sizes=_sizes(study.shown_controls),
+        summary=[_summary(study, tables, condition) for condition in study.conditions],
+        tested=known.iloc[0] if len(known) else None,
+        against_clean=CLEAN in set(known["model"]),
+        notes=list(dict.fromkeys(note for table in tables.values() for note in table.notes)),
+        tables=tables,
+        figures=figures,
+        records=[(path.relative_to(study.folder), record) for path, record in records],
+        differing=_differing(sessions),
+        sessions=sessions,
+        resamples=resamples,
+        screens=bool(SETTINGS[study.main_setting].get("screen")),
+        metric_names=METRIC_NAMES,
+    )
+
+
+def _data_address(picture, dark):
+    return f"data:image/png;base64,{base64.b64encode(render(picture, dark=dark)).decode()}"
+
+
+def _sizes(runs):
+    """Numbers of harmful and good images of all runs, and how many of them were flagged and eliminated."""
+    images = {HARMFUL: [run.harmful for run in runs], GOOD: [run.good for run in runs]} if runs else {}
+    return {name: {"number": sum(map(len, each)), **outcomes(pd.concat(each))} for name, each in images.items()}
+
+
+def _summary(study, tables, condition):
+    """What was found in an experiment, and the metrics of its models."""
+    case = [*condition, study.main_setting]
+    detection, performance = tables["detection"].frame, tables["performance"].frame
+    found = detection[(detection[["experiment", "kind", "setting"]] == case).all(axis=1)].set_index("images")
+    metrics = {
+        key: rows.set_index("metric").to_dict("index")
+        for key, rows in performance[performance["subgroup"] == ALL].groupby(["experiment", "kind", "model"])
+    }
+    dirty = [] if condition[0] == CLEAN else [(*condition, DIRTY)]
+    keys = [CLEAN_KEY, *dirty, (*condition, control_folder(study.main_setting))]
+    return {
+        "title": in_words(*condition).capitalize(),
+        "found": found.loc[[HARMFUL, GOOD]].to_dict("index"),
+        "locked_up": [(words, run) for run in study.controls if run.key[:2] == condition for words in run.locked_up],
+        "models": [(MODEL_NAMES[key[2]], metrics.get(key)) for key in keys],
+        "words": in_words(*condition),
+        "run": next(iter(study.runs(condition)), None),
+    }
+
+
+def _run(run):
+    """Tables of a run: the images that were flagged, the centers, and the images of those that lost any."""
+    decisions = _decisions(run)
+    eliminated = decisions["verdict"] == "eliminated"
+    images = run.images.assign(lost=run.images["Eliminated"] & ~run.images["Harmful"])
+    columns = {"harmful": "Harmful", "flagged": "Flagged", "eliminated": "Eliminated", "good eliminated": "lost"}
+    grouped = images.groupby("Study", sort=False)
+    centers = grouped.size().rename("images").to_frame()
+    centers[[*columns]] = grouped[[*columns.values()]].sum()
+    images["subject"], images["truth"] = images.index, np.where(images["Harmful"], HARMFUL, GOOD)
+    flags = run.flags.groupby("Subject")["Cycle"].agg(by_cycle) if len(run.flags) else pd.Series()
+    images["flags (cycle: number)"] = flags.reindex(images.index).fillna("")
+    outcome = "eliminated in cycle " + images["Eliminated_cycle"].astype(str)
+    images["outcome"] = outcome.where(images["Eliminated"], "in training")
+    images = images.set_index("Study")[["subject", "truth", "flags (cycle: number)", "outcome"]]
+    return {
+        "eliminated": decisions[eliminated],
+        "kept": decisions[~eliminated],
+        "centers": centers.rename_axis("center").reset_index(),
+        "touched": [
+            (name, row, images.loc[[name]]) for name, row in centers.iterrows() if row["harmful"] or row["flagged"]
+        ],
+    }
+
+
+def _decisions(run):
+    """How every flagged image was decided upon: its last flag, and the revisit after it (n/a where none followed)."""
+    last = run.flags.drop_duplicates("Subject", keep="last").set_index("Subject")
+    rows = []
+    for subject, image in run.images[run.images["Flagged"]].sort_values("First_flagged", kind="stable").iterrows():
+        flag = last.loc[subject]
+        later = run.revisits[(run.revisits["Subject"] == subject) & (run.revisits["Row"] > flag["Row"])]
+        row = {"subject": subject, "center": image["Study"], "truth": HARMFUL if image["Harmful"] else GOOD}
+        row["flags"] = image["Times_flagged"]
+        row |= _step("flag", flag, run.rule) | _step("revisit", later.iloc[0] if len(later) else None, run.rule)
+        if run.rule.by_tolerance:
+            row["tolerated rise"] = MISSING if pd.isna(flag["Tolerance"]) else f"{flag['Tolerance']:g}"
+        trains = "trains again" if len(later) else "waits for its revisit"
+        rows.append(row | {"verdict": "eliminated" if image["Eliminated"] else trains})
+    return pd.DataFrame(rows, columns=None if rows else ["verdict"])
+
+
+def _step(name, row, rule):
+    """Cells of a row of the log that decided; the screen has a score instead of what a step did."""
+    columns = ("FPR", "FNR") if rule.by_tolerance else rule.columns
+    if row is None:
+        cells = [MISSING] * (2 + len(columns))
+    elif pd.isna(row["PFP"]):
+        cells = [row["Row"], row["Cycle"], f"score {row['Screen_score']:.3g}", f"limit {row['Screen_limit']:.3g}"]
+    elif rule.by_tolerance:
+        rises = [f"{number_text(row[f'Reference_{rate}'])} to {row[rate]:.3f}" for rate in ("PFP", "PFN")]
+        cells = [row["Row"], row["Cycle"], *rises]
+    else:
+        cells = [row["Row"], row["Cycle"], *(f"{row[column]:.3g}" for column in columns)]
+    labels = (f"{name}: {label}" for label in ("log row", "cycle", *columns))
+    return dict(itertools.zip_longest(labels, cells, fillvalue=""))
+
+
+def _json(options):
+    """Options for readers: no path of the machine they are from."""
+    told = {
+        name: Path(value).name if isinstance(value, str) and "/" in value else value for name, value in options.items()
+    }
+    return json.dumps(told, indent=1, ensure_ascii=False)
+
+
+def _versions(session):
+    versions = {"Python": session.get("python")} | session.get("packages", {})
+    return ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+
+
+def _differing(sessions):
+    """In words, what was not the same for all runs: devices, commits, versions."""
+    told = pd.DataFrame(
+        {"device": one.get("device"), "git commit": one.get("git_commit"), "versions": _versions(one) or None}
+        for one in sessions
+    )
+    found = [f"{name}: {'; '.join(cells.dropna().unique())}" for name, cells in told.items() if cells.nunique() > 1]
+    if any(session.get("git_tree_was_dirty") for session in sessions):
+        found.append("some runs were made by code that differed from its git commit")
+    return found

@@ -1,0 +1,261 @@
+"""What a study is told, and the steps that it takes: the command line of reproduce.py, and the plan."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from evaluation import layout
+from evaluation.layout import CLEAN, DIRTY, HARM, SETTINGS, condition_name, conditions_of, control_folder
+from steps import Step
+from timing import control_work, inference_work, training_work
+
+from travelling import command
+from travelling.options import (
+    Device,
+    DirtyBaseline,
+    Evaluation,
+    HarmfulSamples,
+    Images,
+    Inference,
+    LocalQualityControl,
+    StandardModel,
+    changed,
+    option,
+    to_command_line,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = {
+    "cohort": ROOT / "reproduce" / "make_demo_cohort.py",
+    "train": ROOT / "standard_travelling_model" / "enc_PD_train_distributed.py",
+    "harm": ROOT / "generate_harmful_samples" / "generate_data.py",
+    "dirty": ROOT / "dirty_baselines" / "enc_PD_train_dirt_baseline.py",
+    "control": ROOT / "travelling_quality_control" / "enc_PD_quality_control.py",
+    "infer": ROOT / "inference" / "inference_pd_distributed.py",
+}
+OPTIONS = {
+    "train": StandardModel, "harm": HarmfulSamples, "dirty": DirtyBaseline, "control": LocalQualityControl,
+    "infer": Inference,
+}  # fmt: skip
+COUNT = command.number(int, 1)
+CONTROL = "harm and quality control"
+# What the demo does otherwise: a narrow network learns faster, and a revisit after one cycle ends it sooner.
+PAPER = {"cycles": 30, "width": 1.0, "pretraining_rate": 1e-4, "revisit": 2, "jobs": 1}
+DEMO = {
+    "cycles": 12, "width": 0.125, "pretraining_rate": 1e-3, "revisit": 1, "jobs": min(4, os.cpu_count() or 1),
+    "out": Path("demo"), "shrink": 4, "spacing": 4.0,
+}  # fmt: skip
+PUBLISHED_SEEDS = {"train": 40, "harm": 42, "dirty": 42, "control": 42}
+# A cycle's generator has the seed plus its cycle, so seeds that are close would share the orders of many cycles.
+BETWEEN_SEEDS = 1000
+
+
+def _default(name):
+    """What the words of an option say of its default, where the demo has another."""
+    return f"(default: {PAPER[name]}; --demo: {DEMO[name]})" if name in PAPER else f"(default: {DEMO[name]})"
+
+
+@dataclass(kw_only=True)
+class Study(Evaluation, Device, Images):
+    """What a study is told; options of the scripts go to them as they are."""
+
+    train: Path | None = option("training set (docs/data.md)", Path, None, metavar="CSV", group="study")
+    test: Path | None = option("test set", Path, None, metavar="CSV", group="study")
+    demo: bool = option("make a synthetic cohort and use that", None, False, group="study")
+    out: Path | None = option("for everything (default with --demo: demo)", Path, None, metavar="FOLDER", group="study")
+    seeds: int = option(
+        "how often the study is repeated on the same cohort, with other seeds", COUNT, 1, metavar="N", group="study"
+    )
+    experiments: tuple = option(
+        "of these; clean: quality control of the images as they are, every one of which counts as good",
+        str, layout.PAPER_EXPERIMENTS, choices=layout.EXPERIMENTS, many="+", group="study",
+    )  # fmt: skip
+    kinds: tuple = option("of harm", str, layout.PAPER_KINDS, choices=layout.KINDS, many="+", group="study")
+    settings: tuple = option(
+        "settings of quality control to compare",
+        str, (layout.PUBLISHED,), choices=tuple(SETTINGS), many="+", group="study",
+    )  # fmt: skip
+    without_dirty: bool = option("leave out the dirty baselines, which saves time", None, False, group="study")
+    jobs: int | None = option(
+        f"steps that run at the same time; each needs memory of its own, on a GPU too {_default('jobs')}",
+        COUNT, None, metavar="N", group="study",
+    )  # fmt: skip
+    dry_run: bool = option("print the plan as a shell script, and run nothing", None, False, group="study")
+    overwrite: bool = option("replace results that were made with other options", None, False, group="study")
+
+    cycles: int | None = option(f"cycles in all {_default('cycles')}", COUNT, None, metavar="N", group="training")
+    pretrained_cycles: int = option("cycles of the pre-trained model", COUNT, 10, metavar="N", group="training")
+    width: float | None = changed(
+        StandardModel, "width", None, group="training", words=f"filters, relative to the paper's {_default('width')}"
+    )
+    pretraining_rate: float | None = changed(
+        StandardModel, "learning_rate", None, group="training",
+        words=f"learning rate in cycle 0, of the pre-trained model {_default('pretraining_rate')}",
+    )  # fmt: skip
+    learning_rate: float = changed(
+        DirtyBaseline, "learning_rate", group="training", words="the same, of those that go on from it"
+    )
+    batch_size: int = changed(LocalQualityControl, "batch_size", group="training")
+    protocol: str = changed(LocalQualityControl, "protocol", group="training")
+
+    centers: int = changed(HarmfulSamples, "centers", group=CONTROL)
+    images: int = changed(HarmfulSamples, "images", group=CONTROL)
+    maximum: float = changed(HarmfulSamples, "maximum", group=CONTROL, words="largest intensity that an image may have")
+    error: float = changed(LocalQualityControl, "error", flag=None, group=CONTROL)
+    false_alarms: float | None = changed(LocalQualityControl, "false_alarms", group=CONTROL)
+    verify_every: int = changed(LocalQualityControl, "verify_every", group=CONTROL)
+    revisit: int | None = changed(
+        LocalQualityControl, "revisit", None, flag=None, group=CONTROL,
+        words=f"cycles that a flagged image waits {_default('revisit')}",
+    )  # fmt: skip
+    allow_saturated: bool = changed(LocalQualityControl, "allow_saturated", group=CONTROL)
+    keep_every: int = changed(LocalQualityControl, "keep_every")
+    shrink: int | None = option(
+        f"divides the paper's numbers of images {_default('shrink')}", COUNT, None, metavar="N", group="demo cohort"
+    )
+    spacing: float | None = option(
+        f"voxel size {_default('spacing')}", command.number(float, 0.01), None, metavar="MM", group="demo cohort"
+    )
+
+    def check(self, spell: Callable[[str], str]) -> None:
+        """Check how options go together, and fill in the defaults of the paper or of the demo."""
+        if self.demo:
+            for name in ("train", "test"):
+                if getattr(self, name):
+                    raise ValueError(f"{spell(name)}: --demo makes its own cohort")
+        else:
+            for name in ("train", "test", "out"):
+                if not getattr(self, name):
+                    raise ValueError(f"{spell(name)}: is needed (or --demo)")
+            for name in ("shrink", "spacing"):
+                if getattr(self, name):
+                    raise ValueError(f"{spell(name)}: with --demo only")
+        for name, value in (DEMO if self.demo else PAPER).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        if self.cycles <= self.pretrained_cycles:
+            raise ValueError(
+                f"{spell('cycles')}: is the total, and must be above --pretrained-cycles ({self.pretrained_cycles})"
+            )
+        for name in ("experiments", "kinds", "settings"):
+            setattr(self, name, tuple(dict.fromkeys(getattr(self, name))))  # each once
+        for name in ("train", "test", "out", "cache_dir"):  # the scripts run in the study's folder
+            if getattr(self, name):
+                setattr(self, name, getattr(self, name).resolve())
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """What must be known of a cohort before the study: CSVs, images of each training center, test set, shape."""
+
+    training_csv: Path
+    test_csv: Path
+    centers: list
+    tested: int
+    shape: tuple
+    image: Path | None  # one of them, if there are any
+    files: dict  # of all images, by subject
+
+
+def plan(arguments: Study, cohort: Cohort) -> list:
+    """The steps of the study, each after those that it needs; a script's files are relative to the study's folder."""
+    steps = []
+    if arguments.demo:
+        size = to_command_line(Study, shrink=arguments.shrink, spacing=arguments.spacing)
+        line = (SCRIPTS["cohort"], "--output-folder", str(cohort.training_csv.parent), *size)
+        results, work = (cohort.training_csv, cohort.test_csv), {"make": sum(cohort.centers) + cohort.tested}
+        steps.append(Step("cohort", line, results=results, overwrites=True, keeps_record=False, alone=True, work=work))
+    for seed in range(arguments.seeds):
+        place = Path() if arguments.seeds == 1 else Path(f"seed_{seed + 1}")
+        steps += _plan_of_seed(arguments, cohort, place, seed * BETWEEN_SEEDS)
+    return steps
+
+
+def _plan_of_seed(arguments, cohort, place, seed):
+    """The steps of one seed, in the folder ``place``; ``seed`` is added to the published ones."""
+    from travelling.model_files import model_files
+
+    def given(*names):
+        return {name: getattr(arguments, name) for name in names}
+
+    size, pretrained, steps = arguments.batch_size, place / "pretrained", []
+    encoder, classifier = model_files(pretrained, size, arguments.pretrained_cycles - 1)
+    further = arguments.cycles - arguments.pretrained_cycles
+    images, batches = sum(cohort.centers), sum(-(-center // size) for center in cohort.centers)
+    device, storage = given("precision", "deterministic"), given("cache_gb", "cache_dir", "reorient")
+
+    def add(target, script, values, *, reads, results, storage=None, **facts):
+        """A step; ``values`` are options that decide its results, which are what comes after the target's name."""
+        if script in PUBLISHED_SEEDS:
+            values = values | {"seed": PUBLISHED_SEEDS[script] + seed}
+        line = (SCRIPTS[script], *to_command_line(OPTIONS[script], **values))
+        results = tuple(Path(f"{target}{result}") for result in results)
+        steps.append(
+            Step(
+                str(target),
+                line,
+                tuple(reads),
+                results,
+                tuple(to_command_line(OPTIONS[script], **(storage or {}))),
+                **facts,
+            )
+        )
+
+    def train(target, script, csv, values, reads=(), results=(), **facts):
+        values = {"fn_train": csv, **values, "output_folder": target, **given("protocol"), **device}
+        facts |= {"reads": [csv, *reads], "results": ["/run.json", *results]}
+        add(target, script, values, storage=storage | given("keep_every"), **facts)
+
+    def go_on(target, script, csv, values, reads=(), **facts):
+        """Going on from the pre-trained model, and inference on the models of every cycle."""
+        values = {"en": encoder, "pd": classifier, "cycles": arguments.cycles, **values, **given("learning_rate")}
+        train(target, script, csv, values, reads=[*reads, pretrained / "run.json"], **facts)
+        values = {"fn": cohort.test_csv, "en": target, "pd": target, "o": target / "inference"}
+        add(
+            target / "inference", "infer", values | given("eval_batch_size") | device,
+            reads=[cohort.test_csv, target / "run.json"], results=["_run.json", "_metrics.csv", "_predictions.csv"],
+            storage=storage, overwrites=True, work=inference_work(cohort.tested, further),
+        )  # fmt: skip
+
+    def go_on_without_control(target, csv, harmful):
+        """By the script of the dirty baseline, clean images too: same start, same seed, same learning rates."""
+        go_on(target, "dirty", csv, {"batch_size": size}, work=training_work(images + harmful, further))
+
+    def control(target, csv, setting, harmful, harmful_batches):
+        options = SETTINGS[setting]
+        values = {"fn_test": cohort.test_csv, "fn_save": target / "log", **given("revisit", "error", "batch_size")}
+        values |= options | (given("false_alarms") if options.get("screen") else {})
+        values |= given("verify_every") if arguments.verify_every > 1 else {}  # as in version 0.2 otherwise
+        values |= given("eval_batch_size", "allow_saturated")
+        go_on(
+            target, "control", csv, values, reads=[cohort.test_csv], results=["/log.csv", "/log_subjects.csv"],
+            work=control_work(images + harmful, batches + harmful_batches, cohort.tested, further),
+        )  # fmt: skip
+
+    train(
+        pretrained, "train", cohort.training_csv,
+        {"cycles": arguments.pretrained_cycles, "batch_size": size, **given("width")}
+        | {"learning_rate": arguments.pretraining_rate},
+        results=[f"/{half.name}" for half in (encoder, classifier)], alone=True,
+        work=training_work(images, arguments.pretrained_cycles),
+    )  # fmt: skip
+    go_on_without_control(place / CLEAN, cohort.training_csv, 0)
+    for experiment, kind in conditions_of(arguments.experiments, arguments.kinds):
+        target, csv, harmful, harmful_batches = place / condition_name(experiment, kind), cohort.training_csv, 0, 0
+        if experiment != CLEAN:
+            each = arguments.images if experiment == "whole_centers" else 1
+            harmful, harmful_batches = arguments.centers * each, arguments.centers * -(-each // size)
+            csv = target / HARM / "training_set.csv"
+            values = {"fn_train": cohort.training_csv, "experiment": experiment, "kind": kind}
+            add(
+                target / HARM, "harm",
+                values | given("centers", "images", "maximum") | {"output_folder": target / HARM},
+                reads=[cohort.training_csv], results=["/training_set.csv", "/truth.csv", "/run.json"],
+                work={"harm": harmful},
+            )  # fmt: skip
+            if not arguments.without_dirty:
+                go_on_without_control(target / DIRTY, csv, harmful)
+        for setting in arguments.settings:
+            control(target / control_folder(setting), csv, setting, harmful, harmful_batches)
+    return steps
