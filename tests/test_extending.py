@@ -35,8 +35,11 @@ write_rows(folder / "log.csv", rows)
 assert "Rise is" in found(folder, "--rule", "count", "--screen")[0]
 """
 DISTANCES_OF_A_NETWORK = """
+from types import SimpleNamespace
 import numpy as np
+import pandas as pd
 from travelling.model import TravellingModel
+from travelling.trainer import KNOWN, LocalTrainer
 
 model = TravellingModel.build((33, 34, 35), 0.05, 0.001)
 images = np.random.default_rng(0).uniform(size=(3, 33, 34, 35, 1)).astype(np.float32)
@@ -48,6 +51,13 @@ before = distances[:, 2].mean()
 for _ in range(30):
     model.train(images, [0, 1, 0])
 assert model.distances(images)[:, 2].mean() < before
+
+# What a model of before the change has noted of its images is no measure any more; those of the training set are.
+volumes = SimpleNamespace(shape=images.shape[1:4], batches=lambda groups: (images[list(group)] for group in groups))
+cohort = pd.DataFrame({"Subject": [0, 1, 2], "Group_bin": [0, 1, 0]})
+trainer = LocalTrainer(model, volumes, cohort, cohort)
+assert trainer.strange({KNOWN: [0.0, 0.0]}) == []
+assert len(trainer.strange({KNOWN: [0.0, 0.0, 0.0]})) == 2
 """
 TRAIN_SAVE_LOAD = """
 import sys

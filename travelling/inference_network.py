@@ -24,7 +24,7 @@ def prediction_function(encoder: keras.Model, classifier: keras.Model) -> tuple[
     """
     variables = [*encoder.variables, *classifier.variables]
     if not (can_fold(encoder) and can_fold(classifier)):
-        return variables, _pure(keras.Model(encoder.inputs, classifier(encoder.outputs[0])), variables)
+        return variables, _pure(keras.Model(encoder.inputs[0], classifier(encoder.outputs[0])), variables)
     position = {id(variable): index for index, variable in enumerate(variables)}
     norm_after = {
         layer: follower if isinstance(follower, layers.BatchNormalization) else None

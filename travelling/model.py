@@ -24,6 +24,7 @@ from travelling.errors import InputError, name_file
 import h5py
 import keras
 import numpy as np
+from numpy.typing import ArrayLike
 
 from travelling.inference_network import DISTANCES, distance_function, prediction_function
 from travelling.model_files import RECORD, read_record
@@ -118,7 +119,7 @@ class TravellingModel:
     def learning_rate(self, rate: float) -> None:
         self._adam.learning_rate = rate
 
-    def train(self, images: np.ndarray, labels: list[int]) -> float:
+    def train(self, images: np.ndarray, labels: ArrayLike) -> float:
         """One step on one batch: images (batch, z, y, x, 1) float32, labels (batch,) 0 or 1. Returns the loss.
 
         Raises FloatingPointError where not all values of the state are finite any more.

@@ -11,14 +11,20 @@ it: the screen itself has chosen them, and a limit made of those that passed sin
 """
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from travelling.errors import InputError
-from travelling.trainer import Trainer
 
 _STATE = ("cycle", "mean", "sd", "limit")
+
+
+class Measures(Protocol):
+    """What the screen asks of a :class:`travelling.trainer.Trainer`."""
+
+    def distances(self, subjects: list[str] | None = None) -> list[list[float]]:
+        """As :meth:`travelling.trainer.LocalTrainer.distances`; raises VisitFailed where a center does not answer."""
 
 
 class Screen:
@@ -29,7 +35,7 @@ class Screen:
     the standardized log-distances of an image at all layers, in standard deviations of the test set.
     """
 
-    def __init__(self, trainer: Trainer, false_alarms: float):
+    def __init__(self, trainer: Measures, false_alarms: float):
         self._trainer = trainer
         self._false_alarms = false_alarms
         self.cycle: int | None = None
