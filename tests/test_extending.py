@@ -20,16 +20,16 @@ FOLDERS = ("travelling", "travelling_quality_control", "generate_harmful_samples
 JUDGE_LOG_AUDIT = """
 from pathlib import Path
 import sys
-from test_audit import FakeScreen, consistent, found, make_run, read_rows, write_rows
+from test_audit import FakeScreen, RandomTrainer, consistent, found, make_run, read_rows, write_rows
 
 folder = Path(sys.argv[1])
-make_run(folder, rule="count", screen=FakeScreen(0))
+make_run(folder, rule="count", screen=FakeScreen(0), trainer=RandomTrainer(0, harm=3))
 rows = read_rows(folder / "log.csv")
-rises = [int(row["Rise"]) > 3 for row in rows if row["Rise"]]
-assert [row["Ignored"] == "1" for row in rows if row["Rise"]] == rises
-assert True in rises and False in rises
+verified = [row for row in rows if row["Rise"]]
+assert {int(row["Rise"]) for row in verified} >= {3, 4}
+assert all((row["Ignored"] == "1") == (int(row["Rise"]) > 3) for row in verified)
 assert consistent(folder, "--rule", "count", "--screen")
-row = next(row for row in rows if row["Rise"])
+row = verified[0]
 row["Rise"] = int(row["Rise"]) + 1
 write_rows(folder / "log.csv", rows)
 assert "Rise is" in found(folder, "--rule", "count", "--screen")[0]
