@@ -3,7 +3,8 @@
 Shared code of the five scripts. The scripts read like the paper; the plumbing is here:
 
     errors             what goes wrong, and is told in one line
-    command            what every command line shares: options, error line, exit status
+    command            what every command line shares: error line, exit status, kinds of values
+    options            what a run can be told: every option once, for command lines, files and records
     console            the terminal: progress bar, log lines above it
     stopping           signals, and what a run lets go of at its end
     run                a run: its folder, log, models and checkpoints
@@ -21,12 +22,13 @@ Shared code of the five scripts. The scripts read like the paper; the plumbing i
     backend            the only place that knows which Keras backend runs
     metrics            accuracy, sensitivity, specificity, F1, AUROC, rates of misdiagnosis
     protocol           "corrected" and "published", the two presets
-    trainer            brings model and images together; travelling without quality control
-    quality_control    verification, revisit, elimination
+    trainer            brings model and images together
+    travel             travelling without quality control
+    quality_control    what quality control remembers; its method is in enc_PD_quality_control.py
     verification_log   its log: rows and file
     rules              when a step is harmful
     screen             which images look like nothing the model has learned of
-    controlled_run     a run of quality control, from its pre-trained model to its last checkpoint
+    controlled_run     what a run of quality control keeps on disk
     harm               kinds of harmful images
 """
 

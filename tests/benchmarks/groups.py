@@ -1,0 +1,159 @@
+"""What group verification (``--verify-every``) costs and finds, beside the published verification of every batch.
+
+Takes the pre-trained models and the harmful images of a study that is finished (reproduce/reproduce.py), runs quality
+control on them with groups of several sizes, all in one process and without writing any model, and appends a row for
+every run to a CSV; runs that are there are not made again. Plain training of the same cycles is timed beside it.
+
+Example:
+    python tests/benchmarks/groups.py demo --every 1 16 32 --output groups.csv
+"""
+
+import csv
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+from travelling import command
+from travelling.rules import RULES
+
+COLUMNS = (
+    "seed", "condition", "rule", "screen", "every", "learning_rate",
+    "evaluations", "seconds", "seconds_plain",
+    "harmful", "harmful_flagged", "harmful_eliminated", "good", "good_flagged", "good_eliminated",
+    "AUROC", "FPR", "FNR",
+)  # fmt: skip
+CLEAN = "clean"
+
+
+def parse_arguments():
+    """The command line."""
+    parser = command.Parser(__doc__)
+    count = command.number(int, 1)
+    parser.add_argument("study", type=Path, metavar="STUDY_FOLDER")
+    parser.add_argument("--every", type=count, nargs="+", default=[1, 8, 16, 32], metavar="BATCHES", help="group sizes")
+    parser.add_argument("--rules", nargs="+", choices=list(RULES), default=list(RULES))
+    parser.add_argument("--screen", action="store_true", help="with the screen")
+    parser.add_argument("--conditions", nargs="+", default=[CLEAN, "single_noise"], help="folders of the study")
+    parser.add_argument("--cycles", type=count, default=2, metavar="N")
+    parser.add_argument("--revisit", type=count, default=1, metavar="CYCLES")
+    parser.add_argument("--learning-rate", type=command.number(float, 0), default=1e-4, metavar="RATE")
+    parser.add_argument("--output", type=Path, required=True, metavar="CSV")
+    return parser.parse_args()
+
+
+def main():
+    """Run what is not there yet."""
+    arguments = parse_arguments()
+    from travelling import backend
+
+    backend.start(0)
+    done = set()
+    if arguments.output.exists():
+        with open(arguments.output, newline="", encoding="utf-8") as file:
+            done = {tuple(row[name] for name in COLUMNS[:6]) for row in csv.DictReader(file)}
+    else:
+        arguments.output.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
+    for place in sorted(arguments.study.glob("seed_*")) or [arguments.study]:
+        for condition in arguments.conditions:
+            runs = [
+                (place.name, condition, rule, str(arguments.screen), str(every), str(arguments.learning_rate))
+                for rule in arguments.rules
+                for every in arguments.every
+            ]
+            runs = [run for run in runs if run not in done]
+            if runs:
+                bench = Bench(arguments, place, condition)
+                for run in runs:
+                    row = [*run, *bench.run(rule=run[2], every=int(run[4]))]
+                    with open(arguments.output, "a", newline="", encoding="utf-8") as file:
+                        csv.writer(file, lineterminator="\n").writerow(row)
+                    print(*row, flush=True)
+
+
+class Bench:
+    """The images and the pre-trained model of one condition of a study."""
+
+    def __init__(self, arguments, place, condition):
+        from travelling.cohort import read_cohort
+        from travelling.volumes import Volumes
+
+        self.arguments, self.place = arguments, place
+        record = json.loads((place / "pretrained" / "run.json").read_text(encoding="utf-8"))
+        training_csv = place / condition / "harmful" / "training_set.csv"
+        cohort = arguments.study / Path(record["options"]["fn_train"]).parent
+        if condition == CLEAN:
+            training_csv = cohort / "training_set.csv"
+        self.training_set, self.test_set = read_cohort(training_csv), read_cohort(cohort / "test_set.csv")
+        self.harmful, truth = set(), training_csv.with_name("truth.csv")
+        if truth.is_file():
+            with open(truth, newline="", encoding="utf-8") as file:
+                self.harmful = {row["Subject"] for row in csv.DictReader(file)}
+        self.volumes = Volumes(None, place)
+        self.volumes.add(self.test_set)
+        self.volumes.add(self.training_set)
+        self.volumes.decode()
+        self.seconds_plain = None
+        self.trainer = self.make_trainer()
+        self.start = self.trainer.keep()
+
+    def make_trainer(self):
+        """A trainer with the pre-trained model, with all functions compiled."""
+        from travelling.model import TravellingModel
+        from travelling.model_files import model_pairs
+        from travelling.trainer import LocalTrainer
+
+        pairs = model_pairs(self.place / "pretrained", self.place / "pretrained", None, None)
+        self.cycle = max(pairs) + 1
+        model, _, _ = TravellingModel.load(*pairs[max(pairs)], self.volumes.shape)
+        trainer = LocalTrainer(model, self.volumes, self.training_set, self.test_set)
+        kept = trainer.keep()
+        for size in (5, 4, 3, 2, 1):  # compile
+            trainer.train(list(self.training_set["Subject"][:size]))
+        trainer.evaluate()
+        trainer.distances()
+        trainer.restore(kept)
+        return trainer
+
+    def run(self, rule, every):
+        """The cells of a run after the first six."""
+        from travelling.cohort import subjects_by_center
+        from travelling.metrics import performance
+        from travelling.protocol import learning_rates
+        from travelling.quality_control import QualityControl
+        from travelling.travel import travel as travel_plainly
+        from travelling_quality_control.enc_PD_quality_control import travel
+
+        arguments, trainer, rows = self.arguments, self.trainer, []
+        trainer.restore(self.start)
+        settings = SimpleNamespace(
+            protocol="corrected", rule=rule, screen=arguments.screen, false_alarms=0.01, error=0.02, batch_size=5,
+            revisit=arguments.revisit, seed=42, epochs=1, verify_every=every, learning_rate=arguments.learning_rate,
+        )  # fmt: skip
+        cycles = range(self.cycle, self.cycle + arguments.cycles)
+        centers = subjects_by_center(self.training_set)
+        no_files = SimpleNamespace(checkpoint=lambda here: None, after_cycle=lambda *about: None)
+        if self.seconds_plain is None:
+            begun = time.perf_counter()
+            travel_plainly(trainer, centers, cycles, settings, learning_rates(settings), no_files)
+            self.seconds_plain = time.perf_counter() - begun
+            trainer.restore(self.start)
+        control = QualityControl(settings, trainer, centers, rows.append)
+        control.start(trainer.evaluate())
+        begun = time.perf_counter()
+        travel(control, cycles, learning_rates(settings), no_files)
+        seconds = time.perf_counter() - begun
+        evaluations = sum(row["FP"] is not None for row in rows)
+        flagged = {subject for subject, flags in control.flags.items() if flags}
+        bad, good = self.harmful, set(control.flags) - self.harmful
+        now, (fpr, fnr) = control.accepted, control.reference
+        return [
+            evaluations, f"{seconds:.1f}", f"{self.seconds_plain:.1f}",
+            len(bad), len(flagged & bad), len(bad & control.eliminated.keys()),
+            len(good), len(flagged & good), len(good & control.eliminated.keys()),
+            f"{performance(now.labels, now.predictions)['AUC_ROC']:.3f}", f"{fpr:.3f}", f"{fnr:.3f}",
+        ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    command.run(main)
