@@ -98,7 +98,7 @@ class Progress:
             found = None if self.finished else Checkpoints(folder / "checkpoints").load()
         resumed_at = found[0] if found else {}
         self.place = tuple(record.get(name) for name in ("started", "finished"))
-        self.place += tuple(resumed_at.get(name) for name in ("cycle", "centers_left"))
+        self.place += tuple(resumed_at.get(name) for name in ("cycle", "centers_left", "log_length"))
         error = folder / ERROR_FILE
         self.error = error.read_text(encoding="utf-8").strip() if error.is_file() else None
 
