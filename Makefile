@@ -1,6 +1,6 @@
 # make install   the set-up alone: .venv with everything in requirements-dev.txt
 # make demo      watch the method find harmful images across 83 centers (docs/demo.md)
-# make test      ruff and the test suite; every change must pass it and test-federated (.ci/run)
+# make test      ruff, mypy and the test suite; every change must pass it and test-federated (.ci/run)
 # make test-fast   the tests that train nothing: under a minute
 # make federated-demo   four centers of a small cohort in NVIDIA FLARE's simulator, and what a center needs
 # make test-federated   the tests of what runs across hospitals
@@ -28,12 +28,13 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
+	.venv/bin/mypy
 	.venv/bin/python -m pytest -m "not slow" --ignore tests/federated
 
 # Without the files of which most tests train a model.
 test-fast: $(INSTALLED)
 	.venv/bin/python -m pytest -m "not slow" --ignore tests/federated $(foreach file,\
-		inputs bad_input scripts model golden,--ignore tests/test_$(file).py)
+		inputs bad_input scripts model golden extending,--ignore tests/test_$(file).py)
 
 test-slow: $(INSTALLED)
 	.venv/bin/python -m pytest -m slow

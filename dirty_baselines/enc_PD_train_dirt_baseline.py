@@ -11,7 +11,7 @@ from travelling import command
 from travelling.options import DirtyBaseline, from_command_line
 
 
-def main():
+def main() -> None:
     """Run the experiment."""
     settings = from_command_line(DirtyBaseline, __doc__)
     # Only now, so that --help answers at once.

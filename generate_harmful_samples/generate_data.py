@@ -16,20 +16,30 @@ on when its command is run again.
 The kinds, with their default strength, which --level multiplies:
 """
 
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from travelling import command, harm, stopping
 from travelling.errors import InputError
 from travelling.options import HarmfulSamples, from_command_line
 
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
 
-def main():
+Job = tuple[Path, str, Path]  # source, kind, target
+
+
+def main() -> None:
     """Make the images, and the CSVs of an experiment."""
     settings = from_command_line(HarmfulSamples, (__doc__ or "") + harm.in_words())
     for kind in settings.kinds:
         harm.strength_of(kind, settings.level)
     if settings.fn_train:
-        make_experiment(settings)
+        make_experiment(settings.fn_train, settings)
     else:
         make_images(
             [
@@ -41,7 +51,7 @@ def main():
         )
 
 
-def make_experiment(settings):
+def make_experiment(training_csv: Path, settings: HarmfulSamples) -> None:
     """Choose source subjects, make their harmful images, and write the training set and the truth."""
     # Only now, so that --help answers at once.
     import os
@@ -54,7 +64,7 @@ def make_experiment(settings):
     from travelling.run import Run
 
     folder, kind = settings.output_folder, settings.kind
-    good = read_cohort(settings.fn_train)
+    good = read_cohort(training_csv)
     sizes = good["Study"].value_counts().tolist()
     harm.refuse_too_few(settings.experiment, settings.centers, settings.images, sizes)
     generator = np.random.default_rng(settings.seed)
@@ -68,14 +78,14 @@ def make_experiment(settings):
     for column in sorted(new_names):
         known = set(good[column]) & set(harmful[column])
         if known:
-            raise InputError(f"{settings.fn_train}: has a {column} '{min(known)}' already")
+            raise InputError(f"{training_csv}: has a {column} '{min(known)}' already")
     harmful["Path"] = [str(folder.resolve() / "images" / f"{file_name(name)}.nii.gz") for name in harmful["Subject"]]
 
-    training_csv, truth_csv = folder / "training_set.csv", folder / "truth.csv"
+    result_csv, truth_csv = folder / "training_set.csv", folder / "truth.csv"
     jobs = [(Path(source), kind, Path(target)) for source, target in zip(source_paths, harmful["Path"], strict=True)]
-    results = [training_csv, truth_csv, *(target for *_, target in jobs)]
-    refuse_originals(results, reads=[settings.fn_train, *map(Path, good["Path"])])
-    inputs = {"fn_train": settings.fn_train}
+    results = [result_csv, truth_csv, *(target for *_, target in jobs)]
+    refuse_originals(results, reads=[training_csv, *map(Path, good["Path"])])
+    inputs = {"fn_train": training_csv}
     files = dict(zip(sources, source_paths, strict=True))
     run = Run(folder, "harmful_samples.log", settings, inputs, results, models=False, images=files)
     images = dict(zip(sources, check_images(jobs, settings.maximum), strict=True))
@@ -89,12 +99,14 @@ def make_experiment(settings):
     )
     training_set = pd.concat([good, harmful[good.columns]])
     training_set["Path"] = [os.path.relpath(path, folder.resolve()) for path in training_set["Path"]]
-    write_csv(training_set, training_csv)
-    log.info("done: %d good and %d harmful images: %s, %s", len(good), len(harmful), training_csv, truth_csv)
+    write_csv(training_set, result_csv)
+    log.info("done: %d good and %d harmful images: %s, %s", len(good), len(harmful), result_csv, truth_csv)
     run.finish()
 
 
-def choose_for_new_centers(good, settings, generator):
+def choose_for_new_centers(
+    good: pd.DataFrame, settings: HarmfulSamples, generator: np.random.Generator
+) -> pd.DataFrame:
     """Source subjects for N new centers of K harmful images each, every source used once."""
     number = settings.centers * settings.images
     chosen = good.iloc[generator.choice(len(good), number, replace=False)].copy()
@@ -102,7 +114,7 @@ def choose_for_new_centers(good, settings, generator):
     return chosen
 
 
-def choose_one_per_center(good, settings, generator):
+def choose_one_per_center(good: pd.DataFrame, settings: HarmfulSamples, generator: np.random.Generator) -> pd.DataFrame:
     """One source subject of each of N centers; its harmful version joins that center."""
     centers = good["Study"].unique()
     chosen_centers = [centers[i] for i in generator.choice(len(centers), settings.centers, replace=False)]
@@ -110,8 +122,8 @@ def choose_one_per_center(good, settings, generator):
     return good.iloc[rows].copy()
 
 
-def make_images(jobs, settings):
-    """Write the harmful version of every (source, kind, target) of ``jobs``; all are checked before.
+def make_images(jobs: list[Job], settings: HarmfulSamples) -> None:
+    """Write the harmful version of every job; all are checked before.
 
     Where writing fails, for example on a full disk, nothing of it stays: the same command can be run again.
     """
@@ -135,17 +147,17 @@ def make_images(jobs, settings):
         raise
 
 
-def refuse_originals(results, reads):
+def refuse_originals(results: list[Path], reads: list[Path]) -> None:
     """Raise InputError where two results would have one name, or one is a file that is read."""
-    reads = {path.resolve() for path in reads}
+    originals = {path.resolve() for path in reads}
     for path in results:
         if results.count(path) > 1:
             raise InputError(f"{path.name}: two harmful images would have this name")
-        if path.resolve() in reads:
+        if path.resolve() in originals:
             raise InputError(f"{path}: an original is never overwritten; choose another --output-folder")
 
 
-def check_images(jobs, maximum):
+def check_images(jobs: list[Job], maximum: float) -> list[dict]:
     """Read every source of ``jobs``, so that a bad one is found before anything is written.
 
     Returns what a record says of them, a list.
@@ -161,8 +173,8 @@ def check_images(jobs, maximum):
     return contents
 
 
-def write_images(jobs, settings, finished=()):
-    """Write the target of every (source, kind, target) of ``jobs`` but the finished ones; yields each."""
+def write_images(jobs: list[Job], settings: HarmfulSamples, finished: Collection[Path] = ()) -> Iterator[Path]:
+    """Write the target of every job but the finished ones; yields each."""
     from travelling.console import progress_bar
 
     for number, (source, kind, target) in enumerate(progress_bar(jobs, desc="writing images", unit="image")):
@@ -171,7 +183,7 @@ def write_images(jobs, settings, finished=()):
             yield target
 
 
-def write_harmful(source, kind, target, settings, seed):
+def write_harmful(source: Path, kind: str, target: Path, settings: HarmfulSamples, seed: tuple[int, ...]) -> None:
     """Make one harmful image; ``target`` appears only when it is complete."""
     from travelling.nifti import write_image
 
@@ -183,12 +195,12 @@ def write_harmful(source, kind, target, settings, seed):
     write_image(harmful, target, like=source)
 
 
-def harmful_path(folder, image, kind):
+def harmful_path(folder: Path, image: Path, kind: str) -> Path:
     """X.nii.gz -> X_inv.nii.gz, X_clip.nii.gz, X_blur.nii.gz, ... in ``folder``."""
     return folder / f"{image.name.removesuffix('.gz').removesuffix('.nii')}{harm.suffix(kind)}.nii.gz"
 
 
-def file_name(subject):
+def file_name(subject: str) -> str:
     """A subject id as a file name: everything unusual becomes an underscore."""
     return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in subject)
 

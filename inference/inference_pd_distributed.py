@@ -7,15 +7,23 @@ Example:
 <o>_metrics.csv (one row per cycle), <o>_predictions.csv (one row per cycle and subject) and <o>.log.
 """
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from travelling import command, stopping
 from travelling.errors import InputError
 from travelling.options import Inference, from_command_line
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Of the predictions, before those of the test set's CSV.
 PREDICTION_COLUMNS = ("cycle", "ground_truth", "preds", "preds_raw")
 
 
-def main():
+def main() -> None:
     """Run the evaluation."""
     settings = from_command_line(Inference, __doc__)
     # Only now, so that --help answers at once.
@@ -77,7 +85,7 @@ def main():
         "female": (test_set["Sex"] == "F").to_numpy(),
         **age_groups(test_set["Age"], settings.age_edges),
     }
-    for name, members in {"test set": test_set["Sex"] != "", **subgroups}.items():
+    for name, members in {"test set": (test_set["Sex"] != "").to_numpy(), **subgroups}.items():
         healthy, patients = (int((test_set["Group_bin"][members] == group).sum()) for group in (0, 1))
         if not healthy or not patients:
             log.info("notice: %s: %d HC and %d PD, so it has no AUC_ROC", name, healthy, patients)
@@ -106,7 +114,7 @@ def main():
     run.finish()
 
 
-def finished_cycles(metrics_csv, predictions_csv):
+def finished_cycles(metrics_csv: Path, predictions_csv: Path) -> tuple[list[pd.DataFrame], list[pd.DataFrame]]:
     """What an interrupted run has written: tables of text of its metrics and its predictions, each in a list."""
     import pandas as pd
 

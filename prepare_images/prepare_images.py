@@ -20,17 +20,25 @@ An interrupted run goes on when its command is given again. An image is made onc
 the options are the same, also with --overwrite.
 """
 
+from __future__ import annotations
+
+import argparse
 import os
 import string
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from travelling import command, stopping
 from travelling.errors import InputError
 
+if TYPE_CHECKING:  # slow to import
+    import numpy as np
+    import pandas as pd
+
 PLACEHOLDERS = {"subject", "session", "name", "folder"}
 
 
-def parse_arguments():
+def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = command.Parser(__doc__)
     source = parser.add_argument_group("scans").add_mutually_exclusive_group(required=True)
@@ -84,7 +92,7 @@ def parse_arguments():
     return arguments
 
 
-def main():
+def main() -> None:
     """Find the scans, prepare them, and write the tables and the page of pictures."""
     arguments = parse_arguments()
     # Only now, so that --help answers at once.
@@ -99,7 +107,8 @@ def main():
     )
     inputs = {"csv": arguments.csv} if arguments.csv else {"bids": participants_file(arguments.bids)}
     scans = find_scans(arguments)
-    run = Run(folder, "preparation.log", arguments, inputs, [prepared_csv, registration_csv, overview], models=False)
+    results = [prepared_csv, registration_csv, overview]
+    run = Run(folder, "preparation.log", arguments, inputs, results, models=False)  # type: ignore[arg-type]
     log = run.begin("CPU", notices=coarse_masks(scans))
     describe_derivative(folder / "images", arguments)
     measures = prepare_all(scans, arguments)
@@ -125,7 +134,7 @@ def main():
     run.finish()
 
 
-def find_scans(arguments):
+def find_scans(arguments: argparse.Namespace) -> pd.DataFrame:
     """A row per scan: the columns of prepared.csv, Mask (a file, "stripped" or "template"), Target and Reason."""
     from travelling.bids import HC_VALUES, PD_VALUES, read_bids
     from travelling.cohort import read_cohort
@@ -149,7 +158,7 @@ def find_scans(arguments):
     return scans.reset_index(drop=True)
 
 
-def mask_file(row, pattern):
+def mask_file(row: dict, pattern: str) -> str:
     """The mask of a scan by ``--mask-pattern``."""
     scan = Path(row["Path"])
     subject, _, session = row["Subject"].partition("_ses-")
@@ -160,11 +169,11 @@ def mask_file(row, pattern):
     return pattern.format(**parts)
 
 
-def targets(scans):
+def targets(scans: pd.DataFrame) -> list[str]:
     """Where the prepared images lie, relative to the output folder: names as BIDS has them, letters and digits."""
     from travelling.template import NAME
 
-    found, seen = [], {}
+    found, seen = [], dict[tuple, int]()
     for subject in scans["Subject"]:
         person, _, session = subject.removeprefix("sub-").partition("_ses-")
         labels = ["".join(filter(str.isalnum, text)) or "x" for text in (person, session) if text]
@@ -176,7 +185,7 @@ def targets(scans):
     return found
 
 
-def coarse_masks(scans):
+def coarse_masks(scans: pd.DataFrame) -> list[str]:
     """What to tell of scans without a mask of their own, a list of lines."""
     from travelling.registration import TEMPLATE
 
@@ -187,7 +196,7 @@ def coarse_masks(scans):
     ] * bool(coarse)
 
 
-def describe_derivative(folder, arguments):
+def describe_derivative(folder: Path, arguments: argparse.Namespace) -> None:
     """``dataset_description.json``, by which BIDS tools know a derivative."""
     import json
 
@@ -206,11 +215,11 @@ def describe_derivative(folder, arguments):
     write_whole(folder / "dataset_description.json", json.dumps(description, indent=2).encode() + b"\n")
 
 
-def prepare_all(scans, arguments):
+def prepare_all(scans: pd.DataFrame, arguments: argparse.Namespace) -> list[dict]:
     """Prepare every scan, several at a time; their measures (:func:`travelling.registration.prepare_file`), a list."""
     import errno
     import multiprocessing
-    from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+    from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
     from concurrent.futures.process import BrokenProcessPool
 
     import SimpleITK as sitk
@@ -227,7 +236,7 @@ def prepare_all(scans, arguments):
         for number, row in enumerate(scans.to_dict("records"))
         if not row["Reason"]
     ][::-1]
-    running = {}
+    running: dict[Future, int] = {}
     bar = progress_bar(total=len(waiting), desc="preparing scans", unit="scan")
     # "spawn": ITK's threads do not survive a fork.
     pool = ProcessPoolExecutor(arguments.workers, multiprocessing.get_context("spawn"), initializer=begin_worker)
@@ -249,7 +258,7 @@ def prepare_all(scans, arguments):
     return measures
 
 
-def begin_worker():
+def begin_worker() -> None:
     """The processes are the parallelism, and Ctrl-C is the main process's: a scan is finished."""
     import signal
 
@@ -259,7 +268,7 @@ def begin_worker():
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
 
-def registration_table(scans, measures):
+def registration_table(scans: pd.DataFrame, measures: list[dict]) -> pd.DataFrame:
     """registration.csv: every scan with its measures, or the reason why it could not be prepared."""
     import pandas as pd
 
@@ -273,7 +282,7 @@ def registration_table(scans, measures):
     return pd.concat([about, status.rename("Status"), table], axis=1)
 
 
-def overview_page(registration, images, spacing):
+def overview_page(registration: pd.DataFrame, images: list[Path], spacing: float) -> str:
     """One page of HTML: three slices of every prepared image, the border of the template's white matter in red.
 
     ``images`` are the files of the prepared rows of ``registration``, in their order; ``spacing`` is in mm.
@@ -287,20 +296,20 @@ def overview_page(registration, images, spacing):
 
     white = white_matter(spacing)  # z, y, x
     border = white & ~binary_erosion(white)
-    rows = registration[registration["Status"] == "prepared"].assign(Image=images)
-    rows = rows.sort_values("Similarity", kind="stable").to_dict("records")
+    prepared = registration[registration["Status"] == "prepared"].assign(Image=list(map(str, images)))
+    rows = prepared.sort_values("Similarity", kind="stable").to_dict("records")
     figures = []
     for row in progress_bar(rows, desc="drawing", unit="image"):
         text = f"{row['Subject']} ({row['Study']}), similarity {row['Similarity']:.2f}"
         text = html.escape(text + (f", {row['Notices']}" if row["Notices"] else ""))
-        picture = picture_of(row["Image"], border)
+        picture = picture_of(Path(row["Image"]), border)
         figures.append(f'<figure><img src="{picture}" alt=""><figcaption>{text}</figcaption></figure>')
     failed = registration[registration["Status"] == "failed"].to_dict("records")
     reasons = [f"<li>{html.escape(row['Subject'])}: {html.escape(row['Reason'])}</li>" for row in failed]
     return PAGE.format(number=len(rows), failed=len(failed), reasons="\n".join(reasons), figures="\n".join(figures))
 
 
-def picture_of(image, border):
+def picture_of(image: Path, border: np.ndarray) -> str:
     """Three slices of a prepared image as the address of a JPEG; ``border`` (z, y, x; bool) is drawn in red."""
     import base64
     import io

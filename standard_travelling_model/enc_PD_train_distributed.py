@@ -12,7 +12,7 @@ from travelling import command
 from travelling.options import StandardModel, from_command_line
 
 
-def main():
+def main() -> None:
     """Run the experiment."""
     settings = from_command_line(StandardModel, __doc__)
     # Only now, so that --help answers at once.

@@ -15,6 +15,7 @@ import pytest
 import travelling.model
 from travelling import backend, sfcn
 from travelling.errors import InputError
+from travelling.inference_network import can_fold, prediction_function
 from travelling.model import TravellingModel
 from travelling.model_files import RECORD
 from travelling.sfcn import build_classifier, build_encoder
@@ -293,6 +294,40 @@ def test_evaluation_uses_moving_statistics_and_changes_nothing(model, images):
     model.predict(images * 255)
     assert np.array_equal(model.predict(images[:1]), first)
     assert all(same(before, values(model)))
+
+
+def test_the_network_is_folded_wherever_it_comes_from(model, tmp_path):
+    paths = tmp_path / "encoder.keras", tmp_path / "classifier.keras"
+    model.save(*paths, {"cycle": 1})
+    legacy = LEGACY / "encoder_keras_2_15.h5", LEGACY / "classifier_keras_2_15.h5"
+    for one in (model, *(TravellingModel.load(*pair, SHAPE)[0] for pair in (paths, legacy))):
+        assert can_fold(one.encoder)
+        assert can_fold(one.classifier)
+
+
+@pytest.mark.parametrize("kind", ["activation", "no bias", "no scale", "branch", "norm first"])
+def test_what_cannot_be_folded_is_evaluated_as_it_is(kind, images):
+    from keras import layers
+
+    inputs = keras.Input((*SHAPE, 1))
+    norm = layers.BatchNormalization(scale=kind != "no scale")
+    x = inputs
+    if kind == "norm first":
+        x = norm(x)
+    x = before = layers.Conv3D(2, 3, activation="relu" if kind == "activation" else None, use_bias=kind != "no bias")(x)
+    if kind != "norm first":
+        x = norm(x)
+    if kind == "branch":
+        x = layers.Add()([x, before])
+    encoder = keras.Model(inputs, layers.GlobalAveragePooling3D()(layers.ReLU()(x)))
+    norm.moving_mean.assign(0.1 * np.ones(norm.moving_mean.shape))
+    norm.moving_variance.assign(0.5 * np.ones(norm.moving_variance.shape))
+    classifier = build_classifier(2)
+    assert not can_fold(encoder)
+    variables, predict = prediction_function(encoder, classifier)
+    expected = classifier(encoder(images, training=False), training=False)
+    found = predict([variable.value for variable in variables], images)
+    np.testing.assert_allclose(*map(keras.ops.convert_to_numpy, (found, expected)), rtol=1e-5)
 
 
 def test_distances_are_those_from_the_moving_statistics(model, images):

@@ -8,6 +8,8 @@ import importlib.util
 import math
 import os
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -58,7 +60,7 @@ keras.config.set_image_data_format("channels_last")
 JIT_COMPILE = "auto" if BACKEND == "jax" else False
 
 
-def start(seed, deterministic=False, precision="float32"):
+def start(seed: int, deterministic: bool = False, precision: str = "float32") -> str:
     """Seed everything, let GPU memory grow as needed, and return the device in words.
 
     ``precision`` is that of the models built or loaded from now on (float32, or Keras' mixed bfloat16 or float16).
@@ -91,7 +93,7 @@ def start(seed, deterministic=False, precision="float32"):
     return BACKEND
 
 
-def train_like_keras_2(norm):
+def train_like_keras_2(norm: keras.layers.BatchNormalization) -> None:
     """Make a BatchNormalization layer of volumes train as it did in the published runs, under Keras 2.10.
 
     There it was one fused operation, which normalizes by the variance of the batch, but adds the *unbiased* one to the
@@ -139,7 +141,7 @@ def _normalize(norm, inputs):
     )
 
 
-def compile_training_step(network):
+def compile_training_step(network: keras.Model) -> Callable[[np.ndarray, np.ndarray], tuple[float, bool]]:
     """One compiled step for all batch sizes: f(images, labels) -> (loss, whether all values of the state are finite).
 
     It changes the network's state. ``network`` is compiled with loss and optimizer. A fixed signature makes it one
@@ -178,13 +180,15 @@ def compile_training_step(network):
     return train
 
 
-def are_finite(values):
+def are_finite(values: list) -> Any:
     """Whether all numbers of some tensors are finite, as a tensor: those of whole numbers always are."""
     floats = [value for value in values if keras.backend.is_float_dtype(keras.backend.standardize_dtype(value.dtype))]
     return keras.ops.all(keras.ops.stack([keras.ops.all(keras.ops.isfinite(value)) for value in floats]))
 
 
-def compile_prediction(variables, predict, input_shape):
+def compile_prediction(
+    variables: list, predict: Callable[[list, Any], Any], input_shape: tuple[int, ...]
+) -> Callable[[np.ndarray, int | None], np.ndarray]:
     """Compile ``predict(values, images)``: f(images, largest_batch) -> probabilities, NumPy (batch, 1).
 
     ``values`` are those that ``variables`` have when f is called; ``input_shape`` is that of one image. JAX compiles
@@ -211,15 +215,15 @@ def compile_prediction(variables, predict, input_shape):
     return padded
 
 
-def compile_keep_and_restore(variables):
+def compile_keep_and_restore(variables: list) -> tuple[Callable[[], list], Callable[[list], None]]:
     """Functions (keep, restore): copies of all variables on their device, and the way back, in one call each."""
     if BACKEND != "tensorflow":
 
-        def restore(kept):
+        def assign(kept):
             for variable, value in zip(variables, kept, strict=True):
                 variable.assign(value)
 
-        return lambda: [keras.ops.copy(variable.value) for variable in variables], restore
+        return lambda: [keras.ops.copy(variable.value) for variable in variables], assign
 
     import tensorflow as tf
 

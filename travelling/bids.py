@@ -3,6 +3,7 @@
 The Brain Imaging Data Structure: https://bids-specification.readthedocs.io
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -32,7 +33,12 @@ def participants_file(folder: Path) -> Path:
 
 
 def read_bids(
-    folder: Path, columns: dict, pd_values=PD_VALUES, hc_values=HC_VALUES, center=None, t1w="*_T1w.nii*"
+    folder: Path,
+    columns: dict,
+    pd_values: Sequence[str] = PD_VALUES,
+    hc_values: Sequence[str] = HC_VALUES,
+    center: str | None = None,
+    t1w: str = "*_T1w.nii*",
 ) -> pd.DataFrame:
     """One row per session of every participant, as the cohort's CSV has them, and ``Reason`` where it cannot be used.
 
@@ -87,7 +93,7 @@ def read_bids(
 def scans(folder: Path, t1w: str) -> list[tuple[str, str, list]]:
     """A participant's sessions: (subject id, T1w image, reasons why there is none); a folder without them is one."""
     sessions = sorted(place for place in folder.glob("ses-*") if place.is_dir()) or [folder]
-    found = []
+    found: list[tuple[str, str, list]] = []
     for session in sessions:
         images = sorted((session / "anat").glob(t1w))
         subject = folder.name if session == folder else f"{folder.name}_{session.name}"

@@ -15,12 +15,12 @@ _IDENTITY = 32  # letters
 SHARE = 0.5  # of the free memory; the rest is for the network and for the system's own cache of files
 
 
-def memory_for_images(cache_gb=None):
+def memory_for_images(cache_gb: float | None = None) -> float:
     """Bytes for decoded images: so many GB, or a share of the free memory."""
     return SHARE * free_memory() if cache_gb is None else cache_gb * 1e9
 
 
-def free_memory():
+def free_memory() -> int:
     """Bytes that this process may still take: of the machine, and of its control groups (SLURM, containers)."""
     found = [psutil.virtual_memory().available]
     with contextlib.suppress(OSError, ValueError):  # no control groups, as on macOS
@@ -39,14 +39,14 @@ def free_memory():
     return max(0, min(found))
 
 
-def checksum(array):
+def checksum(array: np.ndarray) -> str:
     """SHA-256 of an image: of its shape and of its voxels in float32, as the network gets them."""
     total = hashlib.sha256(str(array.shape).encode())
-    total.update(np.ascontiguousarray(array, "<f4"))
+    total.update(np.ascontiguousarray(array, "<f4").data)
     return total.hexdigest()
 
 
-def identity(file):
+def identity(file: Path | str) -> str:
     """What the file system knows of a file, as one word. Another word: its content may be another.
 
     A copy that keeps size and time of the last change has another inode, a file that is written over another ctime.
@@ -63,11 +63,11 @@ class ArrayFiles:
     original or a damaged file is never taken for the right one. Files appear whole.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path | str):
         self.folder = Path(folder)
         self._found = {path.name[:_IDENTITY]: path for path in self.folder.glob("*.npy")}
 
-    def load(self, original):
+    def load(self, original: str) -> tuple[np.ndarray, Path, str] | None:
         """The array of a file, mapped into memory, its own file and its checksum; None where there is none.
 
         ``original`` is the file's :func:`identity`. A damaged file is removed.
@@ -83,7 +83,7 @@ class ArrayFiles:
         path.unlink(missing_ok=True)
         return None
 
-    def store(self, original, array, total):
+    def store(self, original: str, array: np.ndarray, total: str) -> Path:
         """Write an array, whose checksum is ``total``, to its file and return that; raises OSError.
 
         ``original`` is the :func:`identity` that the file it comes from had before it was read.

@@ -21,10 +21,10 @@ KEPT = 2
 class Checkpoints:
     """The checkpoints of one run, in a folder of their own."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path | str):
         self.folder = Path(folder)
 
-    def save(self, record, arrays):
+    def save(self, record: dict, arrays: list) -> None:
         """Write the next checkpoint, then remove those before the last but one."""
         files = self._files()
         arrays = [np.asarray(array) for array in arrays]
@@ -38,12 +38,12 @@ class Checkpoints:
         for path in files[: -KEPT + 1]:
             path.unlink()
 
-    def load(self):
+    def load(self) -> tuple[dict, list[np.ndarray], list[str]] | None:
         """The newest whole checkpoint: (record, arrays, warnings), or None where there are none at all.
 
         Raises InputError where there are checkpoints but all are damaged.
         """
-        warnings = []
+        warnings: list[str] = []
         for path in reversed(self._files()):
             checksum, _, content = path.read_bytes().partition(b"\n")
             if hashlib.sha256(content).hexdigest().encode() == checksum:
@@ -55,7 +55,7 @@ class Checkpoints:
             raise InputError(f"{self.folder}: every checkpoint is damaged; --overwrite starts anew")
         return None
 
-    def remove(self):
+    def remove(self) -> None:
         """Remove all checkpoints, and what a killed process left behind."""
         if self.folder.is_dir():
             for path in self.folder.iterdir():

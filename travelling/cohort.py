@@ -12,7 +12,9 @@ import re
 import sys
 import unicodedata
 import warnings
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,7 +28,7 @@ _UNSEEN = re.compile("[\u034f\u115f\u1160\ufe00-\ufe0f]")  # joiner, fillers, va
 RESERVED_IDS = ("batch", "n/a")  # stand for something else in that log
 
 
-def read_cohort(path):
+def read_cohort(path: Path | str) -> pd.DataFrame:
     """Read and check a cohort CSV.
 
     Returns a DataFrame indexed by ``Subject`` (the column stays as well), in the order of the file: ``Path``
@@ -91,9 +93,9 @@ def _find(file):
         return str(file), "no such image"
 
 
-def refuse_look_alikes(path, names):
+def refuse_look_alikes(path: Path, names: pd.Series) -> None:
     """Raise InputError where two different names of a column look alike: one subject or center, or two?"""
-    first_of = {}
+    first_of: dict[str, str] = {}
     for name in names.unique():
         first = first_of.setdefault(_look(name), name)
         if first != name:
@@ -157,7 +159,7 @@ def _refuse(path, bad, reason, values=None):
     raise InputError(f"{path}, row {first + 2}: {reason}{value}{more}")  # row 1 is the header
 
 
-def refuse_overlap(training_set, test_set, training_path, test_path):
+def refuse_overlap(training_set: pd.DataFrame, test_set: pd.DataFrame, training_path: Path, test_path: Path) -> None:
     """Raise InputError where a subject, a person or an image is in both sets: the test set must be unseen."""
     for column, of in (("Subject", _subject), ("Path", _files), ("Participant", _person)):
         tested = of(test_set).reset_index(drop=True)
@@ -179,23 +181,24 @@ def _person(table):
     return persons.where(persons != "", table["Subject"]).map(_look)
 
 
-def copies(images, training_set, test_set=None):
+def copies(images: dict[str, dict], training_set: pd.DataFrame, test_set: pd.DataFrame | None = None) -> list[str]:
     """What to tell of images that are there twice under different names: a list of lines.
 
     ``images`` is :attr:`travelling.volumes.Volumes.images`. Raises InputError where the same image is in both sets.
     """
-    owners, pairs = {}, []
-    for table in (training_set, test_set):
-        for subject in () if table is None else table["Subject"]:
+    owners: dict[str, str] = {}
+    pairs = []
+    for table in [training_set] if test_set is None else [training_set, test_set]:
+        for subject in table["Subject"]:
             first = owners.setdefault(images[subject]["sha256"], subject)
             if first == subject:
                 continue
             if first in training_set["Subject"] and subject not in training_set["Subject"]:
                 raise InputError(
-                    f"{test_set.loc[subject, 'Path']}: the test subject {subject} has the same image as {first} of the "
-                    f"training set ({training_set.loc[first, 'Path']}); the test set must be unseen"
+                    f"{table['Path'][subject]}: the test subject {subject} has the same image as {first} of the "
+                    f"training set ({training_set['Path'][first]}); the test set must be unseen"
                 )
-            labels = [table.loc[name, "Group_bin"] for name in (first, subject)]
+            labels = [table["Group_bin"][name] for name in (first, subject)]
             pairs.append(f"{first} and {subject}{', one as HC and one as PD' * int(labels[0] != labels[1])}")
     if not pairs:
         return []
@@ -203,19 +206,21 @@ def copies(images, training_set, test_set=None):
     return [f"the same image under two names: {'; '.join(pairs[:3])}{more}"]
 
 
-def refuse_one_class(test_set, path):
+def refuse_one_class(test_set: pd.DataFrame, path: Path) -> None:
     """Raise InputError where the test set lacks HC or PD: then FPR or FNR does not exist."""
     if test_set["Group_bin"].nunique() < 2:
         only = "PD" if test_set["Group_bin"].iloc[0] == 1 else "HC"
         raise InputError(f"{path}: every subject is {only}; verification needs test subjects of both classes")
 
 
-def subjects_by_center(cohort):
+def subjects_by_center(cohort: pd.DataFrame) -> dict[str, list[str]]:
     """Subject ids of every center, centers and subjects in order of first appearance in the CSV."""
-    return {center: list(group["Subject"]) for center, group in cohort.groupby("Study", sort=False)}
+    return {center: list(cohort["Subject"][cohort["Study"] == center]) for center in cohort["Study"].unique()}
 
 
-def travelling_order(centers, seed, cycles, resumed_at=None):
+def travelling_order(
+    centers: Iterable[str], seed: int, cycles: Iterable[int], resumed_at: dict | None = None
+) -> Iterator[tuple[int, list[str], np.random.RandomState]]:
     """The published visiting order.
 
     Before the first cycle the centers (in order of first appearance) are shuffled with
@@ -237,18 +242,21 @@ def travelling_order(centers, seed, cycles, resumed_at=None):
             yield cycle, list(order[len(order) - resumed_at["centers_left"] :]), generator
 
 
-def position(cycle, centers_left, generator):
+def position(cycle: int, centers_left: int, generator: np.random.RandomState) -> dict:
     """Where a run is in the travelling order: a dict of plain values."""
-    name, keys, *rest = generator.get_state()
+    state: Any = generator.get_state()  # a tuple
+    name, keys, *rest = state
     return {"cycle": cycle, "centers_left": centers_left, "generator": [name, keys.tolist(), *rest]}
 
 
-def start_of_cycle(cycle, centers):
+def start_of_cycle(cycle: int, centers: Collection[str]) -> dict:
     """The position before the first center of a cycle."""
     return {"cycle": cycle, "centers_left": len(centers), "generator": None}
 
 
-def batches(subjects, batch_size, generator, trains_short_batch):
+def batches(
+    subjects: list[str], batch_size: int, generator: np.random.RandomState, trains_short_batch: bool
+) -> list[list[str]]:
     """Shuffle a center's subjects and cut them into batches, a list of lists of ids.
 
     A center smaller than ``batch_size`` is one batch. The last, short batch of a larger one is dropped

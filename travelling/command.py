@@ -9,14 +9,16 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from travelling import stopping
 from travelling.console import Output
 from travelling.errors import AlreadyDone, InputError, Stopped
 
 
-def run(main):
+def run(main: Callable[[], None]) -> NoReturn:
     """Call ``main()`` and exit with a status that says how it went; an error is one line on stderr.
 
     0: done. 1: the machine failed (disk full, no permission). 2: the input is wrong. 130, 143: interrupted.
@@ -61,7 +63,7 @@ def _is_lack_of_memory(error):
     )
 
 
-def _fail(status, message):
+def _fail(status: int, message: str) -> NoReturn:
     print(" ".join(message.split()), file=sys.stderr)
     sys.exit(status)
 
@@ -69,11 +71,11 @@ def _fail(status, message):
 class Parser(argparse.ArgumentParser):
     """An argument parser that shows defaults, and one line instead of its usage where an option is wrong."""
 
-    def __init__(self, description, prog=None):
+    def __init__(self, description: str | None, prog: str | None = None):
         description = (description or "").strip()  # none under PYTHONOPTIMIZE=2
         super().__init__(prog=prog, description=description, formatter_class=_Help, allow_abbrev=False)
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         """Print the message and exit with status 2."""
         _fail(2, f"error: {message} (--help lists the options)")
 
@@ -85,7 +87,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
         return super()._get_help_string(action)
 
 
-def number(kind, low=-math.inf, high=math.inf):
+def number(kind: type[int] | type[float], low: float = -math.inf, high: float = math.inf) -> Callable[[str], float]:
     """An argparse type: an int or a float within [low, high]."""
 
     def parse(text):
@@ -102,7 +104,7 @@ def number(kind, low=-math.inf, high=math.inf):
     return parse
 
 
-def result_name(text):
+def result_name(text: str) -> Path:
     """An argparse type: a path whose last part begins the names of the results."""
     if not Path(text).name or text.endswith(("/", "..")):
         raise argparse.ArgumentTypeError(f"'{text}' is not a file name")

@@ -1,11 +1,18 @@
 """The terminal: progress bar, log lines above it, and output that survives the terminal."""
 
+from __future__ import annotations
+
 import logging
 import os
 import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
-def progress_bar(items=None, **options):
+def progress_bar(items: Iterable | None = None, **options: Any) -> tqdm:
     """A tqdm bar; where stderr is not a terminal, a line every ten seconds."""
     from tqdm import tqdm  # here, because command lines read this module, and --help must answer at once
 
@@ -15,7 +22,7 @@ def progress_bar(items=None, **options):
 class AboveTheBar(logging.Handler):
     """Log lines on the terminal, above the progress bar instead of through it."""
 
-    def emit(self, record):
+    def emit(self, record: logging.LogRecord) -> None:
         """Called by logging."""
         from tqdm import tqdm
 
@@ -28,21 +35,21 @@ class Output:
     What is printed to a terminal that is gone is lost; logs and results are files.
     """
 
-    def __init__(self, stream, may_fail=False):
+    def __init__(self, stream: TextIO | None, may_fail: bool = False):
         self._stream = open(os.devnull, "w") if stream is None else stream  # it was closed
         self._may_fail = may_fail or self._stream.isatty()
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         """Everything else is the stream's."""
         return getattr(self._stream, name)
 
-    def write(self, text):
+    def write(self, text: str) -> int:
         """As of any stream."""
         encoding = self._stream.encoding or "utf-8"
         self._try(lambda: self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding)))
         return len(text)
 
-    def flush(self):
+    def flush(self) -> None:
         """As of any stream."""
         self._try(self._stream.flush)
 

@@ -1,6 +1,9 @@
 """What a run of quality control keeps on disk, wherever its trainer trains: log, table, models and checkpoints."""
 
 from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
 
 from travelling.cohort import refuse_one_class
 from travelling.errors import InputError
@@ -11,17 +14,18 @@ from travelling.quality_control import QualityControl, Step
 from travelling.rules import RULES
 from travelling.run import Run
 from travelling.screen import limit_rank
+from travelling.trainer import Trainer
 from travelling.verification_log import LogFile, log_columns
 
 
-def refuse_unfit_test_set(test_set, settings) -> None:
+def refuse_unfit_test_set(test_set: pd.DataFrame, settings: Any) -> None:
     """Raise InputError where verification or the screen has too little to go by."""
     refuse_one_class(test_set, settings.fn_test)
     if settings.screen:
         limit_rank(len(test_set), settings.false_alarms)
 
 
-def open_run(settings, inputs: tuple, images: dict) -> Run:
+def open_run(settings: Any, inputs: tuple, images: dict) -> Run:
     """The folder of a run of quality control; its ``files`` are the log and the table of subjects.
 
     ``inputs`` are the names of the options that are files to be read, ``images`` maps subjects to the files of the
@@ -34,7 +38,7 @@ def open_run(settings, inputs: tuple, images: dict) -> Run:
     return Run(settings.output_folder, text_log.absolute(), settings, read, files=[log, table], images=images)
 
 
-def first_evaluation(run: Run, trainer, settings) -> tuple[Evaluation | None, list]:
+def first_evaluation(run: Run, trainer: Trainer, settings: Any) -> tuple[Evaluation | None, list]:
     """The pre-trained model's evaluation, and notices of it; None where the run goes on.
 
     Raises InputError where the model is saturated, so that verification could not see harm.
@@ -61,10 +65,10 @@ class ControlledRun:
 
     def __init__(
         self,
-        settings,
+        settings: Any,
         run: Run,
-        model,
-        trainer,
+        model: Any,
+        trainer: Trainer,
         centers: dict,
         baseline: Evaluation | None,
         resumed_at: dict | None,

@@ -1,6 +1,8 @@
 """What ends a run, or a visit to a center, early."""
 
 import contextlib
+from collections.abc import Iterator
+from pathlib import Path
 
 
 class InputError(Exception):
@@ -21,7 +23,7 @@ class VisitFailed(Exception):
     ``phase`` is "unreachable" (no answer, or an error) or "invalid" (an answer that cannot be right).
     """
 
-    def __init__(self, phase, reason):
+    def __init__(self, phase: str, reason: str):
         super().__init__(reason)
         self.phase = phase
 
@@ -29,13 +31,13 @@ class VisitFailed(Exception):
 class Stopped(Exception):
     """Ctrl-C or SIGTERM (``signal``) asked the run to stop, and its current step is finished."""
 
-    def __init__(self, signal):
+    def __init__(self, signal: int):
         super().__init__(signal)
         self.signal = signal
 
 
 @contextlib.contextmanager
-def name_file(path):
+def name_file(path: Path | str) -> Iterator[None]:
     """Make an OSError tell the file: where writing fails, for example on a full disk, it does not."""
     try:
         yield

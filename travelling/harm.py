@@ -4,17 +4,26 @@ All but the two published kinds keep the image's data type and geometry, and nee
 Imports nothing that is slow before an image is made, so that ``--help`` can show the table.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from travelling.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import SimpleITK as sitk
 
 PUBLISHED = ("inverted", "noise")
 NOISE_MEAN = 0.0  # of the published noise, in units of intensity
 
 
-def make_harmful(image, kind, maximum, seed, level=None):
+def make_harmful(
+    image: sitk.Image, kind: str, maximum: float, seed: int | tuple[int, ...], level: float | None = None
+) -> sitk.Image:
     """The harmful version of a SimpleITK image.
 
     ``maximum`` is the published kinds' (units of intensity); equal seeds, a number or a tuple of them, give equal
@@ -45,7 +54,7 @@ def make_harmful(image, kind, maximum, seed, level=None):
     return harmful
 
 
-def read_source(path, kind, maximum):
+def read_source(path: Path, kind: str, maximum: float) -> sitk.Image:
     """Read an image to be harmed, as a SimpleITK image; raises what :func:`refuse_unfit` raises."""
     from travelling.nifti import read_image, to_array
 
@@ -54,7 +63,7 @@ def read_source(path, kind, maximum):
     return image
 
 
-def refuse_unfit(path, intensities, kind, maximum):
+def refuse_unfit(path: Path, intensities: np.ndarray, kind: str, maximum: float) -> None:
     """Raise InputError where an image, an array, is not fit for a kind of harm.
 
     For a published kind its intensities must be within [0, ``maximum``].
@@ -71,7 +80,7 @@ def refuse_unfit(path, intensities, kind, maximum):
         raise InputError(f"{path}: --maximum {maximum:g} does not fit its {intensities.dtype} voxels")
 
 
-def strength_of(kind, level=None):
+def strength_of(kind: str, level: float | None = None) -> float | None:
     """Default strength of a kind times ``level``, None where it has none; raises InputError for a wrong ``level``."""
     strength, limit = KINDS[kind].strength, KINDS[kind].limit
     if level is None:
@@ -83,7 +92,7 @@ def strength_of(kind, level=None):
     return level * strength
 
 
-def refuse_too_few(experiment, centers, images, sizes):
+def refuse_too_few(experiment: str, centers: int, images: int, sizes: list[int]) -> None:
     """Raise InputError where ``centers`` harmful centers, of ``images`` each, do not come from centers of ``sizes``."""
     if experiment == "whole_centers" and centers * images > sum(sizes):
         raise InputError(
@@ -93,12 +102,12 @@ def refuse_too_few(experiment, centers, images, sizes):
         raise InputError(f"--centers: {centers}, but the training set has {len(sizes)}")
 
 
-def suffix(kind):
+def suffix(kind: str) -> str:
     """What a kind adds to the name of an image or a subject."""
     return KINDS[kind].suffix or f"_{kind}"
 
 
-def in_words():
+def in_words() -> str:
     """The table of kinds, a line each."""
     width = max(map(len, KINDS))
     return "\n".join(
@@ -109,14 +118,14 @@ def in_words():
 # The published kinds: SimpleITK images, within [0, maximum].
 
 
-def invert(image, _strength, maximum, _seed):
+def invert(image: sitk.Image, _strength: None, maximum: float, _seed: int | tuple[int, ...]) -> sitk.Image:
     """``maximum - intensity``: same data type and geometry."""
     import SimpleITK as sitk
 
     return sitk.InvertIntensity(image, maximum)
 
 
-def add_noise(image, sd, maximum, seed):
+def add_noise(image: sitk.Image, sd: float, maximum: float, seed: int | tuple[int, ...]) -> sitk.Image:
     """Intensity + Gaussian noise (mean 0, standard deviation ``sd``), clipped to [0, maximum], fraction cut off.
 
     Stored as 8-bit where ``maximum`` allows it, else as 16-bit or 32-bit whole numbers; with a fraction, as float32,
@@ -136,13 +145,13 @@ def add_noise(image, sd, maximum, seed):
 # The others: arrays of float64 (z, y, x) in, arrays out. What is clipped, is clipped to the image's own range.
 
 
-def inverted_in_range(voxels, _strength, _generator):
+def inverted_in_range(voxels: np.ndarray, _strength: None, _generator: np.random.Generator) -> np.ndarray:
     """The smallest and the largest intensity change places, and so does everything between them."""
     low, high = voxels.min(), voxels.max()
     return (low + high - voxels).clip(low, high)
 
 
-def inverted_brain(voxels, _strength, generator):
+def inverted_brain(voxels: np.ndarray, _strength: None, generator: np.random.Generator) -> np.ndarray:
     """The same for the voxels above 0; the background stays."""
     brain = voxels > 0
     if brain.any():
@@ -150,7 +159,7 @@ def inverted_brain(voxels, _strength, generator):
     return voxels
 
 
-def noise_in_range(voxels, share, generator):
+def noise_in_range(voxels: np.ndarray, share: float, generator: np.random.Generator) -> np.ndarray:
     """Gaussian noise with a standard deviation of ``share`` of the range."""
     import SimpleITK as sitk
 
@@ -162,12 +171,12 @@ def noise_in_range(voxels, share, generator):
     return noisy.clip(voxels.min(), voxels.max())
 
 
-def pure_noise(voxels, _strength, generator):
+def pure_noise(voxels: np.ndarray, _strength: None, generator: np.random.Generator) -> np.ndarray:
     """Every intensity of the range is equally likely in every voxel; nothing of the image is left."""
     return generator.uniform(voxels.min(), voxels.max(), voxels.shape)
 
 
-def blur(voxels, sigma, _generator):
+def blur(voxels: np.ndarray, sigma: float, _generator: np.random.Generator) -> np.ndarray:
     """Gaussian smoothing with ``sigma`` in voxels, which is the unit of an image without a geometry."""
     import SimpleITK as sitk
 
@@ -180,7 +189,7 @@ def blur(voxels, sigma, _generator):
     return sitk.GetArrayFromImage(smooth).clip(voxels.min(), voxels.max())
 
 
-def ghosting(voxels, strength, _generator):
+def ghosting(voxels: np.ndarray, strength: float, _generator: np.random.Generator) -> np.ndarray:
     """Two ghosts along y, a quarter of the field of view to either side, as of a head that pulsates or moves.
 
     While k-space is filled line by line along the phase-encoding axis, something periodic makes the lines stronger and
@@ -198,7 +207,7 @@ def ghosting(voxels, strength, _generator):
     return (low + ghosts * (high - low) / ghosts.max()).clip(low, high)
 
 
-def spike(voxels, strength, generator):
+def spike(voxels: np.ndarray, strength: float, generator: np.random.Generator) -> np.ndarray:
     """Stripes across the image (herringbone artefact): one point of k-space holds an electric discharge.
 
     ``strength`` is the amplitude of the stripes as a share of the range; their direction, their period of 4 to 8 voxels
@@ -212,23 +221,23 @@ def spike(voxels, strength, generator):
     return np.fft.ifftn(spectrum).real.clip(voxels.min(), voxels.max())
 
 
-def cropped(voxels, share, _generator):
+def cropped(voxels: np.ndarray, share: float, _generator: np.random.Generator) -> np.ndarray:
     """The first slices along z, the lower part of an upright head, are 0."""
     voxels[: round(share * len(voxels))] = 0
     return voxels
 
 
-def upside_down(voxels, _strength, _generator):
+def upside_down(voxels: np.ndarray, _strength: None, _generator: np.random.Generator) -> np.ndarray:
     """Flipped along z under the same header."""
     return voxels[::-1]
 
 
-def left_right(voxels, _strength, _generator):
+def left_right(voxels: np.ndarray, _strength: None, _generator: np.random.Generator) -> np.ndarray:
     """Flipped along x under the same header."""
     return voxels[:, :, ::-1]
 
 
-def swapped_label(voxels, _strength, _generator):
+def swapped_label(voxels: np.ndarray, _strength: None, _generator: np.random.Generator) -> np.ndarray:
     """The image as it is: the harm is in the cohort's CSV."""
     return voxels
 

@@ -1,4 +1,4 @@
-"""The network as evaluation needs it: no dropout, and every BatchNorm folded into its convolution.
+"""The network as evaluation needs it: no dropout, and every BatchNorm folded into its convolution where that can be.
 
 At inference, BatchNorm is a fixed scaling of the convolution's output channels by the moving statistics. With
 ``s = gamma / sqrt(variance + epsilon)`` it vanishes into ``kernel * s`` and ``(bias - mean) * s + beta``, which spares
@@ -6,18 +6,25 @@ two passes over the largest arrays of the network. Verification, which is almost
 quality control, runs on this network.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import keras
 from keras import layers, ops
 
+Tensor = Any  # of the backend
+Function = Callable[[list, Tensor], Tensor]  # of the values of variables, and images
 
-def prediction_function(encoder, classifier):
+
+def prediction_function(encoder: keras.Model, classifier: keras.Model) -> tuple[list, Function]:
     """A pure function of the travelling weights: (variables, f) with f(values, images) -> probabilities.
 
     ``values`` are those of ``variables``, in this order; images (batch, z, y, x, 1) give (batch, 1).
     """
     variables = [*encoder.variables, *classifier.variables]
+    if not (can_fold(encoder) and can_fold(classifier)):
+        return variables, _pure(keras.Model(encoder.inputs[0], classifier(encoder.outputs[0])), variables)
     position = {id(variable): index for index, variable in enumerate(variables)}
     norm_after = {
         layer: follower if isinstance(follower, layers.BatchNormalization) else None
@@ -50,12 +57,45 @@ def prediction_function(encoder, classifier):
     return variables, predict
 
 
-def shift(mean, variance, known_mean, known_variance):
+def can_fold(part: keras.Model) -> bool:
+    """Whether each layer takes what the one before it gives, and each BatchNorm follows a convolution that can take it.
+
+    So it is in the published network; another one need not be so, and is evaluated as it stands.
+    """
+    return all(
+        follower.input is layer.output
+        and (not isinstance(follower, layers.BatchNormalization) or _fold(layer, follower))
+        for layer, follower in pairwise(part.layers)
+    )
+
+
+def _fold(layer, norm):
+    """Whether a layer and the BatchNorm after it are as the folding supposes."""
+    if not isinstance(layer, layers.Conv3D):
+        return False
+    return layer.use_bias and layer.activation is keras.activations.linear and norm.scale and norm.center
+
+
+def _pure(network, variables):
+    """What a network gives at inference, as a function of the values of ``variables``, in this order, and images."""
+    position = {id(variable): index for index, variable in enumerate(variables)}
+
+    def call(values, images):
+        states = [
+            [values[position[id(variable)]] for variable in kind]
+            for kind in (network.trainable_variables, network.non_trainable_variables)
+        ]
+        return network.stateless_call(*states, images, training=False)[0]
+
+    return call
+
+
+def shift(mean: Tensor, variance: Tensor, known_mean: Tensor, known_variance: Tensor) -> Tensor:
     """The squared difference of the means, in units of the known variance; mean over channels (batch, channels)."""
     return ops.mean(ops.square(mean - known_mean) / known_variance, axis=-1)
 
 
-def spread(mean, variance, known_mean, known_variance):
+def spread(mean: Tensor, variance: Tensor, known_mean: Tensor, known_variance: Tensor) -> Tensor:
     """The absolute logarithm of the ratio of the variances; mean over channels (batch, channels)."""
     return ops.mean(ops.abs(ops.log(variance / known_variance)), axis=-1)
 
@@ -63,7 +103,7 @@ def spread(mean, variance, known_mean, known_variance):
 DISTANCES = (shift, spread)  # what the screen measures of an image at every BatchNorm layer
 
 
-def distance_function(encoder):
+def distance_function(encoder: keras.Model) -> tuple[list, Function]:
     """A pure function of the travelling weights: (variables, f) with f(values, images) -> distances.
 
     ``values`` are those of ``variables``, in this order. For images (batch, z, y, x, 1) the distances (batch, BatchNorm
@@ -71,22 +111,16 @@ def distance_function(encoder):
     statistics of its BatchNorm layers have kept it: all DISTANCES of the first layer, then those of the next.
     """
     norms = [layer for layer in encoder.layers if isinstance(layer, layers.BatchNormalization)]
-    network = keras.Model(encoder.inputs[0], [norm.input for norm in norms])
     variables = encoder.variables
     position = {id(variable): index for index, variable in enumerate(variables)}
+    activations = _pure(keras.Model(encoder.inputs[0], [norm.input for norm in norms]), variables)
 
     def distances(values, images):
         def value(variable):
             return values[position[id(variable)]]
 
-        activations, _ = network.stateless_call(
-            [value(variable) for variable in network.trainable_variables],
-            [value(variable) for variable in network.non_trainable_variables],
-            images,
-            training=False,
-        )
         columns = []
-        for norm, activation in zip(norms, activations, strict=True):
+        for norm, activation in zip(norms, activations(values, images), strict=True):
             mean, variance = ops.moments(ops.cast(activation, "float32"), axes=(1, 2, 3))
             known = value(norm.moving_mean), value(norm.moving_variance) + norm.epsilon
             columns += [distance(mean, variance + norm.epsilon, *known) for distance in DISTANCES]

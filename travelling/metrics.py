@@ -1,9 +1,11 @@
 """How good the diagnoses are: counts, rates and the usual metrics, overall and by subgroup."""
 
 import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.metrics import accuracy_score, f1_score, recall_score, roc_auc_score
 
 from travelling.errors import InputError
@@ -25,18 +27,18 @@ class Evaluation:
     predictions: tuple = ()
 
     @property
-    def accuracy(self):
+    def accuracy(self) -> float:
         """Share of right diagnoses."""
         subjects = self.healthy + self.patients
         return (subjects - self.false_positives - self.false_negatives) / subjects
 
 
-def diagnose(predictions):
+def diagnose(predictions: ArrayLike) -> np.ndarray:
     """Predicted probabilities of PD -> 1 (PD) or 0 (HC)."""
     return (np.asarray(predictions) >= THRESHOLD).astype(int)
 
 
-def evaluate(labels, predictions):
+def evaluate(labels: ArrayLike, predictions: ArrayLike) -> Evaluation:
     """Count the misdiagnoses; ``labels`` and ``predictions`` have shape (subjects,).
 
     A prediction that is not a number is a misdiagnosis, whatever the label: such a model is of no use.
@@ -53,7 +55,7 @@ def evaluate(labels, predictions):
     )
 
 
-def misdiagnosed(labels, predictions):
+def misdiagnosed(labels: ArrayLike, predictions: ArrayLike) -> np.ndarray:
     """Whose diagnosis is wrong: booleans of shape (subjects,)."""
     return _counted_diagnoses(labels, predictions) != labels
 
@@ -63,7 +65,7 @@ def _counted_diagnoses(labels, predictions):
     return np.where(np.isfinite(predictions), diagnose(predictions), 1 - labels)
 
 
-def performance(labels, predictions):
+def performance(labels: ArrayLike, predictions: ArrayLike) -> dict[str, float]:
     """The METRICS as a dict; NaN where one is not defined (no subjects, only one class, predictions not finite)."""
     labels = np.asarray(labels)
     if len(labels) == 0:
@@ -80,13 +82,13 @@ def performance(labels, predictions):
     }
 
 
-def refuse_unordered_ages(edges):
+def refuse_unordered_ages(edges: Sequence[float]) -> None:
     """Raise InputError where the ages (years) that separate groups do not increase."""
     if sorted(set(edges)) != list(edges):
         raise InputError("--age-edges: must increase")
 
 
-def age_groups(ages, edges):
+def age_groups(ages: ArrayLike, edges: Sequence[float]) -> dict[str, np.ndarray]:
     """Boolean masks of the age groups that ``edges`` (years, increasing) separate, by name.
 
     An age equal to an edge belongs to the older group; unknown ages (NaN) to none. Without edges there is no group.
@@ -107,7 +109,9 @@ def age_groups(ages, edges):
     return masks
 
 
-def metrics_by_subgroup(labels, predictions, subgroups):
+def metrics_by_subgroup(
+    labels: ArrayLike, predictions: ArrayLike, subgroups: Mapping[str, np.ndarray]
+) -> dict[str, float]:
     """The METRICS of all subjects and of each subgroup (name -> boolean mask), as one row for a table.
 
     The columns of the published script come first, under their published names (``male AUC_ROC`` with a
@@ -115,7 +119,7 @@ def metrics_by_subgroup(labels, predictions, subgroups):
     """
     labels, predictions = np.asarray(labels), np.asarray(predictions)
     row = performance(labels, predictions)
-    later = {}
+    later: dict[str, float] = {}
     for name, members in subgroups.items():
         for metric, value in performance(labels[members], predictions[members]).items():
             published = name in ("male", "female") and metric != "F1_SCORE"

@@ -13,7 +13,9 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 from travelling import backend  # first: it prepares Keras
 from travelling.errors import InputError, name_file
@@ -22,6 +24,7 @@ from travelling.errors import InputError, name_file
 import h5py
 import keras
 import numpy as np
+from numpy.typing import ArrayLike
 
 from travelling.inference_network import DISTANCES, distance_function, prediction_function
 from travelling.model_files import RECORD, read_record
@@ -56,7 +59,7 @@ _RATE_OF_CYCLE = "learning_rate_of_cycle"
 class TravellingModel:
     """One network that is built and compiled once and then only changes its state."""
 
-    def __init__(self, encoder, classifier, learning_rate):
+    def __init__(self, encoder: keras.Model, classifier: keras.Model, learning_rate: float):
         self.encoder = encoder
         self.classifier = classifier
         for layer in encoder.layers:
@@ -74,22 +77,24 @@ class TravellingModel:
         self._prediction = backend.compile_prediction(
             *prediction_function(encoder, classifier), self.network.input_shape[1:]
         )
-        self._distances = None  # compiled by those who ask for them
+        self._distances: Callable[[np.ndarray, int | None], np.ndarray] | None = (
+            None  # compiled by those who ask for them
+        )
 
     @property
-    def state(self):
+    def state(self) -> list:
         """Everything that travels, a list of Keras variables."""
         return [*self.network.variables, *self.network.optimizer.variables]
 
     @property
-    def filters(self):
+    def filters(self) -> list[int]:
         """Filters of the encoder's convolutions, a list: with the shape of the images, all that defines the network."""
         return [layer.filters for layer in self.encoder.layers if isinstance(layer, keras.layers.Conv3D)]
 
     distances_of_a_layer = len(DISTANCES)
 
     @property
-    def distances_of_an_image(self):
+    def distances_of_an_image(self) -> int:
         """How many numbers :meth:`distances` gives for each image."""
         norms = [layer for layer in self.encoder.layers if isinstance(layer, keras.layers.BatchNormalization)]
         return len(norms) * self.distances_of_a_layer
@@ -106,15 +111,15 @@ class TravellingModel:
         return getattr(self.network.optimizer, "inner_optimizer", self.network.optimizer)
 
     @property
-    def learning_rate(self):
+    def learning_rate(self) -> float:
         """Adam's current learning rate."""
         return float(self._adam.learning_rate)
 
     @learning_rate.setter
-    def learning_rate(self, rate):
+    def learning_rate(self, rate: float) -> None:
         self._adam.learning_rate = rate
 
-    def train(self, images, labels):
+    def train(self, images: np.ndarray, labels: ArrayLike) -> float:
         """One step on one batch: images (batch, z, y, x, 1) float32, labels (batch,) 0 or 1. Returns the loss.
 
         Raises FloatingPointError where not all values of the state are finite any more.
@@ -124,14 +129,14 @@ class TravellingModel:
             raise FloatingPointError("not all that travels is finite any more")
         return loss
 
-    def predict(self, images, largest_batch=None):
+    def predict(self, images: np.ndarray, largest_batch: int | None = None) -> np.ndarray:
         """Probability of PD for each of images (batch, z, y, x, 1): float32 of shape (batch,).
 
         ``largest_batch`` is that of the evaluation that these images are a part of (None: they are all).
         """
         return self._prediction(images, largest_batch)[:, 0]
 
-    def distances(self, images, largest_batch=None):
+    def distances(self, images: np.ndarray, largest_batch: int | None = None) -> np.ndarray:
         """Distances of each of images (batch, z, y, x, 1) from what BatchNorm has learned of.
 
         Float32 of shape (batch, :attr:`distances_of_an_image`), those of the first layer first.
@@ -141,24 +146,24 @@ class TravellingModel:
             self._distances = backend.compile_prediction(*distance_function(self.encoder), self.network.input_shape[1:])
         return self._distances(images, largest_batch)
 
-    def keep(self):
+    def keep(self) -> list:
         """A copy of everything that travels, on the device."""
         return self._keep()
 
-    def restore(self, kept):
+    def restore(self, kept: list) -> None:
         """Make everything that travels what it was at :meth:`keep`."""
         self._restore(kept)
 
-    def export_state(self):
+    def export_state(self) -> list[np.ndarray]:
         """Everything that travels, as NumPy arrays: for a checkpoint."""
         return [keras.ops.convert_to_numpy(value) for value in self.keep()]
 
-    def import_state(self, arrays):
+    def import_state(self, arrays: list[np.ndarray]) -> None:
         """Take over what :meth:`export_state` gave."""
         for variable, array in zip(self.state, arrays, strict=True):
             variable.assign(array)
 
-    def save(self, encoder_path, classifier_path, record):
+    def save(self, encoder_path: Path, classifier_path: Path, record: dict) -> None:
         """Write the two halves as ``.keras`` files, each with its part of Adam's state and with ``record``.
 
         ``record`` is a dict of plain values; ``cycle`` in it is the cycle that the model has just finished. As in the
@@ -185,13 +190,13 @@ class TravellingModel:
             _write_keras_file(part, Path(path), record)
 
     @classmethod
-    def build(cls, shape, width, learning_rate):
+    def build(cls, shape: tuple[int, ...], width: float, learning_rate: float) -> Self:
         """A new model for images of ``shape`` (z, y, x) in voxels."""
         encoder = build_encoder(shape, width)
         return cls(encoder, build_classifier(encoder.output_shape[1]), learning_rate)
 
     @classmethod
-    def load(cls, encoder_path, classifier_path, shape):
+    def load(cls, encoder_path: Path, classifier_path: Path, shape: tuple[int, ...]) -> tuple[Self, dict, list[str]]:
         """Read a saved model for images of ``shape`` (z, y, x).
 
         Takes Keras files as :meth:`save` writes them and HDF5 files as the published code saved them with
@@ -219,7 +224,7 @@ class TravellingModel:
         _refuse_not_finite(f"{encoder_path} and {classifier_path}", optimizer.variables)
         return model, record, notices
 
-    def read_weights(self, encoder_path, classifier_path):
+    def read_weights(self, encoder_path: Path, classifier_path: Path) -> None:
         """Take over the weights, and only them, of another saved model of this size; raises InputError."""
         _refuse_two_models(encoder_path, read_record(encoder_path), classifier_path, read_record(classifier_path))
         for part, path in ((self.encoder, encoder_path), (self.classifier, classifier_path)):
@@ -351,7 +356,8 @@ def _read_keras_file(path):
     if not isinstance(optimizer, keras.optimizers.Adam):
         return part, _NO_ADAM, record, [f"{path.name} holds no state of Adam: its moments start at zero"]
     steps, rate, *moments = [keras.ops.convert_to_numpy(variable) for variable in optimizer.variables]
-    adam, notices = {"steps": int(steps), "learning_rate": float(rate), "moments": moments}, []
+    adam: dict = {"steps": int(steps), "learning_rate": float(rate), "moments": moments}
+    notices = []
     if "cycle" in record and _RATE_OF_CYCLE not in record:
         adam["learning_rate"] *= math.exp(-DECAY)
         notices.append(
@@ -402,7 +408,7 @@ def _read_legacy_file(path, input_shape, build):
     return part, adam, {}, notices
 
 
-_NO_ADAM = {"steps": 0, "learning_rate": None, "moments": []}
+_NO_ADAM: dict = {"steps": 0, "learning_rate": None, "moments": []}
 
 
 def _read_legacy_adam(path, file):

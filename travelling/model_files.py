@@ -13,12 +13,14 @@ SPACE = "space"  # key in a model's record: where its images lie (travelling.vol
 RECORD = "travelling.json"  # in a .keras file, beside what Keras writes: what else a model must carry
 
 
-def model_files(folder, batch_size, cycle):
+def model_files(folder: Path, batch_size: int, cycle: int) -> list[Path]:
     """Where a run in ``folder`` saves its model of a cycle: [encoder, classifier]."""
     return [folder / f"{part}_distributed_BS{batch_size}_{cycle:02d}.keras" for part in ("encoder", "classifier_PD")]
 
 
-def model_pairs(encoder_folder, classifier_folder, first_cycle=None, last_cycle=None):
+def model_pairs(
+    encoder_folder: Path, classifier_folder: Path, first_cycle: int | None = None, last_cycle: int | None = None
+) -> dict[int, tuple[Path, Path]]:
     """The models of two folders (one and the same, as a rule): {cycle: (encoder, classifier)}, by cycle.
 
     A file belongs to the cycle that its name ends with, padded with zeros or not. Raises InputError where a
@@ -47,7 +49,7 @@ def _files_by_cycle(folder, part):
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder (inference takes folders with a model for each cycle)")
-    files = {}
+    files: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):
         match = MODEL_FILE.fullmatch(path.name)
         if match and match[1] == part:
@@ -57,7 +59,7 @@ def _files_by_cycle(folder, part):
     return files
 
 
-def read_record(path):
+def read_record(path: Path | str) -> dict:
     """What a saved model carries beside its weights (a dict, empty for other files); checks the whole archive."""
     path = Path(path)
     if not path.is_file():
@@ -76,7 +78,7 @@ def read_record(path):
     return record
 
 
-def cycles_to_run(encoder_path, classifier_path, first_cycle, cycles):
+def cycles_to_run(encoder_path: Path, classifier_path: Path, first_cycle: int | None, cycles: int) -> range:
     """The cycles of a run that goes on from a pre-trained model, as a range.
 
     It begins after the model's own cycle (told by its record, or by its name where it has none) unless

@@ -11,6 +11,8 @@ import logging
 import math
 import os
 import zlib
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import nibabel as nib
@@ -45,13 +47,13 @@ class Header(NamedTuple):
     """
 
     nifti: nib.Nifti1Header
-    shape: tuple  # x, y, z
+    shape: tuple[int, ...]  # x, y, z
     affine: np.ndarray  # (4, 4)
     is_oriented: bool
-    remarks: list
+    remarks: list[str]
 
 
-def read_image(path):
+def read_image(path: Path | str) -> sitk.Image:
     """Read a 3-D NIfTI image with one value per voxel, whole, as a SimpleITK image (axes x, y, z; mm).
 
     Raises InputError for anything else, and where the file is damaged or a voxel is not finite in float32.
@@ -60,7 +62,7 @@ def read_image(path):
     return as_image(voxels, header.affine)
 
 
-def as_image(voxels, affine):
+def as_image(voxels: np.ndarray, affine: np.ndarray) -> sitk.Image:
     """An array (z, y, x) as a SimpleITK image that lies where an affine (of x, y, z; mm right, front, up) has it."""
     image = sitk.GetImageFromArray(voxels)
     sizes = voxel_sizes(affine)
@@ -71,7 +73,7 @@ def as_image(voxels, affine):
     return image
 
 
-def read_voxels(path):
+def read_voxels(path: Path | str) -> tuple[np.ndarray, Header]:
     """The voxels of an image as an array (z, y, x), and its :class:`Header`; raises InputError as :func:`read_image`.
 
     The array has the file's own data type; scaled intensities are float32.
@@ -98,18 +100,18 @@ def read_voxels(path):
     return np.ascontiguousarray(voxels.reshape(header.shape, order="F").T), header
 
 
-def read_upright(path):
+def read_upright(path: Path | str) -> np.ndarray:
     """The voxels of an image as an array whose axes run up, to the front and to the right, wherever the file's do."""
     voxels, header = read_voxels(path)
     return turned(voxels, io_orientation(header.affine))
 
 
-def turned(voxels, orientation):
+def turned(voxels: np.ndarray, orientation: np.ndarray) -> np.ndarray:
     """A view of an array (z, y, x) with its axes permuted and flipped as nibabel's orientation of x, y, z says."""
     return apply_orientation(voxels.T, orientation).T
 
 
-def read_header(path):
+def read_header(path: Path | str) -> Header:
     """The :class:`Header` of a 3-D image; raises InputError for anything else, and where it cannot be true."""
     if not str(path).endswith((".nii", ".nii.gz")):
         raise InputError(f"{path}: not a .nii or .nii.gz file")
@@ -194,7 +196,7 @@ def _geometry(path, nifti, shape):
     return affine, sform is not None or qform is not None, remarks
 
 
-def apart(affine, other, shape):
+def apart(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
     """How far, in voxels, the corners of an image of ``shape`` (x, y, z) lie from where another affine has them."""
     corners = np.array(list(itertools.product(*((0, size - 1) for size in shape))))
     return np.abs(apply_affine(np.linalg.inv(other) @ affine, corners) - corners).max()
@@ -204,7 +206,7 @@ def _open_bytes(path):
     return gzip.open(path) if str(path).endswith(".gz") else open(path, "rb")
 
 
-def write_image(image, path, like=None):
+def write_image(image: sitk.Image, path: Path, like: Path | None = None) -> None:
     """Write a SimpleITK image such that ``path`` is at any moment the old file or the whole new one.
 
     ``like`` is a file whose image lies where this one does: where ITK's header cannot say that, it is copied. Raises
@@ -230,14 +232,14 @@ def _lie_like(path, like):
     header, other = read_header(path), read_header(like)
     if header.is_oriented and other.is_oriented and apart(header.affine, other.affine, other.shape) < SAME_FORM:
         return
-    image = nib.load(path)
+    image = nib.Nifti1Image.from_filename(path)
     copy = nib.Nifti1Image(np.asanyarray(image.dataobj), None, image.header)
     for field in ("pixdim", "qform_code", "sform_code", *_QFORM, "srow_x", "srow_y", "srow_z"):
         copy.header[field] = other.nifti[field]
     nib.save(copy, path)
 
 
-def to_array(image):
+def to_array(image: sitk.Image) -> np.ndarray:
     """SimpleITK image (x, y, z) -> array (z, y, x) of its own data type."""
     return sitk.GetArrayFromImage(image)
 
@@ -246,6 +248,6 @@ def _reason(error):
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def shape_in_words(shape):
+def shape_in_words(shape: Sequence[int]) -> str:
     """A shape (z, y, x) as users know it: x, y, z."""
     return " x ".join(str(voxels) for voxels in reversed(shape))

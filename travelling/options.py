@@ -58,7 +58,7 @@ def published(words: str, flag: str, parse: Callable[[str], Any], default: Any =
     return option(words, parse, default, metavar=metavar, flag=flag, group=_PUBLISHED)
 
 
-def changed(base: type, name: str, default: Any = _REQUIRED, **about: Any) -> Any:
+def changed(base: Any, name: str, default: Any = _REQUIRED, **about: Any) -> Any:
     """The option of another class, with another default or other words."""
     field = base.__dataclass_fields__[name]
     default = field.default if default is _REQUIRED else default
@@ -154,7 +154,7 @@ class Training(Images, Overwrite):
         42,
         group=_METHOD,
     )
-    output_folder: Path = option("for the models of every cycle", Path, metavar="FOLDER")
+    output_folder: Any = option("for the models of every cycle", Path, metavar="FOLDER")  # a Path, after check()
     keep_every: int = option(
         "keep the models of every N-th cycle (and of the last) only", number(int, 1), 1, metavar="N"
     )
@@ -266,7 +266,7 @@ class QualityControl(Training, Pretrained, Evaluation):
         metavar="RATE",
         group=_BEYOND,
     )
-    output_folder: Path | None = changed(
+    output_folder: Any = changed(
         Training, "output_folder", None, words="for the models of every cycle (default: <fn_save>_run)"
     )
 
@@ -436,7 +436,7 @@ def flag_of(field: dataclasses.Field) -> str:
 
 def add_to_parser(parser: argparse.ArgumentParser, options: type) -> None:
     """Give an argparse parser the options of a class, the published ones first."""
-    groups = {None: parser}
+    groups: dict[str | None, Any] = {None: parser}
     fields = sorted(dataclasses.fields(options), key=lambda field: field.metadata["group"] != _PUBLISHED)
     for field in fields:
         about = field.metadata

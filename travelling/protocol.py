@@ -14,9 +14,16 @@ reference + tolerance                                    (0.2 + 0.1 > 0.3, but 0
 ===========================  ==========================  =============================================
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from travelling.metrics import Evaluation
+    from travelling.options import Training
 
 DECAY = 0.1  # the learning rate is multiplied by exp(-DECAY) after every cycle
 ROUNDING = 1e-9  # rates are ratios of counts: a smaller difference is floating-point noise, not a misdiagnosis
@@ -32,21 +39,21 @@ class Protocol:
     decays_with_cycle: bool
     rounding: float  # what a rate may exceed its limit by without harm
 
-    def rates(self, counts):
+    def rates(self, counts: Evaluation) -> tuple[float, float]:
         """Rates of misdiagnosis (FPR, FNR) of a :class:`travelling.metrics.Evaluation`."""
         if self.rates_by_own_class:
             return counts.false_positives / counts.healthy, counts.false_negatives / counts.patients
         return counts.false_positives / counts.patients, counts.false_negatives / counts.healthy
 
-    def largest_rates(self, counts):
+    def largest_rates(self, counts: Evaluation) -> tuple[float, float]:
         """(FPR, FNR) of a model that is always wrong on the same test set: no rate can exceed these."""
         return self.rates(replace(counts, false_positives=counts.healthy, false_negatives=counts.patients))
 
-    def exceeds(self, rate, reference, tolerance):
+    def exceeds(self, rate: Any, reference: Any, tolerance: float) -> Any:
         """Whether a rate is above ``reference + tolerance``, all as fractions of 1; of arrays, for each element."""
         return rate > reference + tolerance + self.rounding
 
-    def learning_rate(self, initial, cycle, first_cycle=0, saved=None):
+    def learning_rate(self, initial: float, cycle: int, first_cycle: int = 0, saved: float | None = None) -> float:
         """Adam's learning rate in a cycle.
 
         ``initial`` is that of cycle 0; ``first_cycle`` is the first cycle of this run and ``saved`` the rate
@@ -72,7 +79,7 @@ PROTOCOLS = {
 }
 
 
-def learning_rates(settings, first_cycle: int = 0, saved: float | None = None) -> Callable[[int], float]:
+def learning_rates(settings: Training, first_cycle: int = 0, saved: float | None = None) -> Callable[[int], float]:
     """:meth:`Protocol.learning_rate` of a run, as a function of the cycle.
 
     ``settings`` has the options protocol and learning_rate.

@@ -5,8 +5,9 @@ log, and the look of the screen. No label of harmfulness is known. The trainer (
 where training happens, in this process or at a hospital.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -15,6 +16,7 @@ from travelling.metrics import Evaluation
 from travelling.protocol import PROTOCOLS
 from travelling.rules import RULES
 from travelling.screen import Screen
+from travelling.trainer import Trainer
 from travelling.verification_log import VerificationLog, log_columns, screen_cells
 
 _STATE = ("flags", "revisits", "waiting", "eliminated", "absent", "counts", "queue", "group_size", "suspects")
@@ -51,8 +53,8 @@ class QualityControl:
 
     def __init__(
         self,
-        settings,
-        trainer,
+        settings: Any,
+        trainer: Trainer,
         centers: dict,
         write_row: Callable[[dict], None],
         on_step: Callable[[Step], None] = lambda step: None,
@@ -62,19 +64,22 @@ class QualityControl:
         self.centers = centers
         self.protocol = PROTOCOLS[settings.protocol]
         self.rule = RULES[settings.rule]()
-        self.screen = Screen(trainer, settings.false_alarms) if settings.screen else None
+        self.screen: Any = Screen(trainer, settings.false_alarms) if settings.screen else None
         self.center_of = {subject: center for center, subjects in centers.items() for subject in subjects}
         self._log = VerificationLog(write_row, log_columns(self.rule, self.screen), self.center_of, self.protocol)
         self._on_step = on_step
-        self.cycle = None
-        self.accepted = None  # the last accepted evaluation
-        self.flags = {subject: [] for subject in self.center_of}  # the cycles in which it was flagged
+        self.cycle = -1
+        self.accepted: Evaluation  # the last that was, from start() or import_state() on
+        self.flags: dict[str, list[int]] = {
+            subject: []
+            for subject in self.center_of  # the cycles in which it was flagged
+        }
         self.revisits = dict.fromkeys(self.center_of, 0)
-        self.waiting = {}  # subject -> cycle of its flag, in the order of the flags
-        self.eliminated = {}  # subject -> cycle of its elimination
-        self.absent = []  # centers that failed in this cycle
-        self.counts = []  # of batches and screened images, a dict for every cycle
-        self.queue = []  # batches of centers that are visited, in the order in which they train
+        self.waiting: dict[str, int] = {}  # subject -> cycle of its flag, in the order of the flags
+        self.eliminated: dict[str, int] = {}  # subject -> cycle of its elimination
+        self.absent: list[str] = []  # centers that failed in this cycle
+        self.counts: list[dict] = []  # of batches and screened images, a dict for every cycle
+        self.queue: list[list] = []  # batches of centers that are visited, in the order in which they train
         self.group_size = settings.verify_every  # batches that are verified together, at most
         self.suspects = 0  # batches at the head of the queue of which one did harm in a larger group
 
@@ -94,7 +99,7 @@ class QualityControl:
         if self.screen and self.screen.cycle != cycle:
             self.screen.calibrate(cycle)
 
-    def training(self, subjects: list) -> list:
+    def training(self, subjects: Iterable[str]) -> list:
         """Those of the subjects that neither wait for their revisit nor are eliminated."""
         out = self.waiting | self.eliminated
         return [subject for subject in subjects if subject not in out]
@@ -157,9 +162,9 @@ class QualityControl:
         decide = self.rule.judge if len(batches) == 1 else self.rule.suspect
         return decide(self.accepted, evaluation, self._tolerance(batches), self.protocol)
 
-    def note(self, phase, batches: list, loss: float, evaluation: Evaluation, harmful: bool, cells: dict) -> None:
+    def note(self, phase: str, batches: list, loss: float, evaluation: Evaluation, harmful: bool, cells: dict) -> None:
         """Log what was verified, before its evaluation becomes the reference."""
-        subjects = sum(batches, [])
+        subjects: list[str] = sum(batches, [])
         tolerance = self._tolerance(batches)
         self._log.step(self.cycle, phase, subjects, evaluation, tolerance, harmful, cells, self.reference)
         if phase == "batch" or (phase == "group" and not harmful):

@@ -8,12 +8,14 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 from travelling import __version__
 from travelling.errors import InputError
 from travelling.files import write_whole
+from travelling.options import Options
 
 PACKAGES = ("tensorflow", "jax", "keras", "numpy", "pandas", "scikit-learn", "SimpleITK", "nibabel", "h5py")
 # These change where results go or how fast they come, not what they are.
@@ -22,7 +24,7 @@ INDIFFERENT = {"output_folder", "overwrite", "cache_gb", "cache_dir", "keep_ever
 LATER = {"verify_every": 1}
 
 
-def describe(arguments, inputs):
+def describe(arguments: Options, inputs: Mapping[str, Path]) -> dict:
     """What decides a run's results: its options by name, and its input files by content.
 
     ``inputs`` maps the names of options to the files that they name.
@@ -38,7 +40,7 @@ def _plain(value):
     return value if value is None or isinstance(value, (bool, int, float)) else str(value)
 
 
-def differences(earlier, now):
+def differences(earlier: dict, now: dict) -> list[str]:
     """In words, what decides the results and is not the same in two descriptions."""
     found = []
     if earlier.get("script") != now["script"]:
@@ -56,12 +58,12 @@ def differences(earlier, now):
 class Record:
     """``run.json``: read at the start, then kept up to date."""
 
-    def __init__(self, path, description):
+    def __init__(self, path: Path | str, description: dict):
         self.path = Path(path)
         self.description = description
-        self._content = None
+        self._content: dict = {}
 
-    def read(self):
+    def read(self) -> dict | None:
         """The earlier content, or None where there is no such file; raises InputError for anything else."""
         if not self.path.is_file():
             return None
@@ -71,7 +73,7 @@ class Record:
         except (OSError, ValueError) as error:
             raise InputError(f"{self.path}: not a record of a run ({error}); --overwrite replaces it") from None
 
-    def changed_image(self, files):
+    def changed_image(self, files: Mapping[str, str]) -> str | None:
         """The first of some files that holds another image than the one that was read of its subject, or None.
 
         ``files`` maps subjects to them; only those are read of which the file system knows another thing.
@@ -79,13 +81,13 @@ class Record:
         from travelling.cache import checksum, identity
         from travelling.nifti import read_upright
 
-        for subject, image in self.read().get("images", {}).items():
+        for subject, image in (self.read() or {}).get("images", {}).items():
             path = files.get(subject)
             if path and identity(path) != image["file"] and checksum(read_upright(path)) != image["sha256"]:
                 return path
         return None
 
-    def start(self, device, images):
+    def start(self, device: str, images: dict[str, dict]) -> None:
         """Write the record of a run that begins."""
         self._content = {
             **self.description,
@@ -98,13 +100,13 @@ class Record:
         }
         self._add_session(device)
 
-    def resume(self, device, images):
+    def resume(self, device: str, images: dict[str, dict]) -> list[str]:
         """Add to the record that the run goes on; returns notices of what was otherwise in the session before.
 
         Raises InputError, and adds nothing, where an image of those that the run reads now is not the one that it
         began with.
         """
-        self._content = {"images": images, **self.read()}
+        self._content = {"images": images, **(self.read() or {})}
         for subject, image in self._content["images"].items():
             if subject in images and images[subject]["sha256"] != image["sha256"]:
                 raise InputError(
@@ -115,7 +117,7 @@ class Record:
         self._add_session(device)
         return _differences_of_machines(before, self._content["sessions"][-1])
 
-    def finish(self):
+    def finish(self) -> None:
         """Add to the record that the run is complete."""
         self._content["finished"] = _now()
         self._write()
@@ -163,7 +165,7 @@ def _versions():
             continue
 
 
-def git_state():
+def git_state() -> tuple[str | None, bool | None]:
     """(commit of this repository, whether files differ from it); (None, None) where git cannot tell."""
     folder = Path(__file__).resolve().parent.parent
     # Within a git hook, for example, these would name another repository.

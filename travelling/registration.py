@@ -72,7 +72,8 @@ def prepare_file(job: Job, versions: dict) -> dict:
         made_of |= versions
         if target.exists() and (earlier := _read_json(sidecar)).get("MadeOf") == made_of:
             return earlier["Measures"]
-        image, transform, measures = prepare(*_read(job), job.spacing)
+        scan, mask = _read(job)
+        image, transform, measures = prepare(scan, mask, job.spacing)
     except InputError as error:
         return {"Reason": str(error)}
     except RuntimeError as error:  # ITK's, for example of a registration that has lost the head
@@ -125,7 +126,7 @@ def read_mask(path: str, scan: sitk.Image) -> sitk.Image:
     """What is above 0 in a NIfTI or FreeSurfer (.mgz) image, as a mask (0, 1; 8 bits) on the grid of a scan."""
     if str(path).endswith((".mgz", ".mgh")):
         try:
-            file = nib.load(path)
+            file = nib.MGHImage.from_filename(path)
             voxels = np.asanyarray(file.dataobj)
         except (ImageFileError, OSError, ValueError, EOFError, zlib.error) as error:
             raise InputError(f"{path}: not a FreeSurfer image ({error})") from None
@@ -137,7 +138,7 @@ def read_mask(path: str, scan: sitk.Image) -> sitk.Image:
     return sitk.Resample(mask > 0, scan, sitk.Transform(), sitk.sitkNearestNeighbor)
 
 
-def prepare(scan: sitk.Image, mask: sitk.Image | None, spacing: float):
+def prepare(scan: sitk.Image, mask: sitk.Image | None, spacing: float) -> tuple[sitk.Image, list, dict]:
     """A scan in template space (8 bits, 0 outside the brain), its transform and its measures.
 
     The transform is a 4 x 4 matrix, rows of a list, from mm of the prepared image to mm of the scan (right, front, up).
@@ -191,7 +192,7 @@ def _likeness(scan, mask, affine):
 
 
 @functools.cache
-def reference():
+def reference() -> tuple[sitk.Image, sitk.Image, sitk.Image]:
     """T1, brain mask and white matter of the template: float32 in [0, 1], voxels of ``FINE`` mm."""
     t1, _, white, brain = load_templates(round(FINE))
     return t1, brain, white
@@ -327,6 +328,6 @@ def _matrix(affine):
 
 def dice(first: sitk.Image, second: sitk.Image) -> float:
     """Overlap of two masks (0, 1): 2 |A and B| / (|A| + |B|); 0 where both are empty."""
-    first, second = to_array(first) == 1, to_array(second) == 1
-    both = int(first.sum() + second.sum())
-    return float(2 * (first & second).sum() / both) if both else 0.0
+    one, other = to_array(first) == 1, to_array(second) == 1
+    both = int(one.sum() + other.sum())
+    return float(2 * (one & other).sum() / both) if both else 0.0

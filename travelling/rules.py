@@ -6,10 +6,19 @@ one, write a class here and name it in ``RULES``: command lines, log and audit f
 Imports nothing slow: command lines list the rules, and ``--help`` answers at once.
 """
 
+from __future__ import annotations
+
 import functools
 import math
+from typing import TYPE_CHECKING
 
-from travelling.protocol import ROUNDING
+from travelling.protocol import ROUNDING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike
+
+    from travelling.metrics import Evaluation
 
 
 class Rule:
@@ -24,25 +33,25 @@ class Rule:
     baseline_columns: tuple[str, ...] = ()  # those of them that the pre-trained model's row has, too
     by_tolerance = False  # whether a step is judged by its rates and the tolerance alone
 
-    def judge(self, before, after, tolerance, protocol) -> tuple[bool, dict]:
+    def judge(self, before: Evaluation, after: Evaluation, tolerance: float, protocol: Protocol) -> tuple[bool, dict]:
         """Whether the step between two :class:`travelling.metrics.Evaluation` is harmful, and the cells of columns.
 
         ``tolerance`` is a fraction of 1, for the whole step; ``protocol`` a :class:`travelling.protocol.Protocol`.
         """
         raise NotImplementedError
 
-    def suspect(self, before, after, tolerance, protocol) -> tuple[bool, dict]:
+    def suspect(self, before: Evaluation, after: Evaluation, tolerance: float, protocol: Protocol) -> tuple[bool, dict]:
         """As :meth:`judge`, of several batches that trained between two evaluations, which nobody is flagged for.
 
         A false alarm costs a search and nothing else, so a rule may be quicker to suspect than to judge.
         """
         return self.judge(before, after, tolerance, protocol)
 
-    def describe(self, baseline) -> dict:
+    def describe(self, baseline: Evaluation) -> dict:
         """The cells of ``baseline_columns``, of an Evaluation."""
         return {}
 
-    def locked_up(self, accepted, protocol) -> str:
+    def locked_up(self, accepted: Evaluation, protocol: Protocol) -> str:
         """In words, how this rule can come to undo most batches, and what avoids it."""
         cells = ", ".join(f"{column} {value:.3f}" for column, value in self.describe(accepted).items())
         return (
@@ -51,7 +60,7 @@ class Rule:
             "avoid that"
         )
 
-    def saturation(self, baseline, tolerance, protocol) -> list[str]:
+    def saturation(self, baseline: Evaluation, tolerance: float, protocol: Protocol) -> list[str]:
         """In words, why this rule would undo no step after this baseline, whatever it did; else empty."""
         return []
 
@@ -76,11 +85,11 @@ class PublishedRule(Rule):
     words = "FPR or FNR rises by more than the tolerance"
     by_tolerance = True
 
-    def judge(self, before, after, tolerance, protocol):
+    def judge(self, before: Evaluation, after: Evaluation, tolerance: float, protocol: Protocol) -> tuple[bool, dict]:
         """As :meth:`Rule.judge`."""
         return any(risen(before, after, tolerance, protocol)), {}
 
-    def locked_up(self, accepted, protocol):
+    def locked_up(self, accepted: Evaluation, protocol: Protocol) -> str:
         """As :meth:`Rule.locked_up`."""
         fpr, fnr = protocol.rates(accepted)
         return (
@@ -91,7 +100,7 @@ class PublishedRule(Rule):
             "lower learning rate avoid that"
         )
 
-    def saturation(self, baseline, tolerance, protocol):
+    def saturation(self, baseline: Evaluation, tolerance: float, protocol: Protocol) -> list[str]:
         """In words, the rates of the pre-trained model that are so high that no step could exceed the tolerance."""
         return [
             f"{name} {rate:.3f} + tolerance {tolerance:.3f} >= {most:.3f}"
@@ -101,7 +110,7 @@ class PublishedRule(Rule):
             if not protocol.exceeds(most, rate, tolerance)
         ]
 
-    def audit_step(self, row, accepted, risen, test_set):
+    def audit_step(self, row: dict, accepted: dict, risen: list, test_set: tuple) -> tuple[bool, list]:
         """As :meth:`Rule.audit_step`."""
         return any(risen), []
 
@@ -123,11 +132,11 @@ class EvidenceRule(Rule):
     ALPHA = 0.01
     GROUP_ALPHA = 0.05  # good batches after a harmful one hide most of what it does to the AUROC
 
-    def judge(self, before, after, tolerance, protocol):
+    def judge(self, before: Evaluation, after: Evaluation, tolerance: float, protocol: Protocol) -> tuple[bool, dict]:
         """As :meth:`Rule.judge`; the cells are the AUROC after the step and the three p-values."""
         return self._judge(self.ALPHA, before, after, tolerance, protocol)
 
-    def suspect(self, before, after, tolerance, protocol):
+    def suspect(self, before: Evaluation, after: Evaluation, tolerance: float, protocol: Protocol) -> tuple[bool, dict]:
         """As :meth:`Rule.suspect`."""
         return self._judge(self.GROUP_ALPHA, before, after, tolerance, protocol)
 
@@ -141,11 +150,11 @@ class EvidenceRule(Rule):
         cells = dict(zip(self.columns, (auroc, p_auroc, *p_rates), strict=True))
         return p_auroc < alpha or shifted, cells
 
-    def describe(self, baseline):
+    def describe(self, baseline: Evaluation) -> dict:
         """As :meth:`Rule.describe`."""
         return {"AUROC": auroc_fell(baseline.labels, baseline.predictions, baseline.predictions)[0]}
 
-    def saturation(self, baseline, tolerance, protocol):
+    def saturation(self, baseline: Evaluation, tolerance: float, protocol: Protocol) -> list[str]:
         """In words, why not even a model that ranks nobody would be told from the pre-trained one; else empty."""
         if 1 / math.comb(len(baseline.labels), sum(baseline.labels)) >= self.ALPHA:
             return [f"{baseline.healthy} HC and {baseline.patients} PD: chance alone ranks them perfectly too often"]
@@ -153,7 +162,7 @@ class EvidenceRule(Rule):
         _, p_value = auroc_fell(baseline.labels, baseline.predictions, [0.0] * len(baseline.labels))
         return [f"AUROC {auroc:.3f}, from 0.5 by chance with p {p_value:.2g}"] if p_value >= self.ALPHA else []
 
-    def audit_step(self, row, accepted, risen, test_set):
+    def audit_step(self, row: dict, accepted: dict, risen: list, test_set: tuple) -> tuple[bool, list]:
         """As :meth:`Rule.audit_step`: whether the p-values are possible, for all that a log tells, and small."""
         limit = 0.05 if row["Phase"] == "group" else 0.01  # not ALPHA: a fault in that is to be seen
         faults, shifted = [], False
@@ -171,7 +180,7 @@ class EvidenceRule(Rule):
             faults.append((("P_AUROC",), f"but AUROC was {was:.10g} and is {now:.10g}"))
         return chance < limit or shifted, faults
 
-    def audit_baseline(self, row):
+    def audit_baseline(self, row: dict) -> list:
         """As :meth:`Rule.audit_baseline`."""
         known = row["AUROC"] is not None and 0 <= row["AUROC"] <= 1
         return [] if known else [(("AUROC",), "should be from 0 to 1")]
@@ -186,7 +195,7 @@ def rule_help() -> str:
     return "when a step is harmful; " + "; ".join(f"{name}: {rule.words}" for name, rule in RULES.items())
 
 
-def risen(before, after, tolerance, protocol) -> list[bool]:
+def risen(before: Evaluation, after: Evaluation, tolerance: float, protocol: Protocol) -> list[bool]:
     """Whether FPR, and whether FNR, rose by more than the tolerance."""
     return [
         protocol.exceeds(rate, reference, tolerance)
@@ -194,7 +203,7 @@ def risen(before, after, tolerance, protocol) -> list[bool]:
     ]
 
 
-def more_misdiagnosed(labels, before, after) -> list[float]:
+def more_misdiagnosed(labels: ArrayLike, before: ArrayLike, after: ArrayLike) -> list[float]:
     """The one-sided p-values of a rise of FP, and of FN; probabilities of PD, all of shape (subjects,).
 
     Source: McNemar, "Note on the sampling error of the difference between correlated proportions or percentages",
@@ -215,7 +224,7 @@ def more_misdiagnosed(labels, before, after) -> list[float]:
     return p_values
 
 
-def auroc_fell(labels, before, after) -> tuple[float, float]:
+def auroc_fell(labels: ArrayLike, before: ArrayLike, after: ArrayLike) -> tuple[float, float]:
     """The AUROC after a step, and the one-sided p-value of its fall; probabilities of PD, all of shape (subjects,).
 
     Source: DeLong, DeLong & Clarke-Pearson, "Comparing the areas under two or more correlated receiver operating
@@ -238,7 +247,7 @@ def auroc_fell(labels, before, after) -> tuple[float, float]:
     return float(patients.mean()), float(norm.sf(fall / np.sqrt(variance))) if variance > 0 else 0.0
 
 
-def placements(labels, predictions):
+def placements(labels: ArrayLike, predictions: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """For each patient the share of HC who are ranked lower, for each HC the share of patients ranked higher."""
     import numpy as np
 

@@ -1,5 +1,7 @@
 """A run: its folder, its log, its models and its checkpoints."""
 
+from __future__ import annotations
+
 import contextlib
 import fcntl
 import logging
@@ -9,7 +11,9 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 from travelling import stopping
 from travelling.checkpoint import Checkpoints
@@ -17,7 +21,14 @@ from travelling.console import AboveTheBar
 from travelling.errors import AlreadyDone, InputError, name_file
 from travelling.files import refuse_read_only, replace_whole, write_whole
 from travelling.model_files import MODEL_FILE, model_files
+from travelling.options import Overwrite
 from travelling.record import Record, describe, differences
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from travelling.model import TravellingModel
+    from travelling.trainer import Trainer
 
 
 class Run:
@@ -33,7 +44,17 @@ class Run:
     written, another process writes there, or it holds another run's results and ``--overwrite`` is not given.
     """
 
-    def __init__(self, folder, log, arguments, inputs, files=(), models=True, record="run.json", images=None):
+    def __init__(
+        self,
+        folder: Path | str,
+        log: Path | str,
+        arguments: Overwrite,
+        inputs: Mapping[str, Path],
+        files: Iterable[Path] = (),
+        models: bool = True,
+        record: str = "run.json",
+        images: Mapping[str, str] | pd.Series | None = None,
+    ):
         self.folder = Path(folder)
         self._log_file = self.folder / log
         self.files = [Path(file) for file in files]
@@ -50,11 +71,11 @@ class Run:
         self._record = Record(self.folder / record, describe(arguments, inputs))
         self._own_cache = self._record.path.with_name(f"{self._record.path.stem}_image_cache")
         self._times = self._record.path.with_name(self._record.path.name.replace("run.json", "cycles.csv"))
-        self._cycle_began = None  # by the clock, in seconds; None: in an earlier session
+        self._cycle_began: float | None = None  # by the clock, in seconds; None: in an earlier session
         self.cache_folder = getattr(arguments, "cache_dir", None) or self._own_cache  # for decoded images
-        self._lock = None
-        self._notices = []
-        self.log = None
+        self._lock: TextIO | None = None
+        self._notices: list[str] = []
+        self.log: logging.Logger  # from begin() on
         self.resumes = False
         if self._record.path.exists():
             self._take_lock()
@@ -117,7 +138,7 @@ class Run:
             lock.flush()
         stopping.at_end.append(lock.close)
 
-    def begin(self, device, notices=(), images=None):
+    def begin(self, device: str, notices: Iterable[str] = (), images: dict[str, dict] | None = None) -> logging.Logger:
         """Remove an earlier run's results or go on with this one's; returns the log (a ``logging.Logger``).
 
         ``images`` is what :attr:`travelling.volumes.Volumes.images` tells of all that the run reads. Raises InputError
@@ -153,11 +174,11 @@ class Run:
         stopping.finish_steps_on_signals()
         return log
 
-    def checkpoint(self, record, trainer):
+    def checkpoint(self, record: dict, trainer: Trainer) -> None:
         """Save where the run stands: a dict of plain values, and all that travels."""
         self._checkpoints.save(record, trainer.export_state())
 
-    def go_on(self, trainer):
+    def go_on(self, trainer: Trainer) -> dict | None:
         """Give the trainer all that travelled at the last checkpoint; returns its dict, or None at the beginning."""
         found = self._checkpoints.load() if self.resumes else None
         if found is None:
@@ -174,7 +195,7 @@ class Run:
         self.log.info("going on in cycle %d, %d centers to visit", record["cycle"], record["centers_left"])
         return record
 
-    def note_cycle(self, cycle):
+    def note_cycle(self, cycle: int) -> None:
         """Write down how long a cycle took, in seconds: nothing where it began in an earlier session."""
         now = time.monotonic()
         seconds = "" if self._cycle_began is None else f"{now - self._cycle_began:.2f}"
@@ -183,13 +204,14 @@ class Run:
         rows = [row for row in rows if not row.startswith(f"{cycle},")]  # it may be done again after a power cut
         write_whole(self._times, ("\n".join([*rows, f"{cycle},{seconds}"]) + "\n").encode())
 
-    def finish(self):
+    def finish(self) -> None:
         """Note that the run is complete."""
         self._record.finish()
         self._checkpoints.remove()
         shutil.rmtree(self._own_cache, ignore_errors=True)
         self._close_log()
-        self._lock.close()
+        if self._lock:
+            self._lock.close()
 
     def _close_log(self):
         for handler in [*self.log.handlers]:
@@ -197,7 +219,7 @@ class Run:
             with contextlib.suppress(OSError):  # of a line that could not be written, which was an error already
                 handler.close()
 
-    def save(self, model, cycle, batch_size, known):
+    def save(self, model: TravellingModel, cycle: int, batch_size: int, known: dict) -> None:
         """Save the model of a cycle under its published names; ``--keep-every`` decides which earlier ones stay.
 
         ``known`` is what its record says besides (:meth:`travelling.trainer.LocalTrainer.known`).
@@ -205,7 +227,8 @@ class Run:
         whole = model_files(self.folder, batch_size, cycle)
         partial = [path.with_name(f".{path.name}.part.keras") for path in whole]
         try:
-            model.save(*partial, {"cycle": cycle, **known})
+            encoder, classifier = partial
+            model.save(encoder, classifier, {"cycle": cycle, **known})
             for source, target in zip(partial, whole, strict=True):
                 replace_whole(source, target)
         except OSError:

@@ -11,12 +11,20 @@ it: the screen itself has chosen them, and a limit made of those that passed sin
 """
 
 import math
+from typing import Any, Protocol
 
 import numpy as np
 
 from travelling.errors import InputError
 
 _STATE = ("cycle", "mean", "sd", "limit")
+
+
+class Measures(Protocol):
+    """What the screen asks of a :class:`travelling.trainer.Trainer`."""
+
+    def distances(self, subjects: list[str] | None = None) -> list[list[float]]:
+        """As :meth:`travelling.trainer.LocalTrainer.distances`; raises VisitFailed where a center does not answer."""
 
 
 class Screen:
@@ -27,14 +35,14 @@ class Screen:
     the standardized log-distances of an image at all layers, in standard deviations of the test set.
     """
 
-    def __init__(self, trainer, false_alarms):
+    def __init__(self, trainer: Measures, false_alarms: float):
         self._trainer = trainer
         self._false_alarms = false_alarms
-        self.cycle = None
+        self.cycle: int | None = None
         self.mean = self.sd = None  # of the test set's log-distances, one for each
-        self.limit = None
+        self.limit: Any = None  # a float from calibrate() on
 
-    def calibrate(self, cycle):
+    def calibrate(self, cycle: int) -> None:
         """Measure the test set with the model as it is now; once in a cycle. Raises what :func:`limit_rank` raises."""
         distances = np.log(self._trainer.distances())
         rank = limit_rank(len(distances), self._false_alarms)
@@ -47,38 +55,38 @@ class Screen:
         self.cycle, self.mean, self.sd = cycle, mean.tolist(), sd.tolist()
         self.limit = float(np.sort(scores)[rank - 1])
 
-    def scores(self, subjects):
+    def scores(self, subjects: list[str]) -> list[float]:
         """The score of each subject's image, a list; above ``limit``, or not a number, it is a suspect."""
         return [
             largest(np.log(distance), np.array(self.mean), np.array(self.sd))
             for distance in self._trainer.distances(subjects)
         ]
 
-    def suspects(self, score):
+    def suspects(self, score: float) -> bool:
         """Whether a score is that of a suspect: above the limit, or not a number."""
         return not score <= self.limit
 
-    def export_state(self):
+    def export_state(self) -> dict:
         """The calibration of this cycle, as plain values: for a checkpoint."""
         return {name: getattr(self, name) for name in _STATE}
 
-    def import_state(self, state):
+    def import_state(self, state: dict) -> None:
         """Take over what :meth:`export_state` gave."""
         for name in _STATE:
             setattr(self, name, state[name])
 
 
-def standard(distances):
+def standard(distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation over subjects (subjects, layers) -> (layers,), (layers,)."""
     return distances.mean(axis=0), distances.std(axis=0, ddof=1)
 
 
-def largest(distance, mean, sd):
+def largest(distance: np.ndarray, mean: np.ndarray, sd: np.ndarray) -> float:
     """The largest of an image's standardized distances."""
     return float(np.max((distance - mean) / sd))
 
 
-def limit_rank(subjects, false_alarms):
+def limit_rank(subjects: int, false_alarms: float) -> int:
     """The rank, from 1, of the limit among the scores of so many test subjects.
 
     Raises InputError where they are too few for any limit to be exceeded so rarely.

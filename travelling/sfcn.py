@@ -6,18 +6,26 @@ Analysis 68 (2021), doi 10.1016/j.media.2020.101871; order of the layers as in S
 Keras is imported where the network is built: what it needs of the images is asked long before.
 """
 
-FILTERS = (32, 64, 128, 256, 256, 64)
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import keras
+
+FILTERS = (32, 64, 128, 256, 256, 64)  # of the convolutions, in the order of the encoder's layers
 # Along every axis: the poolings by 2, rounded up, must leave 2 voxels for the average pooling at the end.
 MINIMUM_VOXELS = 2 ** (len(FILTERS) - 1) + 1
 DROPOUT = 0.2
 
 
-def filters(width):
+def filters(width: float) -> list[int]:
     """Filters of the six convolutions for a width relative to the published network (1.0)."""
     return [max(1, round(number * width)) for number in FILTERS]
 
 
-def width_of(counts):
+def width_of(counts: Sequence[int]) -> float:
     """The width whose :func:`filters` are ``counts``; raises ValueError where there is none."""
     if len(counts) != len(FILTERS):
         raise ValueError(f"{len(counts)} convolutions, should be {len(FILTERS)}")
@@ -29,7 +37,7 @@ def width_of(counts):
     return width
 
 
-def build_encoder(shape, width=1.0):
+def build_encoder(shape: tuple[int, ...], width: float = 1.0) -> keras.Model:
     """Image (batch, z, y, x, 1) -> features (batch, features); ``shape`` is (z, y, x) in voxels."""
     import keras
     from keras import layers
@@ -51,7 +59,7 @@ def build_encoder(shape, width=1.0):
     return keras.Model(images, x, name="encoder")
 
 
-def build_classifier(features):
+def build_classifier(features: int) -> keras.Model:
     """Features (batch, features) -> probability of PD (batch, 1), in float32 whatever the encoder's precision."""
     import keras
     from keras import layers

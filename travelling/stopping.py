@@ -3,16 +3,17 @@
 import contextlib
 import signal
 import threading
+from collections.abc import Callable, Iterator
 
 from travelling.errors import Stopped
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-at_end = []  # functions to call when main() has ended, however it ended
-_asked = []  # the signals that came since the steps began
+at_end: list[Callable[[], object]] = []  # functions to call when main() has ended, however it ended
+_asked: list[int] = []  # the signals that came since the steps began
 
 
 @contextlib.contextmanager
-def process_of_a_run():
+def process_of_a_run() -> Iterator[None]:
     """At its end, however it ends, everything is let go of, and signals do what they did before."""
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
@@ -24,13 +25,13 @@ def process_of_a_run():
             signal.signal(number, handler)
 
 
-def end():
+def end() -> None:
     """Let go of what the run holds: its folder, its log."""
     while at_end:
         at_end.pop()()
 
 
-def finish_steps_on_signals():
+def finish_steps_on_signals() -> None:
     """From now on Ctrl-C and SIGTERM only ask: :func:`stop_if_asked` stops. A second one stops at once.
 
     Where the run has no process of its own, but a thread of a server, it is the server that they ask.
@@ -47,7 +48,7 @@ def _ask(number, _frame):
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def stop_if_asked():
+def stop_if_asked() -> None:
     """To be called after every step: raises Stopped if there was a signal."""
     if _asked:
         raise Stopped(_asked[0])

@@ -1,19 +1,28 @@
-"""The trainer for the case that all images are on this machine."""
+"""What a trainer is, and the one for the case that all images are on this machine."""
+
+from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from travelling.errors import InputError
-from travelling.metrics import evaluate
+from travelling.metrics import Evaluation, evaluate
 from travelling.model_files import SPACE
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from travelling.model import TravellingModel
+    from travelling.volumes import Volumes
 
 KNOWN = "distances_of_training_images"  # key in a model's record
 _SAMPLE = 30  # images that stand for a set
 _STRANGE = 0.3  # of them: more, and it is not this or that image
 
 
-def images_at_once(shape):
+def images_at_once(shape: tuple[int, ...]) -> int:
     """How many test images of ``shape`` (voxels) are evaluated at a time.
 
     Some 2 million voxels at once keep a GPU busy; more only takes memory.
@@ -26,29 +35,72 @@ def _some(subjects):
     return subjects[:: -(-len(subjects) // _SAMPLE)] if subjects else []
 
 
-class LocalTrainer:
-    """Brings model and images together; the travel loop and quality control speak of subjects only.
+class Trainer(Protocol):
+    """What the travel loops ask of a trainer; they speak of subjects only, and never see an image or a weight.
 
-    Any object with these methods can take its place: neither loop ever sees an image or a weight.
+    :class:`LocalTrainer` says of each what it is.
     """
 
-    def __init__(self, model, volumes, training_set=None, test_set=None, evaluation_batch=None):
+    learning_rate: float
+
+    def train(self, subjects: list[str]) -> float:
+        """As :meth:`LocalTrainer.train`; raises VisitFailed where the center does not make the step."""
+
+    def train_batches(self, batches: list[list[str]]) -> float:
+        """As :meth:`LocalTrainer.train_batches`; raises as :meth:`train`."""
+
+    def expect(self, subjects: list[str]) -> None:
+        """As :meth:`LocalTrainer.expect`."""
+
+    def evaluate(self) -> Evaluation:
+        """As :meth:`LocalTrainer.evaluate`."""
+
+    def distances(self, subjects: list[str] | None = None) -> list[list[float]]:
+        """As :meth:`LocalTrainer.distances`; raises VisitFailed where the center does not answer."""
+
+    def known(self, subjects: list[str]) -> dict:
+        """As :meth:`LocalTrainer.known`."""
+
+    def keep(self) -> Any:
+        """As :meth:`LocalTrainer.keep`."""
+
+    def restore(self, kept: Any) -> None:
+        """As :meth:`LocalTrainer.restore`."""
+
+    def export_state(self) -> list[np.ndarray]:
+        """As :meth:`LocalTrainer.export_state`."""
+
+    def import_state(self, arrays: list[np.ndarray]) -> None:
+        """As :meth:`LocalTrainer.import_state`."""
+
+
+class LocalTrainer:
+    """A :class:`Trainer` that brings model and images together."""
+
+    def __init__(
+        self,
+        model: TravellingModel,
+        volumes: Volumes,
+        training_set: pd.DataFrame | None = None,
+        test_set: pd.DataFrame | None = None,
+        evaluation_batch: int | None = None,
+    ):
         self._model = model
         self._volumes = volumes
         self._labels = {} if training_set is None else training_set["Group_bin"].to_dict()
-        self._test_set = test_set
+        self._test_set: Any = test_set  # None where nothing is evaluated
         self._evaluation_batch = evaluation_batch or images_at_once(volumes.shape)
 
     @property
-    def learning_rate(self):
+    def learning_rate(self) -> float:
         """Adam's learning rate."""
         return self._model.learning_rate
 
     @learning_rate.setter
-    def learning_rate(self, rate):
+    def learning_rate(self, rate: float) -> None:
         self._model.learning_rate = rate
 
-    def train(self, subjects):
+    def train(self, subjects: list[str]) -> float:
         """One training step on the subjects as one batch, in this order. Returns the loss.
 
         Raises InputError where it makes the model worthless for good: values that are not finite stay so.
@@ -61,19 +113,19 @@ class LocalTrainer:
                 "their intensities, or lower the learning rate"
             ) from None
 
-    def train_batches(self, batches):
+    def train_batches(self, batches: list[list[str]]) -> float:
         """:meth:`train` on batches of one center, one after another. Returns the loss of the last."""
         return [self.train(batch) for batch in batches][-1]
 
-    def expect(self, subjects):
+    def expect(self, subjects: list[str]) -> None:
         """Training on these subjects comes soon: their images may be fetched meanwhile."""
         self._volumes.expect(subjects)
 
-    def predict(self):
+    def predict(self) -> list[float]:
         """Probability of PD for every subject of the test set, in its order: a list of floats."""
         return self._per_subject(self._test_set["Subject"], self._model.predict)
 
-    def distances(self, subjects=None):
+    def distances(self, subjects: list[str] | None = None) -> list[list[float]]:
         """Distance of each subject's image from what the network has learned of, at every BatchNorm layer.
 
         A list of lists, see :meth:`travelling.model.TravellingModel.distances`; None: of every subject of the test set.
@@ -84,7 +136,7 @@ class LocalTrainer:
         # Centers have many sizes: a backend that compiles for each of them would do nothing else.
         return self._per_subject(subjects, lambda images, _: self._model.distances(images, self._evaluation_batch))
 
-    def known(self, subjects):
+    def known(self, subjects: list[str]) -> dict:
         """What a saved model tells of the images that it has trained on, those of ``subjects``: a dict for its record.
 
         Where they lie, and the largest distances of a few of them, at the first BatchNorm layer.
@@ -98,15 +150,16 @@ class LocalTrainer:
         first = self._model.distances_of_a_layer  # at the first BatchNorm layer intensities decide them
         return np.array([row[:first] for row in self._distances_of(_some(subjects))])
 
-    def strange(self, record):
+    def strange(self, record: dict) -> list[str]:
         """Notices where images lie further from what a model knows than those that it has trained on: a list of lines.
 
-        ``record`` is that of the model. Where it tells nothing, the images of the training set stand for them.
+        ``record`` is that of the model. Where it tells nothing of these distances, the images of the training set stand
+        for them.
         """
         trained = list(self._labels)
         looked_at = {} if self._test_set is None else {"test": list(self._test_set["Subject"])}
-        if record.get(KNOWN):
-            known = record[KNOWN]
+        known = record.get(KNOWN) or []
+        if len(known) == self._model.distances_of_a_layer:
             looked_at |= {"training": trained} if trained else {}
         elif trained and looked_at:
             known = self._farthest(trained)
@@ -131,22 +184,22 @@ class LocalTrainer:
             value for images in self._volumes.batches(batches) for value in function(images, len(batches[0])).tolist()
         ]
 
-    def evaluate(self):
+    def evaluate(self) -> Evaluation:
         """Misdiagnoses on the test set: a :class:`travelling.metrics.Evaluation`."""
         return evaluate(self._test_set["Group_bin"], self.predict())
 
-    def keep(self):
+    def keep(self) -> list:
         """Everything that travels, to :meth:`restore` later."""
         return self._model.keep()
 
-    def restore(self, kept):
+    def restore(self, kept: list) -> None:
         """Undo every step since :meth:`keep`."""
         self._model.restore(kept)
 
-    def export_state(self):
+    def export_state(self) -> list[np.ndarray]:
         """Everything that travels, a list of NumPy arrays: for a checkpoint."""
         return self._model.export_state()
 
-    def import_state(self, arrays):
+    def import_state(self, arrays: list[np.ndarray]) -> None:
         """Take over everything that travels from :meth:`export_state`."""
         self._model.import_state(arrays)

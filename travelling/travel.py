@@ -1,17 +1,34 @@
 """The plain travelling model: training without quality control, wherever the trainer trains."""
 
+from __future__ import annotations
+
 import contextlib
 import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from travelling.cohort import batches, position, start_of_cycle, travelling_order
 from travelling.console import progress_bar
 from travelling.errors import VisitFailed
+from travelling.options import DirtyBaseline, FromScratch
 from travelling.protocol import PROTOCOLS
 from travelling.run import Run
 from travelling.stopping import stop_if_asked
+from travelling.trainer import Trainer
+
+if TYPE_CHECKING:
+    from travelling.model import TravellingModel
 
 
-def travel(trainer, centers: dict, cycles, settings, learning_rate, files, resumed_at: dict | None = None) -> None:
+def travel(
+    trainer: Trainer,
+    centers: dict[str, list[str]],
+    cycles: Sequence[int],
+    settings: FromScratch | DirtyBaseline,
+    learning_rate: Callable[[int], float],
+    files: PlainRun,
+    resumed_at: dict | None = None,
+) -> None:
     """In every cycle the model visits all centers and trains on all their images.
 
     ``centers`` maps each center to its subjects; ``settings`` has the options seed, epochs, batch_size and protocol;
@@ -54,7 +71,14 @@ class PlainRun:
     ``run`` has begun; ``model`` is the trainer's.
     """
 
-    def __init__(self, settings, run: Run, model, trainer, centers: dict):
+    def __init__(
+        self,
+        settings: FromScratch | DirtyBaseline,
+        run: Run,
+        model: TravellingModel,
+        trainer: Trainer,
+        centers: dict[str, list[str]],
+    ):
         self._settings = settings
         self._run = run
         self._model = model

@@ -2,9 +2,14 @@
 
 import csv
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 from travelling.cohort import SEPARATOR
 from travelling.errors import InputError, name_file
+from travelling.metrics import Evaluation
+from travelling.protocol import Protocol
+from travelling.rules import Rule
 
 LOG_COLUMNS = (
     "Cycle", "Subject", "Study", "ACC", "FP", "FN", "PFP", "PFN", "Ignored",  # as published
@@ -13,7 +18,7 @@ LOG_COLUMNS = (
 SCREEN_COLUMNS = ("Screen_score", "Screen_limit")  # after those of the rule, where there is a screen
 
 
-def log_columns(rule, screen):
+def log_columns(rule: Rule | type[Rule], screen: object) -> tuple:
     """The columns of the log: the published ones, ours, and those of the options that are used."""
     return (*LOG_COLUMNS, *rule.columns, *(SCREEN_COLUMNS if screen else ()))
 
@@ -25,20 +30,30 @@ class VerificationLog:
     evaluation; ``cells`` are those of the rule.
     """
 
-    def __init__(self, write, columns, center_of, protocol):
+    def __init__(self, write: Callable[[dict], None], columns: tuple, center_of: dict, protocol: Protocol):
         self._write = write
         self._columns = columns
         self._center_of = center_of
         self._protocol = protocol
 
-    def baseline(self, evaluation, cells):
+    def baseline(self, evaluation: Evaluation, cells: dict) -> None:
         """The pre-trained model: the first reference."""
         self._row(
             {"Cycle": 0, "Subject": "n/a", "Study": "n/a", "Phase": "baseline", "Subjects": "", "Ignored": 0},
             self._measured(evaluation) | cells,
         )
 
-    def step(self, cycle, phase, subjects, evaluation, tolerance, harmful, cells, reference):
+    def step(
+        self,
+        cycle: int,
+        phase: str,
+        subjects: list,
+        evaluation: Evaluation,
+        tolerance: float,
+        harmful: bool,
+        cells: dict,
+        reference: tuple,
+    ) -> None:
         """A training step that was verified."""
         self._row(
             self._about(cycle, phase, subjects, harmful) | {"Tolerance": tolerance},
@@ -46,11 +61,13 @@ class VerificationLog:
             reference,
         )
 
-    def screened(self, cycle, phase, subject, score, limit, suspect, reference):
+    def screened(
+        self, cycle: int, phase: str, subject: str, score: float, limit: float, suspect: bool, reference: tuple
+    ) -> None:
         """What the screen says of one subject: no step was made, so no rate was measured."""
         self._row(self._about(cycle, phase, [subject], suspect), screen_cells(score, limit), reference)
 
-    def failed(self, cycle, phase, center, subjects, tolerance, reference):
+    def failed(self, cycle: int, phase: str, center: str, subjects: list, tolerance: float, reference: tuple) -> None:
         """A step that a center did not make."""
         cells = {
             "Cycle": cycle,
@@ -87,7 +104,7 @@ class VerificationLog:
         self._write(dict.fromkeys(self._columns) | {"Eliminated": 0} | references | about | measured)
 
 
-def screen_cells(score, limit):
+def screen_cells(score: float, limit: float) -> dict:
     """The cells of the screen."""
     return dict(zip(SCREEN_COLUMNS, (score, limit), strict=True))
 
@@ -99,7 +116,7 @@ class LogFile:
     off, because that work is done again.
     """
 
-    def __init__(self, path, columns=LOG_COLUMNS, length=0):
+    def __init__(self, path: Path, columns: tuple = LOG_COLUMNS, length: int = 0):
         self._file = open(path, "r+" if length else "w", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._file, columns, lineterminator="\n")
         with name_file(path):
@@ -119,17 +136,17 @@ class LogFile:
         self._flush()
 
     @property
-    def length(self):
+    def length(self) -> int:
         """Bytes written so far."""
         return os.fstat(self._file.fileno()).st_size
 
-    def __call__(self, row):
+    def __call__(self, row: dict) -> None:
         """Append one row."""
         with name_file(self._file.name):
             self._writer.writerow(row)
             self._flush()
 
-    def close(self):
+    def close(self) -> None:
         """Close the file."""
         self._file.close()
 

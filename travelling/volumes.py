@@ -3,9 +3,12 @@
 import contextlib
 import os
 import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import aff2axcodes, inv_ornt_aff, io_orientation, ornt_transform
 
@@ -20,7 +23,7 @@ _AS_IT_IS = [[0, 1], [1, 1], [2, 1]]  # nibabel's orientation of what need not b
 SAME_SPACE = 0.5  # voxels between the corners of two images: more, and they do not lie in one space
 
 
-def for_each_image(function, paths, description):
+def for_each_image(function: Callable[[str], object], paths: Sequence[str], description: str) -> None:
     """Call ``function(path)`` for each path, several at a time, under a progress bar; raises what it raises."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
@@ -31,7 +34,7 @@ def for_each_image(function, paths, description):
             raise
 
 
-def read_with_content(path):
+def read_with_content(path: Path | str) -> tuple[np.ndarray, dict[str, str]]:
     """The voxels of an image as :func:`read_upright`, and what a record says of it, see :attr:`Volumes.images`."""
     file = identity(path)
     voxels = read_upright(path)
@@ -50,28 +53,30 @@ class Volumes:
     and ``sha256``, the checksum of its voxels in one orientation, whatever that of the file is.
     """
 
-    def __init__(self, cache_gb, cache_folder, reorient=False, space=None):
-        self.shape = None if space is None else tuple(space["shape"])
-        self.images = {}
+    def __init__(
+        self, cache_gb: float | None, cache_folder: Path | str, reorient: bool = False, space: dict | None = None
+    ):
+        self.shape: tuple[int, ...] = () if space is None else tuple(space["shape"])
+        self.images: dict[str, dict] = {}
         self._reorient = reorient
         self._first = "the model's first image"  # or the image that set the shape
         self._affine = None if space is None or space["affine"] is None else np.array(space["affine"])
         self._oriented = self._first  # or the image that set the affine
         self._sizes = None if self._affine is None else voxel_sizes(self._affine)  # mm
-        self._upright = {}  # NIfTI file -> nibabel's orientation of its axes x, y, z
-        self._turns = {}  # NIfTI file -> nibabel's transform of its axes x, y, z, where one is needed
-        self._files = {}  # subject -> NIfTI file
-        self._memory = {}  # NIfTI file -> array
+        self._upright: dict[str, np.ndarray] = {}  # NIfTI file -> nibabel's orientation of its axes x, y, z
+        self._turns: dict[str, np.ndarray] = {}  # NIfTI file -> nibabel's transform of them, where one is needed
+        self._files: dict[str, str] = {}  # subject -> NIfTI file
+        self._memory: dict[str, np.ndarray] = {}  # NIfTI file -> array
         self._array_files = ArrayFiles(cache_folder)
-        self._stored = {}  # NIfTI file -> .npy file
-        self._contents = {}  # NIfTI file -> what is known of it, see images
-        self._means = {}  # NIfTI file -> mean intensity
-        self._remarks = {}  # in words -> NIfTI files
+        self._stored: dict[str, Path] = {}  # NIfTI file -> .npy file
+        self._contents: dict[str, dict] = {}  # NIfTI file -> what is known of it, see images
+        self._means: dict[str, float] = {}  # NIfTI file -> mean intensity
+        self._remarks: dict[str, list[str]] = {}  # in words -> NIfTI files
         self._free = memory_for_images(cache_gb)  # bytes
         self._reservation = threading.Lock()
         self._buffers = [np.empty((0,)), np.empty((0,))]  # of batch()
 
-    def add(self, cohort):
+    def add(self, cohort: pd.DataFrame) -> None:
         """Add the images of a cohort, checking the headers only; raises InputError for the first bad one."""
         for path in cohort["Path"]:
             header = read_header(path)
@@ -81,7 +86,7 @@ class Volumes:
             size, affine = self._turned(path, header) if self._reorient else (header.shape, header.affine)
             self._refuse_other_axes(path, header, affine)
             shape = tuple(reversed(size))  # x, y, z -> z, y, x
-            if self.shape is None:
+            if not self.shape:
                 self.shape, self._first = shape, path
             if shape != self.shape:
                 raise InputError(
@@ -101,7 +106,7 @@ class Volumes:
         self._remarks.setdefault(words, []).append(path)
 
     @property
-    def space(self):
+    def space(self) -> dict:
         """Where all images lie, as plain values: ``shape``, and ``affine`` (None where none tells it)."""
         return {"shape": self.shape, "affine": None if self._affine is None else self._affine.tolist()}
 
@@ -139,13 +144,15 @@ class Volumes:
                 f"{path}: voxels of {_in_mm(sizes)} mm, but those of {self._first} have {_in_mm(self._sizes)} mm; "
                 "all images must have one voxel size: this needs resampling, which is not done here"
             )
-        if self._comparable(header) and (distance := apart(affine, self._affine, shape)) > SAME_SPACE:
+        if self._affine is None or not header.is_oriented:
+            return
+        if (distance := apart(affine, self._affine, shape)) > SAME_SPACE:
             raise InputError(
                 f"{path}: lies up to {distance:.3g} voxels from where {self._oriented} lies (origin, or tilted axes); "
                 "all images must lie in one space: this needs resampling, which is not done here"
             )
 
-    def decode(self):
+    def decode(self) -> list[str]:
         """Read and check every image once; raises InputError for a bad one, OSError where a file cannot be written.
 
         Returns what a log should say of them: a list of lines.
@@ -197,7 +204,7 @@ class Volumes:
         """The checksum of a file's voxels in one orientation."""
         return checksum(turned(array, self._upright[path]))
 
-    def batch(self, subjects):
+    def batch(self, subjects: Sequence[str]) -> np.ndarray:
         """Images of the subjects as float32 of shape (subjects, z, y, x, 1).
 
         The array is overwritten by the next call but one: fresh memory for every batch can cost more than the copy.
@@ -215,7 +222,7 @@ class Volumes:
             image[..., 0] = array
         return images
 
-    def batches(self, groups):
+    def batches(self, groups: Sequence[Sequence[str]]) -> Iterator[np.ndarray]:
         """Yield :meth:`batch` of every group of subjects; the next is made ready while the caller works on one."""
         with ThreadPoolExecutor(1) as pool:
             ahead = pool.submit(self.batch, groups[0])
@@ -225,7 +232,7 @@ class Volumes:
                 yield images
             yield ahead.result()
 
-    def expect(self, subjects):
+    def expect(self, subjects: Sequence[str]) -> None:
         """Have the system read the files of these subjects in the background: a batch of them is needed soon."""
         if not hasattr(os, "posix_fadvise"):  # macOS
             return

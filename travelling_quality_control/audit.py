@@ -10,6 +10,7 @@ Prints one line "consistent: ..." (exit status 0), or the first violations, one 
 (row 1 is the header; exit status 1). Input that cannot be audited is one line on stderr (exit status 2).
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -19,10 +20,10 @@ from travelling_quality_control.auditing import audit_log
 from travelling_quality_control.auditing.tables import LARGEST
 
 
-def parse_arguments():
+def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = command.Parser(__doc__)
-    needed = {"type": Path, "required": True, "metavar": "CSV"}
+    needed: dict = {"type": Path, "required": True, "metavar": "CSV"}
     parser.add_argument("log", type=Path, metavar="LOG", help="the log, <fn_save>.csv")
     parser.add_argument("--train", help="training set of the run", **needed)
     parser.add_argument("--test", help="test set of the run", **needed)
@@ -77,7 +78,7 @@ def parse_arguments():
     return parser.parse_args()
 
 
-def main():
+def main() -> None:
     """Audit, print, and exit with status 1 if anything is wrong."""
     arguments = parse_arguments()
     table = arguments.subjects or arguments.log.with_name(f"{arguments.log.stem}_subjects.csv")

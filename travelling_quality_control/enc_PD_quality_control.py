@@ -12,15 +12,26 @@ Writes <fn_save>.csv (one row per verification), <fn_save>_subjects.csv (one row
 <fn_save>.log, and the models of every cycle in the output folder.
 """
 
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
 from travelling import command, stopping
 from travelling.errors import VisitFailed
 from travelling.options import LocalQualityControl, from_command_line
 
+if TYPE_CHECKING:
+    from travelling.quality_control import QualityControl
 
-def travel(control, cycles, learning_rate, files, resumed_at=None):
+
+def travel(
+    control: "QualityControl",
+    cycles: Sequence[int],
+    learning_rate: Callable[[int], float],
+    files: Any,
+    resumed_at: dict | None = None,
+) -> None:
     """The method (Souza et al. 2025), wherever the trainer of ``control`` trains.
 
     ``control`` is a :class:`travelling.quality_control.QualityControl`, ``learning_rate(cycle)`` gives Adam's,
@@ -62,7 +73,7 @@ def travel(control, cycles, learning_rate, files, resumed_at=None):
         files.checkpoint(start_of_cycle(cycle + 1, centers))
 
 
-def harms(control, phase, group, cells=None):
+def harms(control: "QualityControl", phase: str, group: list, cells: dict | None = None) -> bool:
     """Verification: a training step on every batch of a group, kept unless the test set is diagnosed worse by them.
 
     ``cells`` of the log are known before. Raises VisitFailed where a center does not make its steps.
@@ -86,7 +97,7 @@ def harms(control, phase, group, cells=None):
     return harmful
 
 
-def main():
+def main() -> None:
     """Run the experiment."""
     settings = from_command_line(LocalQualityControl, __doc__)
     # Only now, so that --help answers at once.

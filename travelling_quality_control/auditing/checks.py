@@ -1,7 +1,6 @@
 """Is every row of a log what it must be? Compares the log with its replay."""
 
 import itertools
-from pathlib import Path
 
 from travelling.rules import RULES
 from travelling_quality_control.auditing.replay import Replay, RunOptions
@@ -31,8 +30,8 @@ class Audit:
         self.lost = False  # after a step out of order: the order is checked again from the next cycle on
         self.unfinished = False
         self.accepted = log.rows[0]  # the last accepted row, with which later steps are compared
-        self.limits = {}  # cycle -> the screen's limit
-        self.violations = []
+        self.limits: dict[int, float] = {}  # cycle -> the screen's limit
+        self.violations: list[str] = []
 
     def check(self) -> None:
         """Check header, rows and end of the log."""
@@ -42,7 +41,8 @@ class Audit:
             if not set(columns) <= set(self.log.header):
                 return
         self._check_baseline(self.log.rows[0])
-        for row, following in itertools.pairwise([*self.log.rows[1:], None]):
+        rows = self.log.rows[1:]
+        for row, following in itertools.zip_longest(rows, rows[1:]):
             if row["kind"] == "failure":
                 self._check_failure(row)
             elif row["kind"] == "look":
@@ -169,12 +169,12 @@ class Audit:
     def _tolerance(self, row):
         """What the rates may rise by in a step, and why."""
         images, error = len(row["Subjects"]), self.options.error
-        if row["Phase"] == "group":
-            images = self.replay.step and not self.lost and self.replay.step.smallest
-            if not images:  # its batches are not known, which was a violation already
-                return row["Tolerance"], "the group"
-            return images * error, f"{images} x {error:g}, its smallest batch"
-        return images * error, f"{images} x {error:g}"
+        if row["Phase"] != "group":
+            return images * error, f"{images} x {error:g}"
+        step = None if self.lost else self.replay.step
+        if not step or not step.smallest:  # its batches are not known, which was a violation already
+            return row["Tolerance"], "the group"
+        return step.smallest * error, f"{step.smallest} x {error:g}, its smallest batch"
 
     def _check_reference(self, row):
         for rate in ("PFP", "PFN"):
@@ -256,7 +256,7 @@ class Audit:
         if tuple(table.header) != TABLE_COLUMNS:
             text = f"columns are {', '.join(table.header)}, should be {', '.join(TABLE_COLUMNS)}"
             self._violation({"row": 1}, text, table.path)
-        given = {}
+        given: dict[str, dict] = {}
         for row in table.rows:
             subject = row["Subject"]
             if subject not in self.replay.center_of:
@@ -323,7 +323,7 @@ class Audit:
             values = [f"{first} is {shown(row[first])}", *(f"{column} {shown(row[column])}" for column in others)]
             self._violation(row, f"{' and '.join(values)}, {words}")
 
-    def _violation(self, row, text, path: Path | None = None):
+    def _violation(self, row, text, path=None):
         self.violations.append(f"{path or self.log.path}, row {row['row']}: {text}")
 
 

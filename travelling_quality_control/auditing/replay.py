@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Generator, Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from travelling_quality_control.auditing.tables import FAILURES
 
@@ -41,10 +41,10 @@ class Replay:
         self.center_of = {subject: center for center, subjects in subjects_of.items() for subject in subjects}
         self.untold = untold
         self.options = options
-        self.flags = {subject: [] for subject in self.center_of}  # cycles
+        self.flags: dict[str, list[int]] = {subject: [] for subject in self.center_of}  # cycles
         self.revisits = dict.fromkeys(self.center_of, 0)
-        self.waiting = {}  # subject -> cycle of its flag, in the order of the flags
-        self.eliminated = {}  # subject -> cycle
+        self.waiting: dict[str, int] = {}  # subject -> cycle of its flag, in the order of the flags
+        self.eliminated: dict[str, int] = {}  # subject -> cycle
         self._travel = travel(subjects_of, options.seed, first_cycle)
         self.begin_cycle()
 
@@ -52,7 +52,7 @@ class Replay:
         """Go on to the next cycle."""
         self.table_before = self.subject_table()
         self.cycle, order, generator = next(self._travel)
-        self.absent = set()  # centers that failed in this cycle
+        self.absent: set[str] = set()  # centers that failed in this cycle
         self._steps = self._steps_of_cycle(order, generator)
         self.step = next(self._steps, None)
 
@@ -90,9 +90,10 @@ class Replay:
         except StopIteration:
             self.step = None
 
-    def _steps_of_cycle(self, order, generator) -> Generator[Step, bool | None, None]:
+    def _steps_of_cycle(self, order: list, generator: Any) -> Generator[Step, bool | None, None]:
         """The method: yields every step of a cycle and is sent whether it was harmful (None: the center failed)."""
-        waiting_batches, size, suspects = [], self.options.verify_every, 0
+        waiting_batches: list[list] = []
+        size, suspects = self.options.verify_every, 0
         while order or waiting_batches:
             while order and len(waiting_batches) < size:
                 waiting_batches += yield from self._batches_of(order.pop(0), generator)
@@ -135,7 +136,7 @@ class Replay:
         subjects = list(itertools.chain(*group))
         if len(group) == 1:
             return Step("batch", subjects)
-        of_center = {}
+        of_center: dict[str, list] = {}
         for subject in subjects:
             of_center.setdefault(self.center_of[subject], []).append(subject)
         return Step("group", subjects, of_center, min(map(len, group)))
@@ -170,7 +171,7 @@ class Replay:
         }
 
 
-def travel(centers, seed: int, first_cycle: int) -> Iterator[tuple]:
+def travel(centers: dict, seed: int, first_cycle: int) -> Iterator[tuple]:
     """For cycle after cycle, without end: the cycle, its centers in visiting order, its random generator."""
     import numpy as np  # only now, so that --help answers at once
 

@@ -5,6 +5,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from travelling.errors import InputError
 from travelling.rules import RULES
@@ -40,7 +41,7 @@ class Table:
         missing = [column for column in columns if column not in self.header]
         if missing:
             raise InputError(f"{path}: missing column(s) {', '.join(missing)}; needed are {', '.join(columns)}")
-        self.rows = []
+        self.rows: list[dict[str, Any]] = []
         for number, cells in enumerate(records[1:], start=2):
             if len(cells) > len(self.header):
                 raise InputError(f"{path}, row {number}: has more cells than the header")
@@ -92,7 +93,8 @@ def read_cohorts(train: Path, test: Path, centers: Sequence[str] | None = None) 
     training_set = Table(train, ("Subject", "Study"), strip=True)
     test_set = Table(test, ("Subject", "Group_bin"), strip=True)
     test_set.convert(["Group_bin"], finite)
-    subjects_of, seen = {name: [] for name in centers or ()}, {}
+    subjects_of: dict[str, list] = {name: [] for name in centers or ()}
+    seen: dict[str, str] = {}
     for table in (training_set, test_set):
         for row in table.rows:
             if not row["Subject"] or row["Subject"] in seen:

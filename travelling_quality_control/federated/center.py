@@ -25,16 +25,23 @@ import logging
 import os
 import secrets
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 from nvflare.apis.executor import Executor
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+from nvflare.apis.signal import Signal
 from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from travelling.cohort import SEPARATOR, copies, read_cohort
 from travelling.errors import InputError
 from travelling.files import write_csv
+from travelling.options import CenterSite
 from travelling.verification_log import LOG_COLUMNS
 from travelling_quality_control.federated.settings import center_file, read_center_settings
 from travelling_quality_control.federated.wire import digest, note_visit, pack, unpack
@@ -52,7 +59,7 @@ class Pseudonyms:
     has a list of ids, but not the key, cannot tell which of them stands behind a pseudonym.
     """
 
-    def __init__(self, folder, subjects):
+    def __init__(self, folder: Path, subjects: Iterable[str]):
         salt = _salt(folder / "salt")
         self.of = {
             subject: hmac.new(salt, subject.encode(), hashlib.sha256).hexdigest()[:PSEUDONYM_LETTERS]
@@ -82,17 +89,17 @@ class Center:
     ``log`` is its own. Raises InputError where its configuration or its CSV is wrong.
     """
 
-    def __init__(self, settings, log):
+    def __init__(self, settings: CenterSite, log: logging.Logger):
         self._log = log
         self._folder = settings.private_folder
         self._settings = settings
         self._cohort = read_cohort(settings.training_set)
         self._pseudonyms = Pseudonyms(self._folder, self._cohort["Subject"])
-        self._trainer = None
-        self._prepared = None  # for which network, and images that lie where
-        self._states = {}  # digest -> arrays: of the last step, before and after
+        self._trainer: Any = None  # once prepared
+        self._prepared: tuple | None = None  # for which network, and images that lie where
+        self._states: dict[str, list[np.ndarray]] = {}  # digest -> arrays: of the last step, before and after
 
-    def answer(self, question, arrays, meta):
+    def answer(self, question: str, arrays: list[np.ndarray], meta: dict) -> tuple[list[np.ndarray], dict]:
         """The answer to one question: (arrays, meta). Raises whatever went wrong."""
         if question == "subjects":
             return [], {"subjects": list(self._pseudonyms.of.values())}
@@ -183,12 +190,12 @@ class Center:
 class CenterExecutor(Executor):
     """FLARE's door to a :class:`Center`; it keeps one alive for a whole job."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self._center = None
-        self._log = None
+        self._center: Any = None  # from the first question on
+        self._log: logging.Logger | None = None
 
-    def execute(self, task_name, shareable, fl_ctx, abort_signal):
+    def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         """Answer the server's question; whatever goes wrong stays in the center's own log."""
         try:
             if self._center is None:

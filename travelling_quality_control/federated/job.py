@@ -8,19 +8,29 @@ Example:
     python travelling_quality_control/federated/job.py --server ./kits/server.example.org --admin ./kits/me@example.org
 """
 
+from __future__ import annotations
+
+import argparse
 import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from travelling import command
 from travelling.errors import AlreadyDone, InputError
 from travelling.options import Jobs, add_to_parser
+from travelling_quality_control.federated.settings import Server
+
+if TYPE_CHECKING:
+    from nvflare.fuel.flare_api.flare_api import Session
+    from nvflare.recipe.spec import Recipe
 
 CONTROLLER = "travelling_quality_control.federated.server.TravellingController"
 EXECUTOR = "travelling_quality_control.federated.center.CenterExecutor"
 
 
-def parse_arguments():
+def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = command.Parser(__doc__)
     add_to_parser(parser, Jobs)
@@ -37,7 +47,7 @@ def parse_arguments():
     return parser.parse_args()
 
 
-def travelling_recipe(task_timeout, cycles, poll, name="travelling"):
+def travelling_recipe(task_timeout: int, cycles: int, poll: float, name: str = "travelling") -> Recipe:
     """A FLARE recipe for the next ``cycles`` cycles of a run; all else is the sites' own configuration."""
     from nvflare.job_config.api import FedJob
     from nvflare.recipe.spec import Recipe
@@ -53,7 +63,7 @@ def travelling_recipe(task_timeout, cycles, poll, name="travelling"):
     return Recipe(job)
 
 
-def refuse_complete(settings, overwrite):
+def refuse_complete(settings: Server, overwrite: str) -> None:
     """Raise AlreadyDone where the run is complete, and InputError where its folder has another complete run.
 
     ``overwrite`` is what the user is told to say to have that replaced.
@@ -62,7 +72,7 @@ def refuse_complete(settings, overwrite):
     from travelling_quality_control.federated.settings import INPUT_FILES
 
     path = settings.output_folder / "run.json"
-    earlier = None if settings.overwrite else Record(path, None).read()
+    earlier = None if settings.overwrite else Record(path, {}).read()
     if not earlier or not earlier.get("finished"):
         return
     now = describe(settings, {name: getattr(settings, name) for name in INPUT_FILES[settings.method]})
@@ -75,24 +85,25 @@ def refuse_complete(settings, overwrite):
 class Progress:
     """How far a run has come, as its folder tells: ``finished``, and ``place``, which changes with every visit."""
 
-    def __init__(self, settings):
+    def __init__(self, settings: Server):
         from travelling.checkpoint import Checkpoints
         from travelling.record import Record
         from travelling_quality_control.federated.server import ERROR_FILE
 
-        folder, record, found, self.finished = settings.output_folder, {}, None, False
+        folder, found, self.finished = settings.output_folder, None, False
+        record: dict = {}
         with contextlib.suppress(InputError):  # what is damaged is the job's to refuse, or to overwrite
-            record = Record(folder / "run.json", None).read() or {}
+            record = Record(folder / "run.json", {}).read() or {}
             self.finished = bool(record.get("finished"))
             found = None if self.finished else Checkpoints(folder / "checkpoints").load()
         resumed_at = found[0] if found else {}
         self.place = tuple(record.get(name) for name in ("started", "finished"))
-        self.place += tuple(resumed_at.get(name) for name in ("cycle", "centers_left"))
+        self.place += tuple(resumed_at.get(name) for name in ("cycle", "centers_left", "log_length"))
         error = folder / ERROR_FILE
         self.error = error.read_text(encoding="utf-8").strip() if error.is_file() else None
 
 
-def run_jobs(settings, run_one):
+def run_jobs(settings: Server, run_one: Callable[[], None]) -> None:
     """Call ``run_one()`` for job after job until the run is finished; a job that gets nowhere is an InputError.
 
     The first is called in any case: it begins anew where a complete run is to be overwritten.
@@ -106,7 +117,7 @@ def run_jobs(settings, run_one):
         before = now
 
 
-def main():
+def main() -> None:
     """Submit job after job."""
     arguments = parse_arguments()
     from travelling_quality_control.federated.settings import SERVER_FILE, read_server_settings
@@ -144,7 +155,7 @@ def main():
     print(f"done: {settings.output_folder}")
 
 
-def refuse_lonely(session, centers, wait):
+def refuse_lonely(session: Session, centers: list[str], wait: float) -> None:
     """Wait for two of the centers to be connected; raises InputError where they do not come."""
     end = time.monotonic() + wait
     while True:

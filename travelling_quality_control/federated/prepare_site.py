@@ -9,9 +9,11 @@ site is started for the first time. What a center's private folder holds must no
 pseudonyms, its log, and the list of its flagged images.
 """  # noqa: E501
 
+import argparse
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from travelling import command
 from travelling.errors import InputError
@@ -19,10 +21,11 @@ from travelling.files import write_whole
 from travelling.options import CenterSite, Images, add_to_parser, to_json
 
 
-def parse_arguments():
+def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = command.Parser(__doc__)
-    parsers = parser.add_subparsers(dest="role", required=True, parser_class=partial(command.Parser, __doc__))
+    make_parser: Any = partial(command.Parser, __doc__)  # called as the class would be
+    parsers = parser.add_subparsers(dest="role", required=True, parser_class=make_parser)
     server = parsers.add_parser("server", help="home, which holds the test set")
     center = parsers.add_parser("center", help="a hospital, which holds training images")
     for part in (server, center):
@@ -34,7 +37,7 @@ def parse_arguments():
     return parser.parse_args()
 
 
-def main():
+def main() -> None:
     """Prepare the site."""
     arguments = parse_arguments()
     local = arguments.kit / "local"
@@ -56,7 +59,7 @@ def main():
         )
 
 
-def allow(local, server_storage=None):
+def allow(local: Path, server_storage: Path | None = None) -> None:
     """Let jobs use the two classes of this package, and keep a site's logs at the site.
 
     ``local`` is a site's folder of that name; ``server_storage`` a folder for a server's records of jobs, which FLARE
@@ -68,7 +71,7 @@ def allow(local, server_storage=None):
 
     path = local / "resources.json"
     source = path if path.is_file() else local / "resources.json.default"
-    resources = json.loads(source.read_text(encoding="utf-8")) if source.is_file() else {"format_version": 2}
+    resources: dict = json.loads(source.read_text(encoding="utf-8")) if source.is_file() else {"format_version": 2}
     allowed = resources.get("class_allow_list", list(DEFAULT_CLASS_ALLOW_LIST))
     resources["class_allow_list"] = sorted({*allowed, CONTROLLER, EXECUTOR})
     if server_storage is None:
@@ -84,7 +87,7 @@ def allow(local, server_storage=None):
     write_whole(path, json.dumps(resources, indent=2).encode())
 
 
-def configure_center(local, center, training_set, private_folder, images):
+def configure_center(local: Path, center: str, training_set: Path, private_folder: Path, images: dict) -> None:
     """Write a center's configuration file; ``images`` is what it says of :class:`travelling.options.Images`."""
     from travelling_quality_control.federated.settings import center_file
 

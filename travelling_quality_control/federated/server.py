@@ -4,9 +4,13 @@ import csv
 import logging
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
+from nvflare.apis.wf_comm_spec import WFCommSpec
 from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.workflows.model_controller import ModelController
 
@@ -27,6 +31,10 @@ from travelling_quality_control.federated.center import ERRORS, PSEUDONYM_LETTER
 from travelling_quality_control.federated.settings import INPUT_FILES, SERVER_FILE, read_server_settings
 from travelling_quality_control.federated.wire import digest, note_visit, pack, unpack
 
+if TYPE_CHECKING:
+    from travelling.model import TravellingModel
+
+Ask = Callable[[str, str, list[np.ndarray], dict], tuple[list[np.ndarray], dict]]  # of FederatedTrainer
 ERROR_FILE = "error.txt"  # in the run folder: why a job ended without having gone on
 VISITS_FILE = "visits.csv"  # in the run folder: what every question to a center took
 TASK_CHECK_PERIOD = 0.02  # seconds between FLARE's looks at whether a question is answered, two for every step
@@ -40,19 +48,26 @@ class FederatedTrainer(LocalTrainer):
     ``center_of`` maps every subject to its center.
     """
 
-    def __init__(self, ask, model, volumes, test_set=None, evaluation_batch=None):
+    def __init__(
+        self,
+        ask: Ask,
+        model: "TravellingModel",
+        volumes: Volumes,
+        test_set: pd.DataFrame | None = None,
+        evaluation_batch: int | None = None,
+    ):
         super().__init__(model, volumes, test_set=test_set, evaluation_batch=evaluation_batch)
         self._ask = ask
-        self.center_of = {}
+        self.center_of: dict[str, str] = {}
         # What a center needs to know of the network and of the home's images.
         self.preparation = {"filters": model.filters, "space": volumes.space}
-        self._states = {}  # center -> digests of the states that it still holds
+        self._states: dict[str, set[str]] = {}  # center -> digests of the states that it still holds
 
-    def train(self, subjects):
+    def train(self, subjects: list[str]) -> float:
         """One training step at the subjects' center. Returns the loss; raises VisitFailed, and changes nothing then."""
         return self.train_batches([subjects])
 
-    def train_batches(self, batches):
+    def train_batches(self, batches: list[list[str]]) -> float:
         """As :meth:`train`, on batches of one center: the model comes back once, after the last."""
         state = self.export_state()
         center, name, arrays, meta = self._ask_in(state, "train", batches[0][0], batches=batches)
@@ -61,7 +76,7 @@ class FederatedTrainer(LocalTrainer):
         self._states[center] = {name, digest(arrays)}
         return meta["loss"]
 
-    def distances(self, subjects=None):
+    def distances(self, subjects: list[str] | None = None) -> list[list[float]]:
         """As :meth:`LocalTrainer.distances`; measured at the subjects' center. Raises VisitFailed."""
         if subjects is None:
             return super().distances()
@@ -70,7 +85,7 @@ class FederatedTrainer(LocalTrainer):
         self._states[center] = {name}
         return meta["distances"]
 
-    def known(self, subjects):
+    def known(self, subjects: list[str]) -> dict:
         """Where images lie; centers are not asked how far they are from each other, unless for the screen."""
         return {SPACE: self._volumes.space}
 
@@ -85,11 +100,11 @@ class FederatedTrainer(LocalTrainer):
             answer = self._ask(center, question, state, meta)
         return center, name, *answer
 
-    def expect(self, subjects):
+    def expect(self, subjects: list[str]) -> None:
         """The images are the center's own concern."""
 
 
-def refuse_invalid(arrays, loss, sent):
+def refuse_invalid(arrays: list[np.ndarray], loss: object, sent: list[np.ndarray]) -> None:
     """Raise VisitFailed where an answer to ``sent`` cannot be that state after a training step."""
     if [(array.dtype, array.shape) for array in arrays] != [(array.dtype, array.shape) for array in sent]:
         raise VisitFailed("invalid", "its weights are of another number, shape or type")
@@ -99,7 +114,7 @@ def refuse_invalid(arrays, loss, sent):
         raise VisitFailed("invalid", "its loss is not a number")
 
 
-def refuse_bad_distances(rows, subjects, distances):
+def refuse_bad_distances(rows: object, subjects: int, distances: int) -> None:
     """Raise VisitFailed where a center's answer is not one row of so many distances for each of so many subjects."""
     if not isinstance(rows, list) or len(rows) != subjects:
         raise VisitFailed("invalid", "its distances are not one row for each subject")
@@ -110,7 +125,7 @@ def refuse_bad_distances(rows, subjects, distances):
         raise VisitFailed("invalid", "its distances are not numbers of at least 0")
 
 
-def refuse_bad_subjects(names, others):
+def refuse_bad_subjects(names: object, others: set[str]) -> None:
     """Raise VisitFailed where a center's answer is not a list of pseudonyms, or some are another center's."""
     letters = set("0123456789abcdef")
     if not isinstance(names, list) or not names:
@@ -121,7 +136,7 @@ def refuse_bad_subjects(names, others):
         raise VisitFailed("invalid", "a subject is named twice, or is another center's, too")
 
 
-def note_error(folder, error):
+def note_error(folder: Path | None, error: Exception | str) -> None:
     """Write why a job ends to its run folder, in one line: whoever submitted it is told that."""
     if folder:
         (folder / ERROR_FILE).write_text(" ".join(str(error).split()) + "\n", encoding="utf-8")
@@ -139,14 +154,14 @@ class TravellingController(ModelController):
         self.task_timeout = task_timeout
         self.cycles = cycles
         self._log = logging.getLogger("travelling")
-        self._visits = None
+        self._visits: Path  # from run() on
 
-    def set_communicator(self, communicator):
+    def set_communicator(self, communicator: WFCommSpec) -> None:
         """Called by FLARE; 2.9 notes the period under a name that it does not read, and checks every 0.2 s."""
         super().set_communicator(communicator)
         communicator._task_check_period = TASK_CHECK_PERIOD
 
-    def run(self):
+    def run(self) -> None:
         """Called by FLARE, in a thread of the job's process on the server."""
         path = Path(self.engine.get_workspace().get_site_config_dir()) / SERVER_FILE
         folder = None
@@ -175,7 +190,7 @@ class TravellingController(ModelController):
         test_set = read_cohort(settings.fn_test)
         refuse_unfit_test_set(test_set, settings)
         cycles = cycles_to_run(settings.en, settings.pd, settings.first_cycle, settings.cycles)
-        run = open_run(settings, INPUT_FILES[settings.method], test_set["Path"])
+        run = open_run(settings, INPUT_FILES[settings.method], test_set["Path"].to_dict())
         space = read_record(settings.en).get(SPACE)
         volumes = Volumes(settings.cache_gb, run.cache_folder, settings.reorient, space)
         volumes.add(test_set)

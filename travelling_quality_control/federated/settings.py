@@ -6,10 +6,12 @@ site that it belongs to.
 
 import json
 from pathlib import Path
+from typing import Any
 
 from travelling.errors import InputError
 from travelling.options import CenterSite, QualityControlServer, StandardModelServer, from_json
 
+Server = Any  # one of the classes of METHODS, with ``method``
 SERVER_FILE = "travelling_server.json"
 METHODS = {"quality_control": QualityControlServer, "standard": StandardModelServer}
 INPUT_FILES = {"quality_control": ("fn_test", "en", "pd"), "standard": ()}  # of each method, on the server
@@ -20,7 +22,7 @@ def center_file(center: str) -> str:
     return f"travelling_{center}.json"
 
 
-def read_server_settings(path: Path):
+def read_server_settings(path: Path) -> Server:
     """A server's options, with their ``method``. Raises InputError for anything that is missing, unknown or wrong."""
     content = _read(path)
     method = content.pop("method", "quality_control")

@@ -15,12 +15,14 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 from travelling import command
 from travelling.options import Images, QualityControlServer, Simulation, from_command_line, to_json
 
 
-def main():
+def main() -> None:
     """Make the centers, and run job after job."""
     settings = from_command_line(Simulation, __doc__)
     from travelling.cache import memory_for_images
@@ -42,7 +44,8 @@ def main():
     write_server_settings(local / SERVER_FILE, settings, centers, images)
     server = read_server_settings(local / SERVER_FILE)
     refuse_complete(server, "--overwrite")
-    for center, cohort in training_set.groupby("Study", sort=False):
+    for center in centers:
+        cohort = training_set[training_set["Study"] == center]
         private = folder / "centers" / center
         private.mkdir(parents=True, exist_ok=True)
         cohort.to_csv(private / "training_set.csv", index=False)
@@ -63,14 +66,14 @@ def main():
     print(f"done: {server.fn_save}.csv; lists of flagged images in {folder / 'centers'}")
 
 
-def write_server_settings(path, settings, centers, images):
+def write_server_settings(path: Path, settings: Simulation, centers: list[str], images: dict) -> None:
     """The configuration of the simulated server, from the command line; ``images`` says where decoded ones go."""
     content = to_json(QualityControlServer, settings) | images | {"centers": centers}
     path.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
 @contextlib.contextmanager
-def output_to(path):
+def output_to(path: Path) -> Iterator[None]:
     """Send what this process and its children print to a file: FLARE prints several lines for every step."""
     sys.stdout.flush()
     sys.stderr.flush()

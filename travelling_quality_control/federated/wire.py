@@ -3,19 +3,23 @@
 import csv
 import hashlib
 import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
 
 
-def pack(arrays):
+def pack(arrays: list[np.ndarray]) -> dict[str, np.ndarray]:
     """Arrays by their number, as text that sorts as the numbers do: data types and shapes survive the way."""
     return {f"{number:04d}": array for number, array in enumerate(arrays)}
 
 
-def unpack(params):
+def unpack(params: dict[str, np.ndarray] | None) -> list[np.ndarray]:
     """The arrays of :func:`pack`, in their order."""
-    return [params[number] for number in sorted(params or {})]
+    return [array for _, array in sorted((params or {}).items())]
 
 
-def digest(arrays):
+def digest(arrays: list[np.ndarray]) -> str:
     """A name that tells one state from any other."""
     found = hashlib.sha256()
     for array in arrays:
@@ -24,7 +28,7 @@ def digest(arrays):
     return found.hexdigest()
 
 
-def note_visit(path, columns, values):
+def note_visit(path: Path, columns: Iterable[str], values: Iterable) -> None:
     """Append the time and the values of ``columns`` to a table of visits; a new table begins with the names."""
     is_new = not path.exists()
     with open(path, "a", newline="", encoding="utf-8") as file:

@@ -1,0 +1,168 @@
+"""docs/extending.md: every recipe, added to the file that it names in a copy of the repository, does what it says."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT, write_image
+
+PAGE = ROOT / "docs" / "extending.md"
+RECIPE = re.compile(r"^## (.+?)\n.*?\n(?:To|A file of its own,) `([^`]+)`[^\n]*:\n\n```python\n(.*?)```", re.M | re.S)
+RECIPES = {title: (file, code) for title, file, code in RECIPE.findall(PAGE.read_text(encoding="utf-8"))}
+FOLDERS = ("travelling", "travelling_quality_control", "generate_harmful_samples", "reproduce")
+
+# What each is tried with, in the copy.
+JUDGE_LOG_AUDIT = """
+from pathlib import Path
+import sys
+from test_audit import FakeScreen, RandomTrainer, consistent, found, make_run, read_rows, write_rows
+
+folder = Path(sys.argv[1])
+make_run(folder, rule="count", screen=FakeScreen(0), trainer=RandomTrainer(0, harm=3))
+rows = read_rows(folder / "log.csv")
+verified = [row for row in rows if row["Rise"]]
+assert {int(row["Rise"]) for row in verified} >= {3, 4}
+assert all((row["Ignored"] == "1") == (int(row["Rise"]) > 3) for row in verified)
+assert consistent(folder, "--rule", "count", "--screen")
+row = verified[0]
+row["Rise"] = int(row["Rise"]) + 1
+write_rows(folder / "log.csv", rows)
+assert "Rise is" in found(folder, "--rule", "count", "--screen")[0]
+"""
+DISTANCES_OF_A_NETWORK = """
+from types import SimpleNamespace
+import numpy as np
+import pandas as pd
+from travelling.model import TravellingModel
+from travelling.trainer import KNOWN, LocalTrainer
+
+model = TravellingModel.build((33, 34, 35), 0.05, 0.001)
+images = np.random.default_rng(0).uniform(size=(3, 33, 34, 35, 1)).astype(np.float32)
+assert (model.distances_of_a_layer, model.distances_of_an_image) == (3, 18)
+distances = model.distances(images)
+assert distances.shape == (3, 18)
+assert (distances[:, 2::3] > 0).all()  # the new one, of every layer
+before = distances[:, 2].mean()
+for _ in range(30):
+    model.train(images, [0, 1, 0])
+assert model.distances(images)[:, 2].mean() < before
+
+# What a model of before the change has noted of its images is no measure any more; those of the training set are.
+volumes = SimpleNamespace(shape=images.shape[1:4], batches=lambda groups: (images[list(group)] for group in groups))
+cohort = pd.DataFrame({"Subject": [0, 1, 2], "Group_bin": [0, 1, 0]})
+trainer = LocalTrainer(model, volumes, cohort, cohort)
+assert trainer.strange({KNOWN: [0.0, 0.0]}) == []
+assert len(trainer.strange({KNOWN: [0.0, 0.0, 0.0]})) == 2
+"""
+TRAIN_SAVE_LOAD = """
+import sys
+from pathlib import Path
+import numpy as np
+from travelling.inference_network import can_fold
+from travelling.model import TravellingModel
+from travelling.sfcn import MINIMUM_VOXELS, width_of
+
+shape = (MINIMUM_VOXELS, 9, 10)
+model = TravellingModel.build(shape, 0.5, 0.001)
+images = np.random.default_rng(0).uniform(size=(4, *shape, 1)).astype(np.float32)
+assert [layer for layer in model.encoder.layers if type(layer).__name__ == "Add"]
+assert not can_fold(model.encoder)
+assert width_of(model.filters) and model.filters == [8, 8, 16, 16, 32, 32]
+kept, untrained = model.keep(), model.predict(images)
+model.train(images, [0, 1, 0, 1])
+trained = model.predict(images)
+assert not np.allclose(trained, untrained)
+np.testing.assert_allclose(trained, model.network.predict(images, verbose=0)[:, 0], rtol=1e-4)
+assert model.distances(images).shape == (4, model.distances_of_an_image)
+paths = [Path(sys.argv[1]) / name for name in ("encoder_01.keras", "classifier_01.keras")]
+model.save(*paths, {"cycle": 1})
+loaded, record, notices = TravellingModel.load(*paths, shape)
+assert (record["cycle"], notices) == (1, [])
+np.testing.assert_array_equal(loaded.predict(images), trained)
+loss = loaded.train(images, [0, 1, 0, 1])
+assert loss == model.train(images, [0, 1, 0, 1])  # Adam and the dropout have travelled, too
+model.restore(kept)
+np.testing.assert_array_equal(model.predict(images), untrained)
+"""
+
+
+@pytest.fixture
+def extended(tmp_path):
+    """Function: a recipe's code is added to its file in a copy of the repository. Returns a function that runs Python
+    there."""
+
+    def extend(title):
+        for folder in FOLDERS:
+            shutil.copytree(ROOT / folder, tmp_path / "copy" / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        file, code = RECIPES[title]
+        with open(tmp_path / "copy" / file, "a", encoding="utf-8") as module:
+            module.write(f"\n\n{code}")
+        return run
+
+    def run(*arguments):
+        places = os.pathsep.join(map(str, (tmp_path / "copy", ROOT / "tests")))
+        done = subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=tmp_path / "copy",
+            env=os.environ | {"PYTHONPATH": places, "CUDA_VISIBLE_DEVICES": ""},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return extend
+
+
+def test_every_recipe_is_tried():
+    tests = re.findall(r"extended\(\"(.+?)\"\)", (ROOT / "tests" / "test_extending.py").read_text(encoding="utf-8"))
+    assert sorted(tests) == sorted(RECIPES)
+    assert len(tests) == 5
+    assert PAGE.read_text(encoding="utf-8").count("```python") == 5
+
+
+def test_a_rule_is_judged_logged_and_audited(extended, tmp_path):
+    run = extended("Add a rule")
+    assert "--rule {published,evidence,count}" in run("travelling_quality_control/enc_PD_quality_control.py", "--help")
+    run("-c", JUDGE_LOG_AUDIT, tmp_path)
+
+
+def test_a_distance_is_one_number_more_at_every_layer(extended):
+    run = extended("Add a distance of the screen")
+    run("-c", DISTANCES_OF_A_NETWORK)
+
+
+def test_a_kind_of_harm_makes_an_image(extended, tmp_path):
+    from travelling.nifti import read_voxels
+
+    run = extended("Add a kind of harm")
+    good = write_image(tmp_path / "a.nii.gz", np.random.default_rng(0).uniform(1, 2, (9, 10, 11)).astype(np.float32))
+    run("generate_harmful_samples/generate_data.py", "-i", good, "--kind", "stripes", "--output-folder", tmp_path)
+    ratio = read_voxels(tmp_path / "a_stripes.nii.gz")[0] / read_voxels(good)[0]
+    slices = ratio.mean(axis=(1, 2))
+    assert sorted((slices[0], slices[1])) == pytest.approx([0.7, 1.0])
+    np.testing.assert_allclose(slices[2:], slices[:-2], rtol=1e-5)
+
+
+def test_another_network_trains_and_travels(extended, tmp_path):
+    run = extended("Add another network")
+    run("-c", TRAIN_SAVE_LOAD, tmp_path)
+
+
+@pytest.mark.skipif(not (ROOT / "reproduce" / "evaluation" / "tables").is_dir(), reason="needs the evaluation's rooms")
+def test_a_table_is_in_the_evaluation(extended, tmp_path):
+    from study_maker import make_study
+
+    run = extended("Add a table of the study")
+    study = make_study(tmp_path / "study")
+    run("reproduce/evaluate.py", study, "--only", "tables", "report", "--resamples", 99)
+    table = pd.read_csv(study / "tables" / "waiting.csv")
+    assert table[["flagged", "revisits"]].to_numpy().tolist() == [[3, 3]]  # h1, h2 and, by mistake, b1
+    assert "Images that were flagged at least once" in (study / "tables" / "waiting.md").read_text(encoding="utf-8")
+    assert "images flagged" in (study / "report.html").read_text(encoding="utf-8")
