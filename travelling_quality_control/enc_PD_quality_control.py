@@ -132,6 +132,7 @@ def main() -> None:
     baseline, saturation = first_evaluation(run, trainer, settings)
     log = run.begin(device, notices + saturation, volumes.images)
     log.info("training set: %d images, %d centers; test set: %d images", len(training_set), len(centers), len(test_set))
+    log.info("%s", backend.fastest_precision(settings.precision))
     resumed_at = run.go_on(trainer)
 
     with progress_bar(total=len(cycles) * len(training_set), unit="image") as bar:
