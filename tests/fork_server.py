@@ -152,6 +152,7 @@ def serve():
     """Answer requests until stdin ends."""
     backend, model = types.ModuleType("travelling.backend"), types.ModuleType("travelling.model")
     backend.start = lambda *_: "no device"
+    backend.fastest_precision = lambda precision: precision
     model.TravellingModel = FakeModel
     sys.modules.update({"travelling.backend": backend, "travelling.model": model})
     travelling.backend, travelling.model = backend, model
