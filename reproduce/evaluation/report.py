@@ -20,7 +20,7 @@ from evaluation.tables import GOOD, HARMFUL, make_tables, outcomes
 from travelling.files import write_whole
 
 FOLDER = Path(__file__).resolve().parent
-TEMPLATE, SCRIPT = "report.html.jinja", "report.js"
+TEMPLATE, SCRIPT = "report.html.jinja", "../../travelling_quality_control/reporting/page.js"
 
 
 def evaluate(study: Study, folder: Path, parts: tuple = PARTS, with_images: bool = False, **options) -> tuple:
