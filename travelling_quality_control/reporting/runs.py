@@ -46,7 +46,7 @@ class LoggedRun:
     def __post_init__(self) -> None:
         """What follows from the fields."""
         self.options = self.record["options"]
-        self.rule = RULES[self.options["rule"]]
+        self.rule, self.screens = RULES[self.options["rule"]], self.options["screen"]
         rows = self.rows = pd.concat([self.log[1:], self.screening]).sort_values("Row")
         self.cycles = sorted(set(rows["Cycle"]))
         self.flags = rows[rows["Phase"].isin(["subject", SCREEN]) & (rows["Ignored"] == 1)]
