@@ -49,7 +49,7 @@ def main() -> None:
     parser = make_parser()
     arguments = parser.parse_args()
     # Only now, so that --help answers at once.
-    from travelling_quality_control.reporting.one_run import write_report
+    from travelling_quality_control.reporting.one_run import in_one_line, write_report
 
     run, outcome, files = write_report(
         arguments.log,
@@ -62,16 +62,8 @@ def main() -> None:
         unfinished=arguments.unfinished,
         with_images=arguments.with_images,
     )
-    counts = run.images["Decision"].value_counts()
-    told = [
-        f"{counts.get(name, 0)} {name.replace('_', ' ')}" for name in ("eliminated", "came_back", "waiting", "kept")
-    ]
-    print(f"{len(run.images)} images: {', '.join(told)}")
-    print("\n".join(map(str, files)))
-    if outcome.violations:
-        print(f"the audit refuses the log ({len(outcome.violations)} violations), so no list was written; the first:")
-        print(outcome.violations[0])
-        sys.exit(1)
+    print("\n".join([in_one_line(run, outcome), *map(str, files)]))
+    sys.exit(bool(outcome.violations))
 
 
 def page_of(out: Path | None, log: Path) -> Path:

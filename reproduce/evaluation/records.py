@@ -64,8 +64,10 @@ class ControlRun(TrainedModel, LoggedRun):
     """A finished run of quality control and the truth about its images.
 
     ``images`` tells Harmful, Source (of a harmful image) and Center_images (how many its center has), too; ``harmful``
-    and ``good`` are parts of it.
+    and ``good`` are parts of it. ``files`` are those that a report of the run needs, by the names of its arguments.
     """
+
+    files: dict
 
     def __post_init__(self) -> None:
         """What follows from the fields."""
@@ -243,7 +245,7 @@ class _Reader:
         setting = SETTINGS[CONTROL_FOLDERS[model.name]]
         if any(options[name] != setting.get(name, OLDER_OPTIONS[name]) for name in ("rule", "screen")):
             raise InputError(f"{model.folder / 'run.json'}: made by another setting than that of its folder")
-        self.audit(model, log_csv, training_csv, options)
+        files = self.audit(model, log_csv, training_csv, options)
         images = _read_images(training_csv, truth_csv, model.experiment, model.kind)
         parts = read_log(log_csv, options)
         log = parts["log"]
@@ -257,18 +259,19 @@ class _Reader:
             raise InputError(f"{log_csv}: trained {min(unknown)}, who is not in {training_csv}")
         known = {field.name: getattr(model, field.name) for field in fields(model)}
         known["record"] = model.record | {"options": options}
-        return ControlRun(**known, **parts, images=images)
+        return ControlRun(**known, **parts, images=images, files=files)
 
     def audit(self, model, log_csv, training_csv, options):
-        """Raise InputError for a log that the audit refuses; note where the audit cannot be made."""
+        """Raise InputError for a log that the audit refuses; note where the audit cannot be made. Returns its files."""
         test_csv, subjects_csv = self.folder / options.get("fn_test", "test_set.csv"), model.folder / "log_subjects.csv"
         if not test_csv.is_file():
             self.note(test_csv, "missing, so its log was not audited", model.folder)
-            return
+            return {}
         subjects_csv = subjects_csv if subjects_csv.is_file() else None
         found = audit_log(log_csv, training_csv, test_csv, SimpleNamespace(**options), subjects_csv=subjects_csv)
         if found.violations:
             raise InputError(found.violations[0])
+        return {"log_csv": log_csv, "train_csv": training_csv, "test_csv": test_csv, "subjects_csv": subjects_csv}
 
 
 def _test_set(model):

@@ -14,6 +14,7 @@ from evaluation.records import Study, in_words
 from evaluation.render import METRIC_NAMES, MISSING, MODEL_NAMES, by_cycle, number_text, setting_in_words, write_tables
 from evaluation.tables import GOOD, HARMFUL, make_tables, outcomes
 from travelling.files import write_whole
+from travelling_quality_control.reporting.one_run import write_report
 from travelling_quality_control.reporting.pages import make_page, versions
 
 FOLDER = Path(__file__).resolve().parent
@@ -34,15 +35,28 @@ def evaluate(study: Study, folder: Path, parts: tuple = PARTS, with_images: bool
     if "figures" in parts:
         write_figures(figures, folder / "figures")
     if "report" in parts:
-        write_whole(folder / "report.html", make_report(study, tables, figures, diagnoses.resamples).encode())
+        pages = write_pages(study, folder)
+        text = make_report(study, tables, figures, diagnoses.resamples, pages)
+        write_whole(folder / "report.html", text.encode())
     return tables, figures
 
 
-def make_report(study: Study, tables: dict, figures: list, resamples: int = RESAMPLES) -> str:
+def write_pages(study: Study, folder: Path) -> list:
+    """Write the report of every run that could be audited, as report.py makes it: [(run, its page in the folder)]."""
+    pages = []
+    for run in study.controls:
+        if run.files:
+            page = run.folder.relative_to(study.folder) / "report.html"
+            write_report(**run.files, page=folder / page, record=run.record)
+            pages.append((run, page))
+    return pages
+
+
+def make_report(study: Study, tables: dict, figures: list, resamples: int = RESAMPLES, pages: list = ()) -> str:
     """The report as HTML text.
 
     ``tables`` and ``figures`` are those of the study, ``resamples`` the number of bootstrap resamples behind the
-    tables.
+    tables, ``pages`` what :func:`write_pages` gives.
     """
     performance = tables["performance"].frame
     known = performance[(performance["subgroup"] == ALL) & performance["value"].notna()]
@@ -54,6 +68,7 @@ def make_report(study: Study, tables: dict, figures: list, resamples: int = RESA
         FOLDER,
         study=study,
         settings=study.settings,
+        pages=pages,
         runs=study.shown_controls,
         told=[_run(run) for run in study.shown_controls],
         sizes=_sizes(study.shown_controls),

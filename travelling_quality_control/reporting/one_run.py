@@ -18,6 +18,7 @@ from travelling_quality_control.auditing import Outcome, audit_log
 from travelling_quality_control.reporting.drawing import Picture, rates_along_run, show_volume
 from travelling_quality_control.reporting.pages import MISSING, make_page, number_text
 from travelling_quality_control.reporting.runs import (
+    DECISIONS,
     OLDER_OPTIONS,
     SCREEN,
     LoggedRun,
@@ -99,6 +100,16 @@ def write_report(
     return run, outcome, written
 
 
+def in_one_line(run: LoggedRun, outcome: Outcome) -> str:
+    """What was decided, and that the audit refuses the log if it does."""
+    decided = run.images["Decision"]
+    told = ", ".join(f"{(decided == name).sum()} {name.replace('_', ' ')}" for name in DECISIONS)
+    refused = (
+        "; the audit refuses the log, so no list was written: " + outcome.violations[0] if outcome.violations else ""
+    )
+    return f"{len(decided)} images: {told}{refused}"
+
+
 def rows_of(run: LoggedRun, subject: str) -> pd.DataFrame:
     """The rows of the log about an image alone, as readers see them."""
     rows = run.rows[(run.rows["Subject"] == subject) & run.rows["Phase"].isin(STEPS)]
@@ -165,9 +176,10 @@ def _groups(images):
     if "Sex" in images.columns:
         groups["sex"] = images["Sex"].replace("", MISSING)
     if images["Age"].notna().any():
-        groups["age"] = pd.Series(MISSING, images.index)
-        for name, members in age_groups(images["Age"], AGE_EDGES).items():
-            groups["age"][members] = name.removeprefix("age_").replace("_", " ")
+        ages = age_groups(images["Age"], AGE_EDGES)
+        names = [name.removeprefix("age_").replace("_", " ") for name in ages]
+        labels = np.select(list(ages.values()), names, MISSING)
+        groups["age"] = pd.Series(pd.Categorical(labels, [*names, MISSING]), images.index)  # in this order
     return groups
 
 
@@ -175,11 +187,11 @@ def _shares(images, groups):
     """How many images of each group were flagged, and what was decided about them."""
     rows = []
     for by, labels in groups.items():
-        for label, members in images.groupby(labels, sort=by != "center"):
+        for label, members in images.groupby(labels, sort=by != "center", observed=True):
             decisions = members["Decision"]
             row = {"by": by, "group": label, "images": len(members), "flagged": int(members["Flagged"].sum())}
             row["share flagged"] = number_text(members["Flagged"].mean())
-            rows.append(row | {IN_WORDS[name]: int((decisions == name).sum()) for name in IN_WORDS if name != "kept"})
+            rows.append(row | {name.replace("_", " "): int((decisions == name).sum()) for name in DECISIONS[:-1]})
     table = pd.DataFrame(rows)
     return table.drop(columns="by").rename(columns={"group": "center"}) if list(groups) == ["center"] else table
 
