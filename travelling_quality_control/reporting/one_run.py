@@ -152,9 +152,10 @@ def _flagged(run):
     return images.assign(order=order).sort_values(["order", "First_flagged"], kind="stable").drop(columns="order")
 
 
-def _cycles(run):
-    """The cycles of every image's flags, as text."""
-    return run.flags.groupby("Subject")["Cycle"].agg(lambda cycles: ",".join(map(str, cycles)))
+def _cycles(run, images, none):
+    """The cycles of the flags of some images, as text, or ``none``."""
+    cycles = run.flags.groupby("Subject")["Cycle"].agg(lambda cycles: ",".join(map(str, cycles)))
+    return [cycles.get(subject, none) for subject in images.index]
 
 
 def _put_aside(run):
@@ -163,7 +164,7 @@ def _put_aside(run):
     told = {"image": images.index, "center": images["Study"]}
     told |= {name: labels.reindex(images.index) for name, labels in _groups(run.images).items()}
     told |= {"decision": images["Decision"].map(IN_WORDS), "times flagged": images["Times_flagged"]}
-    return pd.DataFrame(told | {"cycles": _cycles(run).reindex(images.index).fillna("")})
+    return pd.DataFrame(told | {"cycles": _cycles(run, images, "")})
 
 
 def _groups(images):
@@ -278,7 +279,7 @@ def decisions(run: LoggedRun) -> pd.DataFrame:
         "center": images["Study"],
         "decision": images["Decision"],
         "times_flagged": images["Times_flagged"],
-        "cycles": _cycles(run).reindex(images.index).fillna(MISSING),
+        "cycles": _cycles(run, images, MISSING),
         "reason": images.index.map(lambda name: reasons.get(name, MISSING)),
     }
     return pd.DataFrame(told).reset_index(drop=True)
