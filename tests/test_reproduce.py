@@ -668,11 +668,9 @@ def test_a_study_in_the_same_folder_goes_on_where_judging_ended(judged, monkeypa
     study, _, _ = judged
     study.run("--cycles", 12)
     monkeypatch.undo()
-    monkeypatch.setattr(
-        sys, "argv", ["reproduce.py", *map(str, study.options), "--cycles", "12", "--experiments", "clean"]
-    )
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", *map(str, study.options), "--cycles", "12"])
     arguments = from_command_line(plan.Study, "")
-    arguments.settings = ("published", "evidence")
+    arguments.experiments, arguments.settings = ("clean",), ("published", "evidence")
     for name in STUBS:
         monkeypatch.setitem(reproduce.SCRIPTS, name, study.folder / f"{name}.py")
     steps = plan.plan(arguments, reproduce.read_cohort(arguments))
