@@ -264,6 +264,7 @@ def test_the_first_screen_tells_the_audit_and_the_last_the_settings(run):
     assert "device: CPU; git commit: abc." in page.words
     assert "Python 3.12.1, keras 3.15.1" in page.words
     assert '"rule": "evidence"' in page.words
+    assert '"fn_save": "log"' in page.words  # and not its folder
     assert str(run) not in page.source
     assert "What this report cannot tell" not in page.words
     for _, attributes in page.tags:  # it loads nothing
@@ -287,7 +288,8 @@ def test_a_log_that_was_tampered_with_is_refused_in_red(run):
     top = page.source[page.source.index("Summary</h2>") :]
     assert top.index("The audit refuses this log: ") < top.index("were flagged")
     assert 'class="refused"' in top
-    assert f"log.csv, row {index + 2}: " in page.words
+    assert f"<li>log.csv, row {index + 2}: " in page.source
+    assert str(run) not in page.source
     assert "refused by its audit" in page.words
     assert "consistent" not in page.words
     assert not list(run.glob("log_decisions*")) + list(run.glob("log_exclude*"))
@@ -436,6 +438,11 @@ def test_a_federation_with_pseudonyms_and_failed_visits(tmp_path):
     assert "The training set does not tell them." in page.words
     assert "HC" not in page.tables["Every image that was flagged or eliminated"][0].values()
     assert "Up to 4 batches were trained" in page.words
+    record = json.loads((tmp_path / "log_run" / "run.json").read_text())
+    for centers, expected in ((order, 0), (order[::-1], 1)):  # a server's record names them
+        record["options"]["centers"] = centers
+        (tmp_path / "log_run" / "run.json").write_text(json.dumps(record))
+        assert report(tmp_path, train="log_subjects.csv")[0] == expected
 
 
 def test_a_lock_up_is_told(tmp_path):

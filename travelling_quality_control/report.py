@@ -51,14 +51,15 @@ def main() -> None:
     # Only now, so that --help answers at once.
     from travelling_quality_control.reporting.one_run import in_one_line, write_report
 
+    record = find_record(arguments, parser)
     run, outcome, files = write_report(
         arguments.log,
         arguments.train,
         arguments.test,
         page_of(arguments.out, arguments.log),
-        find_record(arguments, parser),
+        record,
         subjects_csv=subject_table(arguments),
-        centers=arguments.centers,
+        centers=arguments.centers or record["options"].get("centers"),  # which a federation's record has
         unfinished=arguments.unfinished,
         with_images=arguments.with_images,
     )
