@@ -22,7 +22,7 @@ from study_maker import REPRODUCE, write_record
 from test_audit import FakeScreen, RandomTrainer, make_run, read_rows, write_rows
 
 from travelling.nifti import read_upright
-from travelling.rules import RULES
+from travelling.rules import RULES, Rule
 from travelling_quality_control.reporting import drawing, one_run, pages
 
 SCRIPT = ROOT / "travelling_quality_control" / "report.py"
@@ -443,6 +443,32 @@ def test_a_federation_with_pseudonyms_and_failed_visits(tmp_path):
         record["options"]["centers"] = centers
         (tmp_path / "log_run" / "run.json").write_text(json.dumps(record))
         assert report(tmp_path, train="log_subjects.csv")[0] == expected
+
+
+class CountRule(Rule):
+    """As in docs/extending.md."""
+
+    name, words, columns = "count", "FP and FN together rise by more than three", ("Rise",)
+
+    def judge(self, before, after, tolerance, protocol):
+        was, now = (one.false_positives + one.false_negatives for one in (before, after))
+        return now - was > 3, {"Rise": now - was}
+
+    def audit_step(self, row, accepted, risen, test_set):
+        rise = row["FP"] + row["FN"] - accepted["FP"] - accepted["FN"]
+        return rise > 3, [] if row["Rise"] == rise else [(("Rise",), f"should be {rise}")]
+
+
+def test_a_rule_that_was_added_is_reported_with_its_own_columns(tmp_path, monkeypatch):
+    monkeypatch.setitem(RULES, "count", CountRule)
+    make(tmp_path, rule="count")
+    assert report(tmp_path)[0] == 0
+    page, rows = Page(tmp_path / "log_report.html"), read_rows(tmp_path / "log.csv")
+    shown = [row for caption, table in page.tables.items() if caption.startswith("Rows of the log") for row in table]
+    assert len(shown) > 4
+    assert all(row["Rise"] == rows[int(row["log row"]) - 2]["Rise"] for row in shown)
+    assert "A step was undone where FP and FN together rise by more than three." in page.words
+    assert "a step that made that FP and FN together rise by more than three was undone" in page.words
 
 
 def test_a_lock_up_is_told(tmp_path):

@@ -73,7 +73,7 @@ def detection_by_threshold(run: ControlRun, thresholds: Iterable[float] | None =
     revisits = run.log[run.log["Phase"] == "revisit"].drop_duplicates("Subject").set_index("Subject")
     again = revisits.reindex(images.index[own["Ignored"] == 1]).reindex(images.index)  # after a flag in this cycle
     if thresholds is None:
-        rises = np.concatenate([steps["Rise"] for steps in (batch, own, again)])
+        rises = np.concatenate([steps["Rise_per_image"] for steps in (batch, own, again)])
         thresholds = np.unique(np.append(rises[~np.isnan(rises)], [0, run.options["error"]]).clip(min=0).round(12))
     harmful = images["Harmful"].to_numpy()
     rows = []
@@ -81,7 +81,7 @@ def detection_by_threshold(run: ControlRun, thresholds: Iterable[float] | None =
         row, found, at_most = {"threshold": threshold}, True, True
         for outcome, steps in (("undone", batch), ("flagged", own), ("eliminated", again)):
             harms = _harms(steps, threshold, run.options["protocol"])
-            found, at_most = found & harms, at_most & (harms | steps["Rise"].isna().to_numpy())
+            found, at_most = found & harms, at_most & (harms | steps["Rise_per_image"].isna().to_numpy())
             for name, those in ((HARMFUL, harmful), (GOOD, ~harmful)):
                 row[f"{name}_{outcome}"] = found[those].mean() if those.any() else np.nan
                 row[f"{name}_{outcome}_at_most"] = at_most[those].mean() if those.any() else np.nan
