@@ -18,6 +18,7 @@ import shlex
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from evaluation.layout import PAPER_KINDS, PUBLISHED, SETTINGS
@@ -32,16 +33,25 @@ from travelling.options import FALSE_ALARMS, from_command_line
 
 def main() -> None:
     """Print the plan, run what is missing, and evaluate it."""
-    arguments = from_command_line(Study, __doc__)
+    arguments, start = from_command_line(Study, __doc__), time.monotonic()
+    if carry_out(arguments, plan):
+        evaluate(arguments.out, arguments)
+        minutes = (time.monotonic() - start) / 60
+        print(f"\nTables, figures and everything behind them: {arguments.out} ({minutes:.1f} minutes)")
+        print(f"Read it all: {arguments.out / 'report.html'}")
+
+
+def carry_out(arguments: Study, make_plan: Callable) -> bool:
+    """Print the plan that ``make_plan(arguments, cohort)`` gives, and run what is missing; False with ``--dry-run``."""
     # Only now, so that --help answers at once.
     from travelling.files import refuse_read_only
 
-    start, folder = time.monotonic(), arguments.out
+    folder = arguments.out
     refuse_other_layout(folder, arguments.seeds)
     refuse_read_only(folder)
     cohort = demo_cohort(arguments) if arguments.demo else read_cohort(arguments)
     refuse_unfit_cohort(cohort, arguments)
-    steps = plan(arguments, cohort)
+    steps = make_plan(arguments, cohort)
     if not arguments.overwrite:
         refuse_other_results(steps, folder)
     refuse_changed_images(folder, cohort.files)
@@ -60,10 +70,7 @@ def main() -> None:
     print(describe(steps, left, seconds, device, arguments), flush=True)
     if not arguments.dry_run:
         run_steps(steps, folder, arguments.jobs, seconds, arguments.overwrite)
-        evaluate(folder, arguments)
-        minutes = (time.monotonic() - start) / 60
-        print(f"\nTables, figures and everything behind them: {folder} ({minutes:.1f} minutes)")
-        print(f"Read it all: {folder / 'report.html'}")
+    return not arguments.dry_run
 
 
 def read_cohort(arguments: Study) -> Cohort:

@@ -240,7 +240,7 @@ def test_a_report_of_the_screen_alone(tmp_path):
         "harmful", "1", "16", "10", "score 2.5", "limit 2", "", "", "32", "11", "score 2.5", "limit 2", "", "",
     ]  # fmt: skip
     assert cells[start + 16] == "eliminated"
-    assert "which harmed if one of the two rose by more than tolerated" not in report
+    assert "which was undone if one of the two rose by more than tolerated" not in report
     # what decided about c7 was the AUROC and how likely its fall is by chance
     start = cells.index("c7")
     assert cells[start + 6 : start + 10] == ["0.9", "0.0005", "1", "1"]

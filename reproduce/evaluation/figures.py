@@ -1,14 +1,10 @@
 """The figures of a study: what each shows, in words and as a drawing, in one style."""
 
-import io
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from evaluation.layout import CLEAN, CONTROLLED, DIRTY, control_folder
 from evaluation.records import ControlRun, Study, in_words
@@ -17,43 +13,16 @@ from evaluation.tables.thresholds import detection_by_threshold
 from travelling.errors import InputError
 from travelling.files import write_whole
 from travelling.protocol import ROUNDING
+from travelling_quality_control.reporting.drawing import LEGEND, Picture, of_run, rates_along_run, render, show_slices
 
 DRAWN_METRICS = ("AUC_ROC", "accuracy", "sensitivity", "specificity")
 MOST_IMAGES = 24  # slices in one figure; more cannot be seen
 LONGEST_NAME = 30  # characters of a center's name beside a map; the tables have all of them
 MOST_COLUMNS = 6  # experiments side by side; more get another figure
-DPI = 110
 TRIANGLE, ELLIPSIS = "\N{BLACK DOWN-POINTING TRIANGLE}", "\N{HORIZONTAL ELLIPSIS}"
 
-# Okabe and Ito's palette (Color Universal Design, 2008), its lighter half on a dark page. Lines also differ in shape.
-_LIGHT = {
-    "ink": "#1b1b1b", "page": "#ffffff", "faint": "#c8c8c8",
-    CLEAN: "#009E73", DIRTY: "#D55E00", CONTROLLED: "#0072B2", "FPR": "#0072B2", "FNR": "#D55E00",
-}  # fmt: skip
-_DARK = _LIGHT | {
-    "ink": "#e8e8e8", "page": "#16181c", "faint": "#4a4d52",
-    CLEAN: "#2fc79b", DIRTY: "#E69F00", CONTROLLED: "#56B4E9", "FPR": "#56B4E9", "FNR": "#E69F00",
-}  # fmt: skip
-_LINES = {CLEAN: ("o", ":"), DIRTY: ("s", "--"), CONTROLLED: ("D", "-")}
-_LEGEND = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure: ``draw(figure, colors)`` draws it on an empty matplotlib Figure of ``size`` (inches).
-
-    ``caption`` says what it shows and what it does not, ``alternative`` what it looks like for those who do not see it;
-    ``run`` is the run of quality control that it is about (None: the whole study).
-    """
-
-    name: str
-    title: str
-    caption: str
-    alternative: str
-    size: tuple
-    draw: Callable
-    run: ControlRun | None = None
-    has_images: bool = False
+# Color, marker and line of models.
+_LOOKS = {CLEAN: ("green", "o", ":"), DIRTY: ("orange", "s", "--"), CONTROLLED: ("blue", "D", "-")}
 
 
 def make_figures(study: Study, with_images: bool = False) -> list:
@@ -73,40 +42,12 @@ def make_figures(study: Study, with_images: bool = False) -> list:
     return figures
 
 
-def render(picture: Picture, file_format: str = "png", dark: bool = False) -> bytes:
-    """A picture as a png or pdf file; the same picture gives the same bytes."""
-    colors = _DARK if dark else _LIGHT
-    inked = ("text.color", "xtick.color", "ytick.color", "axes.labelcolor", "axes.edgecolor")
-    style: dict = {
-        **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), colors["page"]),
-        **dict.fromkeys(inked, colors["ink"]),
-        **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
-        "text.parse_math": False,  # a center may have a dollar in its name
-        **{"font.size": 9, "axes.titlesize": 9, "pdf.fonttype": 42},
-    }
-    with mpl.rc_context():
-        mpl.rcdefaults()  # not the user's matplotlibrc
-        mpl.rcParams.update(style)
-        figure = Figure(figsize=picture.size, dpi=DPI, layout="constrained")
-        picture.draw(figure, colors)
-        figure.draw_without_rendering()  # the layout of a second pass knows how wide the labels of the first were
-        content = io.BytesIO()
-        no_date = {"CreationDate": None} if file_format == "pdf" else {}
-        figure.savefig(content, format=file_format, dpi=DPI, metadata=no_date)
-    return content.getvalue()
-
-
 def write_figures(figures: list, folder: Path) -> None:
     """Write every figure as ``<name>.png`` and ``<name>.pdf`` to a folder, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
     for picture in figures:
         for file_format in ("png", "pdf"):
             write_whole(folder / f"{picture.name}.{file_format}", render(picture, file_format))
-
-
-def _of_run(what, title, run, caption, alternative, size, draw, **facts):
-    name = "_".join(part for part in (what, run.experiment, run.kind, run.seed) if part)
-    return Picture(name, f"{title}: {run.words}", caption, alternative, size, draw, run, **facts)
 
 
 def metrics_by_cycle(study: Study, conditions: list, number: int = 1) -> Picture:
@@ -130,7 +71,8 @@ def metrics_by_cycle(study: Study, conditions: list, number: int = 1) -> Picture
             column[-1].xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, nbins=6))
             shown = {key[2]: curve for key, curve in curves.items() if key[2] == CLEAN or key[:2] == condition}
             for model, curve in shown.items():
-                color, (marker, line) = colors[looks[model]], _LINES[looks[model]]
+                color, marker, line = _LOOKS[looks[model]]
+                color = colors[color]
                 style = {"color": color, "marker": marker, "linestyle": line, "markersize": 3.5}
                 for axis, metric in zip(column, DRAWN_METRICS, strict=True):
                     values = curve[metric]
@@ -158,47 +100,6 @@ def metrics_by_cycle(study: Study, conditions: list, number: int = 1) -> Picture
     return Picture(name, "Metrics by cycle", caption, alternative, (2.0 + 2.3 * len(conditions), 6.4), draw)
 
 
-def rates_along_run(run: ControlRun) -> Picture:
-    """FPR and FNR after every verification; undone steps and eliminations marked."""
-    log = run.log
-
-    def draw(figure, colors):
-        axis = figure.subplots()
-        number, undone = np.arange(len(log)), (log["Ignored"] == 1).to_numpy()
-        eliminated = number[log["Eliminated"] == 1]
-        top = max(1.0, log[["PFP", "PFN"]].to_numpy().max())  # the published protocol's rates can exceed 1
-        for column, name, marker in (("PFP", "FPR", "x"), ("PFN", "FNR", "+")):
-            rates, style = log[column], {"color": colors[name], "markersize": 5}
-            axis.plot(number[~undone], rates[~undone], linewidth=1.2, label=f"{name}, step kept", **style)
-            axis.plot(number[undone], rates[undone], marker, label=f"{name}, step undone", **style)
-        heights = np.full(len(eliminated), 1.06 * top)
-        axis.plot(eliminated, heights, "v", color=colors["ink"], label="eliminated", markersize=5)
-        cycles = log["Cycle"][1:].drop_duplicates()
-        for place, cycle in cycles.items():
-            axis.axvline(place, color=colors["faint"], linewidth=0.8, zorder=0)
-            if len(cycles) <= 12 or cycle % 5 == 0:
-                axis.text(place + 0.005 * len(log), 1.13 * top, f"cycle {cycle}", va="center")
-        axis.set(xlabel="verification", ylabel="rate of misdiagnosis", xlim=(-1, len(log)))
-        axis.set_ylim(-0.03 * top, 1.2 * top)
-        axis.legend(**_LEGEND)
-
-    cycles = f"in cycles {log['Cycle'].iloc[1]} to {log['Cycle'].iloc[-1]}" if len(log) > 1 else "(none)"
-    caption = (
-        f"FPR and FNR on the test set after every verification of quality control ({run.words}), before any undoing. "
-        "Crosses: steps that were undone; triangles: an image eliminated; the lines join the steps that were kept."
-    )
-    alternative = (
-        f"Chart of FPR and FNR along {len(log) - 1} verifications {cycles}. {log['Ignored'].sum()} steps were undone, "
-        f"the worst with an FPR of {log['PFP'].max():.3f} or an FNR of {log['PFN'].max():.3f}; "
-        f"{log['Eliminated'].sum()} images were eliminated."
-    )
-    if len(run.screening):
-        more = run.screening["Eliminated"].sum()
-        caption += " What the screen did, without any training step, is not shown."
-        alternative += f" {more} more {'was' if more == 1 else 'were'} eliminated by the screen."
-    return _of_run("rates", "Rates of misdiagnosis", run, caption, alternative, (10, 3.2), draw)
-
-
 def flags_by_center(run: ControlRun) -> Picture:
     """Which centers had images flagged and eliminated, in which cycle."""
     centers = run.images.groupby("Study", sort=False).agg(harmful=("Harmful", "sum"), size=("Harmful", "size"))
@@ -216,7 +117,7 @@ def flags_by_center(run: ControlRun) -> Picture:
             axis.text(0.5, 0.5, "no harmful image, and none was flagged", ha="center", transform=axis.transAxes)
             axis.axis("off")
             return
-        shade = mpl.colors.LinearSegmentedColormap.from_list("shade", [colors["page"], colors[DIRTY]])
+        shade = mpl.colors.LinearSegmentedColormap.from_list("shade", [colors["page"], colors["orange"]])
         shares = flagged.div(shown["size"], axis=0)
         image = axis.pcolormesh(shares, cmap=shade, vmin=0, vmax=1, edgecolors=colors["faint"], linewidth=0.5)
         for (row, column), number in np.ndenumerate(flagged):
@@ -243,7 +144,7 @@ def flags_by_center(run: ControlRun) -> Picture:
     ]
     alternative = f"Map of centers by cycles. Images flagged: {'; '.join(rows) or 'none'}."
     size = max(5.0, 3 + 0.45 * len(run.cycles)), 1.2 + 0.3 * max(1, len(shown))
-    return _of_run("flags", "Flags by center and cycle", run, caption, alternative, size, draw)
+    return of_run("flags", "Flags by center and cycle", run, caption, alternative, size, draw)
 
 
 def _short(name):
@@ -260,7 +161,7 @@ def flags_by_threshold(run: ControlRun) -> Picture:
         nothing = thresholds[table[["harmful_flagged_at_most", "good_flagged_at_most"]].fillna(0).eq(0).all(axis=1)]
         end = 1.2 * max(nothing.min() if len(nothing) else thresholds.max(), 1.5 * error, 0.01)
         edges = np.append(thresholds, max(end, thresholds.max() + 1))
-        for name, look, line in (("harmful", DIRTY, "-"), ("good", CONTROLLED, "--")):
+        for name, look, line in (("harmful", "orange", "-"), ("good", "blue", "--")):
             flagged, most, color = table[f"{name}_flagged"], table[f"{name}_flagged_at_most"], colors[look]
             style = {"linestyle": line, "linewidth": 1.6, "label": f"{name} images"}
             axis.stairs(flagged, edges, baseline=None, color=color, **style)
@@ -270,7 +171,7 @@ def flags_by_threshold(run: ControlRun) -> Picture:
         axis.axvline(error, color=colors["ink"], linestyle=":", linewidth=1, label=label)
         axis.set(xlabel="-error (tolerated rise of FPR or FNR per image)", ylabel="share flagged", xlim=(0, end))
         axis.set_ylim(-0.03, 1.05)
-        axis.legend(**_LEGEND)
+        axis.legend(**LEGEND)
 
     caption = (
         f"Share of images that other values of -error would have flagged in cycle {run.log['Cycle'][1]} ({run.words}), "
@@ -295,7 +196,7 @@ def flags_by_threshold(run: ControlRun) -> Picture:
         last = thresholds[harmful >= most].max()
         until = min(thresholds[thresholds > last], default=last)
         alternative += f"The most harmful images, {most:.0%}, are flagged with thresholds below {until:.3g}."
-    return _of_run("thresholds", "Detection by threshold", run, caption, alternative, (6.5, 3.2), draw)
+    return of_run("thresholds", "Detection by threshold", run, caption, alternative, (6.5, 3.2), draw)
 
 
 def slices_of_images(run: ControlRun) -> list:
@@ -313,26 +214,14 @@ def _slices(run, name, group):
         for axis in axes.flat:
             axis.axis("off")
         for pair, (subject, path) in zip(axes.reshape(-1, 2), shown.items(), strict=False):
-            _show_slices(pair, path, subject)
+            show_slices(pair, path, subject)
 
     caption = (
         f"Axial and sagittal middle slices of {len(shown)} of {len(group)} {words} ({run.words}), each from its "
         "smallest to its largest intensity."
     )
     alternative, size = f"Slices of the {words} of {', '.join(shown.index)}.", (11, 0.2 + 1.6 * rows)
-    return _of_run(name, words.capitalize(), run, caption, alternative, size, draw, has_images=True)
-
-
-def _show_slices(pair, path, title):
-    """Axial and sagittal middle slice of an image on two axes."""
-    from travelling.nifti import read_upright
-
-    volume = read_upright(path)  # z, y, x
-    middle = [size // 2 for size in volume.shape]
-    for axis, image in zip(pair, (volume[middle[0]], volume[:, :, middle[2]]), strict=True):
-        axis.imshow(image, cmap="gray", origin="lower")
-        axis.axis("off")
-    pair[0].set_title(f"{title}: {volume.min():.3g} to {volume.max():.3g}", loc="left", fontsize=8)
+    return of_run(name, words.capitalize(), run, caption, alternative, size, draw, has_images=True)
 
 
 def overview(study: Study) -> Picture:
@@ -355,7 +244,7 @@ def overview(study: Study) -> Picture:
     def draw(figure, colors):
         top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.25])
         for pair, (name, path) in zip(top.subplots(1, 6).reshape(-1, 2), panels.items(), strict=True):
-            _show_slices(pair, path, name)
+            show_slices(pair, path, name)
         rates_along_run(inverted).draw(bottom, colors)
         centers = inverted.images.groupby("Study")["Harmful"].all()
         bottom.suptitle(

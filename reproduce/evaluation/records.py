@@ -4,7 +4,6 @@ A study folder is laid out as docs/study.md tells; no image is opened. What is m
 :attr:`Study.notes`; what contradicts itself, or is a log that the audit refuses, raises InputError.
 """
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,20 +16,21 @@ from evaluation.layout import CLEAN, CONTROL_FOLDERS, DIRTY, HARM, PUBLISHED, SE
 from travelling.cohort import SEPARATOR
 from travelling.errors import InputError
 from travelling.metrics import performance
-from travelling.quality_control import FAILURES
-from travelling.record import LATER
-from travelling.rules import RULES
-from travelling.verification_log import log_columns
 from travelling_quality_control.auditing import audit_log
+from travelling_quality_control.reporting.runs import (
+    OLDER_OPTIONS,
+    LoggedRun,
+    read_images,
+    read_log,
+    read_record,
+    read_table,
+    refuse_rows,
+)
 
 FOLDERS = (HARM, DIRTY, *CONTROL_FOLDERS)
 # The paper's order, then that of the options; other names follow by alphabet.
 ORDERS = (("", *layout.EXPERIMENTS), ("", *layout.KINDS), (CLEAN, DIRTY, *CONTROL_FOLDERS))
-SCREEN = "screen"  # the phase of a row that tells of a screened image: nothing was trained
-TEXT_COLUMNS = ("Subject", "Study", "Phase", "Subjects")  # of a log; all others are numbers
 AUDIT_OPTIONS = ("revisit", "error", "seed", "batch_size", "protocol", "rule", "screen")
-# Where a record does not tell them.
-OLDER_OPTIONS = {"protocol": "corrected", "rule": "published", "screen": False, **LATER}
 
 
 @dataclass
@@ -60,47 +60,25 @@ class TrainedModel:
 
 
 @dataclass
-class ControlRun(TrainedModel):
+class ControlRun(TrainedModel, LoggedRun):
     """A finished run of quality control and the truth about its images.
 
-    ``log`` is the verification log, the baseline and one row per verification, with ``Row`` (in the file; row 1 is the
-    header), ``Images`` and ``Rise`` (of the worse rate, per image); ``screening`` has the rows that tell of an image
-    without a training step: those of the screen, and revisits of images that it still suspected. Of both are ``flags``,
-    the rows that put an image aside, ``revisits``, and ``cycles``, those in which anything was verified or screened.
-    ``images`` has one row per training image, indexed by Subject: Study, Group_bin, Sex, Age (years), Path (of the
-    image; not checked), Harmful, Source (of a harmful image), Center_images (how many its center has), Times_flagged,
-    Flagged, First_flagged, Eliminated, Eliminated_cycle, and Scanner where the training set tells it; ``harmful`` and
-    ``good`` are parts of it. ``words`` is the run's name for readers, ``rule`` the class that judged its steps.
+    ``images`` tells Harmful, Source (of a harmful image) and Center_images (how many its center has), too; ``harmful``
+    and ``good`` are parts of it. ``files`` are those that a report of the run needs, by the names of its arguments.
     """
 
-    log: pd.DataFrame
-    screening: pd.DataFrame
-    images: pd.DataFrame
+    files: dict
 
     def __post_init__(self) -> None:
         """What follows from the fields."""
-        super().__post_init__()
+        TrainedModel.__post_init__(self)
+        LoggedRun.__post_init__(self)
         self.setting = CONTROL_FOLDERS[self.name]
+        self.place = self.experiment, self.kind, self.seed
         self.words = in_words(self.experiment, self.kind, "" if self.setting == PUBLISHED else self.setting, self.seed)
-        self.rule = RULES[SETTINGS[self.setting].get("rule", PUBLISHED)]
         # Of batches that were verified together the log tells one rise.
         self.tells_thresholds = self.rule.by_tolerance and self.options["verify_every"] == 1
         self.harmful, self.good = self.images[self.images["Harmful"]], self.images[~self.images["Harmful"]]
-        rows = pd.concat([self.log[1:], self.screening]).sort_values("Row")
-        self.cycles = sorted(set(rows["Cycle"]))
-        self.flags = rows[rows["Phase"].isin(["subject", SCREEN]) & (rows["Ignored"] == 1)]
-        self.revisits = rows[rows["Phase"] == "revisit"]
-        # In words, the cycles in which most batches were undone, or most screened images suspected.
-        words = {"batch": "batches of cycle {} were undone", SCREEN: "images screened in cycle {} were suspected"}
-        # A group that was kept stands for its batches; one that was undone was looked through.
-        in_groups = (rows["Phase"] == "group") & (rows["Ignored"] == 0)
-        number = np.where(in_groups, np.ceil(rows["Images"] / self.options["batch_size"]), 1)
-        counts = rows.assign(size=number, sum=rows["Ignored"], Phase=rows["Phase"].mask(in_groups, "batch"))
-        counts = counts[counts["Phase"].isin(words)].groupby(["Cycle", "Phase"])[["sum", "size"]].sum().astype(int)
-        most = counts[2 * counts["sum"] > counts["size"]]
-        self.locked_up = [
-            f"{number} of {of} {words[phase].format(cycle)}" for (cycle, phase), number, of in most.itertuples()
-        ]
 
 
 @dataclass
@@ -244,16 +222,9 @@ class _Reader:
 
     def record(self, path):
         """The record of a run as a dict, an empty one where there is none; it is added to those of the self."""
-        if not path.is_file():
-            return {"options": {}, "sessions": [], "finished": None}
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            parts = [record["options"], record.get("inputs_sha256", {}), *record["sessions"]]
-            if not all(isinstance(part, dict) for part in parts) or "finished" not in record:
-                raise ValueError
-        except (OSError, ValueError, KeyError, TypeError):
-            raise InputError(f"{path}: not a record of a run") from None
-        self.records[path] = record
+        record = read_record(path)
+        if path.is_file():
+            self.records[path] = record
         return record
 
     def control(self, model):
@@ -274,67 +245,38 @@ class _Reader:
         setting = SETTINGS[CONTROL_FOLDERS[model.name]]
         if any(options[name] != setting.get(name, OLDER_OPTIONS[name]) for name in ("rule", "screen")):
             raise InputError(f"{model.folder / 'run.json'}: made by another setting than that of its folder")
-        self.audit(model, log_csv, training_csv, options)
+        files = self.audit(model, log_csv, training_csv, options)
         images = _read_images(training_csv, truth_csv, model.experiment, model.kind)
-        log = _read_log(log_csv, RULES[options["rule"]], options["screen"])
-        unknown = set(SEPARATOR.join(log["Subjects"][1:]).split(SEPARATOR)) - set(images.index)
+        parts = read_log(log_csv, options)
+        log = parts["log"]
+        if log.empty or log["Phase"][0] != "baseline" or sum(map(len, parts.values())) < 2:
+            raise InputError(
+                f"{log_csv}: not the log of a run: the first row must be the baseline, and others must follow"
+            )
+        named = [rows["Subjects"] for rows in (log[1:], parts["screening"]) if len(rows)]
+        unknown = set(SEPARATOR.join(pd.concat(named)).split(SEPARATOR)) - set(images.index) if named else ()
         if unknown:
             raise InputError(f"{log_csv}: trained {min(unknown)}, who is not in {training_csv}")
-        flags = log[log["Phase"].isin(["subject", SCREEN]) & (log["Ignored"] == 1)].groupby("Subject")["Cycle"]
-        images["Times_flagged"] = flags.size().reindex(images.index, fill_value=0)
-        images["Flagged"] = images["Times_flagged"] > 0
-        images["First_flagged"] = flags.min().reindex(images.index).astype("Int64")
-        eliminated = log[log["Eliminated"] == 1].groupby("Subject")["Cycle"].first()
-        images["Eliminated_cycle"] = eliminated.reindex(images.index).astype("Int64")
-        images["Eliminated"] = images["Eliminated_cycle"].notna()
-        trained = log["PFP"].notna()
-        log, screening = (log[rows].reset_index(drop=True) for rows in (trained, ~trained))
         known = {field.name: getattr(model, field.name) for field in fields(model)}
         known["record"] = model.record | {"options": options}
-        return ControlRun(**known, log=log, screening=screening, images=images)
+        return ControlRun(**known, **parts, images=images, files=files)
 
     def audit(self, model, log_csv, training_csv, options):
-        """Raise InputError for a log that the audit refuses; note where the audit cannot be made."""
+        """Raise InputError for a log that the audit refuses; note where the audit cannot be made. Returns its files."""
         test_csv, subjects_csv = self.folder / options.get("fn_test", "test_set.csv"), model.folder / "log_subjects.csv"
         if not test_csv.is_file():
             self.note(test_csv, "missing, so its log was not audited", model.folder)
-            return
+            return {}
         subjects_csv = subjects_csv if subjects_csv.is_file() else None
         found = audit_log(log_csv, training_csv, test_csv, SimpleNamespace(**options), subjects_csv=subjects_csv)
         if found.violations:
             raise InputError(found.violations[0])
+        return {"log_csv": log_csv, "train_csv": training_csv, "test_csv": test_csv, "subjects_csv": subjects_csv}
 
 
 def _test_set(model):
     cycle = model.predictions[model.predictions["cycle"] == model.predictions["cycle"].min()]
     return dict(zip(cycle["Subject"], cycle["ground_truth"], strict=True))
-
-
-def read_table(path: Path, columns: tuple, numeric: tuple = ()) -> pd.DataFrame:
-    """Read a CSV that must have ``columns``; those in ``numeric`` as numbers (empty: NaN), all others as text.
-
-    Raises InputError that names file and row for anything else.
-    """
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig").fillna("")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a CSV file ({str(error).strip()})") from None
-    missing = [column for column in columns if column not in table.columns]
-    if missing:
-        raise InputError(f"{path}: missing column(s) {', '.join(missing)}")
-    if table.empty:
-        raise InputError(f"{path}: no rows")
-    for column in table.columns.intersection(numeric):
-        text, table[column] = table[column], pd.to_numeric(table[column], errors="coerce")
-        _refuse(path, table[column].isna() & ~text.str.lower().isin(["", "nan"]), f"{column} is not a number")
-    return table
-
-
-def _refuse(path, bad, reason):
-    if bad.any():
-        raise InputError(f"{path}, row {bad.idxmax() + 2}: {reason}")
 
 
 def _read_predictions(folder):
@@ -349,9 +291,9 @@ def _read_predictions(folder):
     table = read_table(path, ("cycle", "ground_truth", "preds_raw", "Subject", "Sex"), numeric)
     if "Age" not in table.columns:
         table["Age"] = np.nan
-    _refuse(path, ~table["ground_truth"].isin([0, 1]), "ground_truth is not 0 or 1")
-    _refuse(path, table["cycle"] % 1 != 0, "cycle is not a whole number")
-    _refuse(path, table.duplicated(["cycle", "Subject"]), "this Subject of this cycle appears before, too")
+    refuse_rows(path, ~table["ground_truth"].isin([0, 1]), "ground_truth is not 0 or 1")
+    refuse_rows(path, table["cycle"] % 1 != 0, "cycle is not a whole number")
+    refuse_rows(path, table.duplicated(["cycle", "Subject"]), "this Subject of this cycle appears before, too")
     table = table.astype({"cycle": int, "ground_truth": int})
     sizes = table.groupby("cycle").size()
     if sizes.nunique() > 1:
@@ -370,35 +312,16 @@ def _read_predictions(folder):
 
 def _read_images(training_csv, truth_csv, experiment, kind):
     """The training images and the truth about them; without ``truth_csv`` all are good."""
-    images = read_table(training_csv, ("Subject", "Study", "Path", "Group_bin", "Sex"), ("Group_bin", "Age"))
-    _refuse(training_csv, images["Subject"].duplicated(), "Subject appears before, too")
+    images = read_images(training_csv, ("Path", "Group_bin", "Sex"))
     sources = pd.Series(dtype=object)
     if truth_csv:
         truth = read_table(truth_csv, ("Subject", "Study", "Kind", "Experiment", "Source"))
         if set(truth["Kind"]) != {kind} or set(truth["Experiment"]) != {experiment}:
             raise InputError(f"{truth_csv}: its Experiment or Kind is not that of its folder ({experiment}, {kind})")
-        _refuse(truth_csv, truth["Subject"].duplicated(), "Subject appears before, too")
-        _refuse(truth_csv, ~truth["Subject"].isin(images["Subject"]), f"Subject is not in {training_csv}")
+        refuse_rows(truth_csv, truth["Subject"].duplicated(), "Subject appears before, too")
+        refuse_rows(truth_csv, ~truth["Subject"].isin(images.index), f"Subject is not in {training_csv}")
         sources = truth.set_index("Subject")["Source"]
-    if "Age" not in images.columns:
-        images["Age"] = np.nan
-    images["Path"] = [str((training_csv.parent / path).resolve()) for path in images["Path"]]
-    images["Harmful"] = images["Subject"].isin(sources.index)
-    images["Source"] = images["Subject"].map(sources)
-    images["Center_images"] = images.groupby("Study")["Subject"].transform("size")
-    return images.set_index("Subject")
-
-
-def _read_log(path, rule, screens):
-    """A verification log without the steps that a center did not make, with ``Images``, ``Row`` and ``Rise``."""
-    columns = log_columns(rule, screens)
-    log = read_table(path, columns, [column for column in columns if column not in TEXT_COLUMNS])
-    if log["Phase"][0] != "baseline" or len(log) < 2:
-        raise InputError(f"{path}: not the log of a run: the first row must be the baseline, and others must follow")
-    for column in ("Cycle", "Ignored", "Eliminated"):
-        _refuse(path, log[column] % 1 != 0, f"{column} is not a whole number")
-    log["Images"] = log["Subjects"].str.count(SEPARATOR) + 1
-    log["Row"] = log.index + 2
-    rises = log[["PFP", "PFN"]].to_numpy() - log[["Reference_PFP", "Reference_PFN"]].to_numpy()
-    log["Rise"] = rises.max(axis=1) / log["Images"]
-    return log[~log["Phase"].isin(FAILURES)].astype({"Cycle": int, "Ignored": int, "Eliminated": int})
+    images["Harmful"] = images.index.isin(sources.index)
+    images["Source"] = images.index.map(sources)
+    images["Center_images"] = images.groupby("Study")["Study"].transform("size")
+    return images

@@ -4,18 +4,17 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from evaluation.layout import CLEAN, CONTROL_FOLDERS, DIRTY, PUBLISHED
 from evaluation.records import Study, in_words
 from travelling.files import write_csv, write_whole
+from travelling_quality_control.reporting.pages import MISSING, number_text
 
 METRIC_NAMES = {
     "AUC_ROC": "AUROC", "accuracy": "accuracy", "sensitivity": "sensitivity", "specificity": "specificity",
     "F1_SCORE": "F1",
 }  # fmt: skip
-MISSING = "n/a"
 
 
 def setting_in_words(setting: str) -> str:
@@ -32,13 +31,6 @@ MODEL_NAMES = {CLEAN: "clean", DIRTY: "dirty"} | {
 def subgroup_in_words(name: str) -> str:
     """``age_60_to_70`` -> ``age 60 to 70``."""
     return "all subjects" if name == "all" else name.replace("_", " ")
-
-
-def number_text(value: float, sign: bool = False, digits: int = 3) -> str:
-    """A number for readers, n/a where there is none."""
-    if pd.isna(value):
-        return MISSING
-    return f"{np.round(value, digits) + 0.0:{'+' if sign else ''}.{digits}f}"  # + 0.0: no "-0.000"
 
 
 def count_text(value: float) -> str:

@@ -1,26 +1,24 @@
 """The report of a study as one HTML file: its words are in report.html.jinja, here is what they tell of."""
 
-import base64
-import hashlib
 import itertools
-import json
 from pathlib import Path
 
-import jinja2
 import numpy as np
 import pandas as pd
 
 from evaluation.diagnoses import ALL, CLEAN_KEY, Diagnoses
-from evaluation.figures import make_figures, render, write_figures
+from evaluation.figures import make_figures, write_figures
 from evaluation.intervals import RESAMPLES
-from evaluation.layout import CLEAN, DIRTY, HARM, PARTS, SETTINGS, control_folder
+from evaluation.layout import CLEAN, DIRTY, HARM, PARTS, control_folder
 from evaluation.records import Study, in_words
 from evaluation.render import METRIC_NAMES, MISSING, MODEL_NAMES, by_cycle, number_text, setting_in_words, write_tables
 from evaluation.tables import GOOD, HARMFUL, make_tables, outcomes
 from travelling.files import write_whole
+from travelling_quality_control.reporting.one_run import write_report
+from travelling_quality_control.reporting.pages import make_page, versions
 
 FOLDER = Path(__file__).resolve().parent
-TEMPLATE, SCRIPT = "report.html.jinja", "report.js"
+TEMPLATE = "report.html.jinja"
 
 
 def evaluate(study: Study, folder: Path, parts: tuple = PARTS, with_images: bool = False, **options) -> tuple:
@@ -37,35 +35,40 @@ def evaluate(study: Study, folder: Path, parts: tuple = PARTS, with_images: bool
     if "figures" in parts:
         write_figures(figures, folder / "figures")
     if "report" in parts:
-        write_whole(folder / "report.html", make_report(study, tables, figures, diagnoses.resamples).encode())
+        pages = write_pages(study, folder)
+        text = make_report(study, tables, figures, diagnoses.resamples, pages)
+        write_whole(folder / "report.html", text.encode())
     return tables, figures
 
 
-def make_report(study: Study, tables: dict, figures: list, resamples: int = RESAMPLES) -> str:
+def write_pages(study: Study, folder: Path) -> list:
+    """Write the report of every run that could be audited, as report.py makes it: [(run, its page in the folder)]."""
+    pages = []
+    for run in study.controls:
+        if run.files:
+            page = run.folder.relative_to(study.folder) / "report.html"
+            write_report(**run.files, page=folder / page, record=run.record)
+            pages.append((run, page))
+    return pages
+
+
+def make_report(study: Study, tables: dict, figures: list, resamples: int = RESAMPLES, pages: list = ()) -> str:
     """The report as HTML text.
 
     ``tables`` and ``figures`` are those of the study, ``resamples`` the number of bootstrap resamples behind the
-    tables. Everything is escaped: ids and names of centers are text, whatever they contain, and a content security
-    policy lets the page run its own script alone and load nothing.
+    tables, ``pages`` what :func:`write_pages` gives.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {"picture": _data_address, "number": number_text, "setting": setting_in_words}
-    environment.tests["known"] = pd.notna
-    environment.filters |= {"versions": _versions, "json": _json}
-    script = (FOLDER / SCRIPT).read_text(encoding="utf-8")
     performance = tables["performance"].frame
     known = performance[(performance["subgroup"] == ALL) & performance["value"].notna()]
     records = sorted(study.records.items(), key=lambda item: (item[1].get("started") or "", item[0]))
     # That harmful images were made without a device is no difference.
     sessions = [record["sessions"][-1] for path, record in study.records.items() if path.parent.name != HARM]
-    return environment.get_template(TEMPLATE).render(
-        script=script,
-        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    return make_page(
+        TEMPLATE,
+        FOLDER,
         study=study,
         settings=study.settings,
+        pages=pages,
         runs=study.shown_controls,
         told=[_run(run) for run in study.shown_controls],
         sizes=_sizes(study.shown_controls),
@@ -79,13 +82,9 @@ def make_report(study: Study, tables: dict, figures: list, resamples: int = RESA
         differing=_differing(sessions),
         sessions=sessions,
         resamples=resamples,
-        screens=bool(SETTINGS[study.main_setting].get("screen")),
         metric_names=METRIC_NAMES,
+        setting_in_words=setting_in_words,
     )
-
-
-def _data_address(picture, dark):
-    return f"data:image/png;base64,{base64.b64encode(render(picture, dark=dark)).decode()}"
 
 
 def _sizes(runs):
@@ -173,23 +172,10 @@ def _step(name, row, rule):
     return dict(itertools.zip_longest(labels, cells, fillvalue=""))
 
 
-def _json(options):
-    """Options for readers: no path of the machine they are from."""
-    told = {
-        name: Path(value).name if isinstance(value, str) and "/" in value else value for name, value in options.items()
-    }
-    return json.dumps(told, indent=1, ensure_ascii=False)
-
-
-def _versions(session):
-    versions = {"Python": session.get("python")} | session.get("packages", {})
-    return ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-
-
 def _differing(sessions):
     """In words, what was not the same for all runs: devices, commits, versions."""
     told = pd.DataFrame(
-        {"device": one.get("device"), "git commit": one.get("git_commit"), "versions": _versions(one) or None}
+        {"device": one.get("device"), "git commit": one.get("git_commit"), "versions": versions(one) or None}
         for one in sessions
     )
     found = [f"{name}: {'; '.join(cells.dropna().unique())}" for name, cells in told.items() if cells.nunique() > 1]

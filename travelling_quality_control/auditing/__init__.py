@@ -3,9 +3,10 @@
 No image is needed, and no line of code that made the decisions is shared: of :mod:`travelling.rules` it asks only what
 the rules say of a log (``audit_step``), which is written apart from how they decide (``judge``).
 
-    tables    reads the CSVs
-    replay    which step must come next
-    checks    whether a row is what it must be
+    tables          reads the CSVs
+    replay          which step must come next
+    checks          whether a row is what it must be
+    command_line    what a command line tells an audit
 """
 
 from collections.abc import Sequence

@@ -4,10 +4,11 @@ import numpy as np
 import pandas as pd
 
 from evaluation.layout import CONTROL_FOLDERS, DIRTY
-from evaluation.records import SCREEN, Study
+from evaluation.records import Study
 from evaluation.render import count, number, view
 from evaluation.tables import Diagnoses, table
 from travelling.cohort import SEPARATOR
+from travelling_quality_control.reporting.runs import SCREEN
 
 PHASES = {"batch": "batches", "group": "groups", "subject": "subjects", "revisit": "revisits"}
 COLUMNS = (

@@ -1,0 +1,555 @@
+"""The report of one run of quality control: every number against the log, and nothing that nobody knows.
+
+The logs are made by quality control itself, with a trainer by chance (test_audit.py); what it remembered is the truth.
+"""
+
+import contextlib
+import html.parser
+import io
+import json
+import re
+import runpy
+import shutil
+import sys
+from collections import Counter
+from unittest import mock
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT, write_image
+from study_maker import REPRODUCE, write_record
+from test_audit import FakeScreen, RandomTrainer, make_run, read_rows, write_rows
+
+from travelling.nifti import read_upright
+from travelling.rules import RULES
+from travelling_quality_control.reporting import drawing, one_run, pages
+
+SCRIPT = ROOT / "travelling_quality_control" / "report.py"
+ALONE = {"subject": "tried alone", "screen": "screened", "revisit": "revisited"}
+WORDS = {"eliminated": "eliminated", "waiting": "waits for its revisit", "came_back": "came back"}
+TITLES = {"eliminated": "Eliminated", "waiting": "Waiting for a revisit", "came_back": "Came back"}
+
+
+def make(folder, wait=2, **options):
+    """A run whose training set tells all that a report can tell, and its record; returns its QualityControl."""
+    folder.mkdir(parents=True, exist_ok=True)
+    control = make_run(folder, wait=wait, **options)
+    table = pd.read_csv(folder / "train.csv")
+    table["Group_bin"], table["Sex"] = table.index % 2, [("M", "F")[number % 3 == 0] for number in table.index]
+    table["Age"], table["Scanner"] = 50 + table.index, ["", "X", "Y"] * (len(table) // 3)
+    table.to_csv(folder / "train.csv", index=False)
+    (folder / "log_run").mkdir()
+    names = ("protocol", "revisit", "error", "seed", "batch_size", "rule", "verify_every")
+    told = {name: getattr(control.settings, name) for name in names} | {"screen": control.screen is not None}
+    write_record(folder / "log_run" / "run.json", fn_save=str(folder / "log"), **told)
+    return control
+
+
+def report(folder, *options, train="train.csv", log="log.csv"):
+    """Run the script in this process; returns (exit status, stdout, stderr)."""
+    words = [folder / log, "--train", folder / train, "--test", folder / "test.csv", *options]
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        mock.patch.object(sys, "argv", [str(SCRIPT), *map(str, words)]),
+        pytest.raises(SystemExit) as end,
+    ):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    return end.value.code, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def figures_take_time(monkeypatch):
+    """Figures are drawn only where a test looks at them."""
+    monkeypatch.setattr(pages, "render", lambda picture, dark: b"picture")
+
+
+class Page(html.parser.HTMLParser):
+    """What stands on a page: ``tables`` by caption as lists of dicts, ``words``, ``tags``."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tables, self.tags, self._texts, self._skip = {}, [], [], 0
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.words = " ".join(" ".join(self._texts).split())
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self._skip += tag in ("style", "script")
+        if tag == "table":
+            self._rows = []
+        elif tag == "tr":
+            self._rows.append([])
+        elif tag in ("th", "td"):
+            self._rows[-1].append("")
+        elif tag == "caption":
+            self._caption = ""
+
+    def handle_endtag(self, tag):
+        self._skip -= tag in ("style", "script")
+        if tag == "table":
+            head, *rows = self._rows
+            self.tables[self._caption] = [dict(zip(head, row, strict=True)) for row in rows]
+        self._inside = None
+
+    def handle_data(self, text):
+        if self._skip:
+            return
+        self._texts.append(text)
+        place = next((tag for tag, _ in reversed(self.tags) if tag in ("caption", "th", "td", "p", "li")), None)
+        if place == "caption":
+            self._caption += text.strip()
+        elif place in ("th", "td") and self._rows:
+            self._rows[-1][-1] += text.strip()
+
+    def count(self, tag):
+        return sum(name == tag for name, _ in self.tags)
+
+
+def truth_of(control):
+    """What quality control remembered: {subject: decision}."""
+    return {
+        subject: "eliminated"
+        if subject in control.eliminated
+        else "waiting"
+        if subject in control.waiting
+        else "came_back"
+        if flags
+        else "kept"
+        for subject, flags in control.flags.items()
+    }
+
+
+def rows_alone(rows, name):
+    """The rows of a log about an image alone, with their numbers in the file."""
+    return [(number, row) for number, row in enumerate(rows, 2) if row["Subject"] == name and row["Phase"] in ALONE]
+
+
+SETTINGS = [
+    {"rule": rule, "screen": screen, "verify_every": every, "protocol": protocol}
+    for rule in RULES
+    for screen, every, protocol in ((False, 1, "corrected"), (True, 1, "corrected"), (True, 5, "published"))
+]
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: "-".join(map(str, setting.values())))
+def test_every_number_is_that_of_the_log(tmp_path, setting):
+    screen = FakeScreen(4) if setting["screen"] else None
+    control = make(tmp_path, **setting | {"screen": screen}, trainer=RandomTrainer(4, harm=12))
+    status, out, err = report(tmp_path)
+    assert (status, err) == (0, ""), out
+    page, rows = Page(tmp_path / "log_report.html"), read_rows(tmp_path / "log.csv")
+    truth = truth_of(control)
+    numbers = Counter(truth.values())
+    flagged = len(truth) - numbers["kept"]
+    assert flagged > 4
+    assert out.startswith(
+        f"{len(truth)} images: {numbers['eliminated']} eliminated, {numbers['waiting']} waiting, "
+        f"{numbers['came_back']} came back, {numbers['kept']} kept\n"
+    )
+    lead = re.search(r"Of (\d+) images at (\d+) centers, (\d+) w\w+ flagged.*? (\d+) w\w+ eliminated, (\d+) came back, "
+                     r"and (\d+) waits? for a revisit. (\d+) w\w+ kept", page.words)  # fmt: skip
+    assert [int(number) for number in lead.groups()] == [
+        len(truth), 8, flagged, numbers["eliminated"], numbers["came_back"], numbers["waiting"], numbers["kept"],
+    ]  # fmt: skip
+    cards = page.source[page.source.index("cards") : page.source.index("Audit: consistent")]
+    for decision, title in TITLES.items():
+        card = cards[cards.index(f"<h3>{title}: {numbers[decision]}</h3>") :].partition("</li>")[0]
+        assert set(re.findall(r"(c\d_\d+) \(c\d\)", card)) == {name for name in truth if truth[name] == decision}
+
+    # The images, and every row about each of them alone.
+    listed = page.tables["Every image that was flagged or eliminated"]
+    assert {row["image"]: row["decision"] for row in listed} == {
+        name: WORDS[decision] for name, decision in truth.items() if decision != "kept"
+    }
+    for image in listed:
+        name, flags = image["image"], control.flags[image["image"]]
+        assert image["center"] == name.partition("_")[0]
+        assert (image["times flagged"], image["cycles"]) == (str(len(flags)), ",".join(map(str, flags)))
+        alone = rows_alone(rows, name)
+        shown = page.tables[f"Rows of the log about {name}"]
+        assert [row["log row"] for row in shown] == [str(number) for number, _ in alone]
+        for cells, (_, row) in zip(shown, alone, strict=True):
+            assert (cells["cycle"], cells["step"]) == (row["Cycle"], ALONE[row["Phase"]])
+            for rate, column in (("FPR", "PFP"), ("FNR", "PFN")):
+                told = f"{float(row[f'Reference_{column}']):.3f} to {float(row[column]):.3f}" if row[column] else ""
+                assert cells[rate] == told
+            columns = dict.fromkeys(RULES[setting["rule"]].columns)
+            columns = dict(zip(columns, columns, strict=True)) or {"tolerated rise": "Tolerance"}
+            columns |= {"score": "Screen_score", "limit": "Screen_limit"} if screen else {}
+            for label, column in columns.items():
+                assert cells[label] == (f"{float(row[column]):.3g}" if row[column] else "")
+            undone = "eliminated" if row["Phase"] == "revisit" else "flagged"
+            spared = "came back" if row["Phase"] == "revisit" else "kept"
+            assert cells["outcome"] == (undone if row["Ignored"] == "1" else spared)
+
+    # Centers and groups.
+    people = pd.read_csv(tmp_path / "train.csv", keep_default_na=False).set_index("Subject")
+    people["class"], people["age"] = people["Group_bin"].map({0: "HC", 1: "PD"}), pd.cut(
+        people["Age"], [0, 60, 70, 200], right=False, labels=["below 60", "60 to 70", "70 and over"]
+    )  # fmt: skip
+    people["Scanner"] = people["Scanner"].replace("", "n/a")
+    columns = {"scanner": "Scanner", "class": "class", "sex": "Sex", "age": "age"}
+    groups = page.tables[
+        "Flagged images by scanner, class, sex and age in years, as far as the training set tells them"
+    ]
+    assert [row["group"] for row in groups if row["by"] == "age"] == ["below 60", "60 to 70", "70 and over"]
+    centers = page.tables["All centers"]
+    assert len(centers) == 8
+    assert centers == sorted(centers, key=lambda row: -float(row["share flagged"]))
+    for row in [*groups, *centers]:
+        members = people["Study"] == row["center"] if "center" in row else people[columns[row["by"]]] == row["group"]
+        found = Counter(truth[name] for name in people.index[members])
+        assert int(row["images"]) == found.total()
+        assert int(row["flagged"]) == found.total() - found["kept"]
+        assert row["share flagged"] == f"{1 - found['kept'] / found.total():.3f}"
+        assert [int(row[name.replace("_", " ")]) for name in WORDS] == [found[name] for name in WORDS]
+    assert {name for by, name in [(row["by"], row["group"]) for row in groups] if by == "scanner"} == {"X", "Y", "n/a"}
+
+    # The lists.
+    table = pd.read_csv(tmp_path / "log_decisions.tsv", sep="\t", keep_default_na=False).set_index("participant_id")
+    assert table["decision"].to_dict() == truth
+    assert list(table.index) == list(people.index)
+    assert (table["center"] == people["Study"]).all()
+    assert table["times_flagged"].to_dict() == {name: len(flags) for name, flags in control.flags.items()}
+    assert set(table.loc[table["decision"] == "kept", ["cycles", "reason"]].to_numpy().ravel()) == {"n/a"}
+    for name, row in table[table["decision"] != "kept"].iterrows():
+        alone = rows_alone(rows, name)
+        flag = max(number for number, about in alone if about["Phase"] != "revisit" and about["Ignored"] == "1")
+        later = [number for number, about in alone if number > flag and about["Phase"] == "revisit"]
+        assert [int(number) for number in re.findall(r"row (\d+),", row["reason"])] == [flag, *later[:1]]
+        assert ("eliminated" in row["reason"]) == (row["decision"] == "eliminated")
+    out = (tmp_path / "log_exclude.txt").read_text().splitlines()
+    assert sorted(out) == sorted(control.eliminated)
+    described = json.loads((tmp_path / "log_decisions.json").read_text())
+    assert list(described) == ["participant_id", *table.columns]
+    assert set(table["decision"]) <= set(described["decision"]["Levels"])
+
+    # What nobody knows is not said; the title of the paper that is cited has the word.
+    told = page.words.replace("elimination of harmful datasets", "")
+    assert not re.search(r"\b(harm\w*|good|bad|mistake|falsely?)\b", told, re.I), told
+    assert not re.search(r"\b(nan|None|NaT|undefined)\b", told.replace("None.", "").replace("None was", ""))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    make(folder, rule="evidence", screen=FakeScreen(4), trainer=RandomTrainer(4, harm=12))
+    return folder
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def change(path, old, new):
+    path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+
+
+def test_the_first_screen_tells_the_audit_and_the_last_the_settings(run):
+    assert report(run)[0] == 0
+    page = Page(run / "log_report.html")
+    assert "Audit: consistent 6 cycles (10 to 15), " in page.words
+    assert page.words.index("Audit: consistent") < page.words.index("Every image that was")
+    assert "refuse" not in page.words
+    assert "in cycles 10 to 15, in batches of 5." in page.words
+    assert "revisited 2 cycles later" in page.words
+    assert "lowered the AUROC (paired DeLong test" in page.words
+    assert "conformal limit" in page.words
+    assert "audited: every decision follows" in page.words
+    assert "device: CPU; git commit: abc." in page.words
+    assert "Python 3.12.1, keras 3.15.1" in page.words
+    assert '"rule": "evidence"' in page.words
+    assert str(run) not in page.source
+    assert "What this report cannot tell" not in page.words
+    for _, attributes in page.tags:  # it loads nothing
+        for name in ("src", "srcset", "href"):
+            assert attributes.get(name, "#").startswith(("#", "data:", "https://doi.org/"))
+    assert page.count("img") == 1
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert all(attributes["href"][1:] in ids for tag, attributes in page.tags if attributes.get("href", "")[:1] == "#")
+
+
+def test_a_log_that_was_tampered_with_is_refused_in_red(run):
+    rows = read_rows(run / "log.csv")
+    index = next(i for i, row in enumerate(rows) if row["Eliminated"] == "1")
+    rows[index]["Ignored"] = rows[index]["Eliminated"] = "0"
+    write_rows(run / "log.csv", rows)
+    status, out, err = report(run)
+    assert (status, err) == (1, "")
+    assert "the audit refuses the log" in out
+    page = Page(run / "log_report.html")
+    top = page.source[page.source.index("Summary</h2>") :]
+    assert top.index("The audit refuses this log: ") < top.index("were flagged")
+    assert 'class="refused"' in top
+    assert f"log.csv, row {index + 2}: " in page.words
+    assert "refused by its audit" in page.words
+    assert "consistent" not in page.words
+    assert not list(run.glob("log_decisions*")) + list(run.glob("log_exclude*"))
+
+
+@pytest.mark.parametrize(
+    ("column", "text"),
+    [("Subjects", "nobody"), ("Subject", "nobody"), ("Phase", "revisit"), ("Study", "c9"), ("PFP", "7")],
+)
+@pytest.mark.parametrize("row", [0, 150])
+def test_whatever_was_tampered_with_there_is_a_page(run, row, column, text):
+    rows = read_rows(run / "log.csv")
+    rows[row][column] = text
+    write_rows(run / "log.csv", rows)
+    assert report(run)[0] == 1
+    assert "The audit refuses this log" in Page(run / "log_report.html").words
+
+
+def test_a_log_without_the_columns_of_its_rule_is_refused(run):
+    rows = [{name: cell for name, cell in row.items() if name != "P_FP"} for row in read_rows(run / "log.csv")]
+    write_rows(run / "log.csv", rows)
+    assert report(run)[0] == 1
+    assert "log.csv, row 1: columns are" in Page(run / "log_report.html").words
+
+
+def test_names_that_are_markup_stay_text(run):
+    (name,) = [line for line in (run / "log_subjects.csv").read_text().splitlines() if ",1," in line][:1]
+    name = name.partition(",")[0]
+    for file in ("train.csv", "log.csv", "log_subjects.csv"):
+        path = run / file
+        path.write_text(re.sub(rf"\b{name}\b(?!\.nii)", f"<b>{name}</b>{{{{ 7 * 7 }}}}", path.read_text()))
+    assert report(run)[0] == 0
+    page = Page(run / "log_report.html")
+    assert page.count("b") == 0
+    assert f"<b>{name}</b>{{{{ 7 * 7 }}}}" in page.words
+    assert page.count("script") == page.count("style") == 1
+
+
+def with_images(run):
+    """Write small images for the run and its test set, half of which are twice as bright."""
+    test_set = pd.read_csv(run / "test.csv")
+    test_set["Path"] = [f"test{number % 2}.nii.gz" for number in test_set.index]
+    test_set.to_csv(run / "test.csv", index=False)
+    ramp = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
+    for number in range(2):
+        write_image(run / f"test{number}.nii.gz", ramp * (1 + number))
+    for name in pd.read_csv(run / "train.csv")["Path"]:
+        write_image(run / name, ramp)
+
+
+def test_images_are_opened_and_shown_only_on_demand(run, monkeypatch):
+    with_images(run)
+    drawn, opened, mean = [], [], 1.5 * read_upright(run / "test0.nii.gz")
+    monkeypatch.setattr(one_run, "read_upright", lambda path: opened.append(path) or mean)
+    assert report(run)[0] == 0
+    assert Page(run / "log_report.html").count("img") == 1
+    assert opened == []
+    monkeypatch.setattr(one_run, "read_upright", read_upright)
+    monkeypatch.setattr(pages, "render", drawing.render)
+    monkeypatch.setattr(one_run, "show_volume", lambda axes, volume, title: drawn.append((title, volume)))
+    assert report(run, "--with-images")[0] == 0
+    page = Page(run / "log_report.html")
+    flagged = [row["image"] for row in page.tables["Every image that was flagged or eliminated"]]
+    assert page.count("img") == 1 + len(flagged)
+    assert [title for title, _ in drawn] == [title for name in flagged for title in (name, "mean of the test set")]
+    assert all(np.allclose(volume, mean) for title, volume in drawn if title == "mean of the test set")
+    assert "and slices of images" in page.words
+
+
+def test_slices_are_drawn(run, monkeypatch):
+    with_images(run)
+    monkeypatch.setattr(pages, "render", drawing.render)
+    assert report(run, "--with-images", "--out", run / "there" / "page.html")[0] == 0
+    assert (run / "there" / "log_exclude.txt").is_file()
+    assert (
+        len(
+            set(re.findall(r'<img src="data:image/png;base64,([^"]{200,})"', (run / "there" / "page.html").read_text()))
+        )
+        > 3
+    )
+
+
+def test_without_a_record_options_are_those_of_the_command_line(tmp_path):
+    make(tmp_path, wait=3)
+    assert report(tmp_path)[0] == 0
+    assert "What this report cannot tell" not in Page(tmp_path / "log_report.html").words
+    shutil.rmtree(tmp_path / "log_run")
+    assert report(tmp_path)[0] == 1  # -revisit was 3
+    assert report(tmp_path, "--revisit", 3)[0] == 0
+    page = Page(tmp_path / "log_report.html")
+    assert "No run.json was found" in page.words
+    assert "device: not known" in page.words
+    assert "revisited 3 cycles later" in page.words
+
+
+def test_a_record_beside_the_log_counts_only_if_it_is_its_own(run):
+    shutil.move(run / "log_run" / "run.json", run / "run.json")
+    assert report(run)[0] == 0
+    record = json.loads((run / "run.json").read_text())
+    record["options"]["fn_save"] = "another"
+    (run / "run.json").write_text(json.dumps(record))
+    assert report(run)[0] == 1
+    assert report(run, "--run-folder", run)[0] == 0  # where the user says so
+
+
+def test_files_that_are_not_those_of_the_run_are_told(run):
+    record = json.loads((run / "log_run" / "run.json").read_text())
+    record["inputs_sha256"] = {"fn_train": "0" * 64}
+    record["finished"] = None
+    (run / "log_run" / "run.json").write_text(json.dumps(record))
+    (run / "log_subjects.csv").unlink()
+    assert report(run)[0] == 0
+    words = Page(run / "log_report.html").words
+    assert "train.csv is not the fn_train of the run" in words
+    assert "the run is not finished" in words
+    assert "The table of subjects was not found" in words
+
+
+def test_an_unfinished_run_and_one_that_has_not_begun(run):
+    rows = read_rows(run / "log.csv")
+    (run / "log_subjects.csv").unlink()
+    write_rows(run / "log.csv", rows[:-3])
+    assert report(run)[0] == 1
+    assert report(run, "--unfinished")[0] == 0
+    assert "ends in the middle of cycle 15" in Page(run / "log_report.html").words
+    write_rows(run / "log.csv", rows[:1])
+    assert report(run, "--unfinished")[0] == 0
+    words = Page(run / "log_report.html").words
+    assert "No cycle has begun." in words
+    assert "None was flagged." in words
+    assert (run / "log_exclude.txt").read_text() == ""
+
+
+def test_a_federation_with_pseudonyms_and_failed_visits(tmp_path):
+    make(tmp_path, screen=FakeScreen(1, fails=0.3), verify_every=4)
+    status, _, err = report(
+        tmp_path, "--centers", *(f"c{i}" for i in (2, 5, 0, 4, 3, 7, 1, 6)), train="log_subjects.csv"
+    )
+    order = list(dict.fromkeys(pd.read_csv(tmp_path / "log_subjects.csv")["Study"]))
+    status, _, err = report(tmp_path, "--centers", *order, train="log_subjects.csv")
+    assert (status, err) == (0, "")
+    page, rows = Page(tmp_path / "log_report.html"), read_rows(tmp_path / "log.csv")
+    failed = Counter(row["Study"] for row in rows if row["Phase"] == "unreachable")
+    shown = page.tables["Visits to centers that failed"]
+    assert {row["center"]: int(row["times"]) for row in shown} == failed
+    assert "The training set does not tell them." in page.words
+    assert "HC" not in page.tables["Every image that was flagged or eliminated"][0].values()
+    assert "Up to 4 batches were trained" in page.words
+
+
+def test_a_lock_up_is_told(tmp_path):
+    everybody = [f"c{center}_{number}" for center in range(8) for number in range(12)]
+    control = make(tmp_path, wait=1, cycles=[10], trainer=RandomTrainer(0, bad=everybody, often=1.0))
+    assert report(tmp_path)[0] == 0
+    told = control.locked_up(10).split("lock-up: ")[1].partition(".")[0]
+    words = Page(tmp_path / "log_report.html").words
+    assert f"Lock-up: {told}. What was put aside in such a cycle says little" in words
+
+
+def no_log(run):
+    (run / "log.csv").unlink()
+    return [], "log.csv: no such file"
+
+
+def no_table(run):
+    (run / "log.csv").write_text("a,b\n1,2\n")
+    return [], "log.csv: missing column"
+
+
+def other_cohort(run):
+    change(run / "train.csv", "c", "x")
+    return [], "train.csv: missing column"
+
+
+def no_run_folder(run):
+    return ["--run-folder", run / "nowhere"], "run.json: no such file"
+
+
+def broken_record(run):
+    (run / "log_run" / "run.json").write_text("{")
+    return [], "run.json: not a record of a run"
+
+
+def other_option(run):
+    return ["--revisit", 3], "--revisit 3: the run had 2"
+
+
+def unknown_age(run):
+    change(run / "train.csv", ",50,", ",fifty,")
+    return [], "train.csv, row 2: Age is not a number"
+
+
+def no_paths(run):
+    return ["--with-images"], "test.csv has no column Path"
+
+
+def no_image(run):
+    with_images(run)
+    for path in run.glob("*_*.nii.gz"):
+        path.unlink()
+    return ["--with-images"], ".nii.gz"
+
+
+def other_shape(run):
+    with_images(run)
+    write_image(run / "test1.nii.gz", np.ones((3, 4, 6), np.float32))
+    return ["--with-images"], "test1.nii.gz: has 6 x 4 x 3 voxels"
+
+
+def no_place(run):
+    return ["--out", run / "log.csv" / "there"], "there"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [no_log, no_table, other_cohort, no_run_folder, broken_record, other_option, unknown_age, no_paths, no_image,
+     other_shape, no_place],
+)  # fmt: skip
+def test_bad_input_is_one_line(run, damage, monkeypatch):
+    monkeypatch.setattr(pages, "render", drawing.render)
+    options, message = damage(run)
+    status, out, err = report(run, *options)
+    assert status in (1, 2)
+    assert out == ""
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (run / "log_report.html").exists()
+
+
+def test_numbers_of_rows_are_those_of_the_file_whatever_lines_are_empty(run):
+    report(run)
+    before = Page(run / "log_report.html").tables
+    lines = (run / "log.csv").read_text().splitlines()
+    (run / "log.csv").write_text("\n".join([lines[0], "", *lines[1:]]) + "\n")
+    assert report(run)[0] == 0
+    after = Page(run / "log_report.html").tables
+    (caption,) = [caption for caption in before if caption.startswith("Rows of the log")][:1]
+    rows = [[int(row["log row"]) for row in tables[caption]] for tables in (before, after)]
+    assert [number + 1 for number in rows[0]] == rows[1]
+
+
+def test_every_run_of_a_study_has_its_page(run, tmp_path):
+    sys.path.insert(0, str(REPRODUCE))
+    from evaluation.records import read_study
+    from evaluation.report import evaluate
+
+    folder = tmp_path / "study" / "clean" / "quality_control_evidence_screen"
+    folder.mkdir(parents=True)
+    for file in ("log.csv", "log_subjects.csv"):
+        shutil.copy(run / file, folder)
+    record = json.loads((run / "log_run" / "run.json").read_text())
+    record["options"] |= {"fn_train": str(run / "train.csv"), "fn_test": str(run / "test.csv")}
+    (folder / "run.json").write_text(json.dumps(record))
+    study = read_study(tmp_path / "study")
+    evaluate(study, tmp_path / "out", parts=("report",), resamples=99)
+    place = "clean/quality_control_evidence_screen/report.html"
+    page = Page(tmp_path / "out" / place)
+    assert "Audit: consistent" in page.words
+    assert not re.search(r"\b(harmful|good)\b", page.words.replace("elimination of harmful", ""))
+    links = [attributes.get("href") for _, attributes in Page(tmp_path / "out" / "report.html").tags]
+    assert links.count(place) == 1
+    (run / "test.csv").unlink()  # then nothing was audited
+    evaluate(read_study(tmp_path / "study"), tmp_path / "other", parts=("report",), resamples=99)
+    assert not (tmp_path / "other" / "clean").exists()
