@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -14,15 +15,17 @@ import SimpleITK as sitk
 from conftest import ROOT, SCRIPTS, SIZE, make_cohort
 
 sys.path.insert(0, str(ROOT / "reproduce"))
+import judge
 import plan
 from evaluation.layout import EXPERIMENTS, KINDS, condition_name, conditions_of, split_condition
-from steps import duration_text, times_before_the_end
+from steps import duration_text, missing, times_before_the_end
 from timing import estimate, measure
 
 import reproduce
 from travelling import command, harm, options
 from travelling.errors import InputError
 from travelling.options import from_command_line
+from travelling_quality_control.reporting import one_run, runs
 
 STUBS = ("cohort", "train", "harm", "dirty", "control", "infer")
 COSTS = {"start": 1.0, "train": 0.1, "predict": 0.01, "read": 0.0, "make": 0.1, "harm": 0.1, "device": "abacus"}
@@ -612,3 +615,108 @@ def test_a_study_that_is_killed_again_and_again_ends_like_another(small_cohort, 
     ):
         path = f"whole_centers_inverted/{name}"
         assert (torn / path).read_bytes() == (whole / path).read_bytes(), name
+
+
+@pytest.fixture
+def judged(study, monkeypatch):
+    """The study's place for judge.py: ``judged(*options)`` gives what :meth:`Study.run` does, and what was reported."""
+    reports = []
+
+    def write_report(log, train, test, page, record, subjects_csv):
+        reports.append([log, train, test, page, subjects_csv])
+        return None, SimpleNamespace(violations=violations), [page]
+
+    violations = []
+    monkeypatch.setattr(one_run, "write_report", write_report)
+    monkeypatch.setattr(one_run, "in_one_line", lambda run, outcome: "28 images")
+    monkeypatch.setattr(runs, "read_record", lambda path: {})
+    study.options = study.options[:6]
+    monkeypatch.setattr(reproduce, "main", judge.main)  # which is what study.run() runs
+    return study, reports, violations
+
+
+def test_a_cohort_is_judged_by_two_steps_and_reported(judged, small_cohort):
+    study, reports, violations = judged
+    status, out, err, journal = study.run("--cycles", 12, "--width", 0.5, "--verify-every", 16)
+    assert status == 0
+    target = "clean/quality_control_evidence"
+    assert journal == ["begin pretrained", "end pretrained", f"begin {target}", f"end {target}"]
+    assert out.index("2 of 2 steps to run") < out.index("estimated time: ") < out.index("28 images")
+    assert (
+        "notice: without the screen (--false-alarms 0.01: a test set of 2 subjects" in " ".join(err.split())
+        or "too small" in err
+    )
+    folder = study.out / target
+    (files,) = reports
+    assert files == [
+        folder / "log.csv", small_cohort / "training_set.csv", small_cohort / "test_set.csv",
+        study.out / "report.html", folder / "log_subjects.csv",
+    ]  # fmt: skip
+    words = (folder / "run.json").read_text()
+    assert "-cycles 12 " in words
+    assert "--rule evidence --verify-every 16" in words
+    assert "--screen" not in words
+    assert "--width 0.5" in (study.out / "pretrained" / "run.json").read_text()
+    # The same command does nothing again, but reports; what the audit refuses is exit status 1.
+    violations.append("log.csv, row 7: ...")
+    status, out, _, journal = study.run("--cycles", 12, "--width", 0.5, "--verify-every", 16)
+    assert (status, journal, len(reports)) == (1, [], 2)
+    assert "all steps are done" in out
+
+
+def test_a_study_in_the_same_folder_goes_on_where_judging_ended(judged, monkeypatch):
+    study, _, _ = judged
+    study.run("--cycles", 12)
+    monkeypatch.undo()
+    monkeypatch.setattr(
+        sys, "argv", ["reproduce.py", *map(str, study.options), "--cycles", "12", "--experiments", "clean"]
+    )
+    arguments = from_command_line(plan.Study, "")
+    arguments.settings = ("published", "evidence")
+    for name in STUBS:
+        monkeypatch.setitem(reproduce.SCRIPTS, name, study.folder / f"{name}.py")
+    steps = plan.plan(arguments, reproduce.read_cohort(arguments))
+    left = [step.name for step in missing(steps, arguments.out)]
+    assert "pretrained" not in left
+    assert "clean/quality_control_evidence" not in left
+    assert "clean/quality_control" in left
+
+
+def test_a_plan_of_judging_runs_and_writes_nothing(judged):
+    study, reports, _ = judged
+    status, out, _, journal = study.run("--dry-run")
+    assert (status, journal, reports) == (0, [], [])
+    assert out.startswith("#!/bin/sh")
+    assert out.count("\n# ") - out.count("# estimated") == 3
+    assert not study.out.exists()
+
+
+def test_the_screen_is_used_where_the_test_set_tells_its_limit_or_the_user_asks(judged, monkeypatch):
+    study, _, _ = judged
+    monkeypatch.setattr(sys, "argv", ["judge.py", *map(str, study.options)])
+    judgement = from_command_line(judge.Judgement, "")
+    table = pd.read_csv(judgement.test)
+    for subjects, setting in ((98, "evidence"), (99, "evidence_screen")):
+        monkeypatch.setattr("travelling.cohort.read_cohort", lambda path, number=subjects: [None] * number)
+        assert judge.setting_for(judgement) == setting
+    monkeypatch.undo()
+    judgement.false_alarms = 0.25
+    assert judge.setting_for(judgement) == "evidence_screen"
+    assert len(table) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--cycles", 10], "--cycles: is the total, and must be above --pretrained-cycles (10)"),
+        (["--test", "nowhere.csv"], "nowhere.csv: no such file"),
+        (["--false-alarms", 0.3], "a test set of 2 subjects is too small"),
+        (["--kinds", "noise"], "unrecognized arguments: --kinds noise"),
+    ],
+)
+def test_what_cannot_be_judged_is_one_line(judged, options, message):
+    study, reports, _ = judged
+    status, _, err, journal = study.run(*options)
+    assert (status, journal, reports) == (2, [], [])
+    assert message in err
+    assert err.count("\n") == 1

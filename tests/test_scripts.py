@@ -25,13 +25,16 @@ QC_COLUMNS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_help_answers_at_once(name):
+FRONTS = (ROOT / "travelling_quality_control" / "report.py", ROOT / "reproduce" / "judge.py")
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS.values(), *FRONTS], ids=lambda script: script.name)
+def test_help_answers_at_once(script):
     """Nothing is imported for it that takes long."""
-    line = [sys.executable, "-X", "importtime", SCRIPTS[name], "--help"]
+    line = [sys.executable, "-X", "importtime", script, "--help"]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 0
-    assert "--overwrite" in done.stdout
+    assert "Example" in done.stdout
     imported = {line.split("|")[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
     assert "travelling" in imported
     assert not imported & {"numpy", "pandas", "SimpleITK", "sklearn", "keras", "tensorflow", "matplotlib"}

@@ -90,7 +90,7 @@ def rates_along_run(run: LoggedRun) -> Picture:
         heights = np.full(len(eliminated), 1.06 * top)
         axis.plot(eliminated, heights, "v", color=colors["ink"], label="eliminated", markersize=5)
         cycles = log["Cycle"][1:].drop_duplicates()
-        for place, cycle in cycles.items():
+        for place, cycle in zip(cycles.index, cycles, strict=True):
             axis.axvline(place, color=colors["faint"], linewidth=0.8, zorder=0)
             if len(cycles) <= 12 or cycle % 5 == 0:
                 axis.text(place + 0.005 * len(log), 1.13 * top, f"cycle {cycle}", va="center")

@@ -1,8 +1,10 @@
 """A run of quality control as its records tell it: what was decided about every image. The truth is not asked for."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -82,7 +84,7 @@ def _locked_up(rows, batch_size):
     return [f"{number} of {of} {words[phase].format(cycle)}" for (cycle, phase), number, of in most.itertuples()]
 
 
-def read_table(path: Path, columns: tuple, numeric: tuple = ()) -> pd.DataFrame:
+def read_table(path: Path, columns: Sequence[str], numeric: Sequence[str] = ()) -> pd.DataFrame:
     """Read a CSV that must have ``columns``; those in ``numeric`` as numbers (empty: NaN), all others as text.
 
     Rows are numbered from 0 as they are in the file, and empty ones left out. Raises InputError that names file and row
@@ -110,10 +112,11 @@ def read_table(path: Path, columns: tuple, numeric: tuple = ()) -> pd.DataFrame:
 def refuse_rows(path: Path, bad: pd.Series, reason: str) -> None:
     """Raise InputError for the first row marked in ``bad``, a boolean Series indexed by the rows of the file."""
     if bad.any():
-        raise InputError(f"{path}, row {bad.idxmax() + 2}: {reason}")
+        first: Any = bad.idxmax()
+        raise InputError(f"{path}, row {first + 2}: {reason}")
 
 
-def read_images(path: Path, columns: tuple = ()) -> pd.DataFrame:
+def read_images(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
     """The training images, indexed by Subject, from a CSV that has Subject, Study and ``columns``.
 
     Group_bin and Age (years) are numbers, NaN where not known; Path is absolute and not checked.
