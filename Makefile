@@ -34,7 +34,7 @@ test: $(INSTALLED)
 # Without the files of which most tests train a model.
 test-fast: $(INSTALLED)
 	.venv/bin/python -m pytest -m "not slow" --ignore tests/federated $(foreach file,\
-		inputs bad_input scripts model golden extending,--ignore tests/test_$(file).py)
+		inputs bad_input scripts model golden extending prepare_images,--ignore tests/test_$(file).py)
 
 test-slow: $(INSTALLED)
 	.venv/bin/python -m pytest -m slow

@@ -22,14 +22,16 @@ the options are the same, also with --overwrite.
 
 from __future__ import annotations
 
-import argparse
 import os
 import string
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from travelling import command, stopping
 from travelling.errors import InputError
+from travelling.options import Overwrite, changed, from_command_line, option
 
 if TYPE_CHECKING:  # slow to import
     import numpy as np
@@ -38,63 +40,63 @@ if TYPE_CHECKING:  # slow to import
 PLACEHOLDERS = {"subject", "session", "name", "folder"}
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = command.Parser(__doc__)
-    source = parser.add_argument_group("scans").add_mutually_exclusive_group(required=True)
-    source.add_argument("--bids", type=Path, metavar="FOLDER", help="BIDS folder with participants.tsv")
-    source.add_argument("--csv", type=Path, metavar="CSV", help="table of raw scans")
-    bids = parser.add_argument_group("in a BIDS folder (columns are looked for by common names unless told)")
-    bids.add_argument("--label-column", metavar="NAME", help="column of participants.tsv that tells the diagnosis")
-    bids.add_argument("--pd", nargs="+", metavar="VALUE", help="what it says of patients (default: PD, Parkinson, ...)")
-    bids.add_argument("--hc", nargs="+", metavar="VALUE", help="... of controls (default: HC, control, healthy, ...)")
-    bids.add_argument("--center-column", metavar="NAME", help="column that tells the center")
-    bids.add_argument("--center", metavar="NAME", help="the center of all, where no column tells it")
-    bids.add_argument("--sex-column", metavar="NAME", help="column with M, F, male or female")
-    bids.add_argument("--age-column", metavar="NAME", help="column with years")
-    bids.add_argument(
-        "--t1w", default="*_T1w.nii*", metavar="PATTERN", help="names of scans; there must be one a session"
+BIDS = "in a BIDS folder (columns are looked for by common names unless told)"
+MASKS = "brain masks (else the template's is carried over, which is coarse)"
+
+
+@dataclass(kw_only=True)
+class Preparation(Overwrite):
+    """What the preparation is told."""
+
+    bids: Any = option("BIDS folder with participants.tsv; or", Path, None, metavar="FOLDER", group="scans")
+    csv: Any = option("table of raw scans", Path, None, metavar="CSV", group="scans")
+    label_column: str | None = option(
+        "column of participants.tsv that tells the diagnosis", str, None, metavar="NAME", group=BIDS
     )
-    masks = parser.add_argument_group("brain masks (else the template's is carried over, which is coarse)")
-    masks = masks.add_mutually_exclusive_group()
-    masks.add_argument(
-        "--mask-pattern",
-        metavar="PATTERN",
-        help="file of each scan's mask, NIfTI or .mgz, brain above 0; {subject}, {session}, {name} (of the scan's file)"
-        " and {folder} (of the scan) are filled in; relative to the BIDS folder or the CSV",
+    pd: list | None = option(
+        "what it says of patients (default: PD, Parkinson, ...)", str, None, metavar="VALUE", many="+", group=BIDS
     )
-    masks.add_argument(
-        "--stripped", action="store_true", help="scans are skull-stripped already: voxels above 0 are brain"
+    hc: list | None = option(
+        "... of controls (default: HC, control, healthy, ...)", str, None, metavar="VALUE", many="+", group=BIDS
     )
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--output-folder", type=Path, default=Path("prepared"), metavar="FOLDER", help="for all results"
-    )
-    output.add_argument(
-        "--spacing",
-        type=command.number(float, 0.5, 4.8),
-        default=1.0,
-        metavar="MM",
-        help="size of a voxel; 1 mm: 160 x 192 x 160 voxels",
-    )
-    output.add_argument(
-        "--workers", type=command.number(int, 1), default=min(os.cpu_count() or 1, 8), metavar="N", help="processes"
-    )
-    output.add_argument("--overwrite", action="store_true", help="replace the tables of an earlier run")
-    arguments = parser.parse_args()
-    if arguments.mask_pattern is not None:
+    center_column: str | None = option("column that tells the center", str, None, metavar="NAME", group=BIDS)
+    center: str | None = option("the center of all, where no column tells it", str, None, metavar="NAME", group=BIDS)
+    sex_column: str | None = option("column with M, F, male or female", str, None, metavar="NAME", group=BIDS)
+    age_column: str | None = option("column with years", str, None, metavar="NAME", group=BIDS)
+    t1w: str = option("names of scans; there must be one a session", str, "*_T1w.nii*", metavar="PATTERN", group=BIDS)
+    mask_pattern: str | None = option(
+        "file of each scan's mask, NIfTI or .mgz, brain above 0; {subject}, {session}, {name} (of the scan's file) and "
+        "{folder} (of the scan) are filled in; relative to the BIDS folder or the CSV",
+        str, None, metavar="PATTERN", group=MASKS,
+    )  # fmt: skip
+    stripped: bool = option("scans are skull-stripped already: voxels above 0 are brain", None, False, group=MASKS)
+    output_folder: Path = option("for all results", Path, Path("prepared"), metavar="FOLDER", group="output")
+    spacing: float = option(
+        "size of a voxel; 1 mm: 160 x 192 x 160 voxels", command.number(float, 0.5, 4.8), 1.0,
+        metavar="MM", group="output",
+    )  # fmt: skip
+    workers: int = option("processes", command.number(int, 1), min(os.cpu_count() or 1, 8), metavar="N", group="output")
+    overwrite: bool = changed(Overwrite, "overwrite", words="replace the tables of an earlier run", group="output")
+
+    def check(self, spell: Callable[[str], str]) -> None:
+        """As :meth:`travelling.options.Options.check`."""
+        if (self.bids is None) == (self.csv is None):
+            raise ValueError(f"one of {spell('bids')} and {spell('csv')} is needed, and not both")
+        if self.mask_pattern is None:
+            return
+        if self.stripped:
+            raise ValueError(f"{spell('stripped')}: scans that are stripped need no {spell('mask_pattern')}")
         try:
-            names = {name for _, name, *_ in string.Formatter().parse(arguments.mask_pattern) if name is not None}
+            names = {name for _, name, *_ in string.Formatter().parse(self.mask_pattern) if name is not None}
         except ValueError as error:
-            parser.error(f"--mask-pattern: {error}")
+            raise ValueError(f"{spell('mask_pattern')}: {error}") from None
         if wrong := names - PLACEHOLDERS:
-            parser.error(f"--mask-pattern: {{{min(wrong)}}} is none of {', '.join(sorted(PLACEHOLDERS))}")
-    return arguments
+            raise ValueError(f"{spell('mask_pattern')}: {{{min(wrong)}}} is none of {', '.join(sorted(PLACEHOLDERS))}")
 
 
 def main() -> None:
     """Find the scans, prepare them, and write the tables and the page of pictures."""
-    arguments = parse_arguments()
+    arguments = from_command_line(Preparation, __doc__)
     # Only now, so that --help answers at once.
     from travelling.bids import participants_file
     from travelling.cohort import read_cohort
@@ -108,7 +110,7 @@ def main() -> None:
     inputs = {"csv": arguments.csv} if arguments.csv else {"bids": participants_file(arguments.bids)}
     scans = find_scans(arguments)
     results = [prepared_csv, registration_csv, overview]
-    run = Run(folder, "preparation.log", arguments, inputs, results, models=False)  # type: ignore[arg-type]
+    run = Run(folder, "preparation.log", arguments, inputs, results, models=False)
     log = run.begin("CPU", notices=coarse_masks(scans))
     describe_derivative(folder / "images", arguments)
     measures = prepare_all(scans, arguments)
@@ -134,7 +136,7 @@ def main() -> None:
     run.finish()
 
 
-def find_scans(arguments: argparse.Namespace) -> pd.DataFrame:
+def find_scans(arguments: Preparation) -> pd.DataFrame:
     """A row per scan: the columns of prepared.csv, Mask (a file, "stripped" or "template"), Target and Reason."""
     from travelling.bids import HC_VALUES, PD_VALUES, read_bids
     from travelling.cohort import read_cohort
@@ -196,7 +198,7 @@ def coarse_masks(scans: pd.DataFrame) -> list[str]:
     ] * bool(coarse)
 
 
-def describe_derivative(folder: Path, arguments: argparse.Namespace) -> None:
+def describe_derivative(folder: Path, arguments: Preparation) -> None:
     """``dataset_description.json``, by which BIDS tools know a derivative."""
     import json
 
@@ -215,7 +217,7 @@ def describe_derivative(folder: Path, arguments: argparse.Namespace) -> None:
     write_whole(folder / "dataset_description.json", json.dumps(description, indent=2).encode() + b"\n")
 
 
-def prepare_all(scans: pd.DataFrame, arguments: argparse.Namespace) -> list[dict]:
+def prepare_all(scans: pd.DataFrame, arguments: Preparation) -> list[dict]:
     """Prepare every scan, several at a time; their measures (:func:`travelling.registration.prepare_file`), a list."""
     import errno
     import multiprocessing

@@ -38,6 +38,7 @@ AFFINE = np.array([[5.0, 0, 0, -80], [0, 5, 0, -100], [0, 0, 5, -80], [0, 0, 0, 
 def script():
     spec = importlib.util.spec_from_file_location("prepare_images", SCRIPT)
     module = importlib.util.module_from_spec(spec)
+    sys.modules["prepare_images"] = module  # dataclasses look there
     spec.loader.exec_module(module)
     return module
 
@@ -315,7 +316,7 @@ def test_a_scan_that_is_no_volume_is_a_reason(shape, tmp_path):
 
 def test_what_is_refused_in_one_line(script, dataset, tmp_path):
     out = ["--output-folder", tmp_path / "out"]
-    assert "one of the arguments --bids --csv is required" in refusal(script, *out)
+    assert "one of --bids and --csv is needed" in refusal(script, *out)
     assert "{run} is none of" in refusal(script, "--bids", dataset, "--mask-pattern", "{run}.nii", *out)
     assert "participants.tsv: no such file" in refusal(script, "--bids", tmp_path, *out)
     assert "no column 'dx' (--label-column)" in refusal(script, "--bids", dataset, "--label-column", "dx", *out)
