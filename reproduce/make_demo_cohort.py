@@ -36,6 +36,7 @@ from pathlib import Path
 
 from travelling.command import Parser, number, run
 from travelling.errors import InputError
+from travelling.sfcn import MINIMUM_VOXELS
 from travelling.template import BRAIN_CENTER, FIELD_OF_VIEW, empty_image, image_size, load_templates, to_lps
 
 # The modules that take a second to import (numpy, pandas, SimpleITK, nilearn, scipy) are imported inside
@@ -45,7 +46,6 @@ CENTERS_FILE = Path(__file__).with_name("centers.csv")
 CELLS = [("HC", "F"), ("HC", "M"), ("PD", "F"), ("PD", "M")]  # as in the column names of centers.csv
 COLUMNS = ["Subject", "Study", "Path", "Group_bin", "Sex", "Age", "Scanner"]
 
-SMALLEST_AXIS = 33  # voxels, below which the network's pooling has nothing left
 WARP_SPACING = 5.0  # mm, grid of the deformation and of the bias field, whatever the image's spacing
 
 # Anatomy
@@ -389,10 +389,10 @@ def check_spacing(spacing):
     if not spacing > 0:
         raise InputError(f"--spacing {spacing:g}: must be more than 0 mm")
     size = image_size(spacing)
-    if min(size) < SMALLEST_AXIS:
+    if min(size) < MINIMUM_VOXELS:
         raise InputError(
             f"--spacing {spacing:g}: the images would have {' x '.join(map(str, size))} voxels; "
-            f"an axis must have at least {SMALLEST_AXIS} voxels"
+            f"an axis must have at least {MINIMUM_VOXELS} voxels"
         )
 
 

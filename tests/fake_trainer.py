@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from travelling import options
 from travelling.metrics import Evaluation
 from travelling.quality_control import QualityControl
 from travelling_quality_control.enc_PD_quality_control import travel
@@ -62,20 +63,9 @@ class FakeTrainer:
 
 
 def settings_of(**changes):
-    """The options of a method, at their defaults but for ``changes``."""
-    return SimpleNamespace(
-        **{
-            "protocol": "corrected",
-            "error": 0.02,
-            "revisit": 2,
-            "batch_size": 5,
-            "seed": 42,
-            "epochs": 1,
-            "verify_every": 1,
-        }
-        | {"rule": "published", "screen": False, "false_alarms": 0.01}
-        | changes
-    )
+    """The options of quality control and of plain training, at their defaults but for ``changes``."""
+    files = dict.fromkeys(("en", "pd", "fn_test", "fn_save"))
+    return SimpleNamespace(**vars(options.QualityControl(**files)) | {"epochs": 1} | changes)
 
 
 def control_over(centers, trainer, **changes):

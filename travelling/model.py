@@ -77,9 +77,8 @@ class TravellingModel:
         self._prediction = backend.compile_prediction(
             *prediction_function(encoder, classifier), self.network.input_shape[1:]
         )
-        self._distances: Callable[[np.ndarray, int | None], np.ndarray] | None = (
-            None  # compiled by those who ask for them
-        )
+        # Compiled by those who ask for them.
+        self._distances: Callable[[np.ndarray, int | None], np.ndarray] | None = None
 
     @property
     def state(self) -> list:

@@ -459,15 +459,13 @@ def add_to_parser(parser: argparse.ArgumentParser, options: type) -> None:
 
 
 def from_command_line(options: type, text: str) -> Any:
-    """The options of a class as this process's command line gives them; ``text`` begins what ``--help`` says."""
+    """The options of a class as this process's command line gives them; ``text`` begins what ``--help`` says.
+
+    Ends the program in one line where they are wrong.
+    """
     parser = Parser(text)
     add_to_parser(parser, options)
-    return checked(parser, options, parser.parse_args())
-
-
-def checked(parser: Parser, options: type, arguments: argparse.Namespace) -> Any:
-    """The options of a class from parsed arguments, which may hold others; ends the program if they are wrong."""
-    found = options(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(options)})
+    found = options(**vars(parser.parse_args()))
     flags = {field.name: flag_of(field) for field in dataclasses.fields(options)}
     try:
         found.check(flags.get)

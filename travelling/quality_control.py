@@ -168,8 +168,7 @@ class QualityControl:
         tolerance = self._tolerance(batches)
         self._log.step(self.cycle, phase, subjects, evaluation, tolerance, harmful, cells, self.reference)
         if phase == "batch" or (phase == "group" and not harmful):
-            for _ in batches:
-                self._count("verified", "undone", harmful)
+            self._count("verified", "undone", harmful, len(batches))
         rates = self.protocol.rates(evaluation)
         self._on_step(Step(self.cycle, phase, self.center_of[subjects[-1]], subjects, loss, rates, harmful))
 
@@ -272,12 +271,12 @@ class QualityControl:
         """Of a group it is that of its smallest batch: summed over all of them, it would let the harm of one pass."""
         return min(map(len, batches)) * self.settings.error
 
-    def _count(self, what, hit, happened):
-        """Count a batch or an image of a cycle, and whether it was undone or suspected."""
+    def _count(self, what, hit, happened, number=1):
+        """Count batches or images of a cycle, and whether they were undone or suspected."""
         if not self.counts or self.counts[-1]["cycle"] != self.cycle:
             self.counts.append({"cycle": self.cycle, "verified": 0, "undone": 0, "screened": 0, "suspected": 0})
-        self.counts[-1][what] += 1
-        self.counts[-1][hit] += bool(happened)
+        self.counts[-1][what] += number
+        self.counts[-1][hit] += number * bool(happened)
 
     def _scores(self, subjects):
         try:

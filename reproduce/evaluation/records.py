@@ -17,6 +17,7 @@ from travelling.cohort import SEPARATOR
 from travelling.errors import InputError
 from travelling.metrics import performance
 from travelling_quality_control.auditing import audit_log
+from travelling_quality_control.auditing.replay import RunOptions
 from travelling_quality_control.reporting.runs import (
     OLDER_OPTIONS,
     LoggedRun,
@@ -30,7 +31,6 @@ from travelling_quality_control.reporting.runs import (
 FOLDERS = (HARM, DIRTY, *CONTROL_FOLDERS)
 # The paper's order, then that of the options; other names follow by alphabet.
 ORDERS = (("", *layout.EXPERIMENTS), ("", *layout.KINDS), (CLEAN, DIRTY, *CONTROL_FOLDERS))
-AUDIT_OPTIONS = ("revisit", "error", "seed", "batch_size", "protocol", "rule", "screen")
 
 
 @dataclass
@@ -239,7 +239,7 @@ class _Reader:
             self.note(path, "missing, so what was found is not known", model.folder)
         if missing or not model.record["finished"]:
             return model
-        lacking = [name for name in AUDIT_OPTIONS if name not in options]
+        lacking = [name for name in RunOptions.__annotations__ if name not in options]
         if lacking:
             raise InputError(f"{model.folder / 'run.json'}: lacks the option(s) {', '.join(lacking)}")
         setting = SETTINGS[CONTROL_FOLDERS[model.name]]

@@ -141,18 +141,16 @@ def _run(run):
 
 def _decisions(run):
     """How every flagged image was decided upon: its last flag, and the revisit after it (n/a where none followed)."""
-    last = run.flags.drop_duplicates("Subject", keep="last").set_index("Subject")
+    verdicts = {"eliminated": "eliminated", "came_back": "trains again", "waiting": "waits for its revisit"}
     rows = []
     for subject, image in run.images[run.images["Flagged"]].sort_values("First_flagged", kind="stable").iterrows():
-        flag = last.loc[subject]
-        later = run.revisits[(run.revisits["Subject"] == subject) & (run.revisits["Row"] > flag["Row"])]
+        flag, revisit = run.decided_by(subject)
         row = {"subject": subject, "center": image["Study"], "truth": HARMFUL if image["Harmful"] else GOOD}
         row["flags"] = image["Times_flagged"]
-        row |= _step("flag", flag, run.rule) | _step("revisit", later.iloc[0] if len(later) else None, run.rule)
+        row |= _step("flag", flag, run.rule) | _step("revisit", revisit, run.rule)
         if run.rule.by_tolerance:
             row["tolerated rise"] = MISSING if pd.isna(flag["Tolerance"]) else f"{flag['Tolerance']:g}"
-        trains = "trains again" if len(later) else "waits for its revisit"
-        rows.append(row | {"verdict": "eliminated" if image["Eliminated"] else trains})
+        rows.append(row | {"verdict": verdicts[image["Decision"]]})
     return pd.DataFrame(rows, columns=None if rows else ["verdict"])
 
 

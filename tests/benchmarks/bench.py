@@ -22,16 +22,14 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from travelling import command
+from travelling import command, options
 from travelling.options import Device, add_to_parser
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SIZES = {"33 x 33 x 33": (33, 33, 33), "40 x 48 x 40": (40, 48, 40), "80 x 96 x 80": (80, 96, 80)}
 FULL_SIZE = "160 x 192 x 160"
 PAPER_TEST_SET = 407  # volumes
-METHOD = SimpleNamespace(
-    protocol="corrected", rule="published", screen=False, error=0.02, revisit=1, batch_size=5, seed=42, verify_every=1
-)
+METHOD = options.QualityControl(**dict.fromkeys(("en", "pd", "fn_test", "fn_save")), revisit=1)
 
 
 def parse_arguments():

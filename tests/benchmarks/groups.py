@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from travelling import command
+from travelling import command, options
 from travelling.rules import RULES
 
 COLUMNS = (
@@ -108,8 +108,7 @@ class Bench:
         model, _, _ = TravellingModel.load(*pairs[max(pairs)], self.volumes.shape)
         trainer = LocalTrainer(model, self.volumes, self.training_set, self.test_set)
         kept = trainer.keep()
-        for size in (5, 4, 3, 2, 1):  # compile
-            trainer.train(list(self.training_set["Subject"][:size]))
+        trainer.train([self.training_set["Subject"].iloc[0]])  # one step is compiled for all sizes
         trainer.evaluate()
         trainer.distances()
         trainer.restore(kept)
@@ -126,10 +125,12 @@ class Bench:
 
         arguments, trainer, rows = self.arguments, self.trainer, []
         trainer.restore(self.start)
-        settings = SimpleNamespace(
-            protocol="corrected", rule=rule, screen=arguments.screen, false_alarms=0.01, error=0.02, batch_size=5,
-            revisit=arguments.revisit, seed=42, epochs=1, verify_every=every, learning_rate=arguments.learning_rate,
+        settings = options.QualityControl(
+            **dict.fromkeys(("en", "pd", "fn_test", "fn_save")), rule=rule, screen=arguments.screen,
+            false_alarms=options.FALSE_ALARMS, revisit=arguments.revisit, verify_every=every,
+            learning_rate=arguments.learning_rate,
         )  # fmt: skip
+        settings.epochs = 1  # of plain training
         cycles = range(self.cycle, self.cycle + arguments.cycles)
         centers = subjects_by_center(self.training_set)
         no_files = SimpleNamespace(checkpoint=lambda here: None, after_cycle=lambda *about: None)

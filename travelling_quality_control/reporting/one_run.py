@@ -134,10 +134,10 @@ def _cells(run, row):
 
 def _reason(run, subject):
     """In words, the rows that decided about a flagged image: its last flag, and the revisit after it."""
-    flag = run.flags[run.flags["Subject"] == subject].iloc[-1]
-    later = run.revisits[(run.revisits["Subject"] == subject) & (run.revisits["Row"] > flag["Row"])]
     told = []
-    for _, row in pd.concat([flag.to_frame().T, later[:1]]).iterrows():
+    for row in run.decided_by(subject):
+        if row is None:
+            continue
         cells = _cells(run, row)
         place = f"row {cells.pop('log row')}, cycle {cells.pop('cycle')}, {cells.pop('step')}"
         outcome = cells.pop("outcome")

@@ -71,6 +71,12 @@ class LoggedRun:
         images["Decision"] = np.select(marks, DECISIONS[:-1], DECISIONS[-1])
         self.images = images
 
+    def decided_by(self, subject: str) -> tuple[pd.Series, pd.Series | None]:
+        """The rows that decided about a flagged image: its last flag, and the revisit after it, if one followed."""
+        flag = self.flags[self.flags["Subject"] == subject].iloc[-1]
+        later = self.revisits[(self.revisits["Subject"] == subject) & (self.revisits["Row"] > flag["Row"])]
+        return flag, later.iloc[0] if len(later) else None
+
 
 def _locked_up(rows, batch_size):
     """In words, the cycles in which most batches were undone, or most screened images suspected."""
