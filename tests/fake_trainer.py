@@ -10,6 +10,7 @@ from travelling.quality_control import QualityControl
 from travelling_quality_control.enc_PD_quality_control import travel
 
 HEALTHY, PATIENTS = 50, 100
+TEST_IMAGES = 120  # that the screen sees
 
 
 class FakeTrainer:
@@ -24,7 +25,9 @@ class FakeTrainer:
         self.rates_seen = []
         self.expected = []
         self.looked_at = []
-        self.strange = {}
+        self.strange = {}  # subject -> standard deviations
+        self.label_p = {}  # subject -> p-value of its label
+        self.references = []
         self.restored = 0
 
     def train(self, subjects):
@@ -41,12 +44,25 @@ class FakeTrainer:
     def expect(self, subjects):
         self.expected.append(subjects)
 
-    def distances(self, subjects=None):
-        """Of two layers: 1 to 120 in the test set; 10 of a good subject, or what ``strange`` says."""
+    def look(self, subjects=None, labels=None):
+        """A test set of 120 by chance; a subject in its middle, or as far away as ``strange`` says."""
         self.looked_at.append(subjects)
         if subjects is None:
-            return [[number, 121 - number] for number in range(1, 121)]
-        return [self.strange.get(subject, (10, 10)) for subject in subjects]
+            random = np.random.default_rng(0)
+            return {
+                "channels": random.normal(size=(TEST_IMAGES, 4)),
+                "spectrum": random.normal(size=(TEST_IMAGES, 1)),
+                "asymmetry": random.normal([1, 0], size=(TEST_IMAGES, 2)),
+            }
+        away = np.array([self.strange.get(subject, 0.5) for subject in subjects])[:, None]
+        looks = {"channels": away * np.ones(4), "spectrum": 0 * away, "asymmetry": [1, 0] + 0 * away}
+        if labels:
+            self.references.append(labels)
+            looks["labels"] = np.array([[self.label_p.get(subject, 0.5)] for subject in subjects])
+        return looks
+
+    def related(self):
+        return np.eye(TEST_IMAGES, dtype=bool), ""
 
     def known(self, subjects):
         return {}

@@ -19,13 +19,15 @@ import pytest
 from conftest import ROOT
 from fake_trainer import FakeTrainer, NoFiles, settings_of
 
-from travelling import rules
+from travelling import label_screen, rules
 from travelling.errors import VisitFailed
 from travelling.files import write_csv
+from travelling.label_screen import center_p_value
 from travelling.metrics import Evaluation
 from travelling.protocol import Protocol
 from travelling.quality_control import QualityControl
 from travelling.rules import RULES, possible_p_values
+from travelling.screen import COMPONENTS, is_strange
 from travelling.verification_log import LOG_COLUMNS, LogFile, log_columns
 from travelling_quality_control.enc_PD_quality_control import travel
 
@@ -84,20 +86,30 @@ class FakeScreen:
     limit = 2.5
     cycle = None
 
-    def calibrate(self, cycle):
-        pass
-
-    def __init__(self, seed, fails=0.0):
+    def __init__(self, seed, fails=0.0, labels=False):
         self.random = np.random.RandomState(seed)
         self.fails = fails
+        self.labels = labels
 
-    def scores(self, subjects):
+    def calibrate(self, cycle, accepted, centers):
+        self.cycle, self.centers = cycle, centers
+
+    def cells(self, subjects):
         if self.fails and self.random.uniform() < self.fails:
             raise VisitFailed("unreachable", "away")
-        return [float(self.random.normal() + 2 * (subject in BAD)) for subject in subjects]
-
-    def suspects(self, score):
-        return score > self.limit
+        away = np.eye(len(COMPONENTS))[0] * 4  # of the first of the looks
+        looks = [(self.random.normal(size=len(COMPONENTS)) + away * (subject in BAD)).tolist() for subject in subjects]
+        cells = [
+            {"Screen_score": max(look), "Screen_limit": self.limit} | dict(zip(COMPONENTS, look, strict=True))
+            for look in looks
+        ]
+        if self.labels:
+            p_values = self.random.uniform(0, 0.3 if self.random.uniform() < 0.3 else 1, len(subjects))
+            usual = [p for p, found in zip(p_values, cells, strict=True) if not is_strange(found)]
+            for p, found in zip(p_values, cells, strict=True):
+                about = p, center_p_value(usual), 0.05 / self.centers
+                found |= dict(zip(label_screen.COLUMNS, about, strict=True))
+        return cells
 
 
 def write_rows(path, rows, columns=None):
@@ -142,9 +154,10 @@ def make_run(
     )
     trainer = trainer or RandomTrainer(seed)
     settings = settings_of(
-        protocol=protocol, revisit=wait, error=error, rule=rule, screen=screen is not None, verify_every=verify_every
-    )
-    log = LogFile(folder / "log.csv", log_columns(RULES[rule], screen))
+        protocol=protocol, revisit=wait, error=error, rule=rule, verify_every=verify_every,
+        screen=screen is not None, label_screen=bool(screen and screen.labels), false_alarms=0.01,
+    )  # fmt: skip
+    log = LogFile(folder / "log.csv", log_columns(RULES[rule], settings.screen, settings.label_screen))
     control = QualityControl(settings, trainer, centers, log)
     control.screen = screen
     control.start(trainer.evaluate())
@@ -289,7 +302,7 @@ def test_it_replays_groups_and_how_they_are_searched(tmp_path, every, rule, scre
     make_run(tmp_path, rule=rule, screen=screen, verify_every=every)
     options = ["--rule", rule, "--verify-every", every] + (["--screen"] if screened else [])
     phases = Counter(row["Phase"] for row in read_rows(tmp_path / "log.csv"))
-    assert phases["group"] > 10
+    assert phases["group"] > 5
     assert screened or phases["subject"] > 5
     assert f", {phases['group']} group)" in consistent(tmp_path, *options)
     options[3] = 1
@@ -317,6 +330,39 @@ def test_a_group_that_was_tampered_with_is_found(tmp_path, column, text, names):
     assert any(line.startswith(f"{index + 2}: ") and names in line for line in lines), lines
 
 
+@pytest.mark.parametrize(
+    ("column", "text", "names"),
+    [
+        ("Center_p", "1e-9", "Center_p is 1e-09, should be "),
+        ("Center_limit", "0.05", "Center_limit is 0.05, should be 0.00"),
+        ("Label_p", "0.9", "(from Label_p of the center's usual images)"),
+        ("Ignored", "0", "Ignored is 0, should be 1 (Screen_score"),
+    ],
+)
+def test_it_knows_the_screen_of_labels(tmp_path, column, text, names):
+    make_run(tmp_path, screen=FakeScreen(3, fails=0.05, labels=True), verify_every=4)
+    options = ("--screen", "--label-screen", "--verify-every", 4)
+    consistent(tmp_path, *options)
+    assert audit(tmp_path, "--screen", "--verify-every", 4)[0] == 1
+    rows = read_rows(tmp_path / "log.csv")
+    failed = {(row["Cycle"], row["Study"]) for row in rows if row["Phase"] in ("unreachable", "invalid")}
+    doubted = [
+        index
+        for index, row in enumerate(rows)
+        if row["Center_p"]
+        and float(row["Center_p"]) < float(row["Center_limit"])
+        and float(row["Screen_score"]) < 2.5
+        and (row["Cycle"], row["Study"]) not in failed
+    ]
+    assert {rows[index]["Phase"] for index in doubted} == {"screen", "revisit"}
+    assert any(rows[index]["Eliminated"] == "1" for index in doubted)
+    row = rows[doubted[0]]
+    assert row["Label_p"] != text
+    row[column] = text
+    write_rows(tmp_path / "log.csv", rows)
+    assert any(names in line for line in found(tmp_path, *options))
+
+
 def test_centers_that_are_away_when_their_images_are_screened(tmp_path):
     make_run(tmp_path, screen=FakeScreen(1, fails=0.3))
     assert "visits failed" in consistent(tmp_path, "--screen")
@@ -342,12 +388,15 @@ def test_a_first_row_that_claims_to_be_the_screens(better, tmp_path):
     [
         ("screen", {"Ignored": "1"}, "Ignored", "0", "Ignored is 0, should be 1 (Screen_score"),
         ("screen", {"Ignored": "0"}, "Screen_score", "2.6", "Ignored is 0, should be 1 (Screen_score 2.6"),
+        ("screen", {"Ignored": "0"}, "Screen_score", "-9", "Screen_score is -9, should be"),
+        ("screen", {"Ignored": "0"}, "Screen_spectrum", "9", "should be 9 (the largest of"),
+        ("screen", {"Ignored": "0"}, "Screen_channels", "", "is empty, should be a number"),
         ("screen", {"Ignored": "1"}, "Screen_limit", "9", "Screen_limit is 9, should be 2.5"),
         ("screen", {"Ignored": "0"}, "FP", "3", "FP is 3, should be empty"),
         ("screen", {"Ignored": "0"}, "Screen_score", "", "empty, should be a number"),
         ("revisit", {"FP": ""}, "Eliminated", "0", "Eliminated is 0, should be 1"),
-        ("revisit", {"FP": ""}, "Screen_score", "1", "the image is no suspect and must train"),
-        ("revisit", {"Ignored": "0"}, "Screen_score", "3", "is that of a suspect, but it trained"),
+        ("revisit", {"FP": ""}, "Screen_score", "1", "its looks are not sure and the image must train"),
+        ("revisit", {"Ignored": "0"}, "Screen_score", "30", "is sure, as the first was, but it trained"),
         ("batch", {"Ignored": "1"}, "P_AUROC", "0.9", "P_AUROC is 0.9, but AUROC was"),
         ("batch", {"Ignored": "0"}, "P_AUROC", "1e-3", "Ignored is 0, should be 1 (PFP"),
         ("batch", {"Ignored": "0"}, "P_FP", "1e-3", "P_FP is 0.001, but FP was"),

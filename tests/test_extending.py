@@ -23,7 +23,7 @@ import sys
 from test_audit import FakeScreen, RandomTrainer, consistent, found, make_run, read_rows, write_rows
 
 folder = Path(sys.argv[1])
-make_run(folder, rule="count", screen=FakeScreen(0), trainer=RandomTrainer(0, harm=3))
+make_run(folder, rule="count", screen=FakeScreen(3), trainer=RandomTrainer(3, harm=3))
 rows = read_rows(folder / "log.csv")
 verified = [row for row in rows if row["Rise"]]
 assert {int(row["Rise"]) for row in verified} >= {3, 4}
@@ -34,30 +34,36 @@ row["Rise"] = int(row["Rise"]) + 1
 write_rows(folder / "log.csv", rows)
 assert "Rise is" in found(folder, "--rule", "count", "--screen")[0]
 """
-DISTANCES_OF_A_NETWORK = """
+SCREEN_LOG_AUDIT = """
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
 import pandas as pd
+from test_audit import FakeScreen, consistent, make_run, read_rows
 from travelling.model import TravellingModel
-from travelling.trainer import KNOWN, LocalTrainer
+from travelling.screen import Screen
+from travelling.trainer import LocalTrainer
 
-model = TravellingModel.build((33, 34, 35), 0.05, 0.001)
-images = np.random.default_rng(0).uniform(size=(3, 33, 34, 35, 1)).astype(np.float32)
-assert (model.distances_of_a_layer, model.distances_of_an_image) == (3, 18)
-distances = model.distances(images)
-assert distances.shape == (3, 18)
-assert (distances[:, 2::3] > 0).all()  # the new one, of every layer
-before = distances[:, 2].mean()
-for _ in range(30):
-    model.train(images, [0, 1, 0])
-assert model.distances(images)[:, 2].mean() < before
+folder = Path(sys.argv[1])
+make_run(folder, screen=FakeScreen(0))
+assert all(row["Screen_grain"] for row in read_rows(folder / "log.csv") if row["Phase"] == "screen")
+assert consistent(folder, "--screen")
 
-# What a model of before the change has noted of its images is no measure any more; those of the training set are.
-volumes = SimpleNamespace(shape=images.shape[1:4], batches=lambda groups: (images[list(group)] for group in groups))
-cohort = pd.DataFrame({"Subject": [0, 1, 2], "Group_bin": [0, 1, 0]})
-trainer = LocalTrainer(model, volumes, cohort, cohort)
-assert trainer.strange({KNOWN: [0.0, 0.0]}) == []
-assert len(trainer.strange({KNOWN: [0.0, 0.0, 0.0]})) == 2
+random = np.random.default_rng(0)
+images = random.uniform(size=(12, 1, 9, 9, 9, 1)).astype(np.float32)
+images = images.repeat(4, axis=2).repeat(4, axis=3).repeat(4, axis=4)
+images += 0.1 * random.uniform(size=images.shape)
+images[-1] = random.uniform(size=images[-1].shape)  # without the coarse pattern of the others
+volumes = SimpleNamespace(shape=images.shape[2:5], upright=lambda image: image)
+volumes.batch = lambda subjects: np.concatenate([images[subject] for subject in subjects])
+volumes.batches = lambda groups: map(volumes.batch, groups)
+cohort = pd.DataFrame({"Subject": range(12), "Group_bin": [0, 1] * 6})
+model = TravellingModel.build(volumes.shape, 0.05, 0.001)
+screen = Screen(LocalTrainer(model, volumes, cohort, cohort[:10]), 0.2)
+screen.calibrate(0, None, 1)
+usual, grainy = screen.cells([10, 11])
+assert usual["Screen_grain"] < 3 < grainy["Screen_grain"]
 """
 TRAIN_SAVE_LOAD = """
 import sys
@@ -78,7 +84,7 @@ model.train(images, [0, 1, 0, 1])
 trained = model.predict(images)
 assert not np.allclose(trained, untrained)
 np.testing.assert_allclose(trained, model.network.predict(images, verbose=0)[:, 0], rtol=1e-4)
-assert model.distances(images).shape == (4, model.distances_of_an_image)
+assert model.look(images).shape == (4, 2 * sum(model.channels) + 1)
 paths = [Path(sys.argv[1]) / name for name in ("encoder_01.keras", "classifier_01.keras")]
 model.save(*paths, {"cycle": 1})
 loaded, record, notices = TravellingModel.load(*paths, shape)
@@ -133,9 +139,9 @@ def test_a_rule_is_judged_logged_and_audited(extended, tmp_path):
     run("-c", JUDGE_LOG_AUDIT, tmp_path)
 
 
-def test_a_distance_is_one_number_more_at_every_layer(extended):
-    run = extended("Add a distance of the screen")
-    run("-c", DISTANCES_OF_A_NETWORK)
+def test_a_look_is_scored_logged_and_audited(extended, tmp_path):
+    run = extended("Add a look of the screen")
+    run("-c", SCREEN_LOG_AUDIT, tmp_path)
 
 
 def test_a_kind_of_harm_makes_an_image(extended, tmp_path):

@@ -3,16 +3,18 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from fake_trainer import HEALTHY, PATIENTS, FakeTrainer, NoFiles, control_over, run_cycles, settings_of
 
-from travelling.cohort import travelling_order
-from travelling.errors import InputError
+from travelling.cohort import related, travelling_order
+from travelling.errors import InputError, VisitFailed
+from travelling.looks import LOOKS, Distance
 from travelling.metrics import Evaluation, evaluate
 from travelling.protocol import PROTOCOLS
 from travelling.quality_control import QualityControl
 from travelling.rules import EvidenceRule, PublishedRule, auroc_fell, more_misdiagnosed
-from travelling.screen import Screen, largest, limit_rank, standard
+from travelling.screen import Screen, by_others, is_strange, limit_rank
 from travelling.travel import travel
 from travelling.verification_log import LOG_COLUMNS, SCREEN_COLUMNS
 from travelling_quality_control.enc_PD_quality_control import travel as control_quality
@@ -365,7 +367,7 @@ def screened_control(centers, trainer):
 def test_a_suspect_never_trains_and_is_eliminated_at_its_revisit():
     centers = {"a": ["a0", "strange", "a2"], "b": ["b0"]}
     trainer = FakeTrainer()
-    trainer.strange = {"strange": (10, 1e6)}
+    trainer.strange = {"strange": 50}
     control, rows = screened_control(centers, trainer)
     run_cycles(control, range(10, 13))
     assert "strange" not in sum(trainer.fitted, [])
@@ -377,10 +379,14 @@ def test_a_suspect_never_trains_and_is_eliminated_at_its_revisit():
     assert all(row["Screen_score"] > row["Screen_limit"] for row in unmeasured)
     assert all(tuple(row) == (*LOG_COLUMNS, *SCREEN_COLUMNS) for row in rows)
     assert trainer.looked_at.count(None) == 3  # the test set, once in a cycle
-    by_cycle = [
-        [row["Subject"] for row in rows if (row["Cycle"], row["Phase"]) == (cycle, "screen")] for cycle in (10, 11, 12)
-    ]
-    assert [sorted(subjects) for subjects in by_cycle] == [["a0", "a2", "b0", "strange"]] + [["a0", "a2", "b0"]] * 2
+    for cycle, others in ((10, ["strange"]), (11, []), (12, [])):
+        phases = [(row["Phase"], row["Subject"]) for row in rows if row["Cycle"] == cycle]
+        looks = ["a0", "a2", "b0", *others]
+        assert sorted(phases[: len(looks)]) == [("screen", subject) for subject in looks]  # before any step
+    # The screen sees those whom it may eliminate once more, before the first step of that cycle, too.
+    assert [sorted(subjects) for subjects in trainer.looked_at if subjects and len(subjects) > 1] == [
+        ["a0", "a2", "strange"], ["a0", "a2", "strange"], ["a0", "a2"]
+    ]  # fmt: skip
     good = next(row for row in rows if (row["Phase"], row["Subject"]) == ("screen", "a0"))
     assert (good["Ignored"], good["Study"]) == (0, "a")
     assert good["Screen_score"] <= good["Screen_limit"]
@@ -389,7 +395,7 @@ def test_a_suspect_never_trains_and_is_eliminated_at_its_revisit():
 def test_a_suspect_that_has_become_like_others_trains_and_is_back():
     centers = {"a": ["a0", "strange"]}
     trainer = FakeTrainer()
-    trainer.strange = {"strange": (1e6, 10)}
+    trainer.strange = {"strange": 50}
     control, rows = screened_control(centers, trainer)
     run_cycles(control, [10])
     trainer.strange = {}
@@ -403,6 +409,51 @@ def test_a_suspect_that_has_become_like_others_trains_and_is_back():
     assert not control.waiting
 
 
+def test_a_second_look_alone_does_not_eliminate():
+    """Nor do two that are above the limit, but in the mean not far enough: then a training step decides."""
+    centers = {"a": ["a0", "strange"]}
+    for harm, looks, trains in (
+        (0, (0.5, 50), True),
+        (0, (2.2, 2.2), True),
+        (30, (2.2, 2.2), True),
+        (0, (2.2, 50), False),
+    ):
+        trainer = FakeTrainer(harm={"strange": (harm, 0)})
+        control, rows = screened_control(centers, trainer)
+        trainer.strange = {"strange": looks[0]}
+        control.begin_cycle(10, ["a"])
+        if looks[0] < 1:
+            control.flag("strange")  # by verification
+        control.end_cycle()
+        assert list(control.waiting) == ["strange"]
+        trainer.strange = {"strange": looks[1]}
+        run_cycles(control, [11])
+        revisit = next(row for row in rows if row["Phase"] == "revisit")
+        assert revisit["Screen_score"] > revisit["Screen_limit"]
+        assert (["strange"] in trainer.fitted) == trains
+        assert bool(revisit["Eliminated"]) == (not trains or harm > 0)
+
+
+def test_a_center_that_does_not_let_the_screen_look_is_not_visited():
+    centers = {"a": ["a0", "a1"], "b": ["b0"]}
+    trainer = FakeTrainer()
+    look = trainer.look
+
+    def fails(subjects=None, labels=None):
+        if subjects == ["a0", "a1"]:
+            raise VisitFailed("unreachable", "away")
+        return look(subjects, labels)
+
+    trainer.look = fails
+    control, rows = screened_control(centers, trainer)
+    run_cycles(control, [10])
+    assert trainer.fitted == [["b0"]]
+    assert [(row["Phase"], row["Subjects"]) for row in rows if row["Study"] == "a"] == [("unreachable", "a0;a1")]
+    trainer.look = look
+    run_cycles(control, [11])
+    assert sorted(sum(trainer.fitted[1:], [])) == ["a0", "a1", "b0"]
+
+
 def test_an_image_that_harms_the_rates_is_found_behind_the_screen_as_well():
     centers = {"a": ["a0", "bad"]}
     control, _ = screened_control(centers, FakeTrainer(harm={"bad": (30, 0)}))
@@ -413,27 +464,69 @@ def test_an_image_that_harms_the_rates_is_found_behind_the_screen_as_well():
 def test_the_limit_is_the_test_sets_quantile_each_measured_by_the_others():
     trainer = FakeTrainer()
     screen = Screen(trainer, 0.1)
-    screen.calibrate(10)
-    distances = np.log(trainer.distances())
-    scores = sorted(largest(distances[i], *standard(np.delete(distances, i, axis=0))) for i in range(120))
-    assert screen.limit == scores[108]  # rank 109 of 120: 0.9 x 121, rounded up
-    (score,) = screen.scores(["somebody"])
-    assert score == pytest.approx(np.max((np.log(10) - distances.mean(0)) / distances.std(0, ddof=1)))
-    assert screen.suspects(float("nan"))
+    screen.calibrate(10, None, 1)
+    looks = trainer.look()
+    scores, units = [], {}
+    for name, look in LOOKS.items():
+        others = [look.yardstick(np.delete(looks[name], i, axis=0), look.yardstick(looks[name])) for i in range(120)]
+        strange = np.array([one(looks[name][[i]])[0] for i, one in enumerate(others)])
+        units[name] = strange.mean(), strange.std(ddof=1)
+        scores.append((strange - strange.mean()) / strange.std(ddof=1))
+    assert screen.limit == np.sort(np.max(scores, axis=0))[108]  # rank 109 of 120: 0.9 x 121, rounded up
+    trainer.strange = {"somebody": 3}
+    (cells,) = screen.cells(["somebody"])
+    seen = trainer.look(["somebody"])
+    for name, look in LOOKS.items():
+        mean, sd = units[name]
+        assert cells[f"Screen_{name}"] == pytest.approx((look.yardstick(looks[name])(seen[name])[0] - mean) / sd)
+    assert cells["Screen_score"] == max(cells[f"Screen_{name}"] for name in LOOKS) == cells["Screen_channels"]
+    assert is_strange(cells | {"Screen_score": float("nan")})
+
+
+def test_test_images_are_not_scored_by_their_relatives():
+    """Copies of one brain look usual beside each other, however strange it is."""
+    random = np.random.default_rng(0)
+    brains = np.repeat(np.arange(8), 5)
+    images = 5 * random.normal(size=(8, 6))[brains] + 0.1 * random.normal(size=(40, 6))
+    by_images, by_brains = (
+        by_others(Distance(images), images, kin) for kin in (np.eye(40, dtype=bool), brains[:, None] == brains)
+    )
+    assert (by_brains > by_images + 0.2).all()
+
+
+def test_who_is_related():
+    cohort = pd.DataFrame({"Anatomy": list("xyzxyzxy"), "Participant": ["p", "p", *[""] * 6]})
+    matrix, words = related(cohort)
+    assert words == "Participant (1 different ones) and Anatomy (3 different ones)"
+    assert np.flatnonzero(matrix[0]).tolist() == [0, 1, 3, 6]
+    assert np.array_equal(matrix, matrix.T)
+    scanned, words = related(cohort.assign(Scanner=list("AAAAABCD")))
+    assert words.endswith(" and Scanner (not heeded: too few different ones)")
+    assert np.array_equal(scanned, matrix)
+    assert related(cohort.assign(Scanner=list("AABCDEFG")))[0][1].tolist() == [True, True, *2 * [False, False, True]]
+    assert np.array_equal(related(cohort[[]])[0], np.eye(8, dtype=bool))
 
 
 def test_as_many_good_images_are_suspected_as_stated():
     random = np.random.RandomState(0)
 
-    class Lognormal:
-        def distances(self, subjects=None):
-            return np.exp(random.normal(0, [0.3, 2, 1], (200 if subjects is None else len(subjects), 3)))
+    class Chance:
+        def look(self, subjects=None, labels=None):
+            number = 60 if subjects is None else len(subjects)
+            return {
+                "channels": random.normal(0, np.linspace(1, 5, 30), (number, 30)),
+                "spectrum": random.exponential(size=(number, 1)),
+                "asymmetry": random.normal(1, 1, (number, 5)),
+            }
+
+        def related(self):
+            return np.eye(60, dtype=bool), ""
 
     shares = []
-    for _ in range(100):
-        screen = Screen(Lognormal(), 0.05)
-        screen.calibrate(0)
-        shares.append(np.mean([screen.suspects(score) for score in screen.scores(range(200))]))
+    for _ in range(40):
+        screen = Screen(Chance(), 0.05)
+        screen.calibrate(0, None, 1)
+        shares.append(np.mean([is_strange(cells) for cells in screen.cells(range(200))]))
     assert 0.04 < np.mean(shares) < 0.06
 
 
@@ -449,7 +542,7 @@ def test_a_test_set_too_small_for_the_stated_false_alarms_is_refused():
 def test_state_of_the_screen_goes_on_where_it_was():
     centers = {"a": ["a0", "strange"]}
     trainer = FakeTrainer()
-    trainer.strange = {"strange": (1e6, 10)}
+    trainer.strange = {"strange": 50}
     control, _ = screened_control(centers, trainer)
     run_cycles(control, [10])
     other, _ = screened_control(centers, trainer)
@@ -482,7 +575,7 @@ def test_a_cycle_in_which_most_batches_are_undone_is_told_with_its_cause():
 def test_a_cycle_in_which_most_images_are_suspects_is_told_too():
     centers = {"a": ["a0", "a1", "a2"]}
     trainer = FakeTrainer()
-    trainer.strange = {"a0": (1e6, 1), "a2": (1e6, 1)}
+    trainer.strange = {"a0": 50, "a2": 50}
     control, _ = screened_control(centers, trainer)
     run_cycles(control, [10])
     assert "2 of 3 images that were screened in cycle 10 are suspects" in control.locked_up(10)

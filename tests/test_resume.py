@@ -219,7 +219,7 @@ def test_a_log_that_is_not_its_checkpoints_is_refused(tmp_path):
     with pytest.raises(InputError, match="shorter than when its run stopped"):
         LogFile(tmp_path / "qc.csv", length=10_000)
     with pytest.raises(InputError, match="other columns"):
-        LogFile(tmp_path / "qc.csv", log_columns(EvidenceRule, None), length=length)
+        LogFile(tmp_path / "qc.csv", log_columns(EvidenceRule, False), length=length)
 
 
 @pytest.mark.parametrize("kind", ["inverted", "noise"])

@@ -614,7 +614,7 @@ def test_every_log_is_audited_with_the_options_of_its_run(folder, audited):
     assert (test, more) == (folder / "test_set.csv", {"subjects_csv": control / "log_subjects.csv"})
     assert {name: value for name, value in vars(options).items() if not name.startswith("fn")} == {
         "revisit": 1, "error": 0.05, "seed": 42, "batch_size": 5, "protocol": "corrected", "rule": "published",
-        "screen": False, "verify_every": 1,
+        "screen": False, "label_screen": False, "verify_every": 1,
     }  # fmt: skip
     assert study.notes == []
 

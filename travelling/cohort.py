@@ -2,7 +2,8 @@
 
 Columns: ``Subject`` (unique id), ``Study`` (center), ``Path`` (image; relative paths are relative to the CSV),
 ``Group_bin`` (1 = Parkinson's disease, PD; 0 = healthy control, HC), ``Sex`` (M or F) and, optionally,
-``Age`` (years) and ``Participant`` (the person, where one has several images). Further columns are carried along.
+``Age`` (years), ``Participant`` (the person, where one has several images), ``Scanner`` (its model) and ``Anatomy``
+(the brain that a synthetic image is made of). Further columns are carried along.
 """
 
 import csv
@@ -22,6 +23,7 @@ import pandas as pd
 from travelling.errors import InputError
 
 REQUIRED_COLUMNS = ("Subject", "Study", "Path", "Group_bin", "Sex")
+RELATED = ("Participant", "Anatomy", "Scanner")  # columns: who shares one of these looks alike for reasons of his own
 SEPARATOR = ";"  # joins subject ids in the log of quality control
 LINE_BREAK = re.compile(r"[\r\n]")
 _UNSEEN = re.compile("[\u034f\u115f\u1160\ufe00-\ufe0f]")  # joiner, fillers, variation selectors
@@ -211,6 +213,25 @@ def refuse_one_class(test_set: pd.DataFrame, path: Path) -> None:
     if test_set["Group_bin"].nunique() < 2:
         only = "PD" if test_set["Group_bin"].iloc[0] == 1 else "HC"
         raise InputError(f"{path}: every subject is {only}; verification needs test subjects of both classes")
+
+
+def related(cohort: pd.DataFrame) -> tuple[np.ndarray, str]:
+    """Which images of a cohort share person, anatomy or scanner with which: (images, images), and that in words.
+
+    Each is related to itself. A column is left out where it would relate an image to more than half of the others.
+    """
+    matrix, words = np.eye(len(cohort), dtype=bool), []
+    for column in RELATED:
+        if column not in cohort.columns:
+            continue
+        values = cohort[column].to_numpy(dtype=str)
+        with_column = matrix | ((values[:, None] == values) & (values != ""))
+        if with_column.sum(axis=1).max() > len(cohort) / 2:
+            words.append(f"{column} (not heeded: too few different ones)")
+        else:
+            matrix = with_column
+            words.append(f"{column} ({len(set(values) - {''})} different ones)")
+    return matrix, " and ".join(words)
 
 
 def subjects_by_center(cohort: pd.DataFrame) -> dict[str, list[str]]:

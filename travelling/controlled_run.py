@@ -80,9 +80,11 @@ class ControlledRun:
         self._trainer = trainer
         log_csv, self._table_csv = run.files
         length = resumed_at["log_length"] if resumed_at else 0
-        self._log = LogFile(log_csv, log_columns(RULES[settings.rule], settings.screen), length)
+        self._log = LogFile(log_csv, log_columns(RULES[settings.rule], settings.screen, settings.label_screen), length)
         self.control = QualityControl(settings, trainer, centers, self._log, on_step)
         self._locked_up = []
+        if settings.screen:
+            run.log.info("screen: each test image is scored by those of another %s", trainer.related()[1] or "subject")
         if resumed_at:
             self.control.import_state(resumed_at["control"])
             self._locked_up += resumed_at["locked_up"]

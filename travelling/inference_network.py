@@ -90,40 +90,29 @@ def _pure(network, variables):
     return call
 
 
-def shift(mean: Tensor, variance: Tensor, known_mean: Tensor, known_variance: Tensor) -> Tensor:
-    """The squared difference of the means, in units of the known variance; mean over channels (batch, channels)."""
-    return ops.mean(ops.square(mean - known_mean) / known_variance, axis=-1)
+def look_function(encoder: keras.Model, classifier: keras.Model) -> tuple[list, Function]:
+    """A pure function of the travelling weights: (variables, f) with f(values, images) -> what the network sees.
 
-
-def spread(mean: Tensor, variance: Tensor, known_mean: Tensor, known_variance: Tensor) -> Tensor:
-    """The absolute logarithm of the ratio of the variances; mean over channels (batch, channels)."""
-    return ops.mean(ops.abs(ops.log(variance / known_variance)), axis=-1)
-
-
-DISTANCES = (shift, spread)  # what the screen measures of an image at every BatchNorm layer
-
-
-def distance_function(encoder: keras.Model) -> tuple[list, Function]:
-    """A pure function of the travelling weights: (variables, f) with f(values, images) -> distances.
-
-    ``values`` are those of ``variables``, in this order. For images (batch, z, y, x, 1) the distances (batch, BatchNorm
-    layers x DISTANCES) tell how far what the encoder makes of an image lies from what it has learned of, as the moving
-    statistics of its BatchNorm layers have kept it: all DISTANCES of the first layer, then those of the next.
+    ``values`` are those of ``variables``, in this order. For images (batch, z, y, x, 1) it is (batch, numbers): for
+    every BatchNorm layer the difference of every channel's mean from the moving one, in moving standard deviations,
+    and then the logarithm of the ratio of the variances; at the end the probability of PD.
     """
     norms = [layer for layer in encoder.layers if isinstance(layer, layers.BatchNormalization)]
-    variables = encoder.variables
+    variables = [*encoder.variables, *classifier.variables]
     position = {id(variable): index for index, variable in enumerate(variables)}
-    activations = _pure(keras.Model(encoder.inputs[0], [norm.input for norm in norms]), variables)
+    outputs = [*(norm.input for norm in norms), classifier(encoder.outputs[0])]
+    evaluate = _pure(keras.Model(encoder.inputs[0], outputs), variables)
 
-    def distances(values, images):
+    def look(values, images):
         def value(variable):
             return values[position[id(variable)]]
 
+        *activations, probability = evaluate(values, images)
         columns = []
-        for norm, activation in zip(norms, activations(values, images), strict=True):
+        for norm, activation in zip(norms, activations, strict=True):
             mean, variance = ops.moments(ops.cast(activation, "float32"), axes=(1, 2, 3))
-            known = value(norm.moving_mean), value(norm.moving_variance) + norm.epsilon
-            columns += [distance(mean, variance + norm.epsilon, *known) for distance in DISTANCES]
-        return ops.stack(columns, axis=1)
+            known = value(norm.moving_variance) + norm.epsilon
+            columns += [(mean - value(norm.moving_mean)) / ops.sqrt(known), ops.log((variance + norm.epsilon) / known)]
+        return ops.concatenate([*columns, ops.cast(probability, "float32")], axis=1)
 
-    return variables, distances
+    return variables, look

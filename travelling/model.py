@@ -26,7 +26,7 @@ import keras
 import numpy as np
 from numpy.typing import ArrayLike
 
-from travelling.inference_network import DISTANCES, distance_function, prediction_function
+from travelling.inference_network import look_function, prediction_function
 from travelling.model_files import RECORD, read_record
 from travelling.protocol import DECAY
 from travelling.sfcn import build_classifier, build_encoder, width_of
@@ -78,7 +78,7 @@ class TravellingModel:
             *prediction_function(encoder, classifier), self.network.input_shape[1:]
         )
         # Compiled by those who ask for them.
-        self._distances: Callable[[np.ndarray, int | None], np.ndarray] | None = None
+        self._look: Callable[[np.ndarray, int | None], np.ndarray] | None = None
 
     @property
     def state(self) -> list:
@@ -90,13 +90,11 @@ class TravellingModel:
         """Filters of the encoder's convolutions, a list: with the shape of the images, all that defines the network."""
         return [layer.filters for layer in self.encoder.layers if isinstance(layer, keras.layers.Conv3D)]
 
-    distances_of_a_layer = len(DISTANCES)
-
     @property
-    def distances_of_an_image(self) -> int:
-        """How many numbers :meth:`distances` gives for each image."""
+    def channels(self) -> list[int]:
+        """Channels of the encoder's BatchNorm layers, a list."""
         norms = [layer for layer in self.encoder.layers if isinstance(layer, keras.layers.BatchNormalization)]
-        return len(norms) * self.distances_of_a_layer
+        return [norm.input.shape[-1] for norm in norms]
 
     @property
     def _random_state(self):
@@ -135,15 +133,17 @@ class TravellingModel:
         """
         return self._prediction(images, largest_batch)[:, 0]
 
-    def distances(self, images: np.ndarray, largest_batch: int | None = None) -> np.ndarray:
-        """Distances of each of images (batch, z, y, x, 1) from what BatchNorm has learned of.
+    def look(self, images: np.ndarray, largest_batch: int | None = None) -> np.ndarray:
+        """What the network sees of each of images (batch, z, y, x, 1), beside what BatchNorm has learned of.
 
-        Float32 of shape (batch, :attr:`distances_of_an_image`), those of the first layer first.
-        See :func:`travelling.inference_network.distance_function`; ``largest_batch`` as in :meth:`predict`.
+        Float32 of shape (batch, 2 x sum of :attr:`channels` + 1), see
+        :func:`travelling.inference_network.look_function`; ``largest_batch`` as in :meth:`predict`.
         """
-        if self._distances is None:
-            self._distances = backend.compile_prediction(*distance_function(self.encoder), self.network.input_shape[1:])
-        return self._distances(images, largest_batch)
+        if self._look is None:
+            self._look = backend.compile_prediction(
+                *look_function(self.encoder, self.classifier), self.network.input_shape[1:]
+            )
+        return self._look(images, largest_batch)
 
     def keep(self) -> list:
         """A copy of everything that travels, on the device."""

@@ -259,6 +259,12 @@ class QualityControl(Training, Pretrained, Evaluation):
     screen: bool = option(
         "put images aside that look like nothing the model has learned of", None, False, group=_BEYOND
     )
+    label_screen: bool = option(
+        "with --screen: put centers aside, too, whose labels all together contradict the model",
+        None,
+        False,
+        group=_BEYOND,
+    )
     false_alarms: float | None = option(
         f"share of good images that --screen may suspect at a look (default: {FALSE_ALARMS})",
         number(float, 1e-6, 0.5),
@@ -274,6 +280,8 @@ class QualityControl(Training, Pretrained, Evaluation):
         """As :meth:`Options.check`."""
         if self.false_alarms is not None and not self.screen:
             raise ValueError(f"{spell('false_alarms')}: is an option of {spell('screen')}")
+        if self.label_screen and not self.screen:
+            raise ValueError(f"{spell('label_screen')}: is an option of {spell('screen')}")
         if self.screen and self.false_alarms is None:
             self.false_alarms = FALSE_ALARMS
         if self.output_folder is None:

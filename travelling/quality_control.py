@@ -6,6 +6,7 @@ where training happens, in this process or at a hospital.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,11 +16,13 @@ from travelling.errors import VisitFailed
 from travelling.metrics import Evaluation
 from travelling.protocol import PROTOCOLS
 from travelling.rules import RULES
-from travelling.screen import Screen
+from travelling.screen import Screen, is_sure, is_suspect
 from travelling.trainer import Trainer
-from travelling.verification_log import VerificationLog, log_columns, screen_cells
+from travelling.verification_log import VerificationLog, log_columns
 
-_STATE = ("flags", "revisits", "waiting", "eliminated", "absent", "counts", "queue", "group_size", "suspects")
+_STATE = (
+    "flags", "revisits", "waiting", "eliminated", "absent", "counts", "queue", "group_size", "suspects", "looks",
+)  # fmt: skip
 FAILURES = ("unreachable", "invalid")  # phases of a step to which a center gave no usable answer
 
 
@@ -43,9 +46,10 @@ class QualityControl:
     ``settings`` has the options of the method by their names (:class:`travelling.options.QualityControl`).
     ``write_row`` is called with one row of the log, a dict, per verification, and ``on_step`` with a :class:`Step`.
 
-    With ``settings.screen`` every image is looked at before it trains, in each visit and at its revisit: a suspect is
-    flagged like one that harms alone, and a flagged image, whoever flagged it, is eliminated if it is a suspect at its
-    revisit. Both without a training step, and therefore without rates in the log.
+    With ``settings.screen`` every image that is to train in a cycle, or to be revisited, is looked at before the first
+    step of the cycle. A suspect is flagged like one that harms alone, and a flagged image, whoever flagged it, is
+    eliminated if the looks of its flag and of its revisit are sure (:func:`travelling.screen.is_sure`). Both without a
+    training step, and therefore without rates in the log.
 
     A step that a center does not make (VisitFailed) is undone and logged, and the center is left alone for the rest of
     the cycle. What was accepted before stays; nobody is flagged for it, and a revisit is made up for in the next cycle.
@@ -64,9 +68,10 @@ class QualityControl:
         self.centers = centers
         self.protocol = PROTOCOLS[settings.protocol]
         self.rule = RULES[settings.rule]()
-        self.screen: Any = Screen(trainer, settings.false_alarms) if settings.screen else None
+        self.screen: Any = Screen(trainer, settings.false_alarms, settings.label_screen) if settings.screen else None
         self.center_of = {subject: center for center, subjects in centers.items() for subject in subjects}
-        self._log = VerificationLog(write_row, log_columns(self.rule, self.screen), self.center_of, self.protocol)
+        columns = log_columns(self.rule, settings.screen, settings.label_screen)
+        self._log = VerificationLog(write_row, columns, self.center_of, self.protocol)
         self._on_step = on_step
         self.cycle = -1
         self.accepted: Evaluation  # the last that was, from start() or import_state() on
@@ -81,6 +86,7 @@ class QualityControl:
         self.counts: list[dict] = []  # of batches and screened images, a dict for every cycle
         self.queue: list[list] = []  # batches of centers that are visited, in the order in which they train
         self.group_size = settings.verify_every  # batches that are verified together, at most
+        self.looks: dict[str, list] = {}  # subject -> cells of its last look, while it waits of the second, too
         self.suspects = 0  # batches at the head of the queue of which one did harm in a larger group
 
     @property
@@ -93,47 +99,69 @@ class QualityControl:
         self.accepted = baseline
         self._log.baseline(baseline, self.rule.describe(baseline))
 
-    def begin_cycle(self, cycle: int) -> None:
-        """Note the cycle, and measure the limit of the screen with the model as it is now."""
+    def begin_cycle(self, cycle: int, order: list) -> bool:
+        """Note the cycle and, once in it, look at all images with the model as it is now: whether that was done.
+
+        ``order`` is that of the centers.
+        """
         self.cycle = cycle
-        if self.screen and self.screen.cycle != cycle:
-            self.screen.calibrate(cycle)
+        if not self.screen or self.screen.cycle == cycle:
+            return False
+        self.screen.calibrate(cycle, self.accepted, len(order))
+        for number, center in enumerate(order):
+            self.trainer.expect(self.centers[order[number + 1]] if number + 1 < len(order) else [])
+            with suppress(VisitFailed):
+                self._look(center)
+        return True
 
     def training(self, subjects: Iterable[str]) -> list:
         """Those of the subjects that neither wait for their revisit nor are eliminated."""
         out = self.waiting | self.eliminated
         return [subject for subject in subjects if subject not in out]
 
-    def subjects_to_train(self, center: str) -> list:
-        """Who trains at a center in this visit: who is not out, and after a look of the screen, if there is one.
-
-        Raises VisitFailed where the center does not answer.
-        """
-        if not self.centers[center]:
-            raise self.failed(VisitFailed("unreachable", "it has not told its subjects yet"), center, [])
+    def _look(self, center):
+        """The screen's look at who would train at a center, and who is to be revisited; raises VisitFailed."""
+        self._refuse_untold(center)
+        due = [subject for subject in self.due() if self.center_of[subject] == center]
         training = self.training(self.centers[center])
-        if not self.screen or not training:
-            return training
-        for subject, score in zip(training, self._scores(training), strict=True):
-            suspect = self.screen.suspects(score)
+        if not training + due:
+            return
+        try:
+            cells = dict(zip(training + due, self.screen.cells(training + due), strict=True))
+        except VisitFailed as failure:
+            raise self.failed(failure, center, training + due) from None
+        for subject in due:
+            self.looks[subject] = [*self.looks[subject][:1], cells[subject]]
+        for subject in training:
+            suspect = is_suspect(cells[subject])
+            self.looks[subject] = [cells[subject]]
             self._count("screened", "suspected", suspect)
             if suspect:
                 self.flag(subject)
-            self._screened("screen", subject, score, suspect)
-        return self.training(training)
+            self._screened("screen", subject, suspect)
+
+    def subjects_to_train(self, center: str) -> list:
+        """Who trains at a center in this visit: who is not out, nobody where the screen could not look.
+
+        Raises VisitFailed where the center has not told its subjects.
+        """
+        if center in self.absent:
+            return []
+        self._refuse_untold(center)
+        return self.training(self.centers[center])
+
+    def _refuse_untold(self, center):
+        if not self.centers[center]:
+            raise self.failed(VisitFailed("unreachable", "it has not told its subjects yet"), center, [])
 
     def look_again(self, subject: str) -> tuple[bool, dict]:
-        """Whether the screen suspects a subject at its revisit, and its cells of the log for the step if it does not.
-
-        Raises VisitFailed where the center does not answer.
-        """
+        """Whether a subject's two looks are enough to eliminate it, and the second's cells for the log of its step."""
         if not self.screen:
             return False, {}
-        (score,) = self._scores([subject])
-        suspect = self.screen.suspects(score)
-        if suspect:
-            self._screened("revisit", subject, score, suspect)
-        return suspect, screen_cells(score, self.screen.limit)
+        sure = is_sure(self.looks[subject])
+        if sure:
+            self._screened("revisit", subject, sure)
+        return sure, self.looks[subject][-1]
 
     def group(self) -> list:
         """The batches that are trained and verified next, together; the first of the queue."""
@@ -263,7 +291,7 @@ class QualityControl:
             return (
                 f"lock-up: {counts['suspected']} of {counts['screened']} images that were screened in cycle {cycle} "
                 "are suspects. Unless most images are harmful, those of the test set are not like those of the centers "
-                "(another preparation or scale of intensities?), or the model has moved far since the cycle began"
+                "(another preparation or scale of intensities?)"
             )
         return None
 
@@ -278,12 +306,6 @@ class QualityControl:
         self.counts[-1][what] += number
         self.counts[-1][hit] += number * bool(happened)
 
-    def _scores(self, subjects):
-        try:
-            return self.screen.scores(subjects)
-        except VisitFailed as failure:
-            raise self.failed(failure, self.center_of[subjects[0]], subjects) from None
-
-    def _screened(self, phase, subject, score, suspect):
-        self._log.screened(self.cycle, phase, subject, score, self.screen.limit, suspect, self.reference)
+    def _screened(self, phase, subject, suspect):
+        self._log.screened(self.cycle, phase, subject, self.looks[subject][-1], suspect, self.reference)
         self._on_step(Step(self.cycle, phase, self.center_of[subject], [subject], harmful=suspect))

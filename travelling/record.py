@@ -21,7 +21,7 @@ PACKAGES = ("tensorflow", "jax", "keras", "numpy", "pandas", "scikit-learn", "Si
 # These change where results go or how fast they come, not what they are.
 INDIFFERENT = {"output_folder", "overwrite", "cache_gb", "cache_dir", "keep_every", "workers"}
 # Options that version 0.2 did not have, with what it did: its runs go on.
-LATER = {"verify_every": 1}
+LATER = {"verify_every": 1, "label_screen": False}
 
 
 def describe(arguments: Options, inputs: Mapping[str, Path]) -> dict:

@@ -1,89 +1,145 @@
 """The statistics screen: which images look like nothing that the model has learned of, before it learns of them.
 
-Verification sees harm only where it moves the diagnoses of the test set. But the BatchNorm layers of the network
-keep the mean and the variance of what they are given, and so one pass of an image through the network tells, without
-any label, how far it lies from all images before (:func:`travelling.inference_network.distance_function`).
+Verification sees harm only where it moves the diagnoses of the test set. The screen needs no label: it looks at an
+image (:mod:`travelling.looks`), mostly at what the network makes of it, and compares that with the test set, which is
+the home's own and never trained on. All looks of a cycle are taken with the model of its beginning: beside a test set
+that another model has seen, nearly every image looks strange.
 
-How far is too far is not a number of ours: the test set, which is the home's own and never trained on, is measured
-as well, and the limit is the conformal quantile (Vovk et al., "Algorithmic Learning in a Random World", 2005) that a
-good image exceeds with the probability that the user states. The images that trained at the centers are no part of
-it: the screen itself has chosen them, and a limit made of those that passed sinks from cycle to cycle.
+How strange is too strange is not a number of ours: the limit is the conformal quantile (Vovk et al., "Algorithmic
+Learning in a Random World", 2005) that a good image exceeds with the probability that the user states. Each test image
+is scored by those that share neither person, anatomy nor scanner with it, as an image of a new scanner would be. The
+images at the centers are no part of it: the screen itself has chosen them, and a limit made of those that passed sinks
+from cycle to cycle.
 """
 
 import math
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from travelling import label_screen
 from travelling.errors import InputError
+from travelling.label_screen import Reference, center_p_value, is_doubted, reference_of
+from travelling.looks import LOOKS, Yardstick
+from travelling.metrics import Evaluation
 
-_STATE = ("cycle", "mean", "sd", "limit")
+# Standard deviations of the test set; an image whose scores of two looks have a mean above it is eliminated without a
+# training step. A second look is no independent one: who looks a little strange does so to every model.
+SURE = 4.0
+COMPONENTS = tuple(f"Screen_{name}" for name in LOOKS)  # columns of the log
 
 
-class Measures(Protocol):
+class Looking(Protocol):
     """What the screen asks of a :class:`travelling.trainer.Trainer`."""
 
-    def distances(self, subjects: list[str] | None = None) -> list[list[float]]:
-        """As :meth:`travelling.trainer.LocalTrainer.distances`; raises VisitFailed where a center does not answer."""
+    def look(self, subjects: list[str] | None = None, labels: Reference | None = None) -> dict[str, np.ndarray]:
+        """As :meth:`travelling.trainer.LocalTrainer.look`; raises VisitFailed where a center does not answer."""
+
+    def related(self) -> tuple[np.ndarray, str]:
+        """As :meth:`travelling.trainer.LocalTrainer.related`."""
 
 
 class Screen:
-    """The limit of a cycle (:meth:`calibrate`), and the score of any image (:meth:`scores`).
+    """The limit of a cycle (:meth:`calibrate`), and the scores of any images (:meth:`scores`).
 
     ``false_alarms`` is the share of good images that may exceed the limit, at one look and on average over test sets,
-    if they come from where the test set does and the model is that of the cycle's beginning. A score is the largest of
-    the standardized log-distances of an image at all layers, in standard deviations of the test set.
+    if they come from where the test set does. An image has a score of each look, in standard deviations of those of the
+    test set; the largest is its score.
     """
 
-    def __init__(self, trainer: Measures, false_alarms: float):
+    def __init__(self, trainer: Looking, false_alarms: float, labels: bool = False):
         self._trainer = trainer
         self._false_alarms = false_alarms
-        self.cycle: int | None = None
-        self.mean = self.sd = None  # of the test set's log-distances, one for each
-        self.limit: Any = None  # a float from calibrate() on
+        self._labels = labels
+        self._reference: Reference | None = None  # of right labels, if labels are screened and the model knows enough
+        self._centers = 0
+        self.cycle: int | None = None  # whose model has looked
+        self.limit: float = math.nan
+        self._yardsticks: dict[str, tuple[Yardstick, float, float]] = {}  # with mean and sd of the test set
 
-    def calibrate(self, cycle: int) -> None:
-        """Measure the test set with the model as it is now; once in a cycle. Raises what :func:`limit_rank` raises."""
-        distances = np.log(self._trainer.distances())
-        rank = limit_rank(len(distances), self._false_alarms)
-        # Each by the others: an image that took part in its own standard would look better than a new one.
-        scores = [
-            largest(distance, *standard(np.delete(distances, index, axis=0)))
-            for index, distance in enumerate(distances)
+    def calibrate(self, cycle: int, accepted: Evaluation, centers: int) -> None:
+        """Measure the test set with the model as it is now, once in a cycle; raises what :func:`limit_rank` raises.
+
+        ``accepted`` is the model's evaluation, ``centers`` how many are to be looked at.
+        """
+        looks, related = self._trainer.look(), self._trainer.related()[0]
+        rank = limit_rank(len(related), self._false_alarms)
+        self._yardsticks, scores = {}, []
+        for name, look in LOOKS.items():
+            if not np.isfinite(looks[name]).all():
+                raise InputError("--screen: what the model makes of a test image is not finite")
+            yardstick = look.yardstick(looks[name])
+            strange = by_others(yardstick, looks[name], related)
+            mean, sd = float(strange.mean()), float(strange.std(ddof=1)) or 1.0
+            self._yardsticks[name] = yardstick, mean, sd
+            scores.append((strange - mean) / sd)
+        self._reference, self._centers = reference_of(accepted) if self._labels else None, centers
+        self.cycle, self.limit = cycle, float(np.sort(np.max(scores, axis=0))[rank - 1])
+
+    def cells(self, subjects: list[str]) -> list[dict]:
+        """The screen's cells of the log for each subject of a center: its score, the limit, and the score of each look.
+
+        Where labels are screened, theirs, too; raises VisitFailed where the center does not answer.
+        """
+        looks = self._trainer.look(subjects, self._reference)
+        with np.errstate(all="ignore"):  # an image may be infinitely far, or no number
+            parts = [(yardstick(looks[name]) - mean) / sd for name, (yardstick, mean, sd) in self._yardsticks.items()]
+        found = [
+            {"Screen_score": float(np.max(values)), "Screen_limit": self.limit}  # NaN where one is
+            | dict(zip(COMPONENTS, values, strict=True))
+            for values in np.transpose(parts).tolist()
         ]
-        mean, sd = standard(distances)
-        self.cycle, self.mean, self.sd = cycle, mean.tolist(), sd.tolist()
-        self.limit = float(np.sort(scores)[rank - 1])
+        if self._labels:
+            self._add_labels(found, looks)
+        return found
 
-    def scores(self, subjects: list[str]) -> list[float]:
-        """The score of each subject's image, a list; above ``limit``, or not a number, it is a suspect."""
-        return [
-            largest(np.log(distance), np.array(self.mean), np.array(self.sd))
-            for distance in self._trainer.distances(subjects)
-        ]
-
-    def suspects(self, score: float) -> bool:
-        """Whether a score is that of a suspect: above the limit, or not a number."""
-        return not score <= self.limit
+    def _add_labels(self, found, looks):
+        """Add the cells of the label screen, empty where the model knows too little."""
+        p_values = looks["labels"][:, 0].tolist() if self._reference else [None] * len(found)
+        usual = [p for p, cells in zip(p_values, found, strict=True) if p is not None and not is_strange(cells)]
+        about = center_p_value(usual), label_screen.ALPHA / self._centers
+        for p, cells in zip(p_values, found, strict=True):
+            cells |= dict(zip(label_screen.COLUMNS, (p, *about), strict=True))
 
     def export_state(self) -> dict:
-        """The calibration of this cycle, as plain values: for a checkpoint."""
-        return {name: getattr(self, name) for name in _STATE}
+        """Which cycle's model has looked, as plain values: for a checkpoint."""
+        return {"cycle": self.cycle, "limit": self.limit}
 
     def import_state(self, state: dict) -> None:
-        """Take over what :meth:`export_state` gave."""
-        for name in _STATE:
-            setattr(self, name, state[name])
+        """Take over what :meth:`export_state` gave; scores need a new calibration."""
+        self.cycle, self.limit = state["cycle"], state["limit"]
 
 
-def standard(distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation over subjects (subjects, layers) -> (layers,), (layers,)."""
-    return distances.mean(axis=0), distances.std(axis=0, ddof=1)
+def by_others(yardstick: Yardstick, looks: np.ndarray, related: np.ndarray) -> np.ndarray:
+    """How strange each image is (images,), by a yardstick of those that are not related to it.
+
+    ``looks`` are (images, numbers), ``related`` is (images, images); ``yardstick`` is that of all.
+    """
+    strange = np.empty(len(looks))
+    families, members = np.unique(related, axis=0, return_inverse=True)
+    for number, family in enumerate(families):
+        own = members == number
+        strange[own] = type(yardstick)(looks[~family], yardstick)(looks[own])
+    return strange
 
 
-def largest(distance: np.ndarray, mean: np.ndarray, sd: np.ndarray) -> float:
-    """The largest of an image's standardized distances."""
-    return float(np.max((distance - mean) / sd))
+def is_strange(cells: dict) -> bool:
+    """Whether the cells of a look are those of a strange image: its score is above the limit, or not a number."""
+    return not cells["Screen_score"] <= cells["Screen_limit"]
+
+
+def is_suspect(cells: dict) -> bool:
+    """Whether a look makes an image a suspect: it is strange, or the labels of its center are doubted."""
+    return is_strange(cells) or is_doubted(cells)
+
+
+def is_sure(looks: list[dict]) -> bool:
+    """Whether the cells of two looks are enough to eliminate an image without a training step.
+
+    It is strange in both, and in their mean by more than SURE; or the labels of its center are doubted in both.
+    """
+    strange = all(map(is_strange, looks)) and not np.mean([cells["Screen_score"] for cells in looks]) <= SURE
+    return strange or all(map(is_doubted, looks))
 
 
 def limit_rank(subjects: int, false_alarms: float) -> int:

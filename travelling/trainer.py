@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from travelling.cohort import related
 from travelling.errors import InputError
+from travelling.label_screen import Reference, p_values
+from travelling.looks import LOOKS
 from travelling.metrics import Evaluation, evaluate
 from travelling.model_files import SPACE
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from travelling.volumes import Volumes
 
 KNOWN = "distances_of_training_images"  # key in a model's record
+DISTANCES = 2  # numbers that it holds
 _SAMPLE = 30  # images that stand for a set
 _STRANGE = 0.3  # of them: more, and it is not this or that image
 
@@ -55,8 +59,11 @@ class Trainer(Protocol):
     def evaluate(self) -> Evaluation:
         """As :meth:`LocalTrainer.evaluate`."""
 
-    def distances(self, subjects: list[str] | None = None) -> list[list[float]]:
-        """As :meth:`LocalTrainer.distances`; raises VisitFailed where the center does not answer."""
+    def look(self, subjects: list[str] | None = None, labels: Reference | None = None) -> dict[str, np.ndarray]:
+        """As :meth:`LocalTrainer.look`; raises VisitFailed where the center does not answer."""
+
+    def related(self) -> tuple[np.ndarray, str]:
+        """As :meth:`LocalTrainer.related`."""
 
     def known(self, subjects: list[str]) -> dict:
         """As :meth:`LocalTrainer.known`."""
@@ -90,6 +97,7 @@ class LocalTrainer:
         self._labels = {} if training_set is None else training_set["Group_bin"].to_dict()
         self._test_set: Any = test_set  # None where nothing is evaluated
         self._evaluation_batch = evaluation_batch or images_at_once(volumes.shape)
+        self._measured: dict[tuple, np.ndarray] = {}  # (look, subject) -> what needs the image alone, not the model
 
     @property
     def learning_rate(self) -> float:
@@ -125,16 +133,38 @@ class LocalTrainer:
         """Probability of PD for every subject of the test set, in its order: a list of floats."""
         return self._per_subject(self._test_set["Subject"], self._model.predict)
 
-    def distances(self, subjects: list[str] | None = None) -> list[list[float]]:
-        """Distance of each subject's image from what the network has learned of, at every BatchNorm layer.
+    def look(self, subjects: list[str] | None = None, labels: Reference | None = None) -> dict[str, np.ndarray]:
+        """What the screen measures of each subject's image (None: of every subject of the test set), by name.
 
-        A list of lists, see :meth:`travelling.model.TravellingModel.distances`; None: of every subject of the test set.
+        For each of :data:`travelling.looks.LOOKS` an array (subjects, numbers). ``labels`` is what right labels look
+        like to the model; then ``labels`` has the p-value of each training subject's own, (subjects, 1).
         """
-        return self._distances_of(self._test_set["Subject"] if subjects is None else subjects)
+        subjects = list(self._test_set["Subject"] if subjects is None else subjects)
+        seen = self._seen(subjects)
+        looks = {"channels": seen[:, :-1]}
+        for name, look in LOOKS.items():
+            if look.measure:
+                looks[name] = np.array([self._measure(name, look.measure, subject) for subject in subjects])
+        if labels:
+            own = [self._labels[subject] for subject in subjects]
+            looks["labels"] = p_values(labels, own, seen[:, -1])[:, None]
+        return looks
 
-    def _distances_of(self, subjects):
+    def _measure(self, name, measure, subject):
+        """What is measured of a subject's image alone: once, since no model changes it."""
+        if (name, subject) not in self._measured:
+            image = self._volumes.batch([subject])[0, ..., 0]
+            self._measured[name, subject] = measure(self._volumes.upright(image))
+        return self._measured[name, subject]
+
+    def _seen(self, subjects):
+        """What the network sees of the subjects' images: (subjects, numbers)."""
         # Centers have many sizes: a backend that compiles for each of them would do nothing else.
-        return self._per_subject(subjects, lambda images, _: self._model.distances(images, self._evaluation_batch))
+        return np.array(self._per_subject(subjects, lambda images, _: self._model.look(images, self._evaluation_batch)))
+
+    def related(self) -> tuple[np.ndarray, str]:
+        """Which test subjects share person, anatomy or scanner, see :func:`travelling.cohort.related`."""
+        return related(self._test_set)
 
     def known(self, subjects: list[str]) -> dict:
         """What a saved model tells of the images that it has trained on, those of ``subjects``: a dict for its record.
@@ -147,8 +177,10 @@ class LocalTrainer:
         return np.max(self._first_distances(subjects), axis=0).tolist()
 
     def _first_distances(self, subjects):
-        first = self._model.distances_of_a_layer  # at the first BatchNorm layer intensities decide them
-        return np.array([row[:first] for row in self._distances_of(_some(subjects))])
+        """Mean and spread of a few images beside what the first BatchNorm layer knows; intensities decide them."""
+        first = self._model.channels[0]
+        means, log_ratios = np.split(self._seen(_some(subjects))[:, : 2 * first], 2, axis=1)
+        return np.stack([np.square(means).mean(axis=1), np.abs(log_ratios).mean(axis=1)], axis=1)
 
     def strange(self, record: dict) -> list[str]:
         """Notices where images lie further from what a model knows than those that it has trained on: a list of lines.
@@ -159,7 +191,7 @@ class LocalTrainer:
         trained = list(self._labels)
         looked_at = {} if self._test_set is None else {"test": list(self._test_set["Subject"])}
         known = record.get(KNOWN) or []
-        if len(known) == self._model.distances_of_a_layer:
+        if len(known) == DISTANCES:
             looked_at |= {"training": trained} if trained else {}
         elif trained and looked_at:
             known = self._farthest(trained)

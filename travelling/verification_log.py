@@ -5,22 +5,27 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from travelling import label_screen
 from travelling.cohort import SEPARATOR
 from travelling.errors import InputError, name_file
 from travelling.metrics import Evaluation
 from travelling.protocol import Protocol
 from travelling.rules import Rule
+from travelling.screen import COMPONENTS
 
 LOG_COLUMNS = (
     "Cycle", "Subject", "Study", "ACC", "FP", "FN", "PFP", "PFN", "Ignored",  # as published
     "Phase", "Subjects", "Tolerance", "Reference_PFP", "Reference_PFN", "Eliminated",
 )  # fmt: skip
-SCREEN_COLUMNS = ("Screen_score", "Screen_limit")  # after those of the rule, where there is a screen
+SCREEN_COLUMNS = ("Screen_score", "Screen_limit", *COMPONENTS)  # after those of the rule, where there is a screen
 
 
-def log_columns(rule: Rule | type[Rule], screen: object) -> tuple:
-    """The columns of the log: the published ones, ours, and those of the options that are used."""
-    return (*LOG_COLUMNS, *rule.columns, *(SCREEN_COLUMNS if screen else ()))
+def log_columns(rule: Rule | type[Rule], screen: bool, labels: bool = False) -> tuple:
+    """The columns of the log: the published ones, ours, and those of the options that are used.
+
+    ``labels`` tells whether labels are screened, too.
+    """
+    return (*LOG_COLUMNS, *rule.columns, *(SCREEN_COLUMNS * screen), *(label_screen.COLUMNS * labels))
 
 
 class VerificationLog:
@@ -61,11 +66,9 @@ class VerificationLog:
             reference,
         )
 
-    def screened(
-        self, cycle: int, phase: str, subject: str, score: float, limit: float, suspect: bool, reference: tuple
-    ) -> None:
-        """What the screen says of one subject: no step was made, so no rate was measured."""
-        self._row(self._about(cycle, phase, [subject], suspect), screen_cells(score, limit), reference)
+    def screened(self, cycle: int, phase: str, subject: str, cells: dict, suspect: bool, reference: tuple) -> None:
+        """What the screen says of one subject, in ``cells``: no step was made, so no rate was measured."""
+        self._row(self._about(cycle, phase, [subject], suspect), cells, reference)
 
     def failed(self, cycle: int, phase: str, center: str, subjects: list, tolerance: float, reference: tuple) -> None:
         """A step that a center did not make."""
@@ -102,11 +105,6 @@ class VerificationLog:
     def _row(self, about, measured, reference=(None, None)):
         references = dict(zip(("Reference_PFP", "Reference_PFN"), reference, strict=True))
         self._write(dict.fromkeys(self._columns) | {"Eliminated": 0} | references | about | measured)
-
-
-def screen_cells(score: float, limit: float) -> dict:
-    """The cells of the screen."""
-    return dict(zip(SCREEN_COLUMNS, (score, limit), strict=True))
 
 
 class LogFile:

@@ -222,6 +222,10 @@ class Volumes:
             image[..., 0] = array
         return images
 
+    def upright(self, image: np.ndarray) -> np.ndarray:
+        """A view of an image of a batch (z, y, x): its axes run up, to the front and to the right, if that is known."""
+        return image if self._affine is None else turned(image, io_orientation(self._affine))
+
     def batches(self, groups: Sequence[Sequence[str]]) -> Iterator[np.ndarray]:
         """Yield :meth:`batch` of every group of subjects; the next is made ready while the caller works on one."""
         with ThreadPoolExecutor(1) as pool:

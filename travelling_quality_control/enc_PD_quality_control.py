@@ -42,7 +42,8 @@ def travel(
     settings, centers, trainer = control.settings, control.centers, control.trainer
     for cycle, order, generator in travelling_order(centers, settings.seed, cycles, resumed_at):
         trainer.learning_rate = learning_rate(cycle)
-        control.begin_cycle(cycle)
+        if control.begin_cycle(cycle, order):
+            files.checkpoint(position(cycle, len(order), generator))
         while order or control.queue:
             while order and len(control.queue) < control.group_size:
                 center = order.pop(0)
@@ -61,8 +62,8 @@ def travel(
                 files.checkpoint(position(cycle, len(order), generator))
         for subject in control.due():
             with suppress(VisitFailed):  # made up for in the next cycle
-                suspect, cells = control.look_again(subject)
-                if suspect or harms(control, "revisit", [[subject]], cells):
+                sure, cells = control.look_again(subject)
+                if sure or harms(control, "revisit", [[subject]], cells):
                     control.eliminate(subject)
                 else:
                     control.release(subject)

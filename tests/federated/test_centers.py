@@ -32,6 +32,7 @@ from nvflare.fuel.utils import fobs
 from nvflare.private.fed.utils.fed_utils import fobs_initialize
 
 from travelling.errors import AlreadyDone, InputError, VisitFailed
+from travelling.looks import LOOKS
 from travelling.options import LocalQualityControl, StandardModel, from_command_line
 from travelling_quality_control.federated.center import CenterExecutor, Pseudonyms
 from travelling_quality_control.federated.job import refuse_complete, run_jobs
@@ -39,7 +40,7 @@ from travelling_quality_control.federated.prepare_site import configure_center
 from travelling_quality_control.federated.server import (
     ERROR_FILE,
     TravellingController,
-    refuse_bad_distances,
+    refuse_bad_looks,
     refuse_bad_subjects,
     refuse_invalid,
 )
@@ -314,14 +315,22 @@ def test_a_list_of_subjects_that_cannot_be_right_is_invalid(names):
 
 
 @pytest.mark.parametrize("rows", [
-    None, [], [[1.0, 2.0]], [[1.0], [1.0, 2.0]], [[1.0], [2.0]], [[1.0, 2.0], [1.0, "1.0"]],
-    [1.0, 2.0], [[1.0, 2.0], [1.0, -1.0]], [[1.0, 2.0], [1.0, float("-inf")]],
+    None, [], [[1.0, 2.0]], [[1.0], [1.0, 2.0]], [[1.0], [2.0]], [[1.0, 2.0], [1.0, "1.0"]], [1.0, 2.0],
 ])  # fmt: skip
-def test_distances_that_cannot_be_right_are_invalid(rows):
-    refuse_bad_distances([[1.0, 2.0], [3.0, 0.0]], 2, 2)
-    refuse_bad_distances([[1.0, float("inf")], [float("nan"), 0.0]], 2, 2)  # of suspects
-    with pytest.raises(VisitFailed, match="distances"):
-        refuse_bad_distances(rows, 2, 2)
+def test_looks_that_cannot_be_right_are_invalid(rows):
+    blocks = LOOKS["asymmetry"].numbers
+    looks = {"channels": [[1.0, 2.0], [3.0, 0.0]], "spectrum": [[1.0]] * 2, "asymmetry": [[0.0] * blocks] * 2}
+    refuse_bad_looks(looks, 2, 2, False)
+    refuse_bad_looks(looks | {"channels": [[1.0, float("inf")], [float("nan"), 0.0]]}, 2, 2, False)  # of suspects
+    refuse_bad_looks(looks | {"labels": [[0.1], [0.2]]}, 2, 2, True)
+    for wrong in (
+        rows,
+        looks | {"channels": rows},
+        looks | {"labels": [[0.1], [0.2]]},
+        {"channels": looks["channels"]},
+    ):
+        with pytest.raises(VisitFailed, match="look"):
+            refuse_bad_looks(wrong, 2, 2, False)
 
 
 def test_the_screen_at_the_centers_is_that_of_one_process(federation, study, options, tmp_path):
@@ -340,9 +349,9 @@ def test_the_screen_at_the_centers_is_that_of_one_process(federation, study, opt
     assert len(eliminated) == 3  # by the screen, without a training step
     answers = [FLModelUtils.from_shareable(fobs.loads(message[3])) for message in federation.messages]
     questions = [message[1] for message in federation.messages]
-    looks = [answer for question, answer in zip(questions, answers, strict=True) if question == "distances"]
+    looks = [answer for question, answer in zip(questions, answers, strict=True) if question == "look"]
     assert looks
-    assert all((set(answer.meta), bool(answer.params)) == ({"distances"}, False) for answer in looks)
+    assert all((set(answer.meta), bool(answer.params)) == ({"looks"}, False) for answer in looks)
     rows = pd.read_csv(federation.private["bad"] / "flagged_rows.csv")
     assert set(rows["Phase"]) == {"screen", "revisit"}
     assert (rows["Screen_score"] > rows["Screen_limit"]).all()
@@ -440,10 +449,10 @@ def test_a_center_that_has_lost_the_state_is_sent_it(federation, in_one_process)
     pd.testing.assert_frame_equal(federation.log(), first_cycles(in_one_process, 1))
 
 
-@pytest.mark.parametrize("question", ["train", "distances"])
+@pytest.mark.parametrize("question", ["train", "look"])
 def test_a_center_that_restarts_within_a_job_prepares_itself(question, federation, study, in_one_process):
     """It has lost its network, too, and nobody asks it to prepare again."""
-    screened = {"screen": True, "false_alarms": 0.06} if question == "distances" else {}
+    screened = {"screen": True, "false_alarms": 0.06} if question == "look" else {}
     federation.configure(study, **screened)
     left = [2]
 

@@ -1,10 +1,21 @@
 """Is every row of a log what it must be? Compares the log with its replay."""
 
 import itertools
+import math
+from statistics import NormalDist
 
 from travelling.rules import RULES
 from travelling_quality_control.auditing.replay import Replay, RunOptions
-from travelling_quality_control.auditing.tables import COLUMNS, FAILURES, LIMITS, SCREEN_COLUMNS, TABLE_COLUMNS, Table
+from travelling_quality_control.auditing.tables import (
+    COLUMNS,
+    FAILURES,
+    LABEL_COLUMNS,
+    LIMITS,
+    SCREEN_COLUMNS,
+    TABLE_COLUMNS,
+    Table,
+    look_columns,
+)
 
 ROUNDING = 1e-9  # smaller differences do not count, but for what --protocol published decides
 MEASURED = ("ACC", "FP", "FN", "PFP", "PFN")  # columns
@@ -30,12 +41,17 @@ class Audit:
         self.lost = False  # after a step out of order: the order is checked again from the next cycle on
         self.unfinished = False
         self.accepted = log.rows[0]  # the last accepted row, with which later steps are compared
+        self.look_columns = look_columns(log.header)
+        self.label_columns = LABEL_COLUMNS * options.label_screen
+        self.screen_columns = [*SCREEN_COLUMNS, *self.look_columns, *self.label_columns]
+        self.centers_p = self._pool_labels() if options.label_screen else {}
         self.limits: dict[int, float] = {}  # cycle -> the screen's limit
+        self.first_looks: dict[str, dict] = {}  # subject -> row of its last look before it trains
         self.violations: list[str] = []
 
     def check(self) -> None:
         """Check header, rows and end of the log."""
-        columns = [*COLUMNS, *self.rule.columns, *(SCREEN_COLUMNS if self.options.screen else ())]
+        columns = [*COLUMNS, *self.rule.columns, *(self.screen_columns if self.options.screen else ())]
         if self.log.header != columns:
             self._violation({"row": 1}, f"columns are {', '.join(self.log.header)}, should be {', '.join(columns)}")
             if not set(columns) <= set(self.log.header):
@@ -60,7 +76,7 @@ class Audit:
             self._violation(row, f"Phase is {shown(row['Phase'])}, should be 'baseline'; the row is not replayed")
             return
         cells = {"Subject": "n/a", "Study": "n/a", "Subjects": [], "Cycle": 0, "Ignored": 0, "Eliminated": 0}
-        empty = dict.fromkeys((*LIMITS, *self.step_columns, *SCREEN_COLUMNS))
+        empty = dict.fromkeys((*LIMITS, *self.step_columns, *self.screen_columns))
         self._check_cells(row, cells | empty, "baseline")
         self._tell(row, self.rule.audit_baseline(row))
 
@@ -86,16 +102,18 @@ class Audit:
             self.accepted = row
 
     def _check_look(self, row):
-        """Check what the screen said: a suspect is put aside, or eliminated at its revisit; no rate was measured."""
+        """Check what the screen said: who is put aside, or eliminated at the revisit; no rate was measured."""
         cycle, phase = self._check_order(row)
         self._check(row, "Subject", ";".join(row["Subjects"]), f"Phase {phase}")
         self._check_subjects(row)
         self._check_cells(row, dict.fromkeys((*MEASURED, "Tolerance", *self.rule.columns)), "no step was made")
         self._check_reference(row)
-        suspect = self._is_suspect(row)
+        suspect = self._is_sure(row) if phase == "revisit" else self._is_suspect(row)
         if phase == "revisit" and not suspect:
-            self._violation(row, "FP, FN: empty, but the image is no suspect and must train")
-        why = f"Screen_score {shown(row['Screen_score'])}, Screen_limit {shown(row['Screen_limit'])}"
+            self._violation(row, "FP, FN: empty, but its looks are not sure and the image must train")
+        elif row["Subjects"]:
+            self.first_looks[row["Subjects"][0]] = row
+        why = ", ".join(f"{name} {shown(row[name])}" for name in (*SCREEN_COLUMNS, *self.label_columns))
         self._check(row, "Ignored", int(suspect), why)
         self._check(row, "Eliminated", int(suspect and phase == "revisit"), f"Phase {phase}, {why}")
         self.replay.happened(cycle, phase, row["Subjects"], suspect)
@@ -104,7 +122,7 @@ class Audit:
         """Check a step that a center did not make: it changes nothing, and nothing was measured."""
         self._check_order(row)
         why = f"Phase {row['Phase']}"
-        empty = dict.fromkeys((*MEASURED, *self.rule.columns, *SCREEN_COLUMNS))
+        empty = dict.fromkeys((*MEASURED, *self.rule.columns, *self.screen_columns))
         self._check_cells(row, {"Subject": "n/a", "Ignored": 1, "Eliminated": 0} | empty, why)
         self._check_subjects(row)
         self._check(row, "Tolerance", *self._tolerance(row))
@@ -118,7 +136,8 @@ class Audit:
         told = row["Cycle"], row["Phase"]
         if self.lost and not self._catch_up(row):
             return told
-        step, cycle = self.replay.next_step(), self.replay.cycle
+        failed = row["Subjects"] if row["kind"] == "failure" else []
+        step, cycle = self.replay.next_step(failed), self.replay.cycle
         found = f"{row['Phase']} {';'.join(row['Subjects'])} in cycle {row['Cycle']}"
         if not step:
             self._violation(row, f"Phase, Subjects: {found}, but no step can follow")
@@ -221,9 +240,9 @@ class Audit:
     def _check_score(self, row, phase):
         """A revisit that trained was no suspect; elsewhere nothing is scored."""
         if phase != "revisit":
-            self._check_cells(row, dict.fromkeys(SCREEN_COLUMNS), f"Phase {phase}")
-        elif self._is_suspect(row):
-            self._violation(row, f"Screen_score {shown(row['Screen_score'])} is that of a suspect, but it trained")
+            self._check_cells(row, dict.fromkeys(self.screen_columns), f"Phase {phase}")
+        elif self._is_sure(row):
+            self._violation(row, f"Screen_score {shown(row['Screen_score'])} is sure, as the first was, but it trained")
 
     def _is_suspect(self, row):
         """Whether the score is above the limit, which is one for each cycle."""
@@ -232,12 +251,55 @@ class Audit:
         if score is None or limit is None:
             self._violation(row, "Screen_score or Screen_limit is empty, should be a number")
             return False
-        return not score <= limit
+        looks = [row[name] for name in self.look_columns]
+        if None in looks:
+            self._violation(row, f"{' or '.join(self.look_columns)} is empty, should be a number")
+        elif not any(map(math.isnan, looks)):
+            self._check(row, "Screen_score", max(looks), f"the largest of {', '.join(self.look_columns)}")
+        if self.label_columns and row["Label_p"] is not None:
+            self._check(row, "Center_limit", 0.05 / len(self.replay.subjects_of), "0.05 by the number of centers")
+            pooled = self.centers_p.get((row["Cycle"], row["Study"]), row["Center_p"])
+            self._check(row, "Center_p", pooled, "from Label_p of the center's usual images")
+        return strange(row) or doubted(row)
+
+    def _is_sure(self, row):
+        """Whether the looks of a flag and of its revisit are enough to eliminate an image without a step.
+
+        Both find it strange, with a mean score above 4; or both doubt the labels of its center.
+        """
+        suspect = self._is_suspect(row)
+        first = self.first_looks.get(row["Subjects"][0] if row["Subjects"] else "")
+        scores = [look["Screen_score"] for look in (first or row, row)]
+        if None in scores:
+            return suspect
+        sure = not sum(scores) / 2 <= 4 and strange(first or row) and strange(row)
+        return sure or (doubted(first or row) and doubted(row))
+
+    def _pool_labels(self):
+        """(cycle, center) -> p-value of its labels, of all rows that tell of a look; not where the center failed."""
+        looks: dict[tuple, list] = {}
+        for row in self.log.rows[1:]:
+            place = row["Cycle"], row["Study"]
+            if row["kind"] == "failure":
+                looks[place] = [math.nan]
+            elif row.get("Label_p") is not None and not strange(row):
+                looks.setdefault(place, []).append(row["Label_p"])
+        last = self.log.rows[-1]["Cycle"] if self.may_be_unfinished else None
+        normal = NormalDist()
+        pooled: dict[tuple, float | None] = {}
+        for (cycle, center), values in looks.items():
+            if cycle == last or any(map(math.isnan, values)):
+                continue
+            total = sum(normal.inv_cdf(1 - min(value, 0.999)) for value in values)
+            variance = len(values) + 0.04 * len(values) ** 2
+            pooled[cycle, center] = 1 - normal.cdf(total / math.sqrt(variance)) if len(values) >= 3 else None
+        return pooled
 
     # The end of the log, the table of subjects, the summary.
 
     def _check_end(self):
         """A log ends with the last step of a cycle."""
+        self.replay.pass_over([])
         step = None if self.lost else self.replay.step
         if not step:
             return
@@ -325,6 +387,17 @@ class Audit:
 
     def _violation(self, row, text, path=None):
         self.violations.append(f"{path or self.log.path}, row {row['row']}: {text}")
+
+
+def strange(row: dict) -> bool:
+    """Whether a look finds an image strange."""
+    score, limit = row["Screen_score"], row["Screen_limit"]
+    return score is not None and limit is not None and not score <= limit
+
+
+def doubted(row: dict) -> bool:
+    """Whether a look doubts the labels of an image's center."""
+    return row.get("Center_p") is not None and row["Center_limit"] is not None and row["Center_p"] < row["Center_limit"]
 
 
 def same(value: object, other: object) -> bool:

@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="batches that were trained before the test set was evaluated",
     )
     group.add_argument("--screen", action="store_true", help="images were screened before they trained")
+    group.add_argument("--label-screen", action="store_true", help="and their labels")
     group.add_argument(
         "--centers",
         nargs="+",

@@ -17,6 +17,7 @@ class RunOptions(Protocol):
     batch_size: int
     rule: str  # one of travelling.rules.RULES
     screen: bool
+    label_screen: bool
     verify_every: int  # batches
 
 
@@ -27,6 +28,7 @@ class Step(NamedTuple):
     subjects: list
     if_failed: dict | None = None  # center -> the row's subjects where that one fails, if they are others
     smallest: int | None = None  # images of a group's smallest batch
+    only_if_failed: bool = False  # there is no row otherwise
 
 
 class Replay:
@@ -56,13 +58,23 @@ class Replay:
         self._steps = self._steps_of_cycle(order, generator)
         self.step = next(self._steps, None)
 
-    def next_step(self) -> Step | None:
-        """The step that must come next, in a later cycle if this one is over; None if nothing can follow."""
+    def next_step(self, failed: list) -> Step | None:
+        """The step that must come next, in a later cycle if this one is over; None if nothing can follow.
+
+        ``failed`` are the subjects of the next row, if it is that of a center that failed.
+        """
+        self.pass_over(failed)
         for _ in range(self.options.revisit):
             if self.step:
                 break
             self.begin_cycle()  # a cycle without a step is one in which every subject waits or is eliminated
+            self.pass_over(failed)
         return self.step
+
+    def pass_over(self, failed: list) -> None:
+        """Go on past what has left no row."""
+        while self.step and self.step.only_if_failed and self.step.subjects != failed:
+            self._go_on(False)
 
     def happened(self, cycle: int, phase: str, subjects: list, harmful: bool) -> None:
         """A step was made, or an image looked at: ``harmful`` if it was undone, or suspected."""
@@ -94,6 +106,9 @@ class Replay:
         """The method: yields every step of a cycle and is sent whether it was harmful (None: the center failed)."""
         waiting_batches: list[list] = []
         size, suspects = self.options.verify_every, 0
+        if self.options.screen:
+            for center in order:
+                yield from self._looks_at(center)
         while order or waiting_batches:
             while order and len(waiting_batches) < size:
                 waiting_batches += yield from self._batches_of(order.pop(0), generator)
@@ -115,21 +130,42 @@ class Replay:
             stays = [self.center_of[batch[0]] not in self.absent for batch in waiting_batches]
             suspects = sum(stays[:suspects])
             waiting_batches = [batch for batch, kept in zip(waiting_batches, stays, strict=True) if kept]
-        for subject, flagged in list(self.waiting.items()):
-            if flagged + self.options.revisit <= self.cycle and self.center_of[subject] not in self.absent:
+        for subject in self._due():
+            if self.center_of[subject] not in self.absent:
                 yield Step("revisit", [subject])
 
     def _batches_of(self, center, generator):
-        """Yields what the screen does at a center; returns its batches, none where it fails."""
-        if (self.cycle, center) in self.untold or not self.subjects_of[center]:
+        """Returns a center's batches, none where it has failed; yields where it has not told its subjects."""
+        if center in self.absent:
+            return []
+        if self._is_untold(center):
             yield Step(FAILURES[0], [])
             return []
-        if self.options.screen:
-            present = self._present(center)
-            for number, subject in enumerate(present):
-                if (yield Step("screen", [subject], if_failed={center: present[number:]})) is None:
-                    return []
         return self._cut(self._present(center), generator)
+
+    def _looks_at(self, center):
+        """Yields what the screen does at a center."""
+        if self._is_untold(center):
+            yield Step(FAILURES[0], [])
+            return
+        present = self._present(center)
+        due = [subject for subject in self._due() if self.center_of[subject] == center]
+        if not present and due:
+            yield Step("screen", due, only_if_failed=True)
+        for number, subject in enumerate(present):
+            if (yield Step("screen", [subject], if_failed={center: (present + due)[number:]})) is None:
+                return
+
+    def _is_untold(self, center):
+        return (self.cycle, center) in self.untold or not self.subjects_of[center]
+
+    def _due(self):
+        """Who is to be revisited at the end of this cycle."""
+        return [
+            subject
+            for subject, flagged in self.waiting.items()
+            if flagged + self.options.revisit <= self.cycle and self.center_of[subject] not in self.absent
+        ]
 
     def _group_step(self, group):
         """The verification of one batch or several."""

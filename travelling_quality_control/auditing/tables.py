@@ -18,7 +18,8 @@ COLUMNS = (
 TABLE_COLUMNS = (
     "Subject", "Study", "Times_flagged", "First_flagged_cycle", "Revisits", "Eliminated", "Eliminated_cycle",
 )  # fmt: skip
-SCREEN_COLUMNS = ("Screen_score", "Screen_limit")  # of --screen
+SCREEN_COLUMNS = ("Screen_score", "Screen_limit")  # of --screen; further ones have the score of each look
+LABEL_COLUMNS = ("Label_p", "Center_p", "Center_limit")  # of --label-screen
 FAILURES = ("unreachable", "invalid")  # phases of a step that a center did not make: its row has no rates
 LARGEST = 2**31  # of seed and of cycle: NumPy takes seeds below 2**32
 
@@ -126,12 +127,18 @@ def read_log(path: Path, rule: str, train: Path, subjects_of: dict) -> Table:
     log.convert(("Cycle", "Ignored", "Eliminated"), whole)
     log.convert(("FP", "FN"), whole, optional=lambda row: row["kind"] != "step")
     log.convert(("ACC", "PFP", "PFN"), finite, optional=lambda row: row["kind"] != "step")
-    log.convert((*LIMITS, *RULES[rule].columns, "Screen_limit"), finite, optional=always)
-    log.convert(["Screen_score"], float, optional=always)  # a model that has come to nothing scores no number
+    log.convert((*LIMITS, *RULES[rule].columns, *LABEL_COLUMNS, "Screen_limit"), finite, optional=always)
+    # An image can be so strange that its score is no number.
+    log.convert(["Screen_score", *look_columns(log.header)], float, optional=always)
     known = set(itertools.chain(*subjects_of.values()))
     if len(log.rows) > 1 and known.isdisjoint(subject for row in log.rows for subject in row["Subjects"]):
         raise InputError(f"{path}: no subject is in {train}; it is another training set's log")
     return log
+
+
+def look_columns(header: list) -> list:
+    """The columns that hold the score of each look of the screen."""
+    return [name for name in header if name.startswith("Screen_") and name not in SCREEN_COLUMNS]
 
 
 def read_subject_table(path: Path) -> Table:

@@ -11,8 +11,10 @@ prepare     how many filters the convolutions have,     nothing
 train       all that travels (only its digest, where    all that travels after a training step on each batch,
             the center has it), batches of pseudonyms,  and the loss of the last
             and what prepare holds
-distances   the same, but pseudonyms of images          for each image, how far it lies from what the network has
-                                                        learned of, at every BatchNorm layer (``--screen``)
+look        the same, but pseudonyms of images          with ``--screen``, for each image: mean and variance of every
+                                                        channel of the network beside what it has learned of, one
+                                                        number of its spectrum, and the difference of its two sides in
+                                                        600 blocks; with ``--label-screen`` how usual its label is
 report      what became of the center's subjects        nothing
 ==========  ==========================================  ======================================================
 
@@ -106,7 +108,7 @@ class Center:
         if question == "prepare":
             self._prepare(meta)
             return [], {}
-        if question in ("train", "distances"):
+        if question in ("train", "look"):
             state = arrays or self._states.get(meta["state"])
             if state is None:
                 return [], {"missing": True}
@@ -114,7 +116,7 @@ class Center:
             self._trainer.import_state(state)
             if question == "train":
                 return self._train(state, meta["state"], [self._own(batch) for batch in meta["batches"]])
-            return self._measure(state, meta["state"], self._own(meta["subjects"]))
+            return self._look(state, meta["state"], self._own(meta["subjects"]), meta["labels"])
         if question == "report":
             self._report(meta["subjects"], meta["rows"])
             return [], {}
@@ -132,10 +134,10 @@ class Center:
         self._states = {name: before, digest(after): after}
         return after, {"loss": loss}
 
-    def _measure(self, state, name, subjects):
-        distances = self._trainer.distances(subjects)
+    def _look(self, state, name, subjects, labels):
+        looks = self._trainer.look(subjects, labels)
         self._states = {name: state}
-        return [], {"distances": distances}
+        return [], {"looks": {look: rows.astype(float).tolist() for look, rows in looks.items()}}
 
     def _prepare(self, meta):
         """Read the images, build the network and compile its training step: what takes long, but once in a job."""

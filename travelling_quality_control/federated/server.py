@@ -18,6 +18,8 @@ from travelling import stopping
 from travelling.cohort import SEPARATOR, copies, read_cohort
 from travelling.controlled_run import ControlledRun, first_evaluation, open_run, refuse_unfit_test_set
 from travelling.errors import AlreadyDone, InputError, Stopped, VisitFailed
+from travelling.label_screen import Reference
+from travelling.looks import LOOKS
 from travelling.model_files import SPACE, cycles_to_run, read_record
 from travelling.protocol import learning_rates
 from travelling.quality_control import FAILURES
@@ -76,14 +78,15 @@ class FederatedTrainer(LocalTrainer):
         self._states[center] = {name, digest(arrays)}
         return meta["loss"]
 
-    def distances(self, subjects: list[str] | None = None) -> list[list[float]]:
-        """As :meth:`LocalTrainer.distances`; measured at the subjects' center. Raises VisitFailed."""
+    def look(self, subjects: list[str] | None = None, labels: Reference | None = None) -> dict[str, np.ndarray]:
+        """As :meth:`LocalTrainer.look`; measured at the subjects' center. Raises VisitFailed."""
         if subjects is None:
-            return super().distances()
-        center, name, _, meta = self._ask_in(self.export_state(), "distances", subjects[0], subjects=subjects)
-        refuse_bad_distances(meta.get("distances"), len(subjects), self._model.distances_of_an_image)
+            return super().look()
+        center, name, _, meta = self._ask_in(self.export_state(), "look", subjects[0], subjects=subjects, labels=labels)
+        looks = meta.get("looks")
+        refuse_bad_looks(looks, len(subjects), 2 * sum(self._model.channels), bool(labels))
         self._states[center] = {name}
-        return meta["distances"]
+        return {look: np.array(rows) for look, rows in looks.items()}
 
     def known(self, subjects: list[str]) -> dict:
         """Where images lie; centers are not asked how far they are from each other, unless for the screen."""
@@ -114,15 +117,22 @@ def refuse_invalid(arrays: list[np.ndarray], loss: object, sent: list[np.ndarray
         raise VisitFailed("invalid", "its loss is not a number")
 
 
-def refuse_bad_distances(rows: object, subjects: int, distances: int) -> None:
-    """Raise VisitFailed where a center's answer is not one row of so many distances for each of so many subjects."""
-    if not isinstance(rows, list) or len(rows) != subjects:
-        raise VisitFailed("invalid", "its distances are not one row for each subject")
-    if not all(isinstance(row, list) and len(row) == distances for row in rows):
-        raise VisitFailed("invalid", "its distances are not those of this network")
-    # An image may be infinitely far, or no number: then it is a suspect, as in the script.
-    if not all(isinstance(value, float) and not value < 0 for row in rows for value in row):
-        raise VisitFailed("invalid", "its distances are not numbers of at least 0")
+def refuse_bad_looks(looks: object, subjects: int, numbers: int, labels: bool) -> None:
+    """Raise VisitFailed where a center's answer has not, for each look, one row of its numbers for each subject.
+
+    ``numbers`` are those of a look that the network measures; ``labels`` tells whether labels were asked for, too.
+    """
+    lengths = {name: look.numbers or numbers for name, look in LOOKS.items()} | ({"labels": 1} if labels else {})
+    if not isinstance(looks, dict) or looks.keys() != lengths.keys():
+        raise VisitFailed("invalid", f"its looks are not {', '.join(lengths)}")
+    for name, rows in looks.items():
+        if not isinstance(rows, list) or len(rows) != subjects:
+            raise VisitFailed("invalid", f"its look {name} is not one row for each subject")
+        if not all(isinstance(row, list) and len(row) == lengths[name] for row in rows):
+            raise VisitFailed("invalid", f"its look {name} is not that of this network")
+        # An image may be infinitely far, or no number: then it is a suspect, as in the script.
+        if not all(isinstance(value, float) for row in rows for value in row):
+            raise VisitFailed("invalid", f"its look {name} holds what is not a number")
 
 
 def refuse_bad_subjects(names: object, others: set[str]) -> None:

@@ -140,7 +140,7 @@ def read_images(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
 
 def read_log(path: Path, options: dict) -> dict:
     """The parts of a log of a run with these options: ``log``, ``screening`` and ``failures`` of a LoggedRun."""
-    columns = log_columns(RULES[options["rule"]], options["screen"])
+    columns = log_columns(RULES[options["rule"]], options["screen"], options["label_screen"])
     log = read_table(path, LOG_COLUMNS, [column for column in columns if column not in TEXT_COLUMNS])
     for column in columns:
         log[column] = log.get(column, np.nan)  # of a log that the audit refuses

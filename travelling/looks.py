@@ -1,0 +1,151 @@
+"""What the screen sees of one image, and how strange that is beside the test set.
+
+A *look* is what is measured of an image: numbers under a name, each of :data:`LOOKS`. The network measures some of
+them (:func:`travelling.inference_network.look_function`), the others need the image alone. To add one, write a
+function of an image here and name it in ``LOOKS``: log, audit and federation follow (docs/extending.md).
+
+Every look has a *yardstick*: it is made of the looks of some images and tells how strange others are. A yardstick knows
+nothing of labels, and nothing of what harm looks like, but for :class:`Mirrored`.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+BLOCKS = (10, 12, 5)  # along z, y and from the middle to one side: in each the two sides are compared
+SHELLS = 40  # of the spectrum, from 0 to half a cycle per voxel
+_LOWEST_SHELL = 3  # those below hold few points, and the shape of the head
+_USUAL_DIFFERENCE = 0.05  # between the two sides, in standard deviations of the image
+_TINY = 1e-6
+
+
+class Yardstick(Protocol):
+    """Made of the looks (images, numbers) of usual images; called with those of others, it gives a number for each.
+
+    The number is larger the stranger an image is; its unit does not matter. ``like`` is a yardstick of more images,
+    which may tell what takes long to find out. Images are upright: their axes run up, to the front and to the right.
+    """
+
+    def __init__(self, usual: np.ndarray, like: "Yardstick | None" = None): ...
+
+    def __call__(self, looks: np.ndarray) -> np.ndarray:
+        """(images, numbers) -> (images,)."""
+
+
+class Distance:
+    """Half the logarithm of the mean squared Mahalanobis distance from the usual images.
+
+    The covariance of many numbers over few images is shrunk (Ledoit and Wolf, "A well-conditioned estimator for
+    large-dimensional covariance matrices", J. Multivariate Anal. 2004), and inverted in the space of the images, of
+    which there are fewer than numbers.
+    """
+
+    def __init__(self, usual: np.ndarray, like: "Distance | None" = None):
+        from sklearn.covariance import ledoit_wolf_shrinkage
+
+        self._mean, self._sd = usual.mean(axis=0), usual.std(axis=0, ddof=1) + _TINY
+        self._usual = self._standard(usual)
+        images, self._numbers = usual.shape
+        self.shrinkage: float = like.shrinkage if like else ledoit_wolf_shrinkage(self._usual, assume_centered=True)
+        # The covariance is floor x 1 + weight x (sum over the images); Woodbury's formula inverts it.
+        self._floor = max(self.shrinkage, _TINY) * np.square(self._usual).mean()
+        weight = (1 - self.shrinkage) / images
+        inverse = np.linalg.inv(self._floor * np.eye(images) + weight * (self._usual @ self._usual.T))
+        self._inverse = weight * inverse
+
+    def __call__(self, looks: np.ndarray) -> np.ndarray:
+        """As :class:`Yardstick`."""
+        away = self._standard(looks)
+        along = away @ self._usual.T
+        squared = np.square(away).sum(axis=1) - np.einsum("ij,jk,ik->i", along, self._inverse, along)
+        return 0.5 * np.log(squared / self._floor / self._numbers)
+
+    def _standard(self, looks):
+        return (looks - self._mean) / self._sd
+
+
+class AsItIs:
+    """A look of one number, which is larger the stranger an image is."""
+
+    def __init__(self, usual: np.ndarray, like: "AsItIs | None" = None):
+        pass
+
+    def __call__(self, looks: np.ndarray) -> np.ndarray:
+        """As :class:`Yardstick`."""
+        return looks[:, 0]
+
+
+class Mirrored(Distance):
+    """How much more the two sides of an image differ as those of a mirrored one would; of :func:`asymmetry`.
+
+    Between the usual images, which are taken not to be mirrored, and their mirror images it is Fisher's linear
+    discriminant, with the covariance of :class:`Distance`.
+    """
+
+    def __init__(self, usual: np.ndarray, like: "Mirrored | None" = None):
+        super().__init__(usual, like)
+        mean = self._mean / self._sd
+        self._weights = (mean - self._usual.T @ (self._inverse @ (self._usual @ mean))) / self._floor
+
+    def __call__(self, looks: np.ndarray) -> np.ndarray:
+        """As :class:`Yardstick`."""
+        return -(looks / self._sd) @ self._weights / np.linalg.norm(self._weights)
+
+
+def spectrum(image: np.ndarray) -> np.ndarray:
+    """How far one point of an image's spectrum stands out: the largest log-amplitude above the mean of its shell, (1,).
+
+    ``image`` is (z, y, x); a shell holds the points of about one spatial frequency. Stripes are one point, whatever
+    the anatomy.
+    """
+    import scipy.fft
+
+    amplitude = np.abs(scipy.fft.rfftn(image.astype(np.float32)))
+    inside, shell = _shells(image.shape)
+    height = np.log(amplitude[inside] + _TINY * amplitude.mean() + np.finfo(np.float32).tiny)
+    mean = np.bincount(shell, height) / np.maximum(np.bincount(shell), 1)
+    return np.array([np.max(height - mean[shell], initial=0.0)])
+
+
+@functools.cache
+def _shells(shape):
+    """Which points of an image's spectrum lie in a shell (z, y, x), and in which: (points,)."""
+    along = [*map(np.fft.fftfreq, shape[:-1]), np.fft.rfftfreq(shape[-1])]
+    squares = np.ix_(*(frequency**2 for frequency in along))
+    shell = (2 * SHELLS * np.sqrt(squares[0] + squares[1] + squares[2])).astype(np.int32)
+    inside = (shell >= _LOWEST_SHELL) & (shell < SHELLS)
+    return inside, shell[inside]
+
+
+def asymmetry(image: np.ndarray) -> np.ndarray:
+    """The difference between the left and the right side of an image (z, y, x), from -1 to 1 in each of BLOCKS.
+
+    It saturates at some 0.1 standard deviations of the image's intensities: which side is brighter tells more than by
+    how much, which a lesion or a bias field decides.
+    """
+    half = image.shape[2] // 2
+    difference = (image - image[:, :, ::-1])[:, :, :half]
+    for axis, blocks in enumerate(BLOCKS):
+        parts = np.array_split(difference, blocks, axis=axis)
+        difference = np.stack([part.mean(axis=axis) for part in parts], axis=axis)
+    return np.tanh(difference.ravel() / (_USUAL_DIFFERENCE * image.std() + _TINY))
+
+
+class Look(NamedTuple):
+    """A look: how it is measured of an image (z, y, x), how many ``numbers`` it has, and its yardstick.
+
+    The first two are None where the network measures it.
+    """
+
+    measure: Callable[[np.ndarray], np.ndarray] | None
+    numbers: int | None
+    yardstick: type[Yardstick]
+
+
+LOOKS = {
+    "channels": Look(None, None, Distance),
+    "spectrum": Look(spectrum, 1, AsItIs),
+    "asymmetry": Look(asymmetry, int(np.prod(BLOCKS)), Mirrored),
+}
