@@ -7,6 +7,12 @@ nothing is downloaded), deformed and recoloured by a random number generator. On
 images by center, class and sex, and the scanner names, are those of the paper (centers.csv, beside this
 script). What the volumes can show is that the programs work, not how Parkinson's disease (PD) looks.
 
+With --anatomies FOLDER the template's place is taken by the brains in a folder of yours: skull-stripped, registered
+to MNI152, any voxel size and intensities. Disease and acquisition are simulated all the same, but such images show
+real people: what holds for the brains (license, privacy) holds for them. A third of the people are in the test set
+alone. Who is in which file is told by people.csv in the folder (columns File, Participant); a file that it does not
+name is a person of its own. Both CSVs then have a column Anatomy, the person.
+
 Written to the output folder, the two CSV files last:
 
     training_set.csv, test_set.csv   Subject, Study, Path, Group_bin (1 = PD), Sex, Age (years), Scanner
@@ -59,6 +65,15 @@ VENTRICLE_SD = 0.5  # mm, between subjects of one age
 VENTRICLE_LIMITS = (-1.0, 4.5)  # mm, beyond which the deformation would fold
 CORTEX_LOSS = 0.008  # share of the grey matter beside the sulci that turns to CSF, per year after 45
 CSF_INTENSITY = 0.28  # of the template's maximum
+GREY_INTENSITY = 0.65
+WHITE_INTENSITY = 0.92  # its WHITE_PERCENTILE
+
+# Brains of --anatomies
+FEWEST_PEOPLE = 4
+TEST_SHARE = 1 / 3  # of the people
+LEAST_OVERLAP = 0.7  # Dice coefficient with the template's brain
+BRAIN_EDGE = 0.1  # of the white matter's intensity; less is background
+OWN_DEFORMATION_SD = 1.5  # mm, in place of DEFORMATION_SD: these brains differ by themselves
 
 # Disease: share of the intensity of the nuclei that is lost, before gamma
 EFFECT_MEAN = 0.28  # of PD at --effect 1; HC have 0
@@ -90,6 +105,9 @@ def parse_arguments():
         "--raw",
         action="store_true",
         help="whole heads in a BIDS folder of six centers, as prepare_images.py takes them",
+    )
+    parser.add_argument(
+        "--anatomies", type=Path, metavar="FOLDER", help="brains in MNI space, in the template's place (not with --raw)"
     )
     parser.add_argument("--spacing", type=float, metavar="MM", help="size of a voxel in mm (default: 4; --raw: 2)")
     parser.add_argument(
@@ -227,6 +245,22 @@ def nucleus_weight(name, image):
     return np.clip((1.15 - distance) / 0.3, 0, 1)
 
 
+def on_grid(array, grid):
+    """SimpleITK image (float32) of an array (z, y, x), with the geometry of the image `grid`."""
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(array.astype("float32"))
+    image.CopyInformation(grid)
+    return image
+
+
+def smooth_for(spacing, *maps):
+    """Images that can be sampled at `spacing` mm, a list."""
+    import SimpleITK as sitk
+
+    return [sitk.SmoothingRecursiveGaussian(m, 0.3 * spacing) for m in maps] if spacing > 1 else list(maps)
+
+
 @functools.cache
 def template_maps(spacing):
     """What all subjects start from, made once in each process.
@@ -241,19 +275,13 @@ def template_maps(spacing):
     grid = images[0]
     t1, grey, white, brain = (sitk.GetArrayFromImage(image) for image in images)  # (z, y, x)
 
-    def on_grid(array):
-        image = sitk.GetImageFromArray(array.astype("float32"))
-        image.CopyInformation(grid)
-        return image
-
     tissue = np.clip(grey + white, 0, 1)
     nuclei = np.max([share * nucleus_weight(name, grid) for name, (*_, share) in NUCLEI.items()], axis=0)
     nuclei = nuclei * tissue  # not the ventricle beside the caudate
-    near_csf = sitk.GetArrayFromImage(sitk.SmoothingRecursiveGaussian(on_grid(brain * (1 - tissue)), 3.0))
+    near_csf = sitk.GetArrayFromImage(sitk.SmoothingRecursiveGaussian(on_grid(brain * (1 - tissue), grid), 3.0))
     thinning = grey * np.clip(near_csf / 0.15, 0, 1) * (nuclei == 0)
 
-    maps = [on_grid(m) for m in (t1, brain, nuclei, thinning)]
-    return [sitk.SmoothingRecursiveGaussian(m, 0.3 * spacing) for m in maps] if spacing > 1 else maps
+    return smooth_for(spacing, *(on_grid(m, grid) for m in (t1, brain, nuclei, thinning)))
 
 
 @functools.cache
@@ -272,6 +300,78 @@ def ventricle_direction():
     gradient = sitk.Gradient(sitk.SmoothingRecursiveGaussian(ventricles, 6.0), True, True)  # 6 mm; in LPS
     vectors = np.moveaxis(sitk.GetArrayFromImage(sitk.Resample(gradient, warp_grid())), -1, 0)
     return vectors / np.sqrt((vectors**2).sum(0)).max()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Brains in the template's place
+
+
+def find_people(folder):
+    """The images of a folder by person: {name: paths}; raises InputError for what :func:`parse_arguments` forbids."""
+    import pandas as pd
+
+    scans = {path.name: path for path in sorted(folder.glob("[!.]*.nii*"))}
+    if not scans:
+        raise InputError(f"--anatomies {folder}: holds no images (*.nii or *.nii.gz)")
+    told, persons = folder / "people.csv", {}
+    if told.exists():
+        try:
+            table = pd.read_csv(told, dtype=str, keep_default_na=False)
+            persons = dict(zip(table["File"], table["Participant"], strict=True))
+        except (KeyError, ValueError):
+            raise InputError(f"{told}: no table with columns File, Participant") from None
+    for name in persons.keys() - scans.keys():
+        raise InputError(f"{told}: there is no image '{name}'")
+    people = {}
+    for name, path in scans.items():
+        people.setdefault(persons.get(name) or name.split(".nii")[0], []).append(path)
+    if len(people) < FEWEST_PEOPLE:
+        raise InputError(f"--anatomies {folder}: {len(people)} people, at least {FEWEST_PEOPLE} are needed")
+    return people
+
+
+def choose_brains(training, test, people, seed):
+    """Add to every row Anatomy, a person, and Scan, a path: nobody is in both sets, whatever `shrink` was."""
+    names = generator(seed, "anatomies").permutation(sorted(people)).tolist()
+    tested = round(TEST_SHARE * len(names))
+    for rows, part in ((test, names[:tested]), (training, names[tested:])):
+        for row in rows:
+            rng = generator(seed, f"anatomy {row['Subject']}")
+            row["Anatomy"] = part[rng.integers(len(part))]
+            row["Scan"] = people[row["Anatomy"]][rng.integers(len(people[row["Anatomy"]]))]
+
+
+@functools.lru_cache(maxsize=32)
+def brain_maps(path, spacing):
+    """The maps of :func:`template_maps` for the brain in a file; raises InputError where it is not in MNI space.
+
+    Nuclei and cortex are where the template has them, as far as there is tissue in this brain.
+    """
+    import numpy as np
+    import SimpleITK as sitk
+    from scipy.ndimage import binary_fill_holes
+
+    from travelling.nifti import read_image
+
+    _, template, nuclei, thinning = template_maps(spacing)
+    resampled = sitk.Resample(read_image(path), template, sitk.Transform(), sitk.sitkLinear, 0.0, sitk.sitkFloat32)
+    t1, inside = sitk.GetArrayFromImage(resampled), sitk.GetArrayFromImage(template) > 0.5
+    first, third, white = np.percentile(t1[inside], [25, 75, WHITE_PERCENTILE])
+    if first == third != 0:
+        raise InputError(f"{path}: a flat image, without tissues")
+    brain = binary_fill_holes(t1 > BRAIN_EDGE * white)
+    overlap = 2 * (brain & inside).sum() / (brain.sum() + inside.sum())
+    if overlap < LEAST_OVERLAP:
+        raise InputError(
+            f"{path}: not a skull-stripped brain in MNI space (Dice {overlap:.2f} with the template's; "
+            f"at least {LEAST_OVERLAP:g})"
+        )
+    # The image has been through a scanner already: without its gamma, the tissues are as bright as the template's.
+    t1 = WHITE_INTENSITY * (np.clip(t1, 0, None) / white) ** (1 / GAMMA)
+    t1, brain = smooth_for(spacing, on_grid(t1, template), on_grid(brain, template))
+    tissue = (sitk.GetArrayFromImage(t1) - CSF_INTENSITY) / (GREY_INTENSITY - CSF_INTENSITY)
+    tissue = on_grid(np.clip(tissue, 0, 1), template)
+    return [t1, brain, nuclei * tissue, thinning * tissue]
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -296,13 +396,13 @@ def draw_subject(row, effect, seed):
     return traits, rng
 
 
-def anatomy_transform(traits, rng):
+def anatomy_transform(traits, rng, deformation_sd=DEFORMATION_SD):
     """The way from a point of the subject to its point of the template (resampling asks for it)."""
     import SimpleITK as sitk
 
     size = sitk.ScaleTransform(3, [1 / traits["scale"]] * 3)
     size.SetCenter(to_lps(BRAIN_CENTER))
-    deformation = DEFORMATION_SD * smooth_noise(rng, DEFORMATION_SMOOTHNESS, channels=3)  # mm
+    deformation = deformation_sd * smooth_noise(rng, DEFORMATION_SMOOTHNESS, channels=3)  # mm
     ventricles = traits["ventricles"] * ventricle_direction()  # mm
     # The last of the list is applied first: size, deformation, then the ventricles in template space.
     return sitk.CompositeTransform(
@@ -345,10 +445,12 @@ def make_volume(row, traits, rng, spacing, seed):
     import SimpleITK as sitk
 
     target = empty_image(spacing, image_size(spacing))
-    transform = displacement_at_voxels(anatomy_transform(traits, rng), target)
+    own = "Scan" in row
+    anatomy = anatomy_transform(traits, rng, OWN_DEFORMATION_SD if own else DEFORMATION_SD)
+    transform = displacement_at_voxels(anatomy, target)
     t1, brain, nuclei, thinning = (
         sitk.GetArrayFromImage(sitk.Resample(m, target, transform, sitk.sitkLinear))  # (z, y, x)
-        for m in template_maps(spacing)
+        for m in (brain_maps(row["Scan"], spacing) if own else template_maps(spacing))
     )
     brain = brain > 0.5
 
@@ -419,6 +521,8 @@ def main():
         raise InputError(f"--effect {arguments.effect:g}: must be a finite number")
 
     if arguments.raw:
+        if arguments.anatomies:
+            raise InputError("--anatomies: not with --raw, whose heads are drawn around the template")
         import raw_heads  # beside this script
 
         return raw_heads.make(arguments)
@@ -431,6 +535,13 @@ def main():
     training, test = plan_cohort(pd.read_csv(CENTERS_FILE), arguments.shrink)
     if len({row["Group_bin"] for row in test}) < 2:
         raise InputError(f"--shrink {arguments.shrink}: the test set would not hold both classes")
+    what = "synthetic, no patient data"
+    if arguments.anatomies:
+        people = find_people(arguments.anatomies)
+        for path in (path for paths in people.values() for path in paths):
+            brain_maps(path, arguments.spacing)
+        choose_brains(training, test, people, arguments.seed)
+        what = f"simulated disease in the brains of {len(people)} people"
     folder = arguments.output_folder
     prepare_folder(folder, arguments.overwrite)
 
@@ -442,8 +553,8 @@ def main():
         rows = list(progress_bar(pool.map(make, rows), total=len(rows), unit="image"))
 
     for name, part in (("training_set.csv", rows[: len(training)]), ("test_set.csv", rows[len(training) :])):
-        write_csv(pd.DataFrame(part, columns=COLUMNS), folder / name)
-    print(f"{len(training)} training and {len(test)} test images in {folder} (synthetic, no patient data)")
+        write_csv(pd.DataFrame(part, columns=[*COLUMNS, *["Anatomy"] * bool(arguments.anatomies)]), folder / name)
+    print(f"{len(training)} training and {len(test)} test images in {folder} ({what})")
 
 
 if __name__ == "__main__":
