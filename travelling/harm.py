@@ -22,7 +22,7 @@ NOISE_MEAN = 0.0  # of the published noise, in units of intensity
 
 
 def make_harmful(
-    image: sitk.Image, kind: str, maximum: float, seed: int | tuple[int, ...], level: float | None = None
+    image: sitk.Image, kind: str, maximum: float | None, seed: int | tuple[int, ...], level: float | None = None
 ) -> sitk.Image:
     """The harmful version of a SimpleITK image.
 
