@@ -316,7 +316,7 @@ def ventricle_direction() -> np.ndarray:
 
 
 def find_people(folder: Path) -> dict[str, list[Path]]:
-    """The images of a folder by person: {name: paths}; raises InputError for what :func:`parse_arguments` forbids."""
+    """The images of a folder by person: {name: paths}; raises InputError for too few people or a wrong people.csv."""
     import pandas as pd
 
     scans = {path.name: path for path in sorted(folder.glob("[!.]*.nii*"))}
