@@ -4,27 +4,37 @@ The template has no skull: nilearn ships it stripped. So skull, scalp, neck and 
 ellipsoids of about the right size and brightness. They test whether brains are found, not how well they are cut out.
 """
 
+from __future__ import annotations
+
 import functools
 import json
 import math
-import shutil
-from concurrent.futures import ProcessPoolExecutor
+from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from make_demo_cohort import (
     CENTERS_FILE,
+    Row,
     anatomy_transform,
     draw_acquisition,
     draw_subject,
     generator,
+    on_grid,
     on_warp_grid,
     plan_cohort,
+    prepare_folder,
     smooth_noise,
     template_maps,
+    write_all,
 )
 
 from travelling.errors import InputError
 from travelling.template import BRAIN_CENTER, template_image, to_lps
+
+if TYPE_CHECKING:
+    import numpy as np
+    import SimpleITK as sitk
 
 CENTERS = 6  # those with the most images, of which both classes were imaged
 # A center's protocol: voxels (multiples of --spacing), the axes of its files, degrees by which its slices are oblique.
@@ -49,7 +59,7 @@ SHELLS = [(2.0, 0.2), (4.0, 0.04), (6.0, 0.35), (8.0, 0.04), (12.0, 0.95), (14.0
 
 
 @functools.cache
-def head_maps(spacing):
+def head_maps(spacing: float) -> list[sitk.Image]:
     """The template's maps (:func:`make_demo_cohort.template_maps`) and, on a larger grid, the head around the brain."""
     import numpy as np
     import SimpleITK as sitk
@@ -87,12 +97,10 @@ def head_maps(spacing):
     for outer, brightness in SHELLS:
         head[(outside > inner) & (outside <= outer) & (distance > 0)] = brightness
         inner = outer
-    image = sitk.GetImageFromArray(gaussian_filter(head, 0.4))
-    image.CopyInformation(grid)
-    return [*maps, image]
+    return [*maps, on_grid(gaussian_filter(head, 0.4), grid)]
 
 
-def draw_position(rng):
+def draw_position(rng: np.random.Generator) -> sitk.VersorRigid3DTransform:
     """How the head lies: a rigid transform from points of the scanner to points of the upright subject."""
     import numpy as np
     import SimpleITK as sitk
@@ -104,7 +112,7 @@ def draw_position(rng):
     )
 
 
-def scanner_grid(protocol, spacing, rng):
+def scanner_grid(protocol: tuple, spacing: float, rng: np.random.Generator) -> sitk.Image:
     """An empty image as a center's protocol has it: SimpleITK, axes and oblique slices in its direction."""
     import nibabel as nib
     import numpy as np
@@ -126,7 +134,16 @@ def scanner_grid(protocol, spacing, rng):
     return image
 
 
-def make_head(row, traits, rng, grid, position, spacing, seed, anatomy=None):
+def make_head(
+    row: Row,
+    traits: Row,
+    rng: np.random.Generator,
+    grid: sitk.Image,
+    position: sitk.VersorRigid3DTransform,
+    spacing: float,
+    seed: int,
+    anatomy: sitk.Transform | None = None,
+) -> sitk.Image:
     """The raw image of a subject on ``grid``: SimpleITK, 16 bits; ``anatomy`` in place of the drawn deformation."""
     import numpy as np
     import SimpleITK as sitk
@@ -147,7 +164,7 @@ def make_head(row, traits, rng, grid, position, spacing, seed, anatomy=None):
     return raw
 
 
-def write_head(row, folder, spacing, effect, seed):
+def write_head(row: Row, folder: Path, spacing: float, effect: float, seed: int) -> tuple[Row, Row]:
     """Make and write one subject; returns its rows for participants.tsv and truth.csv. Runs in a worker process."""
     import nibabel as nib
     import numpy as np
@@ -193,49 +210,43 @@ def write_head(row, folder, spacing, effect, seed):
     return told, truth
 
 
-def _sine(position):
+def _sine(position: sitk.VersorRigid3DTransform) -> float:
     """The length of a versor: the sine of half its angle."""
     return math.hypot(*position.GetParameters()[:3])
 
 
-def plan(shrink, seed):
+def plan(shrink: int, seed: int) -> list[Row]:
     """The subjects: rows of plan_cohort, with Participant, Protocol and Kind (of harm, or "")."""
     import pandas as pd
 
-    rows = pd.DataFrame([row for part in plan_cohort(pd.read_csv(CENTERS_FILE), shrink) for row in part])
-    centers = rows.groupby("Study", sort=False)["Group_bin"].agg(["size", "nunique"])
+    rows = [row for part in plan_cohort(pd.read_csv(CENTERS_FILE), shrink) for row in part]
+    centers = pd.DataFrame(rows).groupby("Study", sort=False)["Group_bin"].agg(["size", "nunique"])
     chosen = list(centers[centers["nunique"] == 2].sort_values("size", ascending=False, kind="stable").index[:CENTERS])
-    rows = rows[rows["Study"].isin(chosen)]
+    rows = [row for row in rows if row["Study"] in chosen]
     if len(rows) < 4 * len(SPOILED):
         raise InputError(f"--shrink {shrink}: too few subjects would be left for {len(SPOILED)} spoiled ones")
-    rows = rows.assign(
-        Participant=[f"sub-{number:03d}" for number in range(1, len(rows) + 1)],
-        Protocol=rows["Study"].map(chosen.index),
-        Kind="",
-    )
-    spoiled = generator(seed, "spoiled").choice(len(rows), len(SPOILED), replace=False)
-    rows.iloc[spoiled, rows.columns.get_loc("Kind")] = SPOILED
-    return rows.to_dict("records")
+    spoiled = generator(seed, "spoiled").choice(len(rows), len(SPOILED), replace=False).tolist()
+    kinds = dict(zip(spoiled, SPOILED, strict=True))
+    return [
+        row
+        | {
+            "Participant": f"sub-{number + 1:03d}",
+            "Protocol": chosen.index(row["Study"]),
+            "Kind": kinds.get(number, ""),
+        }
+        for number, row in enumerate(rows)
+    ]
 
 
-def make(arguments):
+def make(arguments: Namespace) -> None:
     """Make the cohort: ``bids/`` and, for tests alone, ``truth.csv``."""
     import pandas as pd
 
-    from travelling.console import progress_bar
     from travelling.files import write_csv, write_whole
 
     rows, folder = plan(arguments.shrink, arguments.seed), arguments.output_folder
-    if folder.exists() and any(folder.iterdir()):
-        if not arguments.overwrite:
-            raise InputError(f"--output-folder {folder}: is not empty (--overwrite replaces a cohort in it)")
-        shutil.rmtree(folder / "bids", ignore_errors=True)
-        (folder / "truth.csv").unlink(missing_ok=True)
-    make_one = functools.partial(
-        write_head, folder=folder, spacing=arguments.spacing, effect=arguments.effect, seed=arguments.seed
-    )
-    with ProcessPoolExecutor(arguments.workers) as pool:
-        made = list(progress_bar(pool.map(make_one, rows), total=len(rows), unit="image"))
+    prepare_folder(folder, arguments.overwrite, "bids", "truth.csv")
+    made = write_all(write_head, rows, arguments)
     told, truth = (pd.DataFrame(part) for part in zip(*made, strict=True))
     about = {"Name": "Synthetic raw heads (no patient data)", "BIDSVersion": "1.10.0", "DatasetType": "raw"}
     write_whole(folder / "bids" / "dataset_description.json", json.dumps(about, indent=2).encode() + b"\n")

@@ -8,7 +8,11 @@ its first decision. Examples:
     python reproduce/screen_kinds.py demo_seeds --images 100 --output kinds.csv
 """
 
+from __future__ import annotations
+
+from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from evaluation.layout import CENTER_SIZES
 
@@ -16,10 +20,17 @@ from travelling import command
 from travelling.harm import KINDS
 from travelling.options import FALSE_ALARMS
 
+if TYPE_CHECKING:  # slow to import
+    import pandas as pd
+
+    from travelling.model import TravellingModel
+    from travelling.trainer import LocalTrainer
+    from travelling.volumes import Volumes
+
 LARGE_SCANNER = 20  # images, from which on a scanner has a row of its own
 
 
-def parse_arguments():
+def parse_arguments() -> Namespace:
     """The command line."""
     parser = command.Parser(__doc__)
     parser.add_argument("study", type=Path, metavar="FOLDER", help="folder of a study on the demo cohort")
@@ -36,7 +47,7 @@ def parse_arguments():
     return parser.parse_args()
 
 
-def main():
+def main() -> None:
     """Screen, and print the share of suspects: mean over seeds, smallest and largest."""
     arguments = parse_arguments()
     import pandas as pd
@@ -71,7 +82,9 @@ def main():
     print(f"Suspects in % of the images, over {len(pretrained)} model(s)\n\n{shares.round(1).to_string()}")
 
 
-def screen(folder, training_set, test_set, volumes, arguments):
+def screen(
+    folder: Path, training_set: pd.DataFrame, test_set: pd.DataFrame, volumes: Volumes, arguments: Namespace
+) -> list[dict]:
     """Rows of one pre-trained model: model, group, name, images, suspects."""
     import numpy as np
 
@@ -87,13 +100,13 @@ def screen(folder, training_set, test_set, volumes, arguments):
     good.calibrate(0)
     suspect = np.array([good.suspects(score) for score in good.scores(list(training_set["Subject"]))])
     sizes = training_set.groupby("Study")["Subject"].transform("size")
-    groups = {("good", "all"): np.full(len(suspect), True)}
+    groups: dict[tuple[str, str], np.ndarray] = {("good", "all"): np.full(len(suspect), True)}
     for name, bounds in CENTER_SIZES.items():
         groups["good", f"center of {name}"] = sizes.between(*bounds).to_numpy()
     if "Scanner" in training_set:
         for scanner, number in training_set["Scanner"].value_counts().items():
             if number >= LARGE_SCANNER:
-                groups["scanner", scanner] = (training_set["Scanner"] == scanner).to_numpy()
+                groups["scanner", str(scanner)] = (training_set["Scanner"] == scanner).to_numpy()
     found = {key: (int(members.sum()), int(suspect[members].sum())) for key, members in groups.items()}
     for kind in KINDS:
         scores = Screen(Harmed(trainer, model, training_set, kind, arguments), arguments.false_alarms)
@@ -109,19 +122,21 @@ def screen(folder, training_set, test_set, volumes, arguments):
 class Harmed:
     """The trainer of a screen that looks at the harmful versions of the images."""
 
-    def __init__(self, trainer, model, training_set, kind, arguments):
+    def __init__(
+        self, trainer: LocalTrainer, model: TravellingModel, training_set: pd.DataFrame, kind: str, arguments: Namespace
+    ):
         self._trainer, self._model = trainer, model
         self._paths, self._kind, self._arguments = training_set["Path"], kind, arguments
 
-    def distances(self, subjects):
+    def distances(self, subjects: list[str] | None = None) -> list[list[float]]:
         """As :meth:`travelling.trainer.LocalTrainer.distances`."""
         import numpy as np
 
         from travelling.harm import make_harmful
         from travelling.nifti import read_image, to_array
 
-        rows = []
-        for number, subject in enumerate(subjects):
+        rows: list[list[float]] = []
+        for number, subject in enumerate(subjects or []):
             seed = (self._arguments.seed, number)
             image = make_harmful(read_image(Path(self._paths[subject])), self._kind, self._arguments.maximum, seed)
             rows += self._model.distances(np.asarray(to_array(image), np.float32)[None, ..., None]).tolist()

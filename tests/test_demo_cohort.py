@@ -1,6 +1,7 @@
 """The demo cohort: who is in it, what its images are, and that its signals are the ones it claims."""
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -185,11 +186,144 @@ def test_men_have_larger_heads(demo):
     assert (voxels(demo, {**ROW, "Sex": "M"}) > 0).sum() > 1.08 * (voxels(demo, ROW) > 0).sum()
 
 
+# Brains in the template's place
+
+
+@pytest.fixture(scope="module")
+def brains(demo, tmp_path_factory):
+    """Six files of five people: the template at 3 mm, deformed by 3 mm and with intensities of each file's own."""
+    folder = tmp_path_factory.mktemp("brains")
+    target = demo.empty_image(3.0, demo.image_size(3.0))
+    for number in range(6):
+        warp = 3 * demo.smooth_noise(demo.generator(number, "brain"), 15.0, channels=3)
+        field = sitk.DisplacementFieldTransform(demo.on_warp_grid(warp, is_vector=True))
+        brain = sitk.Resample(demo.template_maps(2.0)[0], target, field) * (100 + 50 * number)
+        sitk.WriteImage(sitk.Cast(brain, sitk.sitkInt16), str(folder / f"brain_{number}.nii.gz"))
+    (folder / "people.csv").write_text("File,Participant\nbrain_1.nii.gz,anna\nbrain_4.nii.gz,anna\nbrain_2.nii.gz,\n")
+    return folder
+
+
+def test_who_is_in_which_file(demo, brains):
+    people = demo.find_people(brains)
+    files = {person: [path.name for path in paths] for person, paths in people.items()}
+    assert files.pop("anna") == ["brain_1.nii.gz", "brain_4.nii.gz"]
+    assert files == {f"brain_{number}": [f"brain_{number}.nii.gz"] for number in (0, 2, 3, 5)}
+
+
+def test_nobody_lends_a_brain_to_both_sets(demo, brains, centers):
+    people, sides = demo.find_people(brains), set()
+    for seed in range(8):
+        training, test = demo.plan_cohort(centers, 4)
+        demo.choose_brains(training, test, people, seed)
+        sets = [{row["Anatomy"] for row in rows} for rows in (training, test)]
+        assert [len(one) for one in sets] == [3, 2]
+        assert not sets[0] & sets[1]
+        assert all(row["Scan"] in people[row["Anatomy"]] for row in training + test)
+        assert {row["Scan"] for row in training + test} == {path for paths in people.values() for path in paths}
+        sides.add(tuple(sorted(sets[1])))
+        smaller = demo.plan_cohort(centers, 30)
+        demo.choose_brains(*smaller, people, seed)
+        full = {row["Subject"]: row for row in training + test}
+        assert all(full[row["Subject"]] == row for rows in smaller for row in rows)
+    assert len(sides) > 3  # the seed decides
+
+
+def test_the_maps_of_a_brain(demo, brains, tmp_path):
+    """On the template's scale, whatever the file's is, with the nuclei of the template where this brain has tissue."""
+    path = brains / "brain_3.nii.gz"
+    t1, brain, nuclei, thinning = map(sitk.GetArrayFromImage, demo.brain_maps(path, SPACING))
+    _, mask, all_nuclei, all_thinning = map(sitk.GetArrayFromImage, demo.template_maps(SPACING))
+    assert np.percentile(t1[brain > 0.5], demo.WHITE_PERCENTILE) == pytest.approx(demo.WHITE_INTENSITY, abs=0.03)
+    assert 0.85 < 2 * ((brain > 0.5) & (mask > 0.5)).sum() / ((brain > 0.5).sum() + (mask > 0.5).sum()) < 0.99
+    assert (nuclei <= all_nuclei + 0.02).all()  # the smoothing swings a little below 0
+    assert (thinning <= all_thinning + 0.02).all()
+    assert nuclei[t1 > demo.GREY_INTENSITY] == pytest.approx(all_nuclei[t1 > demo.GREY_INTENSITY])
+    assert not nuclei[t1 < demo.CSF_INTENSITY].any()
+    brighter = sitk.Cast(sitk.ReadImage(str(path)), sitk.sitkFloat64) * 0.01
+    sitk.WriteImage(brighter, str(tmp_path / "x.nii"))
+    assert sitk.GetArrayFromImage(demo.brain_maps(tmp_path / "x.nii", SPACING)[0]) == pytest.approx(t1, abs=1e-3)
+
+
+def test_a_subject_has_the_brain_that_it_is_given(demo, brains):
+    rows = [{**ROW, "Scan": brains / f"brain_{number}.nii.gz"} for number in range(6)]
+    made = [voxels(demo, row) for row in rows]
+    for cached in (demo.template_maps, demo.brain_maps):
+        cached.cache_clear()
+    assert (voxels(demo, rows[0]) == made[0]).all()
+    target = demo.empty_image(SPACING, demo.image_size(SPACING))
+    maps = [sitk.GetArrayFromImage(sitk.Resample(demo.brain_maps(row["Scan"], SPACING)[0], target)) for row in rows]
+    same_traits = [voxels(demo, row, scale=1.0, ventricles=0.0, darkening=0.0) for row in rows]
+    alike = np.corrcoef([a.ravel() for a in same_traits], [a.ravel() for a in maps])[:6, 6:]
+    assert alike.argmax(axis=1).tolist() == list(range(6))
+    for row in rows[:3]:
+        assert putamen(demo, volume(demo, {**row, "Group_bin": 1})) < 0.95 * putamen(demo, volume(demo, row))
+
+
+def no_images(folder):
+    for path in folder.glob("brain_*"):
+        path.unlink()
+
+
+def three_people(folder):
+    (folder / "people.csv").write_text(
+        "File,Participant\n" + "".join(f"brain_{number}.nii.gz,{number // 2}\n" for number in range(6))
+    )
+
+
+def an_unknown_file(folder):
+    (folder / "people.csv").write_text("File,Participant\nbrain_9.nii.gz,anna\n")
+
+
+def other_columns(folder):
+    (folder / "people.csv").write_text("Image,Person\nbrain_1.nii.gz,anna\n")
+
+
+def elsewhere(folder):
+    image = sitk.ReadImage(str(folder / "brain_2.nii.gz"))
+    image.SetOrigin([place + 30 for place in image.GetOrigin()])
+    sitk.WriteImage(image, str(folder / "brain_2.nii.gz"))
+
+
+def flat(folder):
+    image = sitk.ReadImage(str(folder / "brain_2.nii.gz"))
+    sitk.WriteImage((image > 0) * 100, str(folder / "brain_2.nii.gz"))
+
+
+def not_stripped(folder):
+    image = sitk.ReadImage(str(folder / "brain_2.nii.gz"))
+    sitk.WriteImage(image + 100, str(folder / "brain_2.nii.gz"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (no_images, "holds no images"),
+        (three_people, "3 people, at least 4"),
+        (an_unknown_file, "no image 'brain_9.nii.gz'"),
+        (other_columns, "columns File, Participant"),
+        (elsewhere, "brain_2.nii.gz: not a skull-stripped brain in MNI space"),
+        (not_stripped, "brain_2.nii.gz: not a skull-stripped brain in MNI space"),
+        (flat, "brain_2.nii.gz: a flat image"),
+        (None, "--anatomies: not with --raw"),
+    ],
+)
+def test_brains_that_cannot_serve_are_refused(brains, tmp_path, spoil, message):
+    folder = shutil.copytree(brains, tmp_path / "brains")
+    if spoil:
+        spoil(folder)
+    result = command(
+        "--output-folder", tmp_path / "cohort", "--anatomies", folder, *([] if spoil else ["--raw"]), "--spacing", 4.8
+    )
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert message in result.stderr
+    assert not (tmp_path / "cohort").exists()
+
+
 # The command line
 
 
 def command(*options):
-    return subprocess.run([sys.executable, SCRIPT, *options], capture_output=True, text=True, check=False)
+    return subprocess.run([sys.executable, SCRIPT, *map(str, options)], capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(
@@ -218,6 +352,18 @@ def test_the_folder_cannot_be_made(tmp_path):
     result = command("--output-folder", tmp_path / "file" / "cohort")
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_whole_command_with_brains(brains, tmp_path):
+    options = ["--anatomies", brains, "--shrink", "150", "--spacing", "4.8"]
+    result = command("--output-folder", tmp_path, *options)
+    assert result.returncode == 0, result.stderr
+    assert "in the brains of 5 people" in result.stdout
+    training, test = (pd.read_csv(tmp_path / name) for name in ("training_set.csv", "test_set.csv"))
+    assert list(training.columns) == list(test.columns)
+    assert training.columns[-1] == "Anatomy"
+    assert not set(training["Anatomy"]) & set(test["Anatomy"])
 
 
 @pytest.mark.slow

@@ -12,7 +12,9 @@ from travelling import harm
 from travelling.errors import InputError
 
 NEW = [kind for kind in harm.KINDS if kind not in harm.PUBLISHED]
-RANDOM = ("noise", "noise_in_range", "pure_noise", "spike")
+MOVED = ("rotation", "shift", "failed_registration")
+RANDOM = ("noise", "noise_in_range", "pure_noise", "spike", *MOVED)
+TWO_OR_SIX = ("gamma", "wrong_scale", "half_lost")  # ways that it can go: two seeds may go the same one
 STRONG = [kind for kind in harm.KINDS if harm.KINDS[kind].strength]
 DTYPES = (np.float32, np.float64, np.uint8, np.int16)
 
@@ -57,8 +59,10 @@ def test_the_seed_decides(kind, tmp_path):
         assert np.array_equal(made(image, kind), first)
     finally:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
-    assert np.array_equal(made(image, kind, seed=(42, 1)), first) == (kind not in RANDOM)
-    assert np.array_equal(made(image, kind, seed=(43, 0)), first) == (kind not in RANDOM)
+    seeds = [(42, 1), (43, 0)] + [(seed, 1) for seed in range(10) if kind in TWO_OR_SIX]
+    same = [np.array_equal(made(image, kind, seed=seed), first) for seed in seeds]
+    assert all(same) == (kind not in RANDOM + TWO_OR_SIX)
+    assert any(same) == (kind not in RANDOM)
 
 
 def test_the_published_kinds_follow_their_formulas(tmp_path):
@@ -118,6 +122,66 @@ def test_a_spike_is_one_point_of_k_space(tmp_path):
     points = np.sort(np.abs(np.fft.fftn(stripes)).ravel())[::-1]
     assert points[:2] == pytest.approx(0.15 * 200 * flat.size / 2, rel=0.05)  # and its mirror
     assert points[2] < points[1] / 20
+
+
+def test_one_side_of_the_head_is_lost(tmp_path):
+    array, sides = brain(low=20), set()
+    image = as_image(array, tmp_path)
+    for seed in range(40):
+        lost = np.argwhere(made(image, "half_lost", seed) != array)
+        low, high = lost.min(0), lost.max(0) + 1
+        assert len(lost) == np.prod(high - low)  # a block, and all of it is 0
+        assert not made(image, "half_lost", seed)[tuple(map(slice, low, high))].any()
+        whole = [(4, 14), (3, 15), (2, 13)]
+        cut = [axis for axis, pair in enumerate(whole) if (low[axis], high[axis]) != pair]
+        assert len(cut) == 1
+        first, last = whole[cut[0]]
+        assert high[cut[0]] - low[cut[0]] == round((last - first) / 2)
+        sides.add((cut[0], bool(low[cut[0]] == first)))
+    assert len(sides) == 6
+    tenth = made(image, "half_lost", level=0.1)  # a twentieth of the head, not of the empty field of view
+    assert 0 < (tenth != array).sum() < 0.15 * (array > 0).sum()
+
+
+def test_gamma_and_thick_slices_follow_their_formulas(tmp_path):
+    array = brain(np.float64, low=20, high=220) + 5
+    image = as_image(array, tmp_path)
+    share, found = (array - 5) / 220, set()
+    for seed in range(10):
+        curved = made(image, "gamma", seed)
+        found |= {power for power in (0.5, 2) if np.allclose(curved, 5 + 220 * share**power)}
+    assert found == {0.5, 2}
+    means = array.reshape(5, 4, 22, 18).mean(axis=1)  # 20 slices, four in each thick one
+    assert np.allclose(made(image, "thick_slices"), means.repeat(4, axis=0))
+    # Slices of 1.3 voxels: the 13th of them is the mean of 15.6 to 16.9.
+    ramp = np.arange(20.0)[:, None, None] * np.ones((20, 8, 8))
+    assert made(as_image(ramp, tmp_path), "thick_slices", level=0.1)[16] == pytest.approx((0.4 * 15 + 0.9 * 16) / 1.3)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    ("kind", "degrees", "share", "change"),
+    [("rotation", 30, 0, 0), ("shift", 0, 0.2, 0), ("wrong_scale", 0, 0, 0.3), ("failed_registration", 30, 0.2, 0.3)],
+)
+def test_what_is_moved_is_moved_by_its_strength(kind, degrees, share, change, seed, tmp_path):
+    level = 0.5  # so that nothing leaves the field of view
+    size, axes = np.array([72, 64, 80]), np.indices((72, 64, 80)).reshape(3, -1)
+    middle = (size - 1)[:, None] / 2
+    blob = np.exp(-(((axes - middle) / np.array([[7.0], [5.0], [3.0]])) ** 2).sum(0) / 2)
+    moved = made(as_image(blob.reshape(size), tmp_path), kind, seed, level).ravel()
+
+    center = np.average(axes, axis=1, weights=moved)
+    assert np.linalg.norm((center - middle.ravel()) / size) == pytest.approx(level * share, abs=0.002)
+    zoom = (moved.sum() / blob.sum()) ** (1 / 3)
+    assert max(zoom, 1 / zoom) == pytest.approx(1 + level * change, rel=0.01)
+    _, turned = np.linalg.eigh(np.cov(axes, aweights=moved))  # columns: the shortest axis of the blob first
+    cosines = np.abs(np.diag(turned[::-1]))  # of the angle between each axis, x first, and where it was
+    assert np.degrees(np.arccos((cosines.sum() - 1) / 2 - 1e-12)) == pytest.approx(level * degrees, abs=1)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in STRONG if kind != "cropped"])  # its lowest slices may be empty
+def test_a_tenth_of_the_strength_still_changes_an_image(kind, tmp_path):
+    made(as_image(brain(), tmp_path), kind, level=0.1)  # raises InputError where it does not
 
 
 def test_the_noise_has_the_strength_it_should(tmp_path):

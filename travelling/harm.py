@@ -22,7 +22,7 @@ NOISE_MEAN = 0.0  # of the published noise, in units of intensity
 
 
 def make_harmful(
-    image: sitk.Image, kind: str, maximum: float, seed: int | tuple[int, ...], level: float | None = None
+    image: sitk.Image, kind: str, maximum: float | None, seed: int | tuple[int, ...], level: float | None = None
 ) -> sitk.Image:
     """The harmful version of a SimpleITK image.
 
@@ -227,6 +227,76 @@ def cropped(voxels: np.ndarray, share: float, _generator: np.random.Generator) -
     return voxels
 
 
+def half_lost(voxels: np.ndarray, share: float, generator: np.random.Generator) -> np.ndarray:
+    """``share`` of the head, from one of its six sides, is 0; the head is what is above the lowest intensity."""
+    import numpy as np
+
+    axis, last = int(generator.integers(3)), generator.integers(2)
+    slices = np.flip(voxels, axis) if last else voxels  # views
+    head = np.argwhere(slices > voxels.min())[:, axis]
+    lost = head.min() + max(1, round(share * (np.ptp(head) + 1)))
+    np.moveaxis(slices, axis, 0)[:lost] = 0
+    return voxels
+
+
+def gamma(voxels: np.ndarray, doublings: float, generator: np.random.Generator) -> np.ndarray:
+    """Another contrast: within its range, intensity to the power of 2 ** ``doublings``, or of 1 over that."""
+    import numpy as np
+
+    low, extent = voxels.min(), np.ptp(voxels)
+    return (low + extent * ((voxels - low) / extent) ** _times_or_by(2**doublings, generator)).clip(low, low + extent)
+
+
+def thick_slices(voxels: np.ndarray, more: float, _generator: np.random.Generator) -> np.ndarray:
+    """Slices along z of 1 + ``more`` voxels: each is the mean of what it covers; a voxel shows the slice it is in."""
+    import numpy as np
+
+    z, bottom = np.arange(len(voxels)), np.arange(0, len(voxels), 1 + more)[:, None]
+    covered = (np.minimum(bottom + 1 + more, z + 1) - np.maximum(bottom, z)).clip(0)  # of every voxel, (slices, z)
+    slices = np.tensordot(covered / covered.sum(axis=1, keepdims=True), voxels, axes=1)
+    return slices[covered.argmax(axis=0)].clip(voxels.min(), voxels.max())
+
+
+def rotation(voxels: np.ndarray, degrees: float, generator: np.random.Generator) -> np.ndarray:
+    """Rotated about a random axis through the middle, as if voxels were cubes."""
+    return _moved(voxels, generator, degrees=degrees)
+
+
+def shift(voxels: np.ndarray, share: float, generator: np.random.Generator) -> np.ndarray:
+    """Shifted in a random direction by ``share`` of the field of view."""
+    return _moved(voxels, generator, share=share)
+
+
+def wrong_scale(voxels: np.ndarray, change: float, generator: np.random.Generator) -> np.ndarray:
+    """Enlarged 1 + ``change`` times, or shrunk by as much, as by a header with a wrong voxel size; the middle stays."""
+    return _moved(voxels, generator, change=change)
+
+
+def failed_registration(voxels: np.ndarray, share: float, generator: np.random.Generator) -> np.ndarray:
+    """Rotated, shifted and scaled at once, each by ``share`` of what the kind of that name does."""
+    degrees, length, change = (share * (KINDS[kind].strength or 0) for kind in ("rotation", "shift", "wrong_scale"))
+    return _moved(voxels, generator, degrees, length, change)
+
+
+def _times_or_by(factor, generator):
+    """The factor, or 1 over it."""
+    return factor ** generator.choice([-1.0, 1.0])
+
+
+def _moved(voxels, generator, degrees=0.0, share=0.0, change=0.0):
+    """Interpolated linearly; what comes in from outside has the lowest intensity."""
+    import numpy as np
+    from scipy.ndimage import affine_transform
+    from scipy.spatial.transform import Rotation
+
+    axis, direction = (vector / np.linalg.norm(vector) for vector in generator.standard_normal((2, 3)))
+    back = Rotation.from_rotvec(-degrees * axis, degrees=True).as_matrix() / _times_or_by(1 + change, generator)
+    size, low = np.array(voxels.shape), voxels.min()
+    middle = (size - 1) / 2
+    offset = middle - back @ (middle + share * size * direction)
+    return affine_transform(voxels, back, offset, order=1, cval=low).clip(low, voxels.max())
+
+
 def upside_down(voxels: np.ndarray, _strength: None, _generator: np.random.Generator) -> np.ndarray:
     """Flipped along z under the same header."""
     return voxels[::-1]
@@ -263,6 +333,15 @@ KINDS = {
     "ghosting": Kind(ghosting, "two ghosts along y, each {:g} of the head's intensity", 0.3),
     "spike": Kind(spike, "a spike in k-space: stripes, amplitude {:g} of the own range", 0.15),
     "cropped": Kind(cropped, "{:g} of the field of view, from the lower end of z, is 0", 0.5, limit=1.0),
+    "half_lost": Kind(half_lost, "from a random side, {:g} of the head's extent is 0", 0.5, limit=1.0),
+    "gamma": Kind(gamma, "contrast: range to the power of 2^{:g} or its inverse", 1.0),
+    "thick_slices": Kind(thick_slices, "slices along z thicker by {:g} voxels", 3.0),
+    "rotation": Kind(rotation, "rotated by {:g} degrees about a random axis", 30.0, limit=180.0),
+    "shift": Kind(shift, "shifted in a random direction by {:g} of the field of view", 0.2, limit=1.0),
+    "wrong_scale": Kind(wrong_scale, "enlarged by {:g} of the length, or shrunk by the same factor", 0.3),
+    "failed_registration": Kind(
+        failed_registration, "rotation, shift and wrong_scale at once, {:g} of the strength of each", 1.0, limit=5.0
+    ),
     "upside_down": Kind(upside_down, "flipped along z under the same header"),
     "left_right": Kind(left_right, "flipped along x under the same header"),
     "swapped_label": Kind(swapped_label, "the image as it is, Group_bin is 1 - label (experiments only)"),
