@@ -347,20 +347,22 @@ def test_quality_control_survives_fifty_kills(controlled, control_options, tmp_p
 def test_every_kind_of_harm_is_screened(cohort, pretrained, tmp_path, monkeypatch, capsys):
     (tmp_path / "cohort").symlink_to(cohort)
     (tmp_path / "pretrained").symlink_to(pretrained)
-    script = ROOT / "reproduce" / "screen_kinds.py"
+    script = ROOT / "tests" / "benchmarks" / "screen.py"
     output = tmp_path / "out.csv"
-    line = [script, tmp_path, "--images", 4, "--false-alarms", 0.05, "--output", output]
+    line = [script, tmp_path, "--images", 4, "--false-alarms", 0.05, "--levels", 0.5, 1, "--output", output]
+    line += ["--unseen", cohort / "training_set.csv", "--calibrations", 3]
     monkeypatch.setattr(sys, "argv", list(map(str, line)))
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(script), run_name="__main__")
     assert end.value.code == 0
-    table = pd.read_csv(output).set_index(["group", "name"])
-    training_set = pd.read_csv(cohort / "training_set.csv")
-    assert table.loc[("good", "all"), "images"] == len(training_set)
-    parts = table.loc["good"].drop("all")
-    assert parts[["images", "suspects"]].sum().tolist() == table.loc[("good", "all"), ["images", "suspects"]].tolist()
-    harmful = table.loc["harmful"]
-    assert set(harmful.index) == set(KINDS)
-    assert (harmful.loc[["inverted", "noise", "blur"], "suspects"] == 4).all()
-    assert harmful.loc["swapped_label", "suspects"] < 4
+    table = pd.read_csv(output)
+    training_set, test_set = (pd.read_csv(cohort / f"{name}_set.csv") for name in ("training", "test"))
+    found = table.set_index(["group", "name"])["images"]
+    assert found[("trained on", "all")] == len(training_set)
+    assert found[("unseen", "all")].tolist() == [len(training_set) - len(test_set)] * 3
+    harmful = table[table["group"] == "harmful"].set_index(["name", "level"])
+    assert {name for name, level in harmful.index if level == 1} == set(KINDS)
+    assert {name for name, level in harmful.index if level == 0.5} == {name for name in KINDS if KINDS[name].strength}
+    assert (harmful.loc[[("inverted", 1), ("noise", 1), ("blur", 1)], "suspects"] == 4).all()
+    assert harmful.loc[("swapped_label", 1), "suspects"] < 4
     assert "inverted_brain" in capsys.readouterr().out

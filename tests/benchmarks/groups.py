@@ -110,7 +110,7 @@ class Bench:
         kept = trainer.keep()
         trainer.train([self.training_set["Subject"].iloc[0]])  # one step is compiled for all sizes
         trainer.evaluate()
-        trainer.distances()
+        trainer.look()
         trainer.restore(kept)
         return trainer
 
