@@ -42,8 +42,8 @@ def parse_arguments() -> argparse.Namespace:
     cycle = "after which the diagnoses are compared (default: the last that any model was tested after)"
     parser.add_argument("--cycle", type=whole, metavar="CYCLE", help=cycle)
     add_to_parser(parser, Ages)
-    resamples = {"type": command.number(int, 99), "default": 9999, "metavar": "N"}
-    parser.add_argument("--resamples", help="bootstrap resamples of the test set", **resamples)
+    resamples = "bootstrap resamples of the test set"
+    parser.add_argument("--resamples", type=command.number(int, 99), default=9999, metavar="N", help=resamples)
     parser.add_argument("--seed", type=whole, default=0, help="of the bootstrap")
     return parser.parse_args()
 

@@ -58,12 +58,12 @@ def _default(name):
 
 @dataclass(kw_only=True)
 class Study(Evaluation, Device, Images):
-    """What a study is told; options of the scripts go to them as they are."""
+    """What a study is told; options of the scripts go to them as they are. The types are those after :meth:`check`."""
 
-    train: Path | None = option("training set (docs/data.md)", Path, None, metavar="CSV", group="study")
-    test: Path | None = option("test set", Path, None, metavar="CSV", group="study")
+    train: Path = option("training set (docs/data.md)", Path, None, metavar="CSV", group="study")
+    test: Path = option("test set", Path, None, metavar="CSV", group="study")
     demo: bool = option("make a synthetic cohort and use that", None, False, group="study")
-    out: Path | None = option("for everything (default with --demo: demo)", Path, None, metavar="FOLDER", group="study")
+    out: Path = option("for everything (default with --demo: demo)", Path, None, metavar="FOLDER", group="study")
     seeds: int = option(
         "how often the study is repeated on the same cohort, with other seeds", COUNT, 1, metavar="N", group="study"
     )
@@ -77,19 +77,19 @@ class Study(Evaluation, Device, Images):
         str, (layout.PUBLISHED,), choices=tuple(SETTINGS), many="+", group="study",
     )  # fmt: skip
     without_dirty: bool = option("leave out the dirty baselines, which saves time", None, False, group="study")
-    jobs: int | None = option(
+    jobs: int = option(
         f"steps that run at the same time; each needs memory of its own, on a GPU too {_default('jobs')}",
         COUNT, None, metavar="N", group="study",
     )  # fmt: skip
     dry_run: bool = option("print the plan as a shell script, and run nothing", None, False, group="study")
     overwrite: bool = option("replace results that were made with other options", None, False, group="study")
 
-    cycles: int | None = option(f"cycles in all {_default('cycles')}", COUNT, None, metavar="N", group="training")
+    cycles: int = option(f"cycles in all {_default('cycles')}", COUNT, None, metavar="N", group="training")
     pretrained_cycles: int = option("cycles of the pre-trained model", COUNT, 10, metavar="N", group="training")
-    width: float | None = changed(
+    width: float = changed(
         StandardModel, "width", None, group="training", words=f"filters, relative to the paper's {_default('width')}"
     )
-    pretraining_rate: float | None = changed(
+    pretraining_rate: float = changed(
         StandardModel, "learning_rate", None, group="training",
         words=f"learning rate in cycle 0, of the pre-trained model {_default('pretraining_rate')}",
     )  # fmt: skip
@@ -105,32 +105,27 @@ class Study(Evaluation, Device, Images):
     error: float = changed(LocalQualityControl, "error", flag=None, group=CONTROL)
     false_alarms: float | None = changed(LocalQualityControl, "false_alarms", group=CONTROL)
     verify_every: int = changed(LocalQualityControl, "verify_every", group=CONTROL)
-    revisit: int | None = changed(
+    revisit: int = changed(
         LocalQualityControl, "revisit", None, flag=None, group=CONTROL,
         words=f"cycles that a flagged image waits {_default('revisit')}",
     )  # fmt: skip
     allow_saturated: bool = changed(LocalQualityControl, "allow_saturated", group=CONTROL)
     keep_every: int = changed(LocalQualityControl, "keep_every")
-    shrink: int | None = option(
+    shrink: int = option(
         f"divides the paper's numbers of images {_default('shrink')}", COUNT, None, metavar="N", group="demo cohort"
     )
-    spacing: float | None = option(
+    spacing: float = option(
         f"voxel size {_default('spacing')}", command.number(float, 0.01), None, metavar="MM", group="demo cohort"
     )
 
     def check(self, spell: Callable[[str], str]) -> None:
         """Check how options go together, and fill in the defaults of the paper or of the demo."""
-        if self.demo:
-            for name in ("train", "test"):
-                if getattr(self, name):
-                    raise ValueError(f"{spell(name)}: --demo makes its own cohort")
-        else:
-            for name in ("train", "test", "out"):
-                if not getattr(self, name):
-                    raise ValueError(f"{spell(name)}: is needed (or --demo)")
-            for name in ("shrink", "spacing"):
-                if getattr(self, name):
-                    raise ValueError(f"{spell(name)}: with --demo only")
+        for name in () if self.demo else ("train", "test", "out"):
+            if not getattr(self, name):
+                raise ValueError(f"{spell(name)}: is needed (or --demo)")
+        for name in ("train", "test") if self.demo else ("shrink", "spacing"):
+            if getattr(self, name):
+                raise ValueError(f"{spell(name)}: {'--demo makes its own cohort' if self.demo else 'with --demo only'}")
         for name, value in (DEMO if self.demo else PAPER).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -190,17 +185,9 @@ def _plan_of_seed(arguments, cohort, place, seed):
         if script in PUBLISHED_SEEDS:
             values = values | {"seed": PUBLISHED_SEEDS[script] + seed}
         line = (SCRIPTS[script], *to_command_line(OPTIONS[script], **values))
+        options = tuple(to_command_line(OPTIONS[script], **(storage or {})))
         results = tuple(Path(f"{target}{result}") for result in results)
-        steps.append(
-            Step(
-                str(target),
-                line,
-                tuple(reads),
-                results,
-                tuple(to_command_line(OPTIONS[script], **(storage or {}))),
-                **facts,
-            )
-        )
+        steps.append(Step(str(target), line, tuple(reads), results, options, **facts))
 
     def train(target, script, csv, values, reads=(), results=(), **facts):
         values = {"fn_train": csv, **values, "output_folder": target, **given("protocol"), **device}

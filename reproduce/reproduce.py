@@ -122,10 +122,10 @@ def refuse_unfit_images(steps: list, arguments: Study) -> None:
     from travelling.volumes import for_each_image, read_with_content
 
     training_set, test_set = cohort.read_cohort(arguments.train), cohort.read_cohort(arguments.test)
-    trained = {path: subject for subject, path in training_set["Path"].items()}
-    subjects = trained | {path: subject for subject, path in test_set["Path"].items()}
+    trained = dict(zip(training_set["Path"], training_set.index, strict=True))
+    subjects = trained | dict(zip(test_set["Path"], test_set.index, strict=True))
     kinds = [kind for step in steps for kind in harm.PUBLISHED if kind in step.line]
-    contents = {}
+    contents: dict[str, dict] = {}
 
     def read(path):
         voxels, contents[subjects[path]] = read_with_content(path)

@@ -65,8 +65,9 @@ def _seconds_of_files(image, spacing):
             make = _time(lambda: write_subject(row, folder, spacing, effect=1.0, seed=0), warm=True)
             (image,) = (Path(folder) / "images").iterdir()
         read = _time(lambda: read_voxels(image))
+    cores = os.cpu_count() or 1
     # A harmful image is read twice, and written, which takes about as long as reading it thrice.
-    return {"read": read / os.cpu_count(), "make": make / min(os.cpu_count(), 8), "harm": 5 * read}
+    return {"read": read / cores, "make": make / min(cores, 8), "harm": 5 * read}
 
 
 def _time(function: Callable, warm: bool = False) -> float:

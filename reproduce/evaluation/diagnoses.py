@@ -36,7 +36,14 @@ class Diagnoses:
     was tested after ``cycle`` or the edges do not increase.
     """
 
-    def __init__(self, study: Study, cycle: int | None = None, age_edges=AGE_EDGES, resamples=RESAMPLES, seed=0):
+    values: dict[tuple, np.ndarray]
+    replicates: dict[tuple, np.ndarray]
+    sizes: dict[tuple, list[int]]
+
+    def __init__(
+        self, study: Study, cycle: int | None = None, age_edges: tuple = AGE_EDGES, resamples: int = RESAMPLES,
+        seed: int = 0,
+    ):  # fmt: skip
         refuse_unordered_ages(age_edges)
         self.keys, self.age_edges, self.resamples, self.seed = study.keys, age_edges, resamples, seed
         tested = [model for model in study.models if model.predictions is not None]
@@ -45,7 +52,8 @@ class Diagnoses:
             raise InputError(f"{study.folder}: no model was tested after cycle {cycle}; there are {cycles}")
         self.cycle = max(cycles, default=None) if cycle is None else cycle
         self.when = "(no model was tested)" if self.cycle is None else f"after cycle {self.cycle}"
-        self.notes, self.values, self.replicates, self.sizes = [], {}, {}, {}
+        self.values, self.replicates, self.sizes = {}, {}, {}
+        self.notes: list[str] = []
         by_seed: dict[str, list] = {}
         for model in tested:
             now = model.predictions[model.predictions["cycle"] == self.cycle].sort_values("Subject")

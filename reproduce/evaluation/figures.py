@@ -121,7 +121,7 @@ def flags_by_center(run: ControlRun) -> Picture:
         shares = flagged.div(shown["size"], axis=0)
         image = axis.pcolormesh(shares, cmap=shade, vmin=0, vmax=1, edgecolors=colors["faint"], linewidth=0.5)
         for (row, column), number in np.ndenumerate(flagged):
-            lost = eliminated.iloc[row, column]
+            lost = eliminated.to_numpy()[row, column]
             text = "  ".join(([str(number)] if number else []) + ([f"{TRIANGLE}{lost}"] if lost else []))
             axis.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8)
         labels = [f"{_short(center)} ({harmful} of {size} harmful)" for center, harmful, size in shown.itertuples()]
@@ -137,11 +137,10 @@ def flags_by_center(run: ControlRun) -> Picture:
         f"by center and cycle ({run.words}). Of {len(centers)} centers, the {len(centers) - len(shown)} without any "
         "harmful or flagged image are not shown."
     )
-    rows = [
-        f"{center}: {', '.join(f'{number} in cycle {cycle}' for cycle, number in numbers[numbers > 0].items())}"
-        for center, numbers in flagged.iterrows()
-        if numbers.any()
-    ]
+    rows = []
+    for center, *numbers in flagged.itertuples():
+        told = [f"{number} in cycle {cycle}" for cycle, number in zip(run.cycles, numbers, strict=True) if number]
+        rows += [f"{center}: {', '.join(told)}"] if told else []
     alternative = f"Map of centers by cycles. Images flagged: {'; '.join(rows) or 'none'}."
     size = max(5.0, 3 + 0.45 * len(run.cycles)), 1.2 + 0.3 * max(1, len(shown))
     return of_run("flags", "Flags by center and cycle", run, caption, alternative, size, draw)
