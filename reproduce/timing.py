@@ -82,9 +82,9 @@ def _time(function: Callable, warm: bool = False) -> float:
     return statistics.median(seconds)
 
 
-def training_work(images: int, cycles: int) -> dict:
-    """The work of training on ``images`` in ``cycles``."""
-    return {"start": 1, "read": images, "train": images * cycles}
+def training_work(centers: list, cycles: int) -> dict:
+    """The work of training in ``cycles`` at ``centers``, of which each is its number of images."""
+    return {"start": 1, "read": sum(centers), "train": sum(centers) * cycles}
 
 
 def inference_work(tested: int, cycles: int) -> dict:
@@ -92,8 +92,9 @@ def inference_work(tested: int, cycles: int) -> dict:
     return {"start": 1, "read": tested, "predict": tested * cycles}
 
 
-def control_work(images: int, batches: int, tested: int, cycles: int) -> dict:
+def control_work(centers: list, batch_size: int, tested: int, cycles: int) -> dict:
     """The work of quality control: as in training, and an evaluation for every batch, and some for single images."""
+    images, batches = sum(centers), sum(-(-center // batch_size) for center in centers)
     tries = (1 + SHARE_TRIED_ALONE) * cycles
     return {"start": 1, "read": images + tested, "train": tries * images, "predict": tested * (tries * batches + 1)}
 

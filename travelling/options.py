@@ -443,7 +443,9 @@ def add_to_parser(parser: argparse.ArgumentParser, options: type) -> None:
         if about["group"] not in groups:
             groups[about["group"]] = parser.add_argument_group(about["group"])
         given = {"dest": field.name, "help": about["words"]}
-        if field.default is dataclasses.MISSING:
+        if not flag_of(field).startswith("-"):
+            del given["dest"]  # told by its place; it is needed
+        elif field.default is dataclasses.MISSING:
             given["required"] = True
         else:
             given["default"] = field.default
