@@ -46,7 +46,7 @@ $(FEDERATED): $(INSTALLED) requirements-federated.txt
 	@touch $@
 
 federated-demo: $(FEDERATED)
-	.venv/bin/python reproduce/federated_demo.py
+	.venv/bin/python travelling_quality_control/federated/demo.py
 
 test-federated: $(FEDERATED)
 	.venv/bin/python -m pytest tests/federated -m "not slow"

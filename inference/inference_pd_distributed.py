@@ -32,7 +32,7 @@ def main() -> None:
     from travelling.cohort import copies, read_cohort
     from travelling.console import progress_bar
     from travelling.files import write_csv
-    from travelling.metrics import age_groups, diagnose, metrics_by_subgroup, refuse_unordered_ages
+    from travelling.metrics import diagnose, metrics_by_subgroup, refuse_unordered_ages, subgroups
     from travelling.model_files import SPACE, model_pairs, read_record
     from travelling.run import Run
     from travelling.trainer import LocalTrainer
@@ -80,12 +80,8 @@ def main() -> None:
     notices = volumes.decode() + copies(volumes.images, test_set)
     trainer = LocalTrainer(model, volumes, test_set=test_set, evaluation_batch=settings.eval_batch_size)
     log = run.begin(device, notices + trainer.strange(record), volumes.images)
-    subgroups = {
-        "male": (test_set["Sex"] == "M").to_numpy(),
-        "female": (test_set["Sex"] == "F").to_numpy(),
-        **age_groups(test_set["Age"], settings.age_edges),
-    }
-    for name, members in {"test set": (test_set["Sex"] != "").to_numpy(), **subgroups}.items():
+    groups = subgroups(test_set, settings.age_edges)
+    for name, members in {"test set": (test_set["Sex"] != "").to_numpy(), **groups}.items():
         healthy, patients = (int((test_set["Group_bin"][members] == group).sum()) for group in (0, 1))
         if not healthy or not patients:
             log.info("notice: %s: %d HC and %d PD, so it has no AUC_ROC", name, healthy, patients)
@@ -98,7 +94,7 @@ def main() -> None:
             continue
         model.read_weights(*models[cycle])
         probabilities = trainer.predict()
-        row = {"cycle": cycle, **metrics_by_subgroup(test_set["Group_bin"], probabilities, subgroups)}
+        row = {"cycle": cycle, **metrics_by_subgroup(test_set["Group_bin"], probabilities, groups)}
         metrics.append(pd.DataFrame([row]))
         results = (cycle, test_set["Group_bin"], diagnose(probabilities), probabilities)
         predictions.append(pd.DataFrame(dict(zip(PREDICTION_COLUMNS, results, strict=True)) | dict(test_set[columns])))

@@ -13,57 +13,53 @@ Example:
     python reproduce/evaluate.py demo
 """
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
 from evaluation.layout import PARTS
 
 from travelling import command
-from travelling.options import Inference, Options, add_to_parser, changed
+from travelling.options import Inference, Options, changed, from_command_line, option
 
 
 @dataclass(kw_only=True)
-class Ages(Options):
-    """The ages that separate groups, as for inference."""
+class Evaluation(Options):
+    """What is evaluated, and how."""
 
+    study: Path = option("folder of a study", Path, metavar="STUDY_FOLDER", flag="study")
+    out: Path | None = option("for what is made (default: STUDY_FOLDER)", Path, None, metavar="FOLDER")
+    only: tuple = option("make these only (default: all)", str, PARTS, choices=PARTS, many="+")
+    with_images: bool = option(
+        "also show slices of the images that were eliminated or flagged by mistake (may be patients' brains)",
+        None, False,
+    )  # fmt: skip
+    cycle: int | None = option(
+        "after which the diagnoses are compared (default: the last that any model was tested after)",
+        command.number(int, 0), None, metavar="CYCLE",
+    )  # fmt: skip
     age_edges: tuple = changed(Inference, "age_edges", group=None)
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = command.Parser(__doc__)
-    whole = command.number(int, 0)
-    parser.add_argument("study", type=Path, metavar="STUDY_FOLDER", help="folder of a study")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="for what is made (default: STUDY_FOLDER)")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="make these only (default: all)")
-    images = "also show slices of the images that were eliminated or flagged by mistake (may be patients' brains)"
-    parser.add_argument("--with-images", action="store_true", help=images)
-    cycle = "after which the diagnoses are compared (default: the last that any model was tested after)"
-    parser.add_argument("--cycle", type=whole, metavar="CYCLE", help=cycle)
-    add_to_parser(parser, Ages)
-    resamples = {"type": command.number(int, 99), "default": 9999, "metavar": "N"}
-    parser.add_argument("--resamples", help="bootstrap resamples of the test set", **resamples)
-    parser.add_argument("--seed", type=whole, default=0, help="of the bootstrap")
-    return parser.parse_args()
+    resamples: int = option("bootstrap resamples of the test set", command.number(int, 99), 9999, metavar="N")
+    seed: int = option("of the bootstrap", command.number(int, 0), 0)
 
 
 def main() -> None:
     """Read the study, and make what is asked for."""
-    arguments = parse_arguments()
+    told = from_command_line(Evaluation, __doc__)
     # Only now, so that --help answers at once.
     from evaluation.records import read_study
     from evaluation.report import evaluate
 
-    folder = arguments.out or arguments.study
-    options = {name: getattr(arguments, name) for name in ("cycle", "age_edges", "resamples", "seed")}
-    tables, figures = evaluate(read_study(arguments.study), folder, arguments.only, arguments.with_images, **options)
-    if "tables" in arguments.only:
-        print(f"{len(tables)} tables as CSV, Markdown and LaTeX: {folder / 'tables'}")
-    if "figures" in arguments.only:
-        print(f"{len(figures)} figures as PNG and PDF: {folder / 'figures'}")
-    if "report" in arguments.only:
-        print(f"report: {folder / 'report.html'}")
+    folder = told.out or told.study
+    tables, figures = evaluate(
+        read_study(told.study), folder, told.only, told.with_images, cycle=told.cycle, age_edges=told.age_edges,
+        resamples=told.resamples, seed=told.seed,
+    )  # fmt: skip
+    made = {
+        "tables": f"{len(tables)} tables as CSV, Markdown and LaTeX: {folder / 'tables'}",
+        "figures": f"{len(figures)} figures as PNG and PDF: {folder / 'figures'}",
+        "report": f"report: {folder / 'report.html'}",
+    }
+    print("\n".join(made[part] for part in PARTS if part in told.only))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from evaluation.layout import CLEAN, control_folder
-from plan import PAPER, Cohort, Study, plan
+from plan import PAPER, Study
 
 from reproduce import carry_out
 from travelling import command
@@ -67,13 +67,8 @@ def main() -> None:
     judgement = from_command_line(Judgement, __doc__)
     study = judgement.study(setting_for(judgement))
     study.check(str)
-    run_folder = Path(CLEAN) / control_folder(*study.settings)
-
-    def plan_of_run(arguments: Study, cohort: Cohort) -> list:
-        """The pre-trained model and quality control, without the models that a study compares with."""
-        return [step for step in plan(arguments, cohort) if step.name in ("pretrained", str(run_folder))]
-
-    if not carry_out(study, plan_of_run):
+    run_folder = f"{CLEAN}/{control_folder(*study.settings)}"
+    if not carry_out(study, ("pretrained", run_folder)):  # without the models that a study compares with
         return
     # Only now, so that --help answers at once.
     from travelling_quality_control.reporting.one_run import in_one_line, write_report

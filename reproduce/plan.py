@@ -58,12 +58,12 @@ def _default(name):
 
 @dataclass(kw_only=True)
 class Study(Evaluation, Device, Images):
-    """What a study is told; options of the scripts go to them as they are."""
+    """What a study is told; options of the scripts go to them as they are. The types are those after :meth:`check`."""
 
-    train: Path | None = option("training set (docs/data.md)", Path, None, metavar="CSV", group="study")
-    test: Path | None = option("test set", Path, None, metavar="CSV", group="study")
+    train: Path = option("training set (docs/data.md)", Path, None, metavar="CSV", group="study")
+    test: Path = option("test set", Path, None, metavar="CSV", group="study")
     demo: bool = option("make a synthetic cohort and use that", None, False, group="study")
-    out: Path | None = option("for everything (default with --demo: demo)", Path, None, metavar="FOLDER", group="study")
+    out: Path = option("for everything (default with --demo: demo)", Path, None, metavar="FOLDER", group="study")
     seeds: int = option(
         "how often the study is repeated on the same cohort, with other seeds", COUNT, 1, metavar="N", group="study"
     )
@@ -77,19 +77,19 @@ class Study(Evaluation, Device, Images):
         str, (layout.PUBLISHED,), choices=tuple(SETTINGS), many="+", group="study",
     )  # fmt: skip
     without_dirty: bool = option("leave out the dirty baselines, which saves time", None, False, group="study")
-    jobs: int | None = option(
+    jobs: int = option(
         f"steps that run at the same time; each needs memory of its own, on a GPU too {_default('jobs')}",
         COUNT, None, metavar="N", group="study",
     )  # fmt: skip
     dry_run: bool = option("print the plan as a shell script, and run nothing", None, False, group="study")
     overwrite: bool = option("replace results that were made with other options", None, False, group="study")
 
-    cycles: int | None = option(f"cycles in all {_default('cycles')}", COUNT, None, metavar="N", group="training")
+    cycles: int = option(f"cycles in all {_default('cycles')}", COUNT, None, metavar="N", group="training")
     pretrained_cycles: int = option("cycles of the pre-trained model", COUNT, 10, metavar="N", group="training")
-    width: float | None = changed(
+    width: float = changed(
         StandardModel, "width", None, group="training", words=f"filters, relative to the paper's {_default('width')}"
     )
-    pretraining_rate: float | None = changed(
+    pretraining_rate: float = changed(
         StandardModel, "learning_rate", None, group="training",
         words=f"learning rate in cycle 0, of the pre-trained model {_default('pretraining_rate')}",
     )  # fmt: skip
@@ -105,32 +105,27 @@ class Study(Evaluation, Device, Images):
     error: float = changed(LocalQualityControl, "error", flag=None, group=CONTROL)
     false_alarms: float | None = changed(LocalQualityControl, "false_alarms", group=CONTROL)
     verify_every: int = changed(LocalQualityControl, "verify_every", group=CONTROL)
-    revisit: int | None = changed(
+    revisit: int = changed(
         LocalQualityControl, "revisit", None, flag=None, group=CONTROL,
         words=f"cycles that a flagged image waits {_default('revisit')}",
     )  # fmt: skip
     allow_saturated: bool = changed(LocalQualityControl, "allow_saturated", group=CONTROL)
     keep_every: int = changed(LocalQualityControl, "keep_every")
-    shrink: int | None = option(
+    shrink: int = option(
         f"divides the paper's numbers of images {_default('shrink')}", COUNT, None, metavar="N", group="demo cohort"
     )
-    spacing: float | None = option(
+    spacing: float = option(
         f"voxel size {_default('spacing')}", command.number(float, 0.01), None, metavar="MM", group="demo cohort"
     )
 
     def check(self, spell: Callable[[str], str]) -> None:
         """Check how options go together, and fill in the defaults of the paper or of the demo."""
-        if self.demo:
-            for name in ("train", "test"):
-                if getattr(self, name):
-                    raise ValueError(f"{spell(name)}: --demo makes its own cohort")
-        else:
-            for name in ("train", "test", "out"):
-                if not getattr(self, name):
-                    raise ValueError(f"{spell(name)}: is needed (or --demo)")
-            for name in ("shrink", "spacing"):
-                if getattr(self, name):
-                    raise ValueError(f"{spell(name)}: with --demo only")
+        for name in () if self.demo else ("train", "test", "out"):
+            if not getattr(self, name):
+                raise ValueError(f"{spell(name)}: is needed (or --demo)")
+        for name in ("train", "test") if self.demo else ("shrink", "spacing"):
+            if getattr(self, name):
+                raise ValueError(f"{spell(name)}: {'--demo makes its own cohort' if self.demo else 'with --demo only'}")
         for name, value in (DEMO if self.demo else PAPER).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -182,80 +177,67 @@ def _plan_of_seed(arguments, cohort, place, seed):
     size, pretrained, steps = arguments.batch_size, place / "pretrained", []
     encoder, classifier = model_files(pretrained, size, arguments.pretrained_cycles - 1)
     further = arguments.cycles - arguments.pretrained_cycles
-    images, batches = sum(cohort.centers), sum(-(-center // size) for center in cohort.centers)
     device, storage = given("precision", "deterministic"), given("cache_gb", "cache_dir", "reorient")
 
-    def add(target, script, values, *, reads, results, storage=None, **facts):
-        """A step; ``values`` are options that decide its results, which are what comes after the target's name."""
+    def add(target, script, values, results, model=None, storage=None, **facts):
+        """A step; ``values`` are options that decide its results, which are what comes after the target's name.
+
+        ``model`` is the folder of the run whose models it takes.
+        """
+        reads = [values[name] for name in ("fn_train", "fn", "fn_test") if name in values]
+        reads += [model / "run.json"] if model else []
         if script in PUBLISHED_SEEDS:
             values = values | {"seed": PUBLISHED_SEEDS[script] + seed}
         line = (SCRIPTS[script], *to_command_line(OPTIONS[script], **values))
+        options = tuple(to_command_line(OPTIONS[script], **(storage or {})))
         results = tuple(Path(f"{target}{result}") for result in results)
-        steps.append(
-            Step(
-                str(target),
-                line,
-                tuple(reads),
-                results,
-                tuple(to_command_line(OPTIONS[script], **(storage or {}))),
-                **facts,
-            )
-        )
+        steps.append(Step(str(target), line, tuple(reads), results, options, **facts))
 
-    def train(target, script, csv, values, reads=(), results=(), **facts):
-        values = {"fn_train": csv, **values, "output_folder": target, **given("protocol"), **device}
-        facts |= {"reads": [csv, *reads], "results": ["/run.json", *results]}
-        add(target, script, values, storage=storage | given("keep_every"), **facts)
+    def train(target, script, values, results=(), **facts):
+        values = values | {"output_folder": target, **given("protocol"), **device}
+        add(target, script, values, ["/run.json", *results], storage=storage | given("keep_every"), **facts)
 
-    def go_on(target, script, csv, values, reads=(), **facts):
+    def go_on(target, script, csv, values, results=(), **facts):
         """Going on from the pre-trained model, and inference on the models of every cycle."""
-        values = {"en": encoder, "pd": classifier, "cycles": arguments.cycles, **values, **given("learning_rate")}
-        train(target, script, csv, values, reads=[*reads, pretrained / "run.json"], **facts)
+        values = {"fn_train": csv, "en": encoder, "pd": classifier, "cycles": arguments.cycles, **values}
+        train(target, script, values | given("learning_rate"), results, model=pretrained, **facts)
         values = {"fn": cohort.test_csv, "en": target, "pd": target, "o": target / "inference"}
         add(
             target / "inference", "infer", values | given("eval_batch_size") | device,
-            reads=[cohort.test_csv, target / "run.json"], results=["_run.json", "_metrics.csv", "_predictions.csv"],
-            storage=storage, overwrites=True, work=inference_work(cohort.tested, further),
+            ["_run.json", "_metrics.csv", "_predictions.csv"], model=target, storage=storage, overwrites=True,
+            work=inference_work(cohort.tested, further),
         )  # fmt: skip
 
-    def go_on_without_control(target, csv, harmful):
+    def go_on_without_control(target, csv, centers):
         """By the script of the dirty baseline, clean images too: same start, same seed, same learning rates."""
-        go_on(target, "dirty", csv, {"batch_size": size}, work=training_work(images + harmful, further))
+        go_on(target, "dirty", csv, {"batch_size": size}, work=training_work(centers, further))
 
-    def control(target, csv, setting, harmful, harmful_batches):
+    def control(target, csv, centers, setting):
         options = SETTINGS[setting]
         values = {"fn_test": cohort.test_csv, "fn_save": target / "log", **given("revisit", "error", "batch_size")}
         values |= options | (given("false_alarms") if options.get("screen") else {})
         values |= given("verify_every") if arguments.verify_every > 1 else {}  # as in version 0.2 otherwise
         values |= given("eval_batch_size", "allow_saturated")
-        go_on(
-            target, "control", csv, values, reads=[cohort.test_csv], results=["/log.csv", "/log_subjects.csv"],
-            work=control_work(images + harmful, batches + harmful_batches, cohort.tested, further),
-        )  # fmt: skip
+        work = control_work(centers, size, cohort.tested, further)
+        go_on(target, "control", csv, values, ["/log.csv", "/log_subjects.csv"], work=work)
 
-    train(
-        pretrained, "train", cohort.training_csv,
-        {"cycles": arguments.pretrained_cycles, "batch_size": size, **given("width")}
-        | {"learning_rate": arguments.pretraining_rate},
-        results=[f"/{half.name}" for half in (encoder, classifier)], alone=True,
-        work=training_work(images, arguments.pretrained_cycles),
-    )  # fmt: skip
-    go_on_without_control(place / CLEAN, cohort.training_csv, 0)
+    values = {"fn_train": cohort.training_csv, "cycles": arguments.pretrained_cycles, "batch_size": size}
+    values |= given("width") | {"learning_rate": arguments.pretraining_rate}
+    models = [f"/{half.name}" for half in (encoder, classifier)]
+    work = training_work(cohort.centers, arguments.pretrained_cycles)
+    train(pretrained, "train", values, models, alone=True, work=work)
+    go_on_without_control(place / CLEAN, cohort.training_csv, cohort.centers)
     for experiment, kind in conditions_of(arguments.experiments, arguments.kinds):
-        target, csv, harmful, harmful_batches = place / condition_name(experiment, kind), cohort.training_csv, 0, 0
+        target, csv, centers = place / condition_name(experiment, kind), cohort.training_csv, cohort.centers
         if experiment != CLEAN:
-            each = arguments.images if experiment == "whole_centers" else 1
-            harmful, harmful_batches = arguments.centers * each, arguments.centers * -(-each // size)
-            csv = target / HARM / "training_set.csv"
-            values = {"fn_train": cohort.training_csv, "experiment": experiment, "kind": kind}
-            add(
-                target / HARM, "harm",
-                values | given("centers", "images", "maximum") | {"output_folder": target / HARM},
-                reads=[cohort.training_csv], results=["/training_set.csv", "/truth.csv", "/run.json"],
-                work={"harm": harmful},
-            )  # fmt: skip
+            values = {"fn_train": csv, "experiment": experiment, "kind": kind, **given("centers", "images", "maximum")}
+            values["output_folder"] = target / HARM
+            added = [arguments.images if experiment == "whole_centers" else 1] * arguments.centers
+            results = ["/training_set.csv", "/truth.csv", "/run.json"]
+            add(target / HARM, "harm", values, results, work={"harm": sum(added)})
+            csv, centers = target / HARM / "training_set.csv", [*centers, *added]
             if not arguments.without_dirty:
-                go_on_without_control(target / DIRTY, csv, harmful)
+                go_on_without_control(target / DIRTY, csv, centers)
         for setting in arguments.settings:
-            control(target / control_folder(setting), csv, setting, harmful, harmful_batches)
+            control(target / control_folder(setting), csv, centers, setting)
     return steps

@@ -18,7 +18,6 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 from evaluation.layout import PAPER_KINDS, PUBLISHED, SETTINGS
@@ -34,15 +33,15 @@ from travelling.options import FALSE_ALARMS, from_command_line
 def main() -> None:
     """Print the plan, run what is missing, and evaluate it."""
     arguments, start = from_command_line(Study, __doc__), time.monotonic()
-    if carry_out(arguments, plan):
+    if carry_out(arguments):
         evaluate(arguments.out, arguments)
         minutes = (time.monotonic() - start) / 60
         print(f"\nTables, figures and everything behind them: {arguments.out} ({minutes:.1f} minutes)")
         print(f"Read it all: {arguments.out / 'report.html'}")
 
 
-def carry_out(arguments: Study, make_plan: Callable) -> bool:
-    """Print the plan that ``make_plan(arguments, cohort)`` gives, and run what is missing; False with ``--dry-run``."""
+def carry_out(arguments: Study, names: tuple = ()) -> bool:
+    """Print the plan (``names``: of these steps only), and run what is missing; False with ``--dry-run``."""
     # Only now, so that --help answers at once.
     from travelling.files import refuse_read_only
 
@@ -51,7 +50,7 @@ def carry_out(arguments: Study, make_plan: Callable) -> bool:
     refuse_read_only(folder)
     cohort = demo_cohort(arguments) if arguments.demo else read_cohort(arguments)
     refuse_unfit_cohort(cohort, arguments)
-    steps = make_plan(arguments, cohort)
+    steps = [step for step in plan(arguments, cohort) if not names or step.name in names]
     if not arguments.overwrite:
         refuse_other_results(steps, folder)
     refuse_changed_images(folder, cohort.files)
@@ -122,10 +121,10 @@ def refuse_unfit_images(steps: list, arguments: Study) -> None:
     from travelling.volumes import for_each_image, read_with_content
 
     training_set, test_set = cohort.read_cohort(arguments.train), cohort.read_cohort(arguments.test)
-    trained = {path: subject for subject, path in training_set["Path"].items()}
-    subjects = trained | {path: subject for subject, path in test_set["Path"].items()}
+    trained = dict(zip(training_set["Path"], training_set.index, strict=True))
+    subjects = trained | dict(zip(test_set["Path"], test_set.index, strict=True))
     kinds = [kind for step in steps for kind in harm.PUBLISHED if kind in step.line]
-    contents = {}
+    contents: dict[str, dict] = {}
 
     def read(path):
         voxels, contents[subjects[path]] = read_with_content(path)

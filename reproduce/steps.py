@@ -198,7 +198,7 @@ def duration_text(seconds: float) -> str:
     return f"{max(1, seconds):.0f} s"
 
 
-def run_apart(function: Callable, *arguments) -> Any:
+def run_apart(function: Callable, *arguments: Any) -> Any:
     """Call a function in a process of its own, so that this one never holds a GPU; returns what it returns."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, initializer=_stand_apart) as pool:
@@ -210,13 +210,19 @@ def run_apart(function: Callable, *arguments) -> Any:
 
 def _stand_apart():
     """In the process of a function: Ctrl-C does not reach it, and it does not outlive its parent."""
+    os.setpgrp()
+    if parent := multiprocessing.parent_process():
+        _end_after(parent.join)
 
-    def follow_parent():
-        multiprocessing.parent_process().join()
+
+def _end_after(wait):
+    """End this process when ``wait()`` returns."""
+
+    def follow():
+        wait()
         os.kill(os.getpid(), signal.SIGTERM)
 
-    os.setpgrp()
-    threading.Thread(target=follow_parent, daemon=True).start()
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def stop_on_signals() -> None:
@@ -232,19 +238,15 @@ def stop_on_signals() -> None:
 
 def _stop_scripts():
     """Ask the scripts that run to finish what they are at and stop; asked again, they stop at once."""
-    for process in [*_running, *multiprocessing.active_children()]:
+    running: list[Any] = [*_running, *multiprocessing.active_children()]
+    for process in running:
         process.terminate()
 
 
 def _run_script():
     """In the process of a script: run it, and stop it where nobody is left who waits for it."""
-
-    def follow_parent():
-        os.read(0, 1)  # ends with the process that has the other end
-        os.kill(os.getpid(), signal.SIGTERM)
-
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
-    threading.Thread(target=follow_parent, daemon=True).start()
+    _end_after(lambda: os.read(0, 1))  # until the process is gone that has the other end
     del sys.argv[0]
     sys.path[0] = str(Path(sys.argv[0]).parent)
     runpy.run_path(sys.argv[0], run_name="__main__")

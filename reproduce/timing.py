@@ -65,8 +65,9 @@ def _seconds_of_files(image, spacing):
             make = _time(lambda: write_subject(row, folder, spacing, effect=1.0, seed=0), warm=True)
             (image,) = (Path(folder) / "images").iterdir()
         read = _time(lambda: read_voxels(image))
+    cores = os.cpu_count() or 1
     # A harmful image is read twice, and written, which takes about as long as reading it thrice.
-    return {"read": read / os.cpu_count(), "make": make / min(os.cpu_count(), 8), "harm": 5 * read}
+    return {"read": read / cores, "make": make / min(cores, 8), "harm": 5 * read}
 
 
 def _time(function: Callable, warm: bool = False) -> float:
@@ -81,9 +82,9 @@ def _time(function: Callable, warm: bool = False) -> float:
     return statistics.median(seconds)
 
 
-def training_work(images: int, cycles: int) -> dict:
-    """The work of training on ``images`` in ``cycles``."""
-    return {"start": 1, "read": images, "train": images * cycles}
+def training_work(centers: list, cycles: int) -> dict:
+    """The work of training in ``cycles`` at ``centers``, of which each is its number of images."""
+    return {"start": 1, "read": sum(centers), "train": sum(centers) * cycles}
 
 
 def inference_work(tested: int, cycles: int) -> dict:
@@ -91,8 +92,9 @@ def inference_work(tested: int, cycles: int) -> dict:
     return {"start": 1, "read": tested, "predict": tested * cycles}
 
 
-def control_work(images: int, batches: int, tested: int, cycles: int) -> dict:
+def control_work(centers: list, batch_size: int, tested: int, cycles: int) -> dict:
     """The work of quality control: as in training, and an evaluation for every batch, and some for single images."""
+    images, batches = sum(centers), sum(-(-center // batch_size) for center in centers)
     tries = (1 + SHARE_TRIED_ALONE) * cycles
     return {"start": 1, "read": images + tested, "train": tries * images, "predict": tested * (tries * batches + 1)}
 

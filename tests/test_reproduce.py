@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -209,6 +210,9 @@ def test_the_plan_is_the_papers(monkeypatch, study):
         assert option(steps[name], "-pd") == "pretrained/classifier_PD_distributed_BS5_09.keras"
     assert option(steps["single_noise/dirty_baseline"], "-fn_train") == "single_noise/harmful/training_set.csv"
     assert option(steps["clean"], "-fn_train") == str(study.options[1])
+    test_csv, pretrained = study.options[3], Path("pretrained/run.json")
+    assert control.reads == (Path("single_noise/harmful/training_set.csv"), test_csv, pretrained)
+    assert steps["clean/inference"].reads == (test_csv, Path("clean/run.json"))
     overwriting = {name for name, step in steps.items() if "--overwrite" in step.command()}
     assert overwriting == {name for name in IN_ORDER if name.endswith("/inference")}
     assert all("--overwrite" in step.command(overwrite=True) for step in steps.values())

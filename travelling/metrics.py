@@ -1,14 +1,20 @@
 """How good the diagnoses are: counts, rates and the usual metrics, overall and by subgroup."""
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.metrics import accuracy_score, f1_score, recall_score, roc_auc_score
 
 from travelling.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 THRESHOLD = 0.5  # a prediction of at least this is a diagnosis of PD
 
@@ -107,6 +113,12 @@ def age_groups(ages: ArrayLike, edges: Sequence[float]) -> dict[str, np.ndarray]
             name = f"age_{low:g}_to_{high:g}"
         masks[name] = (ages >= low) & (ages < high)
     return masks
+
+
+def subgroups(people: pd.DataFrame, age_edges: Sequence[float]) -> dict[str, np.ndarray]:
+    """Boolean masks of the subgroups of a table with Sex and Age, by name: male, female, and :func:`age_groups`."""
+    sexes = {name: (people["Sex"] == letter).to_numpy() for name, letter in (("male", "M"), ("female", "F"))}
+    return sexes | age_groups(people["Age"], age_edges)
 
 
 def metrics_by_subgroup(

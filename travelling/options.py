@@ -44,8 +44,9 @@ def option(
     """A field of a class of options.
 
     ``parse`` makes its value of a text (None: the option is a flag that is there or not), ``many`` tells how many it
-    may have (argparse's ``nargs``); ``flag`` is its spelling on the command line where that is not ``--kebab-case``;
-    ``from_json(value, folder)`` makes its value of what a file says, where ``parse`` cannot.
+    may have (argparse's ``nargs``); ``flag`` is its spelling on the command line where that is not ``--kebab-case``
+    (without a dash: the option is told by its place, and needed); ``from_json(value, folder)`` makes its value of what
+    a file says, where ``parse`` cannot.
     """
     about = {key: value for key, value in locals().items() if key != "default"}
     if default is _REQUIRED:
@@ -451,7 +452,9 @@ def add_to_parser(parser: argparse.ArgumentParser, options: type) -> None:
         if about["group"] not in groups:
             groups[about["group"]] = parser.add_argument_group(about["group"])
         given = {"dest": field.name, "help": about["words"]}
-        if field.default is dataclasses.MISSING:
+        if not flag_of(field).startswith("-"):
+            del given["dest"]  # told by its place; it is needed
+        elif field.default is dataclasses.MISSING:
             given["required"] = True
         else:
             given["default"] = field.default

@@ -9,21 +9,11 @@ from evaluation.intervals import RESAMPLES, metric_replicates, paired_p_value, p
 from evaluation.layout import CLEAN
 from evaluation.records import Study
 from travelling.errors import InputError
-from travelling.metrics import METRICS, age_groups, performance, refuse_unordered_ages
+from travelling.metrics import METRICS, performance, refuse_unordered_ages, subgroups
 from travelling.options import AGE_EDGES
 
 CLEAN_KEY = ("", "", CLEAN)
 ALL = "all"
-
-
-def subgroups(people: pd.DataFrame, age_edges: tuple) -> dict:
-    """Boolean masks of the subgroups of a table with Sex and Age, by name: all, male, female, age groups."""
-    return {
-        ALL: np.ones(len(people), dtype=bool),
-        "male": (people["Sex"] == "M").to_numpy(),
-        "female": (people["Sex"] == "F").to_numpy(),
-        **age_groups(people["Age"], age_edges),
-    }
 
 
 class Diagnoses:
@@ -36,7 +26,10 @@ class Diagnoses:
     was tested after ``cycle`` or the edges do not increase.
     """
 
-    def __init__(self, study: Study, cycle: int | None = None, age_edges=AGE_EDGES, resamples=RESAMPLES, seed=0):
+    def __init__(
+        self, study: Study, cycle: int | None = None, age_edges: tuple = AGE_EDGES, resamples: int = RESAMPLES,
+        seed: int = 0,
+    ):  # fmt: skip
         refuse_unordered_ages(age_edges)
         self.keys, self.age_edges, self.resamples, self.seed = study.keys, age_edges, resamples, seed
         tested = [model for model in study.models if model.predictions is not None]
@@ -45,7 +38,10 @@ class Diagnoses:
             raise InputError(f"{study.folder}: no model was tested after cycle {cycle}; there are {cycles}")
         self.cycle = max(cycles, default=None) if cycle is None else cycle
         self.when = "(no model was tested)" if self.cycle is None else f"after cycle {self.cycle}"
-        self.notes, self.values, self.replicates, self.sizes = [], {}, {}, {}
+        self.values: dict[tuple, np.ndarray] = {}
+        self.replicates: dict[tuple, np.ndarray] = {}
+        self.sizes: dict[tuple, list[int]] = {}
+        self.notes: list[str] = []
         by_seed: dict[str, list] = {}
         for model in tested:
             now = model.predictions[model.predictions["cycle"] == self.cycle].sort_values("Subject")
@@ -59,7 +55,8 @@ class Diagnoses:
             people = models[0][1]
             content = people[["Subject", "ground_truth", "Sex", "Age"]].astype(str).to_numpy()
             stream = streams.setdefault(tuple(content.ravel()), len(streams))
-            for number, (subgroup, members) in enumerate(subgroups(people, age_edges).items()):
+            everybody = {ALL: np.ones(len(people), dtype=bool)}
+            for number, (subgroup, members) in enumerate((everybody | subgroups(people, age_edges)).items()):
                 labels = people["ground_truth"].to_numpy()[members]
                 self.sizes[subgroup, name] = [int(np.sum(labels == label)) for label in (0, 1)]
                 predictions = np.array([now["preds_raw"].to_numpy()[members] for _, now in models])

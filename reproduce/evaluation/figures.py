@@ -6,7 +6,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 
-from evaluation.layout import CLEAN, CONTROLLED, DIRTY, control_folder
+from evaluation.layout import CLEAN, DIRTY, control_folder
 from evaluation.records import ControlRun, Study, in_words
 from evaluation.render import METRIC_NAMES, MODEL_NAMES
 from evaluation.tables.thresholds import detection_by_threshold
@@ -21,8 +21,8 @@ LONGEST_NAME = 30  # characters of a center's name beside a map; the tables have
 MOST_COLUMNS = 6  # experiments side by side; more get another figure
 TRIANGLE, ELLIPSIS = "\N{BLACK DOWN-POINTING TRIANGLE}", "\N{HORIZONTAL ELLIPSIS}"
 
-# Color, marker and line of models.
-_LOOKS = {CLEAN: ("green", "o", ":"), DIRTY: ("orange", "s", "--"), CONTROLLED: ("blue", "D", "-")}
+# Color, marker and line of the clean, the dirty and the quality-controlled model.
+_LOOKS = ("green", "o", ":"), ("orange", "s", "--"), ("blue", "D", "-")
 
 
 def make_figures(study: Study, with_images: bool = False) -> list:
@@ -55,7 +55,7 @@ def metrics_by_cycle(study: Study, conditions: list, number: int = 1) -> Picture
 
     ``conditions`` are the experiments that are drawn, ``number`` that of the figure.
     """
-    looks = {CLEAN: CLEAN, DIRTY: DIRTY, control_folder(study.main_setting): CONTROLLED}
+    looks = dict(zip((CLEAN, DIRTY, control_folder(study.main_setting)), _LOOKS, strict=True))
     curves = {}  # mean, smallest and largest of the metrics over seeds, by cycle
     for key in study.keys:
         tables = [model.metrics for model in study.models if model.key == key and model.metrics is not None]
@@ -69,16 +69,15 @@ def metrics_by_cycle(study: Study, conditions: list, number: int = 1) -> Picture
             column[0].set_title(in_words(*condition))
             column[-1].set_xlabel("cycle")
             column[-1].xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, nbins=6))
-            shown = {key[2]: curve for key, curve in curves.items() if key[2] == CLEAN or key[:2] == condition}
-            for model, curve in shown.items():
-                color, marker, line = _LOOKS[looks[model]]
-                color = colors[color]
-                style = {"color": color, "marker": marker, "linestyle": line, "markersize": 3.5}
+            for key in [key for key in curves if key[2] == CLEAN or key[:2] == condition]:
+                color, marker, line = looks[key[2]]
+                style = {"color": colors[color], "marker": marker, "linestyle": line, "markersize": 3.5}
                 for axis, metric in zip(column, DRAWN_METRICS, strict=True):
-                    values = curve[metric]
-                    axis.plot(values.index, values["mean"], label=MODEL_NAMES[model], **style)
+                    values = curves[key][metric]
+                    axis.plot(values.index, values["mean"], label=MODEL_NAMES[key[2]], **style)
                     if several:
-                        axis.fill_between(values.index, values["min"], values["max"], color=color, alpha=0.2, lw=0)
+                        band = {"color": colors[color], "alpha": 0.2, "lw": 0}
+                        axis.fill_between(values.index, values["min"], values["max"], **band)
         for row, metric in zip(axes, DRAWN_METRICS, strict=True):
             row[0].set(ylabel=METRIC_NAMES[metric], ylim=(-0.04, 1.04))
             for axis in row:
@@ -121,7 +120,7 @@ def flags_by_center(run: ControlRun) -> Picture:
         shares = flagged.div(shown["size"], axis=0)
         image = axis.pcolormesh(shares, cmap=shade, vmin=0, vmax=1, edgecolors=colors["faint"], linewidth=0.5)
         for (row, column), number in np.ndenumerate(flagged):
-            lost = eliminated.iloc[row, column]
+            lost = eliminated.to_numpy()[row, column]
             text = "  ".join(([str(number)] if number else []) + ([f"{TRIANGLE}{lost}"] if lost else []))
             axis.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8)
         labels = [f"{_short(center)} ({harmful} of {size} harmful)" for center, harmful, size in shown.itertuples()]
@@ -137,11 +136,10 @@ def flags_by_center(run: ControlRun) -> Picture:
         f"by center and cycle ({run.words}). Of {len(centers)} centers, the {len(centers) - len(shown)} without any "
         "harmful or flagged image are not shown."
     )
-    rows = [
-        f"{center}: {', '.join(f'{number} in cycle {cycle}' for cycle, number in numbers[numbers > 0].items())}"
-        for center, numbers in flagged.iterrows()
-        if numbers.any()
-    ]
+    rows = []
+    for center, *numbers in flagged.itertuples():
+        told = [f"{number} in cycle {cycle}" for cycle, number in zip(run.cycles, numbers, strict=True) if number]
+        rows += [f"{center}: {', '.join(told)}"] if told else []
     alternative = f"Map of centers by cycles. Images flagged: {'; '.join(rows) or 'none'}."
     size = max(5.0, 3 + 0.45 * len(run.cycles)), 1.2 + 0.3 * max(1, len(shown))
     return of_run("flags", "Flags by center and cycle", run, caption, alternative, size, draw)

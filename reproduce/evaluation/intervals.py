@@ -1,12 +1,10 @@
 """Uncertainty of the metrics: bootstrap over test subjects, and Wilson's interval for counts."""
 
-import warnings
-
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from travelling.metrics import METRICS, diagnose
+from travelling.metrics import METRICS, misdiagnosed
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999  # so that the smallest p-value is 2 / 10000
@@ -25,48 +23,39 @@ def metric_replicates(
     metric is not defined or a class has fewer than SMALLEST_CLASS subjects, which resampling cannot vary.
     """
     labels, predictions = np.asarray(labels), np.asarray(predictions, dtype=float)
-    nothing = np.full((len(predictions), len(METRICS), resamples), np.nan)
-    sizes = [int(np.sum(labels == group)) for group in (0, 1)]
-    if any(0 < size < SMALLEST_CLASS for size in sizes) or not any(sizes):
-        return nothing
-    # As in travelling.metrics: a prediction that is not a number is wrong.
-    right = (diagnose(predictions) == labels) & np.isfinite(predictions)
-    by_class = [right[:, labels == group].astype(float) for group in (0, 1)]
-    ranks = all(sizes) and np.isfinite(predictions).all(axis=1)
-    patients, healthy = predictions[:, labels == 1], predictions[:, labels == 0]
-    # 1 where the patient has the larger probability, 1/2 where both have the same: AUROC is its mean.
-    order = (np.sign(patients[:, :, None] - healthy[:, None, :]) + 1) / 2 if all(sizes) else None
-
-    def metrics(*drawn, axis):
-        weights = {group: _times_drawn(indices, sizes[group]) for group, indices in zip(present, drawn, strict=True)}
-        # (resamples, models)
-        correct = [weights[group] @ by_class[group].T if group in weights else 0 for group in (0, 1)]
-        result = np.full((len(predictions), len(METRICS), len(drawn[0])), np.nan)
-        true_positives, false_positives = correct[1], sizes[0] - correct[0]
-        result[:, METRICS.index("accuracy")] = ((correct[0] + correct[1]) / sum(sizes)).T
-        if sizes[1]:
-            result[:, METRICS.index("sensitivity")] = (correct[1] / sizes[1]).T
-            f1 = 2 * true_positives / (true_positives + false_positives + sizes[1])
-            result[:, METRICS.index("F1_SCORE")] = f1.T
-        if sizes[0]:
-            result[:, METRICS.index("specificity")] = (correct[0] / sizes[0]).T
-        for model in np.flatnonzero(ranks):
-            pairs = ((weights[1] @ order[model]) * weights[0]).sum(axis=1)
-            result[model, METRICS.index("AUC_ROC")] = pairs / (sizes[0] * sizes[1])
-        return result
-
-    present = [group for group in (0, 1) if sizes[group]]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # metrics that are not defined: NaN, as promised
-        numbers = [np.arange(sizes[group]) for group in present]
-        options = {"n_resamples": resamples, "method": "percentile", "rng": np.random.default_rng(seed)}
-        return stats.bootstrap(numbers, metrics, vectorized=True, paired=False, **options).bootstrap_distribution
+    groups = labels == 0, labels == 1
+    healthy, patients = (int(group.sum()) for group in groups)
+    if not len(labels) or any(0 < size < SMALLEST_CLASS for size in (healthy, patients)):
+        return np.full((len(predictions), len(METRICS), resamples), np.nan)
+    generator = np.random.default_rng(seed)
+    drawn = [_times_drawn(size, resamples, generator) for size in (healthy, patients)]
+    right = ~misdiagnosed(labels, predictions)
+    true_negatives, true_positives = (
+        right[:, group] @ times.T for group, times in zip(groups, drawn, strict=True)
+    )  # (models, resamples)
+    # 1 where the patient has the larger probability, 1/2 where both have the same: AUROC is its mean. A model whose
+    # predictions are not all numbers has none.
+    ranked = np.where(np.isfinite(predictions).all(axis=1, keepdims=True), predictions, np.nan)
+    order = (np.sign(ranked[:, groups[1], None] - ranked[:, None, groups[0]]) + 1) / 2
+    won = np.array([((drawn[1] @ pairs) * drawn[0]).sum(axis=1) for pairs in order])
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN: not defined
+        metrics = {
+            "accuracy": (true_negatives + true_positives) / len(labels),
+            "sensitivity": true_positives / patients,
+            "specificity": true_negatives / healthy,
+            "AUC_ROC": won / (healthy * patients),
+            "F1_SCORE": 2 * true_positives / (true_positives + healthy - true_negatives + patients),
+        }
+    if not patients:
+        metrics["F1_SCORE"][:] = np.nan
+    return np.stack([metrics[name] for name in METRICS], axis=1)
 
 
-def _times_drawn(indices, size):
-    """How often each of ``size`` subjects is among the drawn ``indices`` (resamples, draws): (resamples, size)."""
-    shifted = indices + size * np.arange(len(indices))[:, None]
-    return np.bincount(shifted.ravel(), minlength=len(indices) * size).reshape(-1, size).astype(float)
+def _times_drawn(size, resamples, generator):
+    """How often each of ``size`` subjects is drawn for each resample: (resamples, size)."""
+    subjects = generator.integers(size, size=(resamples, size)) if size else np.zeros((resamples, 0), int)
+    places = subjects + size * np.arange(resamples)[:, None]
+    return np.bincount(places.ravel(), minlength=resamples * size).reshape(resamples, size).astype(float)
 
 
 def percentile_interval(replicates: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ A study folder is laid out as docs/study.md tells; no image is opened. What is m
 :attr:`Study.notes`; what contradicts itself, or is a log that the audit refuses, raises InputError.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -74,7 +74,7 @@ class ControlRun(TrainedModel, LoggedRun):
         TrainedModel.__post_init__(self)
         LoggedRun.__post_init__(self)
         self.setting = CONTROL_FOLDERS[self.name]
-        self.place = self.experiment, self.kind, self.seed
+        self.place: tuple = self.experiment, self.kind, self.seed
         self.words = in_words(self.experiment, self.kind, "" if self.setting == PUBLISHED else self.setting, self.seed)
         # Of batches that were verified together the log tells one rise.
         self.tells_thresholds = self.rule.by_tolerance and self.options["verify_every"] == 1
@@ -171,11 +171,13 @@ def _conditions(folder):
     return sorted(found, key=lambda condition: _place(condition[1:]))
 
 
+@dataclass
 class _Reader:
     """Reads the runs of a study, and collects records and notes."""
 
-    def __init__(self, folder):
-        self.folder, self.records, self.notes = folder, {}, []
+    folder: Path
+    records: dict = field(default_factory=dict)
+    notes: list = field(default_factory=list)
 
     def note(self, path, text, of=None):
         """Note what is not there; of what was outside the study no reader needs to know where, only for which run."""
@@ -257,7 +259,7 @@ class _Reader:
         unknown = set(SEPARATOR.join(pd.concat(named)).split(SEPARATOR)) - set(images.index) if named else ()
         if unknown:
             raise InputError(f"{log_csv}: trained {min(unknown)}, who is not in {training_csv}")
-        known = {field.name: getattr(model, field.name) for field in fields(model)}
+        known = {one.name: getattr(model, one.name) for one in fields(model)}
         known["record"] = model.record | {"options": options}
         return ControlRun(**known, **parts, images=images, files=files)
 
@@ -303,25 +305,26 @@ def _read_predictions(folder):
     path, columns = folder / "inference_metrics.csv", ["accuracy", "AUC_ROC"]
     if path.is_file():
         written = read_table(path, ("cycle", *columns), ("cycle", *columns)).set_index("cycle")
-        for (cycle, metric), value in metrics[columns].stack(future_stack=True).items():
-            there = written[metric].get(cycle, np.nan)
-            if not np.isclose(there, value, atol=1e-6, equal_nan=True):
-                raise InputError(f"{path}: {metric} of cycle {cycle} is {there:g}, its predictions say {value:g}")
+        for cycle, row in metrics.iterrows():
+            for name in columns:
+                there, value = written[name].get(cycle, np.nan), row[name]
+                if not np.isclose(there, value, atol=1e-6, equal_nan=True):
+                    raise InputError(f"{path}: {name} of cycle {cycle} is {there:g}, its predictions say {value:g}")
     return table, metrics
 
 
 def _read_images(training_csv, truth_csv, experiment, kind):
     """The training images and the truth about them; without ``truth_csv`` all are good."""
     images = read_images(training_csv, ("Path", "Group_bin", "Sex"))
-    sources = pd.Series(dtype=object)
+    sources: dict[str, str] = {}
     if truth_csv:
         truth = read_table(truth_csv, ("Subject", "Study", "Kind", "Experiment", "Source"))
         if set(truth["Kind"]) != {kind} or set(truth["Experiment"]) != {experiment}:
             raise InputError(f"{truth_csv}: its Experiment or Kind is not that of its folder ({experiment}, {kind})")
         refuse_rows(truth_csv, truth["Subject"].duplicated(), "Subject appears before, too")
         refuse_rows(truth_csv, ~truth["Subject"].isin(images.index), f"Subject is not in {training_csv}")
-        sources = truth.set_index("Subject")["Source"]
-    images["Harmful"] = images.index.isin(sources.index)
-    images["Source"] = images.index.map(sources)
+        sources = dict(zip(truth["Subject"], truth["Source"], strict=True))
+    images["Harmful"] = images.index.isin(list(sources))
+    images["Source"] = images.index.map(sources.get)
     images["Center_images"] = images.groupby("Study")["Study"].transform("size")
     return images

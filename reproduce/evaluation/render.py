@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +11,23 @@ from evaluation.layout import CLEAN, CONTROL_FOLDERS, DIRTY, PUBLISHED
 from evaluation.records import Study, in_words
 from travelling.files import write_csv, write_whole
 from travelling_quality_control.reporting.pages import MISSING, number_text
+
+
+@dataclass
+class Table:
+    """A table: ``frame`` has its numbers (for CSV), ``views`` what readers see: {title: DataFrame of text}.
+
+    ``section`` is that of the report, ``caption`` says what is shown and how it was computed.
+    """
+
+    name: str
+    title: str
+    section: str
+    caption: str
+    frame: pd.DataFrame
+    views: dict
+    notes: list
+
 
 METRIC_NAMES = {
     "AUC_ROC": "AUROC", "accuracy": "accuracy", "sensitivity": "sensitivity", "specificity": "specificity",
@@ -31,11 +49,6 @@ MODEL_NAMES = {CLEAN: "clean", DIRTY: "dirty"} | {
 def subgroup_in_words(name: str) -> str:
     """``age_60_to_70`` -> ``age 60 to 70``."""
     return "all subjects" if name == "all" else name.replace("_", " ")
-
-
-def count_text(value: float) -> str:
-    """A whole number for readers."""
-    return number_text(value, digits=0)
 
 
 def p_text(value: float) -> str:
@@ -65,7 +78,7 @@ def number(
 
 def count(*names: str) -> Callable:
     """A cell: whole numbers of a row."""
-    return lambda row: ", ".join(count_text(row[name]) for name in names)
+    return lambda row: ", ".join(number_text(row[name], digits=0) for name in names)
 
 
 def text(name: str) -> Callable:
@@ -76,7 +89,7 @@ def text(name: str) -> Callable:
 VALUE = number("value", low="low", high="high", deviation="sd_over_seeds")
 _NAMES: dict[str, Callable] = {  # of what a row is about
     "experiment": in_words, "kind": in_words, "model": MODEL_NAMES.get, "setting": setting_in_words,
-    "subgroup": subgroup_in_words, "seeds": count_text,
+    "subgroup": subgroup_in_words, "seeds": str,
 }  # fmt: skip
 
 
@@ -111,7 +124,7 @@ def write_tables(tables: dict, folder: Path) -> None:
         write_whole(folder / f"{name}.tex", to_latex(table).encode())
 
 
-def to_markdown(table) -> str:
+def to_markdown(table: Table) -> str:
     """A table as Markdown, whatever its cells hold."""
     parts = [f"## {table.title}\n"]
     for title, shown in table.views.items():
@@ -136,7 +149,7 @@ _LATEX = str.maketrans(
 )
 
 
-def to_latex(table) -> str:
+def to_latex(table: Table) -> str:
     """A table as LaTeX, one float per view; needs the package booktabs."""
     parts = ["% needs \\usepackage{booktabs}", *(f"% missing: {' '.join(note.split())}" for note in table.notes)]
     for number_of_view, (title, shown) in enumerate(table.views.items(), 1):

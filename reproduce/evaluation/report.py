@@ -1,7 +1,9 @@
 """The report of a study as one HTML file: its words are in report.html.jinja, here is what they tell of."""
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +23,7 @@ FOLDER = Path(__file__).resolve().parent
 TEMPLATE = "report.html.jinja"
 
 
-def evaluate(study: Study, folder: Path, parts: tuple = PARTS, with_images: bool = False, **options) -> tuple:
+def evaluate(study: Study, folder: Path, parts: tuple = PARTS, with_images: bool = False, **options: Any) -> tuple:
     """Write parts of the evaluation of a study to a folder; returns (tables, figures), empty where no part needs them.
 
     ``options`` are those of :class:`evaluation.diagnoses.Diagnoses`.
@@ -43,16 +45,14 @@ def evaluate(study: Study, folder: Path, parts: tuple = PARTS, with_images: bool
 
 def write_pages(study: Study, folder: Path) -> list:
     """Write the report of every run that could be audited, as report.py makes it: [(run, its page in the folder)]."""
-    pages = []
-    for run in study.controls:
-        if run.files:
-            page = run.folder.relative_to(study.folder) / "report.html"
-            write_report(**run.files, page=folder / page, record=run.record)
-            pages.append((run, page))
+    audited = [run for run in study.controls if run.files]
+    pages = [(run, run.folder.relative_to(study.folder) / "report.html") for run in audited]
+    for run, page in pages:
+        write_report(**run.files, page=folder / page, record=run.record)
     return pages
 
 
-def make_report(study: Study, tables: dict, figures: list, resamples: int = RESAMPLES, pages: list = ()) -> str:
+def make_report(study: Study, tables: dict, figures: list, resamples: int = RESAMPLES, pages: Sequence = ()) -> str:
     """The report as HTML text.
 
     ``tables`` and ``figures`` are those of the study, ``resamples`` the number of bootstrap resamples behind the
@@ -70,7 +70,7 @@ def make_report(study: Study, tables: dict, figures: list, resamples: int = RESA
         settings=study.settings,
         pages=pages,
         runs=study.shown_controls,
-        told=[_run(run) for run in study.shown_controls],
+        told=[(run, _run(run)) for run in study.shown_controls],
         sizes=_sizes(study.shown_controls),
         summary=[_summary(study, tables, condition) for condition in study.conditions],
         tested=known.iloc[0] if len(known) else None,
@@ -118,11 +118,10 @@ def _run(run):
     """Tables of a run: the images that were flagged, the centers, and the images of those that lost any."""
     decisions = _decisions(run)
     eliminated = decisions["verdict"] == "eliminated"
-    images = run.images.assign(lost=run.images["Eliminated"] & ~run.images["Harmful"])
-    columns = {"harmful": "Harmful", "flagged": "Flagged", "eliminated": "Eliminated", "good eliminated": "lost"}
-    grouped = images.groupby("Study", sort=False)
-    centers = grouped.size().rename("images").to_frame()
-    centers[[*columns]] = grouped[[*columns.values()]].sum()
+    columns = {"images": "one", "harmful": "Harmful", "flagged": "Flagged", "eliminated": "Eliminated"}
+    columns["good eliminated"] = "lost"
+    images = run.images.assign(one=1, lost=run.images["Eliminated"] & ~run.images["Harmful"])
+    centers = images.groupby("Study", sort=False)[[*columns.values()]].sum().set_axis([*columns], axis=1)
     images["subject"], images["truth"] = images.index, np.where(images["Harmful"], HARMFUL, GOOD)
     flags = run.flags.groupby("Subject")["Cycle"].agg(by_cycle) if len(run.flags) else pd.Series()
     images["flags (cycle: number)"] = flags.reindex(images.index).fillna("")

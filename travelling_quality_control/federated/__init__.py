@@ -5,6 +5,7 @@
     job         submits one job per cycle to a FLARE server
     simulate    all centers of a cohort on one machine, in FLARE's simulator
     prepare_site  prepares a FLARE site: which classes it may run, where its CSV is
+    demo        four centers of the demo cohort in the simulator, and what a step costs
     settings    the configuration files of server and centers
     wire        how arrays travel in FLARE's messages
 

@@ -7,35 +7,20 @@ the function is the table's caption; what it has in braces is filled in. A new f
 import importlib
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import pandas as pd
 
-from evaluation.diagnoses import Diagnoses
+from evaluation.diagnoses import ALL, Diagnoses
+from evaluation.layout import CENTER_SIZES
 from evaluation.records import Study
-from evaluation.render import setting_in_words
+from evaluation.render import MISSING, Table, setting_in_words
 from travelling.errors import InputError
+from travelling.metrics import age_groups
 
 HARMFUL, GOOD = "harmful", "good"
 OUTCOMES = ("flagged", "eliminated")
 SECTIONS = ("diagnoses", "found", "centers", "fairness", "cost")  # of the report, which tells of centers otherwise
 _FOUND: list[tuple] = []
-
-
-@dataclass
-class Table:
-    """A table: ``frame`` has its numbers (for CSV), ``views`` what readers see: {title: DataFrame of text}.
-
-    ``section`` is that of the report, ``caption`` says what is shown and how it was computed.
-    """
-
-    name: str
-    title: str
-    section: str
-    caption: str
-    frame: pd.DataFrame
-    views: dict
-    notes: list
 
 
 def table(title: str, section: str, place: int = 1) -> Callable:
@@ -80,6 +65,27 @@ def cases(study: Study) -> list:
         for condition in study.conditions
         for setting in study.settings or [study.main_setting]
     ]
+
+
+def groups_of_good(runs: list, age_edges: tuple = ()) -> dict[str, dict]:
+    """The good images of some runs in groups: {what they are grouped by: {name: images}}; nothing without runs.
+
+    ``age_edges`` are the ages (years) at which a group begins.
+    """
+    if not runs:
+        return {}
+    good = pd.concat([run.good for run in runs])
+    masks = {
+        "class": {"HC": good["Group_bin"] == 0, "PD": good["Group_bin"] == 1},
+        "sex": {"male": good["Sex"] == "M", "female": good["Sex"] == "F"},
+        "age": age_groups(good["Age"], age_edges),
+        "center size": {name: good["Center_images"].between(*size) for name, size in CENTER_SIZES.items()},
+    }
+    if "Scanner" in good.columns:
+        scanners = good["Scanner"].fillna("").str.strip().replace("", MISSING)
+        masks["scanner"] = {name: scanners == name for name in sorted(scanners.unique())}
+    groups = {by: {name: good[mask] for name, mask in each.items()} for by, each in masks.items()}
+    return {ALL: {ALL: good}} | groups
 
 
 def outcomes(images: pd.DataFrame) -> dict:

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from evaluation.render import number_text
-from evaluation.tables import GOOD, HARMFUL, OUTCOMES, Diagnoses, Study, outcomes, table
+from evaluation.tables import GOOD, HARMFUL, Diagnoses, Study, outcomes, table
 
 COLUMNS = (
     "experiment", "kind", "seed", "center", "images", "harmful", "harmful_flagged", "harmful_eliminated", "good",
@@ -21,8 +21,7 @@ def centers(study: Study, diagnoses: Diagnoses) -> tuple:
         for center, images in run.images.groupby("Study", sort=False):
             row = dict(zip(COLUMNS, (run.experiment, run.kind, run.seed, center, len(images)), strict=False))
             for name, group in ((HARMFUL, images[images["Harmful"]]), (GOOD, images[~images["Harmful"]])):
-                found = outcomes(group)
-                row |= {name: len(group)} | {f"{name}_{outcome}": found[outcome] for outcome in OUTCOMES}
+                row |= {name: len(group)} | {f"{name}_{what}": found for what, found in outcomes(group).items()}
             rows.append(row | {"share_lost": images["Eliminated"].mean()})
     frame = pd.DataFrame(rows, columns=COLUMNS)
     shown = frame[(frame["harmful"] > 0) | (frame["good_flagged"] > 0)]

@@ -5,8 +5,8 @@ import pandas as pd
 
 from evaluation.intervals import wilson_interval
 from evaluation.layout import CENTER_SIZES
-from evaluation.render import by_cycle, count, count_text, leading, number, text, view
-from evaluation.tables import GOOD, HARMFUL, OUTCOMES, Diagnoses, Study, cases, table
+from evaluation.render import by_cycle, count, leading, number, text, view
+from evaluation.tables import GOOD, HARMFUL, OUTCOMES, Diagnoses, Study, cases, groups_of_good, table
 
 WHOLE_CENTERS = "whole harmful centers"
 CYCLES = {"flagged": "first_flagged_cycles", "eliminated": "eliminated_cycles"}
@@ -52,18 +52,17 @@ def _of_size(name):
 
 def _groups(run):
     """The images of every group, by its name; whole centers as if each were one image, found when its last one is."""
-    good, images = run.good, run.images
-    groups = {HARMFUL: run.harmful, GOOD: good}
-    groups |= {"good, HC": good[good["Group_bin"] == 0], "good, PD": good[good["Group_bin"] == 1]}
-    groups |= {_of_size(name): good[good["Center_images"].between(*size)] for name, size in CENTER_SIZES.items()}
-    whole = images[images.groupby("Study")["Harmful"].transform("all")].groupby("Study")
+    good = groups_of_good([run])
+    groups = {HARMFUL: run.harmful, GOOD: run.good} | {f"good, {name}": of for name, of in good["class"].items()}
+    groups |= {_of_size(name): of for name, of in good["center size"].items()}
+    whole = run.harmful[~run.harmful["Study"].isin(run.good["Study"])].groupby("Study")
     last = whole[["First_flagged", "Eliminated_cycle"]].agg(lambda cycles: cycles.max(skipna=False))
     return groups | {WHOLE_CENTERS: last}
 
 
 def _found(groups):
     """Numbers, shares and cycles of a group of images, given as one DataFrame per seed."""
-    row = {"number": sum(map(len, groups))}
+    row: dict = {"number": sum(map(len, groups))}
     for name, column in (("flagged", "First_flagged"), ("eliminated", "Eliminated_cycle")):
         cycles = pd.concat([group[column] for group in groups])
         found, shares = cycles.notna().sum(), [group[column].notna().mean() for group in groups if len(group)]
@@ -86,9 +85,9 @@ def summary_of_detection(tables: dict) -> pd.DataFrame:
     names = ["experiment", "kind", *_setting_where_several(frame)]
     for name in (HARMFUL, GOOD):
         cells = {f"{name} images": count("number")}
-        for outcome, cycles in CYCLES.items():
-            cells[f"{name} {outcome}"] = lambda row, outcome=outcome, cycles=cycles: (
-                count_text(row[outcome]) + (f" ({row[cycles]})" if row[outcome] > 0 else "")
+        for outcome in OUTCOMES:
+            cells[f"{name} {outcome}"] = lambda row, outcome=outcome: (
+                count(outcome)(row) + (f" ({row[CYCLES[outcome]]})" if row[outcome] > 0 else "")
             )
         parts.append(view(frame[frame["images"] == name], [] if parts else names, cells))
     return pd.concat(parts, axis=1)

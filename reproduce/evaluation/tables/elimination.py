@@ -4,9 +4,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from evaluation.diagnoses import ALL, Diagnoses, subgroups
 from evaluation.render import count, number, p_text, view
-from evaluation.tables import OUTCOMES, Study, outcomes, table
+from evaluation.tables import OUTCOMES, Diagnoses, Study, groups_of_good, outcomes, table
 
 COLUMNS = (
     "experiment", "kind", "attribute", "subgroup", "seeds", "number", "flagged", "flagged_share", "flagged_p_value",
@@ -23,35 +22,21 @@ def elimination(study: Study, diagnoses: Diagnoses) -> tuple:
     rows = []
     for condition in study.conditions:
         runs = study.runs(condition)
-        for attribute, groups in _attributes(runs, diagnoses.age_edges).items():
-            counts = pd.DataFrame([{"subgroup": name, "number": len(of)} | outcomes(of) for name, of in groups.items()])
-            for outcome in OUTCOMES:
-                table_of_counts = np.column_stack([counts[outcome], counts["number"] - counts[outcome]])
-                p_value = _same_share_p_value(table_of_counts, diagnoses.seed) if len(runs) == 1 else np.nan
-                counts[f"{outcome}_p_value"] = p_value
-            identity = dict(zip(COLUMNS, (*condition, attribute), strict=False)) | {"seeds": len(runs)}
-            rows += [identity | row for row in counts.to_dict("records")]
+        groups = groups_of_good(runs, diagnoses.age_edges)
+        for attribute in ("class", "sex", "age") if runs else ():
+            found = [{"subgroup": name, "number": len(of)} | outcomes(of) for name, of in groups[attribute].items()]
+            counts = pd.DataFrame([row for row in found if row["number"]], columns=COLUMNS)
+            counts = counts.assign(experiment=condition[0], kind=condition[1], attribute=attribute, seeds=len(runs))
+            for outcome in OUTCOMES if len(runs) == 1 else ():
+                both = counts[outcome], counts["number"] - counts[outcome]
+                counts[f"{outcome}_p_value"] = _same_share_p_value(np.column_stack(both), diagnoses.seed)
+            rows += counts.to_dict("records")
     frame = pd.DataFrame(rows, columns=COLUMNS)
     cells = {"good images": count("number")}
     for outcome in OUTCOMES:
         cells |= {outcome: count(outcome), f"share {outcome}": number(f"{outcome}_share")}
         cells[f"p ({outcome})"] = lambda row, outcome=outcome: p_text(row[f"{outcome}_p_value"])
     return frame, {"Good images by subgroup": view(frame, ["experiment", "kind", "subgroup"], cells)}, {}
-
-
-def _attributes(runs, age_edges):
-    """The good images of some runs as {attribute: {subgroup: images}}; groups nobody is in are left out."""
-    if not runs:
-        return {}
-    good = pd.concat([run.good for run in runs])
-    sexes = subgroups(good, ())
-    ages = {name: mask for name, mask in subgroups(good, age_edges).items() if name not in sexes}
-    del sexes[ALL]
-    classes = {"HC": good["Group_bin"] == 0, "PD": good["Group_bin"] == 1}
-    return {
-        attribute: {name: good[mask] for name, mask in masks.items() if mask.any()}
-        for attribute, masks in (("class", classes), ("sex", sexes), ("age", ages))
-    }
 
 
 def _same_share_p_value(counts, seed):

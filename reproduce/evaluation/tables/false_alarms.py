@@ -3,9 +3,9 @@
 import pandas as pd
 
 from evaluation.diagnoses import ALL, Diagnoses
-from evaluation.layout import CENTER_SIZES, CLEAN
-from evaluation.render import MISSING, count, number, text, view
-from evaluation.tables import OUTCOMES, Study, cases, outcomes, table
+from evaluation.layout import CLEAN
+from evaluation.render import count, number, text, view
+from evaluation.tables import OUTCOMES, Study, cases, groups_of_good, outcomes, table
 
 GROUP = ["setting", "by", "group"]
 COLUMNS = (
@@ -22,9 +22,13 @@ def false_alarms(study: Study, diagnoses: Diagnoses) -> tuple:
     """
     rows = []
     for case, runs in cases(study):
-        for by, group, images in _groups(runs):
-            numbers = {"by": by, "group": group, "runs": len(runs), "number": len(images)}
-            rows.append(case | numbers | outcomes(images))
+        groups = groups_of_good(runs)
+        rows += [
+            case | {"by": by, "group": group, "runs": len(runs), "number": len(images)} | outcomes(images)
+            for by in (ALL, "center size", "scanner")
+            for group, images in groups.get(by, {}).items()
+            if len(images)
+        ]
     frame = pd.DataFrame(rows, columns=COLUMNS)
     cells = {"by": text("by"), "group": text("group")}
     cells |= {"runs": count("runs"), "good images": count("number")}
@@ -38,17 +42,3 @@ def false_alarms(study: Study, diagnoses: Diagnoses) -> tuple:
                 sums[f"{outcome}_share"] = sums[outcome] / sums["number"]
             views[title] = view(sums, ["setting"], cells)
     return frame, views or {"Good images": pd.DataFrame()}, {}
-
-
-def _groups(runs):
-    """The groups of good images of some runs that anybody is in: [(by, name, images)]."""
-    if not runs:
-        return []
-    good = pd.concat([run.good for run in runs])
-    groups = [(ALL, ALL, good)]
-    for name, size in CENTER_SIZES.items():
-        groups.append(("center size", name, good[good["Center_images"].between(*size)]))
-    if "Scanner" in good.columns:
-        scanners = good["Scanner"].fillna("").str.strip().replace("", MISSING)
-        groups += [("scanner", name, good[scanners == name]) for name in sorted(scanners.unique())]
-    return [group for group in groups if len(group[2])]

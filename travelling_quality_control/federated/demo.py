@@ -5,22 +5,23 @@ centers found among their own, the memory that a center takes, and what a step c
 same in one process. Cohort and pre-trained model are those of `make demo`, or made here.
 
 Example:
-    python reproduce/federated_demo.py --output-folder federated_demo
-    python reproduce/federated_demo.py --full-size    # what the paper's network costs, hardly trained
+    python travelling_quality_control/federated/demo.py --output-folder federated_demo
+    python travelling_quality_control/federated/demo.py --full-size    # what the paper's network costs, hardly trained
 """
 
+import argparse
 import math
-import re
 import subprocess
 import sys
 import threading
 import time
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from travelling import command
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CYCLES = 10  # of pre-training by make demo
 OWN_CYCLES = 7  # of pre-training where that is missing
 BATCH_SIZE = 5
@@ -29,7 +30,7 @@ PAPER = {"visits": 83, "batches": 318}  # of one cycle
 LINE = 100e6  # bit/s
 
 
-def parse_arguments():
+def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = command.Parser(__doc__)
     parser.add_argument("--output-folder", type=Path, default=Path("federated_demo"), metavar="FOLDER", help="results")
@@ -42,7 +43,7 @@ def parse_arguments():
     return parser.parse_args()
 
 
-def main():
+def main() -> None:
     """Make what is missing, run, and print what was found."""
     arguments = parse_arguments()
     import pandas as pd
@@ -84,7 +85,7 @@ def main():
         found = folder / "qc_flare" / "centers" / center / "private" / "flagged_subjects.csv"
         table = pd.read_csv(found) if found.exists() else pd.DataFrame({"Eliminated": []})
         print(f"{center}: {len(table)} images flagged, {int(table['Eliminated'].sum())} eliminated")
-    tell_costs(folder)
+    _tell_costs(folder)
     if memory.peaks:
         most = max(memory.peaks.values())
         print(
@@ -93,7 +94,7 @@ def main():
     print(f"{(time.monotonic() - start) / 60:.1f} minutes; {folder}")
 
 
-def tell_costs(folder):
+def _tell_costs(folder):
     """Print what a step took between the centers, and in one process, and what it would take the paper's cohort."""
     import pandas as pd
 
@@ -130,25 +131,25 @@ def tell_costs(folder):
     )
 
 
-def time_of(line):
+def time_of(line: str) -> float:
     """When a line of the plain log was written, in seconds."""
-    return datetime.strptime(re.match(r"\S+ \S+", line)[0], "%Y-%m-%d %H:%M:%S,%f").timestamp()
+    return datetime.strptime(" ".join(line.split()[:2]), "%Y-%m-%d %H:%M:%S,%f").timestamp()
 
 
-def model(folder, cycles):
+def model(folder: Path, cycles: int) -> list[Path]:
     """The files of the pre-trained model."""
     from travelling.model_files import model_files
 
     return model_files(folder, BATCH_SIZE, cycles - 1)
 
 
-def make(cohort, pretrained):
+def make(cohort: Path, pretrained: Path) -> None:
     """Make a cohort and train on it, as ``make demo`` does, but smaller and shorter."""
     script("reproduce/make_demo_cohort.py", "--output-folder", cohort, "--shrink", 8, "--overwrite")
     train(cohort / "training_set.csv", pretrained, OWN_CYCLES, width=0.125, learning_rate=0.001)
 
 
-def train(training_set, folder, cycles, width, learning_rate):
+def train(training_set: Path, folder: Path, cycles: int, width: float, learning_rate: float) -> None:
     """Train a model without quality control."""
     script(
         "standard_travelling_model/enc_PD_train_distributed.py", "-fn_train", training_set, "-cycles", cycles,
@@ -157,7 +158,7 @@ def train(training_set, folder, cycles, width, learning_rate):
     )  # fmt: skip
 
 
-def script(name, *options):
+def script(name: str, *options: Any) -> None:
     """Run one of the repository's scripts; exits with its status where it fails."""
     done = subprocess.run([sys.executable, ROOT / name, *map(str, options)], check=False)
     if done.returncode:
@@ -170,18 +171,18 @@ class Memory:
     Only where there is /proc, as on Linux. ``word`` is in the command lines of the processes.
     """
 
-    def __init__(self, word):
-        self.peaks = {}
+    def __init__(self, word: str):
+        self.peaks: dict[str, int] = {}
         self._word = word
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self):
+    def __enter__(self) -> "Memory":
         """Begin to watch."""
         self._thread.start()
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         """Stop."""
         self._over.set()
         self._thread.join()
