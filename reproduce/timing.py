@@ -62,7 +62,7 @@ def _seconds_of_files(image, spacing):
         if image is None:
             (Path(folder) / "images").mkdir()
             row = plan_cohort(pd.read_csv(CENTERS_FILE), 1)[0][0]
-            make = _time(lambda: write_subject(row, folder, spacing, effect=1.0, seed=0), warm=True)
+            make = _time(lambda: write_subject(row, Path(folder), spacing, effect=1.0, seed=0), warm=True)
             (image,) = (Path(folder) / "images").iterdir()
         read = _time(lambda: read_voxels(image))
     cores = os.cpu_count() or 1

@@ -9,6 +9,7 @@ from sklearn.covariance import LedoitWolf
 from travelling.label_screen import center_p_value, p_values, reference_of
 from travelling.looks import LOOKS, Distance, Mirrored, asymmetry, spectrum
 from travelling.metrics import evaluate
+from travelling.screen import by_others
 from travelling.trainer import LocalTrainer
 from travelling.volumes import Volumes
 
@@ -58,6 +59,12 @@ def test_a_mirrored_image_has_the_opposite_asymmetry(head):
     usual = np.array([asymmetry(head + 0.2 * random.normal(size=head.shape)) for _ in range(30)])
     good, mirrored = Mirrored(usual)(usual), Mirrored(usual)(-usual)
     assert mirrored.min() > good.max()
+    # Where the two sides differ by chance, it says nothing.
+    symmetric = head + head[:, :, ::-1]
+    by_chance = np.array([asymmetry(symmetric + 0.2 * random.normal(size=head.shape)) for _ in range(30)])
+    alone = np.eye(30, dtype=bool)
+    assert Mirrored(usual).tells(by_others(Mirrored(usual), usual, alone))
+    assert not Mirrored(by_chance).tells(by_others(Mirrored(by_chance), by_chance, alone))
 
 
 def test_looks_are_taken_upright_and_once(head, tmp_path):

@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 BLOCKS = (10, 12, 5)  # along z, y and from the middle to one side: in each the two sides are compared
+LEAST_RIGHT = 0.8  # of the usual images, told from their mirror images
 SHELLS = 40  # of the spectrum, from 0 to half a cycle per voxel
 _LOWEST_SHELL = 3  # those below hold few points, and the shape of the head
 _USUAL_DIFFERENCE = 0.05  # between the two sides, in standard deviations of the image
@@ -32,6 +33,9 @@ class Yardstick(Protocol):
 
     def __call__(self, looks: np.ndarray) -> np.ndarray:
         """(images, numbers) -> (images,)."""
+
+    def tells(self, strange: np.ndarray) -> bool:
+        """Whether it says anything, by what usual images have, each by a yardstick of others: (images,)."""
 
 
 class Distance:
@@ -62,6 +66,10 @@ class Distance:
         squared = np.square(away).sum(axis=1) - np.einsum("ij,jk,ik->i", along, self._inverse, along)
         return 0.5 * np.log(squared / self._floor / self._numbers)
 
+    def tells(self, strange: np.ndarray) -> bool:
+        """As :class:`Yardstick`."""
+        return True
+
     def _standard(self, looks):
         return (looks - self._mean) / self._sd
 
@@ -76,6 +84,10 @@ class AsItIs:
         """As :class:`Yardstick`."""
         return looks[:, 0]
 
+    def tells(self, strange: np.ndarray) -> bool:
+        """As :class:`Yardstick`."""
+        return True
+
 
 class Mirrored(Distance):
     """How much more the two sides of an image differ as those of a mirrored one would; of :func:`asymmetry`.
@@ -87,11 +99,16 @@ class Mirrored(Distance):
     def __init__(self, usual: np.ndarray, like: "Mirrored | None" = None):
         super().__init__(usual, like)
         mean = self._mean / self._sd
-        self._weights = (mean - self._usual.T @ (self._inverse @ (self._usual @ mean))) / self._floor
+        weights = (mean - self._usual.T @ (self._inverse @ (self._usual @ mean))) / self._floor
+        self._weights = weights / (np.linalg.norm(weights) + _TINY)
 
     def __call__(self, looks: np.ndarray) -> np.ndarray:
-        """As :class:`Yardstick`."""
-        return -(looks / self._sd) @ self._weights / np.linalg.norm(self._weights)
+        """As :class:`Yardstick`; of a mirrored image it is the negative of what it was before."""
+        return -(looks / self._sd) @ self._weights
+
+    def tells(self, strange: np.ndarray) -> bool:
+        """As :class:`Yardstick`: where their two sides differ by chance, usual images are on either side of 0."""
+        return bool(np.mean(strange < 0) >= LEAST_RIGHT)
 
 
 def spectrum(image: np.ndarray) -> np.ndarray:

@@ -71,6 +71,8 @@ class Screen:
             yardstick = look.yardstick(looks[name])
             strange = by_others(yardstick, looks[name], related)
             mean, sd = float(strange.mean()), float(strange.std(ddof=1)) or 1.0
+            if not yardstick.tells(strange):
+                sd = math.inf  # then the score of this look is 0
             self._yardsticks[name] = yardstick, mean, sd
             scores.append((strange - mean) / sd)
         self._reference, self._centers = reference_of(accepted) if self._labels else None, centers

