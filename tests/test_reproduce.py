@@ -255,7 +255,7 @@ def test_options_reach_the_scripts_that_know_them(monkeypatch, small_cohort, tmp
 
 def test_settings_of_quality_control_have_folders_and_options_of_their_own(monkeypatch, study):
     _, published = planned(monkeypatch, *study.options, "--kinds", "inverted", "--experiments", "single")
-    settings = ("published", "evidence", "screen", "evidence_screen")
+    settings = ("published", "evidence", "screen", "evidence_screen", "evidence_screen_labels")
     options = ["--kinds", "inverted", "--experiments", "single", "--settings", *settings, "published"]
     _, steps = planned(monkeypatch, *study.options, *options)
     assert {name: step for name, step in steps.items() if name in published} == published  # so that none runs again
@@ -264,8 +264,9 @@ def test_settings_of_quality_control_have_folders_and_options_of_their_own(monke
         *(f"single_inverted/quality_control_{setting}{run}" for setting in settings[1:] for run in ("", "/inference")),
     ]
     before = published["single_inverted/quality_control"].command()
+    both = ["--rule", "evidence", "--screen"]
     for setting, added in zip(
-        settings[1:], (["--rule", "evidence"], ["--screen"], ["--rule", "evidence", "--screen"]), strict=True
+        settings[1:], (["--rule", "evidence"], ["--screen"], both, [*both, "--label-screen"]), strict=True
     ):
         step = steps[f"single_inverted/quality_control_{setting}"]
         words = [word.replace(f"quality_control_{setting}", "quality_control") for word in step.command()]

@@ -17,6 +17,7 @@ SETTINGS: dict[str, dict] = {
     "evidence": {"rule": "evidence"},
     "screen": {"screen": True},
     "evidence_screen": {"rule": "evidence", "screen": True},
+    "evidence_screen_labels": {"rule": "evidence", "screen": True, "label_screen": True},
 }
 PARTS = ("tables", "figures", "report")  # of the evaluation
 # Sizes of centers, from and to: one image cannot be diluted, up to five (the paper's batch size) are one batch.

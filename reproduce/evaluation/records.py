@@ -245,7 +245,7 @@ class _Reader:
         if lacking:
             raise InputError(f"{model.folder / 'run.json'}: lacks the option(s) {', '.join(lacking)}")
         setting = SETTINGS[CONTROL_FOLDERS[model.name]]
-        if any(options[name] != setting.get(name, OLDER_OPTIONS[name]) for name in ("rule", "screen")):
+        if any(options[name] != setting.get(name, OLDER_OPTIONS[name]) for name in ("rule", "screen", "label_screen")):
             raise InputError(f"{model.folder / 'run.json'}: made by another setting than that of its folder")
         files = self.audit(model, log_csv, training_csv, options)
         images = _read_images(training_csv, truth_csv, model.experiment, model.kind)
