@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -83,6 +84,7 @@ def write_report(
         violations=violations,
         notes=_notes(record, {"fn_train": train_csv, "fn_test": test_csv}, subjects_csv),
         decided={decision: run.images[run.images["Decision"] == decision] for decision in IN_WORDS},
+        unlike=_unlike(run.images),
         put_aside=_put_aside(run),
         details=[(name, image, rows_of(run, name), pictures.get(name)) for name, image in _flagged(run).iterrows()],
         rates=rates_along_run(run) if len(run.log) else None,
@@ -156,6 +158,15 @@ def _cycles(run, images, none):
     """The cycles of the flags of some images, as text, or ``none``."""
     cycles = run.flags.groupby("Subject")["Cycle"].agg(lambda cycles: ",".join(map(str, cycles)))
     return [cycles.get(subject, none) for subject in images.index]
+
+
+def _unlike(images):
+    """The tenth of the images that are least like the template, if the preparation of images has told it."""
+    if "Similarity" not in images.columns:
+        return images[:0]
+    similarity = pd.to_numeric(images["Similarity"], errors="coerce")
+    unlike = similarity.nsmallest(math.ceil(len(images) / 10)).index
+    return images.loc[unlike].assign(Similarity=similarity[unlike].map("{:.2f}".format))
 
 
 def _put_aside(run):
