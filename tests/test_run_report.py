@@ -522,7 +522,16 @@ def test_the_images_least_like_the_template_are_named(run):
     table.to_csv(run / "train.csv", index=False)
     assert report(run)[0] == 0
     words = Page(run / "log_report.html").words
-    assert f"the preparation of the images: {table['Subject'][3]} (similarity -0.50; " in words
+    assert f"the preparation of the images measured: {table['Subject'][3]} (similarity -0.50; " in words
+
+
+def test_a_run_that_may_begin_saturated_is_told(run):
+    record = run / "log_run" / "run.json"
+    told = json.loads(record.read_text())
+    told["options"]["allow_saturated"] = True
+    record.write_text(json.dumps(told))
+    assert report(run)[0] == 0
+    assert "saturated (FPR 0." in Page(run / "log_report.html").words
 
 
 def no_paths(run):

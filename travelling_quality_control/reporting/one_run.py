@@ -30,6 +30,7 @@ from travelling_quality_control.reporting.runs import (
 
 VIOLATIONS_SHOWN = 10
 IN_WORDS = {"eliminated": "eliminated", "waiting": "waits for its revisit", "came_back": "came back", "kept": "kept"}
+RATES = {"FPR": "PFP", "FNR": "PFN"}
 STEPS = {"subject": "tried alone", SCREEN: "screened", "revisit": "revisited"}  # phases of rows about one image
 COLUMNS = {  # of the list of decisions, in the manner of BIDS
     "participant_id": {"Description": "The image: Subject of the training set"},
@@ -82,7 +83,7 @@ def write_report(
         name=log_csv.name,
         outcome=outcome,
         violations=violations,
-        notes=_notes(record, {"fn_train": train_csv, "fn_test": test_csv}, subjects_csv),
+        notes=_notes(run, {"fn_train": train_csv, "fn_test": test_csv}, subjects_csv),
         decided={decision: run.images[run.images["Decision"] == decision] for decision in IN_WORDS},
         unlike=_unlike(run.images),
         put_aside=_put_aside(run),
@@ -122,7 +123,7 @@ def _cells(run, row):
     """The cells of a row about an image alone; what was not measured in it is empty."""
     cells = {"log row": row["Row"], "cycle": row["Cycle"], "step": STEPS[row["Phase"]]}
     trained = pd.notna(row["PFP"])
-    for name, rate in (("FPR", "PFP"), ("FNR", "PFN")):
+    for name, rate in RATES.items():
         cells[name] = f"{number_text(row[f'Reference_{rate}'])} to {number_text(row[rate])}" if trained else ""
     columns = {"tolerated rise": "Tolerance"} if run.rule.by_tolerance else {name: name for name in run.rule.columns}
     columns |= {"score": "Screen_score", "limit": "Screen_limit"} if run.screens else {}
@@ -214,9 +215,15 @@ def _failures(run):
     return counts.set_axis(["center", "what", "times", "first cycle", "last cycle"], axis=1)
 
 
-def _notes(record, inputs, subjects_csv):
+def _notes(run, inputs, subjects_csv):
     """In words, what the report cannot tell, or what does not fit."""
-    notes = []
+    record, notes = run.record, []
+    if record["options"].get("allow_saturated") and len(run.log):
+        rates = " and ".join(f"{name} {number_text(run.log[rate].iloc[0])}" for name, rate in RATES.items())
+        notes.append(
+            f"The run was allowed to begin with a model that is saturated ({rates} at its start; --allow-saturated). "
+            f"If it was, verification could not see harm{', and only the screen decided' * run.screens}."
+        )
     if not record["sessions"]:
         notes.append(
             "No run.json was found: the options are those of the command line or its defaults; versions, device, dates "
