@@ -117,7 +117,8 @@ def main() -> None:
     registration = registration_table(scans, measures)
     prepared = scans[(registration["Status"] == "prepared").to_numpy()]
     write_csv(registration, registration_csv)
-    cohort = prepared.assign(Path=prepared["Target"]).drop(columns=["Mask", "Target", "Reason"])
+    told = registration.loc[registration["Status"] == "prepared", ["Similarity", "Mutual_information"]]
+    cohort = prepared.assign(Path=prepared["Target"], **told).drop(columns=["Mask", "Target", "Reason"])
     first = ["Subject", "Study", "Path", "Group_bin", "Sex", "Age"]
     write_csv(cohort[[*first, *cohort.columns.difference(first, sort=False)]], prepared_csv)
     for row in registration.to_dict("records"):

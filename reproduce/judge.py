@@ -5,15 +5,21 @@ Trains the standard travelling model on the cohort, goes on from it with quality
 that run: which images were eliminated, flagged and came back, and why. It prints its plan with an estimate of the time
 first. What is done is not run again: the same command goes on after an interruption.
 
+Of one table (--cohort) half of the persons become the test set, in equal shares of class and center. Images that
+prepare_images.py found least like the template are not drawn for it: they are judged.
+
 Examples:
+    python reproduce/judge.py --cohort prepared/prepared.csv --out judged
     python reproduce/judge.py --train training_set.csv --test test_set.csv --out judged
     python reproduce/judge.py --train training_set.csv --test test_set.csv --out judged --dry-run
 """
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from evaluation.layout import CLEAN, control_folder
 from plan import PAPER, Study
@@ -26,20 +32,28 @@ from travelling.options import (
     Device,
     Evaluation,
     Images,
-    QualityControl,
     Training,
-    TrainingSet,
     changed,
     from_command_line,
+    option,
 )
+
+if TYPE_CHECKING:  # slow to import
+    import pandas as pd
+
+SEED = 42  # of the halves
 
 
 @dataclass(kw_only=True)
 class Judgement(Evaluation, Device, Images):
     """What the command is told: options of a study, without what is about known harm."""
 
-    train: Path = changed(TrainingSet, "fn_train", flag=None, group=None, words="the images to judge (docs/data.md)")
-    test: Path = changed(QualityControl, "fn_test", flag=None, group=None, words="test set: images that you trust")
+    cohort: Path | None = option(
+        "all images, of which half are judged by the other half; or", Path, None, metavar="CSV"
+    )
+    train: Path | None = option("the images to judge (docs/data.md), and", Path, None, metavar="CSV")
+    test: Path | None = option("test set: images that you trust", Path, None, metavar="CSV")
+    other_half: bool = option("of --cohort, judge what is the test set otherwise", None, False)
     out: Path = changed(Training, "output_folder", group=None, words="for everything")
     cycles: int | None = changed(Study, "cycles", PAPER["cycles"], words="cycles in all", group=None)
     pretrained_cycles: int = changed(Study, "pretrained_cycles", words="of these without quality control", group=None)
@@ -55,16 +69,27 @@ class Judgement(Evaluation, Device, Images):
 
     def check(self, spell: Callable[[str], str]) -> None:
         """As :meth:`travelling.options.Options.check`."""
+        if self.cohort and (self.train or self.test):
+            raise ValueError(f"{spell('cohort')}: takes the place of {spell('train')} and {spell('test')}")
+        if not self.cohort and not (self.train and self.test):
+            raise ValueError(f"{spell('cohort')} is needed, or both {spell('train')} and {spell('test')}")
+        if self.other_half and not self.cohort:
+            raise ValueError(f"{spell('other_half')}: with {spell('cohort')} only")
+        if self.cohort:
+            self.train, self.test = (self.out / f"{name}_set.csv" for name in ("training", "test"))
         self.study("evidence").check(spell)
 
     def study(self, setting: str) -> Study:
         """The study of which this is a part."""
-        return Study(**asdict(self), experiments=(CLEAN,), settings=(setting,), without_dirty=True)
+        told = {name: value for name, value in asdict(self).items() if name not in ("cohort", "other_half")}
+        return Study(**told, experiments=(CLEAN,), settings=(setting,), without_dirty=True)
 
 
 def main() -> None:
     """Print the plan, run what is missing, and write the report."""
     judgement = from_command_line(Judgement, __doc__)
+    if judgement.cohort:
+        write_halves(judgement)
     study = judgement.study(setting_for(judgement))
     study.check(str)
     run_folder = f"{CLEAN}/{control_folder(*study.settings)}"
@@ -83,6 +108,46 @@ def main() -> None:
     sys.exit(bool(outcome.violations))
 
 
+def write_halves(judgement: Judgement) -> None:
+    """Write the training and the test set that become of one table; both stay if they are there.
+
+    Raises InputError where another table or half is there, unless ``overwrite``.
+    """
+    from travelling.cohort import read_cohort
+    from travelling.files import refuse_read_only, write_whole
+
+    cohort = read_cohort(judgement.cohort)
+    tested = test_half(cohort, judgement.other_half)
+    refuse_read_only(judgement.out)
+    for path, half in ((judgement.train, cohort[~tested]), (judgement.test, cohort[tested])):
+        if half.empty:
+            raise InputError(f"{judgement.cohort}: too few images to keep half of them for the test set")
+        text = half.to_csv(index=False, lineterminator="\n").encode()
+        if path.is_file() and path.read_bytes() != text and not judgement.overwrite:
+            raise InputError(f"{path}: is not what becomes of {judgement.cohort} (--overwrite, or another --out)")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, text)
+    print(f"{(~tested).sum()} images to judge, {tested.sum()} to test on: {judgement.train}, {judgement.test}")
+
+
+def test_half(cohort: "pd.DataFrame", other: bool) -> "pd.Series":
+    """Which images (bool, by subject) are the test set: those of every second person by class and center.
+
+    Who has an image among the tenth least like the template, by one of two measures, is not drawn in either half.
+    """
+    persons = (
+        cohort["Participant"].where(cohort["Participant"] != "", cohort["Subject"])
+        if "Participant" in cohort
+        else cohort["Subject"]
+    )
+    strange = set()
+    for measure in {"Similarity", "Mutual_information"} & set(cohort):
+        strange |= set(persons[cohort[measure].astype(float).nsmallest(math.ceil(len(cohort) / 10)).index])
+    order = cohort.assign(Person=persons)[~persons.isin(strange)].drop_duplicates("Person")
+    order = order.sample(frac=1, random_state=SEED).sort_values(["Group_bin", "Study"], kind="stable")
+    return persons.isin(order["Person"].iloc[int(other) :: 2])
+
+
 def setting_for(judgement: Judgement) -> str:
     """The setting that docs/settings.md recommends for a test set of this size; says so if it has no screen."""
     from travelling.cohort import read_cohort
@@ -94,7 +159,12 @@ def setting_for(judgement: Judgement) -> str:
     try:
         limit_rank(tested, FALSE_ALARMS)
     except InputError as error:
-        print(f"notice: without the screen ({error}); docs/settings.md tells what that means", file=sys.stderr)
+        possible = math.ceil(100 / (tested + 1)) / 100
+        print(
+            f"notice: without the screen ({error}), which few test subjects need (--false-alarms {possible:g} has it); "
+            "docs/settings.md tells what that means",
+            file=sys.stderr,
+        )
         return "evidence"
     return "evidence_screen"
 

@@ -4,6 +4,8 @@ import contextlib
 import importlib.util
 import io
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -134,6 +136,7 @@ def test_a_bids_folder_becomes_a_cohort(script, dataset, prepared_scans, tmp_pat
     assert list(cohort["Study"]) == ["A", "A", "B", "B"]
     assert list(cohort["Group_bin"]) == [1, 1, 0, 0]
     assert list(cohort["Sex"]) == ["M", "M", "F", "F"]
+    assert list(cohort["Similarity"].astype(float)) == [0.01, 0.02, 0.03, 0.04]
     np.testing.assert_array_equal(cohort["Age"], [61, 61, 89, np.nan])
     assert cohort.loc["sub-01_ses-2", "Path"] == str(
         out / "images/sub-01/ses-2/anat/sub-01_ses-2_space-MNI152NLin2009aSym_desc-brain_T1w.nii.gz"
@@ -493,3 +496,74 @@ def test_the_raw_cohort(tmp_path):
     assert (table["Status"] == "prepared").all()
     assert set(table.nsmallest(2, "Similarity")["Kind"]) == {"inverted_in_range"}
     shutil.rmtree(tmp_path / "raw")
+
+
+# The walk of docs/own_scans.md
+
+
+def walk():
+    """The commands at the top of the page, as lists of words after ``python``."""
+    page = (ROOT / "docs" / "own_scans.md").read_text(encoding="utf-8")
+    block = re.search(r"(?:^ {4}.*\n)+", page, re.MULTILINE).group().replace("\\\n", " ")
+    return [shlex.split(line)[1:] for line in block.splitlines()]
+
+
+@pytest.mark.slow
+def test_the_walk_from_scans_to_the_report(tmp_path):
+    """Every command as it stands there; only the heads are coarser and fewer, so the screen's limit is another."""
+    make, prepare, judge = walk()
+    for words in ([*make, "--shrink", "32", "--spacing", "4"], prepare, [*judge, "--false-alarms", "0.2"]):
+        done = subprocess.run(
+            [sys.executable, ROOT / words[0], *words[1:]], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    assert "Least like the template" in (tmp_path / "judged" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_every_command_of_the_walk_is_understood(number, tmp_path):
+    """In an empty folder each fails for its missing input, not for an option; the first makes too few heads."""
+    words = walk()[number]
+    done = subprocess.run(
+        [sys.executable, ROOT / words[0], *words[1:], *(["--shrink", "100000"] if number == 0 else [])],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert ("no such file", "too few subjects")[number == 0] in done.stderr
+
+
+def cohort_of(persons, **columns):
+    """An image or two of each person, at two centers."""
+    rows = [(person, visit) for person in range(persons) for visit in range(1 + (person % 3 == 0))]
+    table = pd.DataFrame({"Subject": [f"{person}_{visit}" for person, visit in rows]})
+    number = np.array([person for person, _ in rows])
+    table["Participant"], table["Study"] = number.astype(str), np.where(number % 4 < 2, "A", "B")
+    table["Group_bin"] = number % 2
+    return table.assign(**columns).set_index("Subject", drop=False)
+
+
+def test_half_of_the_persons_are_tested_on(judge):
+    cohort = cohort_of(40)
+    halves = [judge.test_half(cohort, other) for other in (False, True)]
+    assert (halves[0] ^ halves[1]).all()
+    for tested in halves:
+        assert not set(cohort["Participant"][tested]) & set(cohort["Participant"][~tested])
+        persons = cohort[tested].drop_duplicates("Participant")
+        assert (persons.groupby(["Study", "Group_bin"]).size() == 5).all()
+
+
+def test_nobody_unlike_the_template_is_tested_on(judge):
+    cohort = cohort_of(40)
+    cohort["Similarity"] = ["-0.8" if subject in ("3_0", "6_1") else "0.8" for subject in cohort["Subject"]]
+    cohort["Mutual_information"] = ["0.1" if subject == "9_0" else "0.6" for subject in cohort["Subject"]]
+    for other in (False, True):
+        tested = judge.test_half(cohort, other)
+        assert not set(cohort["Participant"][tested]) & {"3", "6", "9"}
+
+
+@pytest.fixture(scope="module")
+def judge():
+    sys.path.insert(0, str(ROOT / "reproduce"))
+    import judge
+
+    return judge

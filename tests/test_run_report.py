@@ -513,6 +513,27 @@ def unknown_age(run):
     return [], "train.csv, row 2: Age is not a number"
 
 
+def test_the_images_least_like_the_template_are_named(run):
+    assert report(run)[0] == 0
+    assert "Least like the template" not in Page(run / "log_report.html").words
+    table = pd.read_csv(run / "train.csv")
+    table["Similarity"] = 0.8
+    table.loc[3, "Similarity"] = -0.5
+    table.to_csv(run / "train.csv", index=False)
+    assert report(run)[0] == 0
+    words = Page(run / "log_report.html").words
+    assert f"the preparation of the images measured: {table['Subject'][3]} (similarity -0.50; " in words
+
+
+def test_a_run_that_may_begin_saturated_is_told(run):
+    record = run / "log_run" / "run.json"
+    told = json.loads(record.read_text())
+    told["options"]["allow_saturated"] = True
+    record.write_text(json.dumps(told))
+    assert report(run)[0] == 0
+    assert "saturated (FPR 0." in Page(run / "log_report.html").words
+
+
 def no_paths(run):
     return ["--with-images"], "test.csv has no column Path"
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +30,7 @@ from travelling_quality_control.reporting.runs import (
 
 VIOLATIONS_SHOWN = 10
 IN_WORDS = {"eliminated": "eliminated", "waiting": "waits for its revisit", "came_back": "came back", "kept": "kept"}
+RATES = {"FPR": "PFP", "FNR": "PFN"}
 STEPS = {"subject": "tried alone", SCREEN: "screened", "revisit": "revisited"}  # phases of rows about one image
 COLUMNS = {  # of the list of decisions, in the manner of BIDS
     "participant_id": {"Description": "The image: Subject of the training set"},
@@ -81,8 +83,9 @@ def write_report(
         name=log_csv.name,
         outcome=outcome,
         violations=violations,
-        notes=_notes(record, {"fn_train": train_csv, "fn_test": test_csv}, subjects_csv),
+        notes=_notes(run, {"fn_train": train_csv, "fn_test": test_csv}, subjects_csv),
         decided={decision: run.images[run.images["Decision"] == decision] for decision in IN_WORDS},
+        unlike=_unlike(run.images),
         put_aside=_put_aside(run),
         details=[(name, image, rows_of(run, name), pictures.get(name)) for name, image in _flagged(run).iterrows()],
         rates=rates_along_run(run) if len(run.log) else None,
@@ -120,7 +123,7 @@ def _cells(run, row):
     """The cells of a row about an image alone; what was not measured in it is empty."""
     cells = {"log row": row["Row"], "cycle": row["Cycle"], "step": STEPS[row["Phase"]]}
     trained = pd.notna(row["PFP"])
-    for name, rate in (("FPR", "PFP"), ("FNR", "PFN")):
+    for name, rate in RATES.items():
         cells[name] = f"{number_text(row[f'Reference_{rate}'])} to {number_text(row[rate])}" if trained else ""
     columns = {"tolerated rise": "Tolerance"} if run.rule.by_tolerance else {name: name for name in run.rule.columns}
     columns |= {"score": "Screen_score", "limit": "Screen_limit"} if run.screens else {}
@@ -156,6 +159,15 @@ def _cycles(run, images, none):
     """The cycles of the flags of some images, as text, or ``none``."""
     cycles = run.flags.groupby("Subject")["Cycle"].agg(lambda cycles: ",".join(map(str, cycles)))
     return [cycles.get(subject, none) for subject in images.index]
+
+
+def _unlike(images):
+    """The tenth of the images that are least like the template, if the preparation of images has told it."""
+    if "Similarity" not in images.columns:
+        return images[:0]
+    similarity = pd.to_numeric(images["Similarity"], errors="coerce")
+    unlike = similarity.nsmallest(math.ceil(len(images) / 10)).index
+    return images.loc[unlike].assign(Similarity=similarity[unlike].map("{:.2f}".format))
 
 
 def _put_aside(run):
@@ -203,9 +215,15 @@ def _failures(run):
     return counts.set_axis(["center", "what", "times", "first cycle", "last cycle"], axis=1)
 
 
-def _notes(record, inputs, subjects_csv):
+def _notes(run, inputs, subjects_csv):
     """In words, what the report cannot tell, or what does not fit."""
-    notes = []
+    record, notes = run.record, []
+    if record["options"].get("allow_saturated") and len(run.log):
+        rates = " and ".join(f"{name} {number_text(run.log[rate].iloc[0])}" for name, rate in RATES.items())
+        notes.append(
+            f"The run was allowed to begin with a model that is saturated ({rates} at its start; --allow-saturated). "
+            f"If it was, verification could not see harm{', and only the screen decided' * run.screens}."
+        )
     if not record["sessions"]:
         notes.append(
             "No run.json was found: the options are those of the command line or its defaults; versions, device, dates "
