@@ -116,6 +116,9 @@ def write_halves(judgement: Judgement) -> None:
     from travelling.cohort import read_cohort
     from travelling.files import refuse_read_only, write_whole
 
+    assert judgement.cohort
+    assert judgement.train  # check() has filled them in
+    assert judgement.test
     cohort = read_cohort(judgement.cohort)
     tested = test_half(cohort, judgement.other_half)
     refuse_read_only(judgement.out)
@@ -155,6 +158,7 @@ def setting_for(judgement: Judgement) -> str:
 
     if judgement.false_alarms:  # then the user wants the screen
         return "evidence_screen"
+    assert judgement.test  # check() has filled it in
     tested = len(read_cohort(judgement.test))
     try:
         limit_rank(tested, FALSE_ALARMS)

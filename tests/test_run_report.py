@@ -21,6 +21,7 @@ from conftest import ROOT, write_image
 from study_maker import REPRODUCE, write_record
 from test_audit import FakeScreen, RandomTrainer, make_run, read_rows, write_rows
 
+from travelling.looks import LOOKS
 from travelling.nifti import read_upright
 from travelling.rules import RULES, Rule
 from travelling_quality_control.reporting import drawing, one_run, pages
@@ -182,6 +183,9 @@ def test_every_number_is_that_of_the_log(tmp_path, setting):
             columns |= {"score": "Screen_score", "limit": "Screen_limit"} if screen else {}
             for label, column in columns.items():
                 assert cells[label] == (f"{float(row[column]):.3g}" if row[column] else "")
+            if screen:
+                looks = {column: float(row[f"Screen_{column}"]) for column in LOOKS if row["Screen_score"]}
+                assert cells["look"] == max(looks, key=looks.get, default="")
             undone = "eliminated" if row["Phase"] == "revisit" else "flagged"
             spared = "came back" if row["Phase"] == "revisit" else "kept"
             assert cells["outcome"] == (undone if row["Ignored"] == "1" else spared)

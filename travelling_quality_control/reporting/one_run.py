@@ -12,9 +12,11 @@ import pandas as pd
 
 from travelling.errors import InputError
 from travelling.files import write_whole
+from travelling.label_screen import COLUMNS as LABELS
 from travelling.metrics import age_groups
 from travelling.nifti import read_upright, shape_in_words
 from travelling.options import AGE_EDGES
+from travelling.screen import COMPONENTS
 from travelling_quality_control.auditing import Outcome, audit_log
 from travelling_quality_control.reporting.drawing import Picture, rates_along_run, show_volume
 from travelling_quality_control.reporting.pages import MISSING, make_page, number_text
@@ -127,7 +129,11 @@ def _cells(run, row):
         cells[name] = f"{number_text(row[f'Reference_{rate}'])} to {number_text(row[rate])}" if trained else ""
     columns = {"tolerated rise": "Tolerance"} if run.rule.by_tolerance else {name: name for name in run.rule.columns}
     columns |= {"score": "Screen_score", "limit": "Screen_limit"} if run.screens else {}
+    columns |= dict(zip(("p of its label", "p of its center", "its limit"), LABELS, strict=True)) if run.labels else {}
     cells |= {label: "" if pd.isna(row[column]) else f"{row[column]:.3g}" for label, column in columns.items()}
+    if run.screens:
+        looks = row[list(COMPONENTS)].astype(float)
+        cells["look"] = "" if looks.isna().any() else looks.idxmax().removeprefix("Screen_")
     if row["Phase"] == "revisit":
         outcome = "eliminated" if row["Eliminated"] else "came back"
     else:

@@ -48,7 +48,8 @@ class LoggedRun:
     def __post_init__(self) -> None:
         """What follows from the fields."""
         self.options = self.record["options"]
-        self.rule, self.screens = RULES[self.options["rule"]], self.options["screen"]
+        self.rule = RULES[self.options["rule"]]
+        self.screens, self.labels = self.options["screen"], self.options["label_screen"]
         rows = self.rows = pd.concat([self.log[1:], self.screening]).sort_values("Row")
         self.cycles = sorted(set(rows["Cycle"]))
         self.flags = rows[rows["Phase"].isin(["subject", SCREEN]) & (rows["Ignored"] == 1)]
