@@ -211,6 +211,12 @@ def test_every_number_is_that_of_the_log(tmp_path, setting):
         assert int(row["flagged"]) == found.total() - found["kept"]
         assert row["share flagged"] == f"{1 - found['kept'] / found.total():.3f}"
         assert [int(row[name.replace("_", " ")]) for name in WORDS] == [found[name] for name in WORDS]
+        if screen:
+            last = [[r for _, r in rows_alone(rows, name) if r["Screen_score"]][-1] for name in people.index[members]]
+            mean = np.mean([float(about["Screen_score"]) for about in last])
+            assert float(row["mean score"]) == pytest.approx(mean, abs=6e-4)
+        else:
+            assert "mean score" not in row
     assert {name for by, name in [(row["by"], row["group"]) for row in groups] if by == "scanner"} == {"X", "Y", "n/a"}
 
     # The lists.

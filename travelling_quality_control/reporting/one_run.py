@@ -74,6 +74,9 @@ def write_report(
     options = SimpleNamespace(**record["options"])
     outcome = audit_log(log_csv, train_csv, test_csv, options, subjects_csv, centers, unfinished)
     run = LoggedRun(record=record, images=read_images(train_csv), **read_log(log_csv, record["options"]))
+    images = run.images
+    if run.screens:
+        images = images.assign(Score=run.rows.dropna(subset="Screen_score").groupby("Subject")["Screen_score"].last())
     page.parent.mkdir(parents=True, exist_ok=True)
     pictures = _slices(run, train_csv, test_csv) if with_images else {}
     violations = [
@@ -91,10 +94,10 @@ def write_report(
         put_aside=_put_aside(run),
         details=[(name, image, rows_of(run, name), pictures.get(name)) for name, image in _flagged(run).iterrows()],
         rates=rates_along_run(run) if len(run.log) else None,
-        centers=_shares(run.images, {"center": run.images["Study"]}).sort_values(
+        centers=_shares(images, {"center": images["Study"]}).sort_values(
             ["share flagged", "images"], ascending=False, kind="stable"
         ),
-        groups=_shares(run.images, _groups(run.images)),
+        groups=_shares(images, _groups(images)),
         failures=_failures(run),
         in_words=IN_WORDS,
     )
@@ -203,13 +206,18 @@ def _groups(images):
 
 
 def _shares(images, groups):
-    """How many images of each group were flagged, and what was decided about them."""
+    """How many images of each group were flagged, and what was decided about them; how strange they look on average.
+
+    The latter tells of a center or a scanner whose images are all a little strange, which no decision rests on.
+    """
     rows = []
     for by, labels in groups.items():
         for label, members in images.groupby(labels, sort=by != "center", observed=True):
             decisions = members["Decision"]
             row = {"by": by, "group": label, "images": len(members), "flagged": int(members["Flagged"].sum())}
             row["share flagged"] = number_text(members["Flagged"].mean())
+            if "Score" in members:
+                row["mean score"] = number_text(members["Score"].mean())
             rows.append(row | {name.replace("_", " "): int((decisions == name).sum()) for name in DECISIONS[:-1]})
     table = pd.DataFrame(rows)
     return table.drop(columns="by").rename(columns={"group": "center"}) if list(groups) == ["center"] else table
