@@ -103,7 +103,9 @@ class FakeScreen:
             {"Screen_score": max(look), "Screen_limit": self.limit} | dict(zip(COMPONENTS, look, strict=True))
             for look in looks
         ]
-        if self.labels:
+        if self.labels and self.cycle % 5 == 4:  # the model knows too little
+            cells = [found | dict.fromkeys(label_screen.COLUMNS) for found in cells]
+        elif self.labels:
             p_values = self.random.uniform(0, 0.3 if self.random.uniform() < 0.3 else 1, len(subjects))
             usual = [p for p, found in zip(p_values, cells, strict=True) if not is_strange(found)]
             for p, found in zip(p_values, cells, strict=True):
@@ -334,6 +336,8 @@ def test_a_group_that_was_tampered_with_is_found(tmp_path, column, text, names):
     ("column", "text", "names"),
     [
         ("Center_p", "1e-9", "Center_p is 1e-09, should be "),
+        ("Label_p", "0", "Label_p is 0, should be from 0 to 1"),
+        ("Label_p", "", "Label_p is empty, should be from 0 to 1"),
         ("Center_limit", "0.05", "Center_limit is 0.05, should be 0.00"),
         ("Label_p", "0.9", "(from Label_p of the center's usual images)"),
         ("Ignored", "0", "Ignored is 0, should be 1 (Screen_score"),
@@ -371,6 +375,44 @@ def test_centers_that_are_away_when_their_images_are_screened(tmp_path):
     rows[index]["Subjects"] = rows[index]["Subjects"].rpartition(";")[0]
     write_rows(tmp_path / "log.csv", rows)
     assert found(tmp_path, "--screen")[0].startswith(f"{index + 2}: ")
+
+
+def test_a_center_cannot_answer_a_look_by_half(tmp_path):
+    make_run(tmp_path, screen=FakeScreen(1, fails=0.3))
+    rows = read_rows(tmp_path / "log.csv")
+    looks = [index for index, row in enumerate(rows) if (row["Cycle"], row["Phase"]) == (rows[1]["Cycle"], "screen")]
+    center = rows[looks[-1]]["Study"]
+    own = [index for index in looks if rows[index]["Study"] == center]
+    assert len(own) > 2
+    rest = ";".join(rows[index]["Subject"] for index in own[1:])
+    failure = next(row for row in rows if row["Phase"] == "unreachable")
+    failure = failure | {"Cycle": rows[1]["Cycle"], "Study": center, "Subjects": rest, "Tolerance": 0.02 * len(own[1:])}
+    kept = [row for index, row in enumerate(rows) if index not in own[1:]]
+    kept.insert(own[0] + 1, failure)
+    write_rows(tmp_path / "log.csv", kept)
+    assert found(tmp_path, "--screen")[0].startswith(f"{own[0] + 3}: Phase, Subjects: unreachable")
+
+
+@pytest.mark.parametrize("score", ["inf", "nan"])
+def test_an_image_whose_score_is_no_number(better, tmp_path, score):
+    shutil.copytree(better, tmp_path, dirs_exist_ok=True)
+    rows = read_rows(tmp_path / "log.csv")
+    index = first_index(rows, "screen", Ignored="1")
+    rows[index].update(Screen_score=score, Screen_spectrum=score)
+    write_rows(tmp_path / "log.csv", rows)
+    consistent(tmp_path, *BETTER)
+    rows[index].update(Screen_spectrum="1")
+    write_rows(tmp_path / "log.csv", rows)
+    assert "Screen_score is" in found(tmp_path, *BETTER)[0]
+
+
+def test_a_log_of_the_first_screen_is_told(better, tmp_path):
+    shutil.copytree(better, tmp_path, dirs_exist_ok=True)
+    rows = [
+        {name: cell for name, cell in row.items() if name not in COMPONENTS} for row in read_rows(tmp_path / "log.csv")
+    ]
+    write_rows(tmp_path / "log.csv", rows)
+    assert "no column has the score of a look" in found(tmp_path, *BETTER)[0]
 
 
 def test_a_first_row_that_claims_to_be_the_screens(better, tmp_path):

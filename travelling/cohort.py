@@ -39,7 +39,7 @@ def read_cohort(path: Path | str) -> pd.DataFrame:
     """
     path = Path(path)
     table = _read_text_table(path)
-    for column in (*REQUIRED_COLUMNS, "Age", "Participant"):
+    for column in (*REQUIRED_COLUMNS, "Age", *RELATED):
         for other in table.columns:
             if other != column and _look(other) == _look(column):
                 raise InputError(f"{path}, row 1: column {other!r} must be written {column!r}")
@@ -218,19 +218,24 @@ def refuse_one_class(test_set: pd.DataFrame, path: Path) -> None:
 def related(cohort: pd.DataFrame) -> tuple[np.ndarray, str]:
     """Which images of a cohort share person, anatomy or scanner with which: (images, images), and that in words.
 
-    Each is related to itself. A column is left out where it would relate an image to more than half of the others.
+    Each is related to itself. A column with fewer than three values, or by which more than half of the cohort would be
+    related to an image, is not heeded.
     """
     matrix, words = np.eye(len(cohort), dtype=bool), []
     for column in RELATED:
         if column not in cohort.columns:
             continue
-        values = cohort[column].to_numpy(dtype=str)
+        values = cohort[column].map(_look).to_numpy(dtype=str)
+        different, untold = len(set(values) - {""}), (values == "").sum()
         with_column = matrix | ((values[:, None] == values) & (values != ""))
-        if with_column.sum(axis=1).max() > len(cohort) / 2:
-            words.append(f"{column} (not heeded: too few different ones)")
+        share = with_column.sum(axis=1).max() / len(cohort)
+        if different + untold < 3 or share > 0.5:
+            words.append(
+                f"{column} (not heeded: {different} different ones, and {share:.0%} would have to be left out)"
+            )
         else:
             matrix = with_column
-            words.append(f"{column} ({len(set(values) - {''})} different ones)")
+            words.append(f"{column} ({different} different ones)")
     return matrix, " and ".join(words)
 
 

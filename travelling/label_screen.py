@@ -51,8 +51,8 @@ def center_p_value(labels_p: list[float]) -> float | None:
     if number < LEAST_IMAGES:
         return None
     normal = NormalDist()
-    # A p-value of 1 would outweigh all others.
-    scores = [normal.inv_cdf(1 - min(value, 0.999)) for value in labels_p]
+    # A p-value of 1 would outweigh all others, and one of 0 is infinitely far.
+    scores = [normal.inv_cdf(1 - min(max(value, 1e-9), 0.999)) for value in labels_p]
     return 1 - normal.cdf(sum(scores) / (number + RESEMBLANCE * number**2) ** 0.5)
 
 

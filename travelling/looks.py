@@ -54,7 +54,7 @@ class Distance:
         images, self._numbers = usual.shape
         self.shrinkage: float = like.shrinkage if like else ledoit_wolf_shrinkage(self._usual, assume_centered=True)
         # The covariance is floor x 1 + weight x (sum over the images); Woodbury's formula inverts it.
-        self._floor = max(self.shrinkage, _TINY) * np.square(self._usual).mean()
+        self._floor = max(self.shrinkage, _TINY) * np.square(self._usual).mean() + _TINY
         weight = (1 - self.shrinkage) / images
         inverse = np.linalg.inv(self._floor * np.eye(images) + weight * (self._usual @ self._usual.T))
         self._inverse = weight * inverse

@@ -23,8 +23,9 @@ from travelling.label_screen import Reference, center_p_value, is_doubted, refer
 from travelling.looks import LOOKS, Yardstick
 from travelling.metrics import Evaluation
 
-# Standard deviations of the test set; an image whose scores of two looks have a mean above it is eliminated without a
-# training step. A second look is no independent one: who looks a little strange does so to every model.
+# Standard deviations of the test set: an image that two looks suspect, with scores whose mean is above it, is
+# eliminated without a training step. A second look is no independent one: who looks a little strange does so to every
+# model.
 SURE = 4.0
 COMPONENTS = tuple(f"Screen_{name}" for name in LOOKS)  # columns of the log
 
@@ -40,7 +41,7 @@ class Looking(Protocol):
 
 
 class Screen:
-    """The limit of a cycle (:meth:`calibrate`), and the scores of any images (:meth:`scores`).
+    """The limit of a cycle (:meth:`calibrate`), and what the log says of any images (:meth:`cells`).
 
     ``false_alarms`` is the share of good images that may exceed the limit, at one look and on average over test sets,
     if they come from where the test set does. An image has a score of each look, in standard deviations of those of the
@@ -56,6 +57,7 @@ class Screen:
         self.cycle: int | None = None  # whose model has looked
         self.limit: float = math.nan
         self._yardsticks: dict[str, tuple[Yardstick, float, float]] = {}  # with mean and sd of the test set
+        self._test_scores: dict[str, np.ndarray] = {}  # by each look (test images,)
 
     def calibrate(self, cycle: int, accepted: Evaluation, centers: int) -> None:
         """Measure the test set with the model as it is now, once in a cycle; raises what :func:`limit_rank` raises.
@@ -64,19 +66,25 @@ class Screen:
         """
         looks, related = self._trainer.look(), self._trainer.related()[0]
         rank = limit_rank(len(related), self._false_alarms)
-        self._yardsticks, scores = {}, []
         for name, look in LOOKS.items():
-            if not np.isfinite(looks[name]).all():
-                raise InputError("--screen: what the model makes of a test image is not finite")
-            yardstick = look.yardstick(looks[name])
-            strange = by_others(yardstick, looks[name], related)
-            mean, sd = float(strange.mean()), float(strange.std(ddof=1)) or 1.0
-            if not yardstick.tells(strange):
-                sd = math.inf  # then the score of this look is 0
-            self._yardsticks[name] = yardstick, mean, sd
-            scores.append((strange - mean) / sd)
+            if look.measure is None or name not in self._yardsticks:  # no model changes what the image alone tells
+                self._measure(name, look.yardstick(looks[name]), looks[name], related)
         self._reference, self._centers = reference_of(accepted) if self._labels else None, centers
-        self.cycle, self.limit = cycle, float(np.sort(np.max(scores, axis=0))[rank - 1])
+        scores = np.max(list(self._test_scores.values()), axis=0)
+        self.cycle, self.limit = cycle, float(np.sort(scores)[rank - 1])
+
+    def _measure(self, name, yardstick, looks, related):
+        """Score the test images by one look, each by others, and note its unit."""
+        strange = by_others(yardstick, looks, related)
+        if not np.isfinite(strange).all():
+            raise InputError(
+                f"--screen: the look {name} gives no number for a test image; some of them may be the same"
+            )
+        mean, sd = float(strange.mean()), float(strange.std(ddof=1)) or 1.0
+        scores = beside_others(strange)
+        if not yardstick.tells(strange):
+            sd, scores = math.inf, np.zeros(len(strange))  # then the score of this look is 0
+        self._yardsticks[name], self._test_scores[name] = (yardstick, mean, sd), scores
 
     def cells(self, subjects: list[str]) -> list[dict]:
         """The screen's cells of the log for each subject of a center: its score, the limit, and the score of each look.
@@ -108,7 +116,7 @@ class Screen:
         return {"cycle": self.cycle, "limit": self.limit}
 
     def import_state(self, state: dict) -> None:
-        """Take over what :meth:`export_state` gave; scores need a new calibration."""
+        """Take over what :meth:`export_state` gave; further looks need a new calibration."""
         self.cycle, self.limit = state["cycle"], state["limit"]
 
 
@@ -123,6 +131,18 @@ def by_others(yardstick: Yardstick, looks: np.ndarray, related: np.ndarray) -> n
         own = members == number
         strange[own] = type(yardstick)(looks[~family], yardstick)(looks[own])
     return strange
+
+
+def beside_others(values: np.ndarray) -> np.ndarray:
+    """Each of some values (images,) in standard deviations of the others, from their mean.
+
+    Beside a mean and a deviation that it is a part of, no value could be far away, but those of new images could.
+    """
+    others = len(values) - 1
+    means = (values.sum() - values) / others
+    squares = np.square(values - means[:, None]).sum(axis=1) - np.square(np.diagonal(values - means[:, None]))
+    sds = np.sqrt(squares / (others - 1))
+    return (values - means) / np.where(sds > 0, sds, 1.0)
 
 
 def is_strange(cells: dict) -> bool:

@@ -322,7 +322,10 @@ def test_looks_that_cannot_be_right_are_invalid(rows):
     looks = {"channels": [[1.0, 2.0], [3.0, 0.0]], "spectrum": [[1.0]] * 2, "asymmetry": [[0.0] * blocks] * 2}
     refuse_bad_looks(looks, 2, 2, False)
     refuse_bad_looks(looks | {"channels": [[1.0, float("inf")], [float("nan"), 0.0]]}, 2, 2, False)  # of suspects
-    refuse_bad_looks(looks | {"labels": [[0.1], [0.2]]}, 2, 2, True)
+    refuse_bad_looks(looks | {"labels": [[0.1], [1.0]]}, 2, 2, True)
+    for p in (0.0, -1.0, 7.0, float("nan")):
+        with pytest.raises(VisitFailed, match="from 0 to 1"):
+            refuse_bad_looks(looks | {"labels": [[0.1], [p]]}, 2, 2, True)
     for wrong in (
         rows,
         looks | {"channels": rows},
@@ -333,14 +336,15 @@ def test_looks_that_cannot_be_right_are_invalid(rows):
             refuse_bad_looks(wrong, 2, 2, False)
 
 
-def test_the_screen_at_the_centers_is_that_of_one_process(federation, study, options, tmp_path):
+@pytest.mark.parametrize("labels", [False, True])
+def test_the_screen_at_the_centers_is_that_of_one_process(labels, federation, study, options, tmp_path):
     cycles = FIRST_CYCLE + 2
-    better = ("--screen", "--false-alarms", 0.06, "--rule", "evidence", "-cycles", cycles)
+    better = ("--screen", "--false-alarms", 0.06, "--rule", "evidence", "-cycles", cycles, *["--label-screen"] * labels)
     here = tmp_path / "here"
     here.mkdir()
     done = run_here("quality_control", *options, *better, "-fn_save", "qc", cwd=here)
     assert done.returncode == 0, done.stderr
-    federation.configure(study, screen=True, false_alarms=0.06, rule="evidence", cycles=cycles)
+    federation.configure(study, screen=True, label_screen=labels, false_alarms=0.06, rule="evidence", cycles=cycles)
     assert federation.job(cycles=2).panics == []
     log = federation.log()
     pd.testing.assert_frame_equal(log, read_log(here / "qc.csv"))

@@ -46,6 +46,8 @@ class Audit:
         self.screen_columns = [*SCREEN_COLUMNS, *self.look_columns, *self.label_columns]
         self.centers_p = self._pool_labels() if options.label_screen else {}
         self.limits: dict[int, float] = {}  # cycle -> the screen's limit
+        self.asked: dict[int, bool] = {}  # cycle -> whether labels were screened in it
+        self.knows: set[int] = set()  # cycles of which that was compared with the AUROC
         self.first_looks: dict[str, dict] = {}  # subject -> row of its last look before it trains
         self.violations: list[str] = []
 
@@ -56,6 +58,9 @@ class Audit:
             self._violation({"row": 1}, f"columns are {', '.join(self.log.header)}, should be {', '.join(columns)}")
             if not set(columns) <= set(self.log.header):
                 return
+        if self.options.screen and not self.look_columns:
+            self._violation({"row": 1}, "no column has the score of a look (is the log of version 0.2?)")
+            return
         self._check_baseline(self.log.rows[0])
         rows = self.log.rows[1:]
         for row, following in itertools.zip_longest(rows, rows[1:]):
@@ -254,13 +259,29 @@ class Audit:
         looks = [row[name] for name in self.look_columns]
         if None in looks:
             self._violation(row, f"{' or '.join(self.look_columns)} is empty, should be a number")
-        elif not any(map(math.isnan, looks)):
-            self._check(row, "Screen_score", max(looks), f"the largest of {', '.join(self.look_columns)}")
-        if self.label_columns and row["Label_p"] is not None:
-            self._check(row, "Center_limit", 0.05 / len(self.replay.subjects_of), "0.05 by the number of centers")
-            pooled = self.centers_p.get((row["Cycle"], row["Study"]), row["Center_p"])
-            self._check(row, "Center_p", pooled, "from Label_p of the center's usual images")
+        else:
+            largest = math.nan if any(map(math.isnan, looks)) else max(looks)
+            self._check(row, "Screen_score", largest, f"the largest of {', '.join(self.look_columns)}")
+        if self.label_columns:
+            self._check_labels(row)
         return strange(row) or doubted(row)
+
+    def _check_labels(self, row):
+        """Check the cells of the label screen: of a cycle all look rows have them, or none."""
+        asked = self.asked.setdefault(row["Cycle"], row["Label_p"] is not None)
+        accepted = self.accepted.get("AUROC")
+        if row["Cycle"] not in self.knows and row["Phase"] == "screen" and accepted is not None:
+            self.knows.add(row["Cycle"])
+            if asked != (accepted >= 0.8):
+                self._violation(row, f"Label_p is {shown(row['Label_p'])}, but AUROC was {shown(accepted)}")
+        if not asked:
+            self._check_cells(row, dict.fromkeys(self.label_columns), "the model knew too little in this cycle")
+            return
+        if row["Label_p"] is None or not 0 < row["Label_p"] <= 1:
+            self._violation(row, f"Label_p is {shown(row['Label_p'])}, should be from 0 to 1")
+        self._check(row, "Center_limit", 0.05 / len(self.replay.subjects_of), "0.05 by the number of centers")
+        pooled = self.centers_p.get((row["Cycle"], row["Study"]), row["Center_p"])
+        self._check(row, "Center_p", pooled, "from Label_p of the center's usual images")
 
     def _is_sure(self, row):
         """Whether the looks of a flag and of its revisit are enough to eliminate an image without a step.
@@ -282,7 +303,7 @@ class Audit:
             place = row["Cycle"], row["Study"]
             if row["kind"] == "failure":
                 looks[place] = [math.nan]
-            elif row.get("Label_p") is not None and not strange(row):
+            elif row.get("Label_p") is not None and 0 < row["Label_p"] <= 1 and not strange(row):
                 looks.setdefault(place, []).append(row["Label_p"])
         last = self.log.rows[-1]["Cycle"] if self.may_be_unfinished else None
         normal = NormalDist()
@@ -290,7 +311,7 @@ class Audit:
         for (cycle, center), values in looks.items():
             if cycle == last or any(map(math.isnan, values)):
                 continue
-            total = sum(normal.inv_cdf(1 - min(value, 0.999)) for value in values)
+            total = sum(normal.inv_cdf(1 - min(max(value, 1e-9), 0.999)) for value in values)
             variance = len(values) + 0.04 * len(values) ** 2
             pooled[cycle, center] = 1 - normal.cdf(total / math.sqrt(variance)) if len(values) >= 3 else None
         return pooled
@@ -403,7 +424,7 @@ def doubted(row: dict) -> bool:
 def same(value: object, other: object) -> bool:
     """Whether two cells agree: numbers up to rounding."""
     if isinstance(value, float) and isinstance(other, float):
-        return abs(value - other) <= ROUNDING
+        return value == other or abs(value - other) <= ROUNDING or (math.isnan(value) and math.isnan(other))
     return value == other
 
 

@@ -153,7 +153,8 @@ class Replay:
         if not present and due:
             yield Step("screen", due, only_if_failed=True)
         for number, subject in enumerate(present):
-            if (yield Step("screen", [subject], if_failed={center: (present + due)[number:]})) is None:
+            fails = present + due if number == 0 else []  # a center answers for all of them, or for none
+            if (yield Step("screen", [subject], if_failed={center: fails})) is None:
                 return
 
     def _is_untold(self, center):

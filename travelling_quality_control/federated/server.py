@@ -133,6 +133,8 @@ def refuse_bad_looks(looks: object, subjects: int, numbers: int, labels: bool) -
         # An image may be infinitely far, or no number: then it is a suspect, as in the script.
         if not all(isinstance(value, float) for row in rows for value in row):
             raise VisitFailed("invalid", f"its look {name} holds what is not a number")
+    if labels and not all(0 < value <= 1 for (value,) in looks["labels"]):
+        raise VisitFailed("invalid", "its look labels is not from 0 to 1")
 
 
 def refuse_bad_subjects(names: object, others: set[str]) -> None:
