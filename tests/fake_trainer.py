@@ -11,6 +11,7 @@ from travelling_quality_control.enc_PD_quality_control import travel
 
 HEALTHY, PATIENTS = 50, 100
 TEST_IMAGES = 120  # that the screen sees
+HALVES = ("asymmetry", "up_down", "front_back")
 
 
 class FakeTrainer:
@@ -52,10 +53,10 @@ class FakeTrainer:
             return {
                 "channels": random.normal(size=(TEST_IMAGES, 4)),
                 "spectrum": random.normal(size=(TEST_IMAGES, 1)),
-                "asymmetry": random.normal([1, 0], size=(TEST_IMAGES, 2)),
+                **{name: random.normal([1, 0], size=(TEST_IMAGES, 2)) for name in HALVES},
             }
         away = np.array([self.strange.get(subject, 0.5) for subject in subjects])[:, None]
-        looks = {"channels": away * np.ones(4), "spectrum": 0 * away, "asymmetry": [1, 0] + 0 * away}
+        looks = {"channels": away * np.ones(4), "spectrum": 0 * away} | {name: [1, 0] + 0 * away for name in HALVES}
         if labels:
             self.references.append(labels)
             looks["labels"] = np.array([[self.label_p.get(subject, 0.5)] for subject in subjects])

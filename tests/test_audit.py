@@ -97,8 +97,11 @@ class FakeScreen:
     def cells(self, subjects):
         if self.fails and self.random.uniform() < self.fails:
             raise VisitFailed("unreachable", "away")
-        away = np.eye(len(COMPONENTS))[0] * 4  # of the first of the looks
-        looks = [(self.random.normal(size=len(COMPONENTS)) + away * (subject in BAD)).tolist() for subject in subjects]
+        away, others = [4, 0, 0], [-5.0] * (len(COMPONENTS) - 3)  # the first looks decide
+        looks = [
+            [*(self.random.normal(size=3) + (np.array(away) if subject in BAD else 0)).tolist(), *others]
+            for subject in subjects
+        ]
         cells = [
             {"Screen_score": max(look), "Screen_limit": self.limit} | dict(zip(COMPONENTS, look, strict=True))
             for look in looks

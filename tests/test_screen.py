@@ -9,7 +9,7 @@ from sklearn.covariance import LedoitWolf
 from travelling.label_screen import center_p_value, p_values, reference_of
 from travelling.looks import LOOKS, Distance, Mirrored, asymmetry, spectrum
 from travelling.metrics import evaluate
-from travelling.screen import by_others
+from travelling.screen import beside_others, by_others
 from travelling.trainer import LocalTrainer
 from travelling.volumes import Volumes
 
@@ -63,8 +63,26 @@ def test_a_mirrored_image_has_the_opposite_asymmetry(head):
     symmetric = head + head[:, :, ::-1]
     by_chance = np.array([asymmetry(symmetric + 0.2 * random.normal(size=head.shape)) for _ in range(30)])
     alone = np.eye(30, dtype=bool)
-    assert Mirrored(usual).tells(by_others(Mirrored(usual), usual, alone))
-    assert not Mirrored(by_chance).tells(by_others(Mirrored(by_chance), by_chance, alone))
+    strange = by_others(Mirrored(usual), usual, alone)
+    assert Mirrored(usual).least_unit(strange) == pytest.approx(-strange.mean() / 10)
+    assert Mirrored(by_chance).least_unit(by_others(Mirrored(by_chance), by_chance, alone)) == np.inf
+
+
+@pytest.mark.parametrize(("look", "axis"), [("up_down", 0), ("front_back", 1)])
+def test_an_image_that_is_upside_down_is_told_from_all_others(head, look, axis):
+    random = np.random.default_rng(0)
+    z, y, _ = np.indices(head.shape)
+    heads = [head * (1 + 0.01 * (z + y)) + 0.1 * random.normal(size=head.shape) for _ in range(30)]
+    measure = LOOKS[look].measure
+    usual, flipped = (np.array([measure(image) for image in images]) for images in (
+        heads, [np.flip(image, axis) for image in heads]
+    ))  # fmt: skip
+    np.testing.assert_allclose(flipped, -usual, atol=1e-6)
+    yardstick = Mirrored(usual)
+    strange = by_others(yardstick, usual, np.eye(30, dtype=bool))
+    unit = max(strange.std(ddof=1), yardstick.least_unit(strange))
+    assert ((yardstick(flipped) - strange.mean()) / unit > 10).all()
+    assert beside_others(strange, yardstick.least_unit(strange)).max() < 4
 
 
 def test_looks_are_taken_upright_and_once(head, tmp_path):

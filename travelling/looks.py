@@ -9,16 +9,19 @@ nothing of labels, and nothing of what harm looks like, but for :class:`Mirrored
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 BLOCKS = (10, 12, 5)  # along z, y and from the middle to one side: in each the two sides are compared
+COARSE_BLOCKS = (4, 5, 4)  # the same, where halves differ much
 LEAST_RIGHT = 0.8  # of the usual images, told from their mirror images
 SHELLS = 40  # of the spectrum, from 0 to half a cycle per voxel
 _LOWEST_SHELL = 3  # those below hold few points, and the shape of the head
 _USUAL_DIFFERENCE = 0.05  # between the two sides, in standard deviations of the image
+_LEAST_SHARE = 0.05  # of the way from usual to flipped images
 _TINY = 1e-6
 
 
@@ -34,8 +37,11 @@ class Yardstick(Protocol):
     def __call__(self, looks: np.ndarray) -> np.ndarray:
         """(images, numbers) -> (images,)."""
 
-    def tells(self, strange: np.ndarray) -> bool:
-        """Whether it says anything, by what usual images have, each by a yardstick of others: (images,)."""
+    def least_unit(self, strange: np.ndarray) -> float:
+        """The least unit of scores, by what usual images have, each by a yardstick of others: (images,).
+
+        It is their standard deviation where that is larger, and infinite where the yardstick says nothing.
+        """
 
 
 class Distance:
@@ -66,9 +72,9 @@ class Distance:
         squared = np.square(away).sum(axis=1) - np.einsum("ij,jk,ik->i", along, self._inverse, along)
         return 0.5 * np.log(squared / self._floor / self._numbers)
 
-    def tells(self, strange: np.ndarray) -> bool:
+    def least_unit(self, strange: np.ndarray) -> float:
         """As :class:`Yardstick`."""
-        return True
+        return 0.0
 
     def _standard(self, looks):
         return (looks - self._mean) / self._sd
@@ -84,15 +90,15 @@ class AsItIs:
         """As :class:`Yardstick`."""
         return looks[:, 0]
 
-    def tells(self, strange: np.ndarray) -> bool:
+    def least_unit(self, strange: np.ndarray) -> float:
         """As :class:`Yardstick`."""
-        return True
+        return 0.0
 
 
 class Mirrored(Distance):
-    """How much more the two sides of an image differ as those of a mirrored one would; of :func:`asymmetry`.
+    """How much more two halves of an image differ as those of a flipped one would, see :func:`difference_of_halves`.
 
-    Between the usual images, which are taken not to be mirrored, and their mirror images it is Fisher's linear
+    Between the usual images, which are taken not to be flipped, and their mirror images it is Fisher's linear
     discriminant, with the covariance of :class:`Distance`.
     """
 
@@ -106,9 +112,12 @@ class Mirrored(Distance):
         """As :class:`Yardstick`; of a mirrored image it is the negative of what it was before."""
         return -(looks / self._sd) @ self._weights
 
-    def tells(self, strange: np.ndarray) -> bool:
-        """As :class:`Yardstick`: where their two sides differ by chance, usual images are on either side of 0."""
-        return bool(np.mean(strange < 0) >= LEAST_RIGHT)
+    def least_unit(self, strange: np.ndarray) -> float:
+        """As :class:`Yardstick`: where two halves differ by chance, usual images are on either side of 0.
+
+        Where they all differ alike, the unit is a share of the way from usual to flipped images.
+        """
+        return 2 * float(np.abs(strange.mean())) * _LEAST_SHARE if np.mean(strange < 0) >= LEAST_RIGHT else math.inf
 
 
 def spectrum(image: np.ndarray) -> np.ndarray:
@@ -137,16 +146,30 @@ def _shells(shape):
 
 
 def asymmetry(image: np.ndarray) -> np.ndarray:
-    """The difference between the left and the right side of an image (z, y, x), from -1 to 1 in each of BLOCKS.
+    """The difference between the left and the right side of an image (z, y, x), see :func:`difference_of_halves`."""
+    return difference_of_halves(image, 2, BLOCKS)
 
-    It saturates at some 0.1 standard deviations of the image's intensities: which side is brighter tells more than by
+
+def up_down(image: np.ndarray) -> np.ndarray:
+    """The difference between the lower and the upper half of an image, see :func:`difference_of_halves`."""
+    return difference_of_halves(image, 0, COARSE_BLOCKS)
+
+
+def front_back(image: np.ndarray) -> np.ndarray:
+    """The difference between the back and the front half of an image, see :func:`difference_of_halves`."""
+    return difference_of_halves(image, 1, COARSE_BLOCKS)
+
+
+def difference_of_halves(image: np.ndarray, axis: int, blocks: tuple[int, ...]) -> np.ndarray:
+    """The first half of an image (z, y, x) along an axis, less the second one flipped, from -1 to 1 in each of blocks.
+
+    It saturates at some 0.1 standard deviations of the image's intensities: which half is brighter tells more than by
     how much, which a lesion or a bias field decides.
     """
-    half = image.shape[2] // 2
-    difference = (image - image[:, :, ::-1])[:, :, :half]
-    for axis, blocks in enumerate(BLOCKS):
-        parts = np.array_split(difference, blocks, axis=axis)
-        difference = np.stack([part.mean(axis=axis) for part in parts], axis=axis)
+    difference = np.take(image - np.flip(image, axis), range(image.shape[axis] // 2), axis)
+    for along, number in enumerate(blocks):
+        parts = np.array_split(difference, number, axis=along)
+        difference = np.stack([part.mean(axis=along) for part in parts], axis=along)
     return np.tanh(difference.ravel() / (_USUAL_DIFFERENCE * image.std() + _TINY))
 
 
@@ -165,4 +188,6 @@ LOOKS = {
     "channels": Look(None, None, Distance),
     "spectrum": Look(spectrum, 1, AsItIs),
     "asymmetry": Look(asymmetry, int(np.prod(BLOCKS)), Mirrored),
+    "up_down": Look(up_down, int(np.prod(COARSE_BLOCKS)), Mirrored),
+    "front_back": Look(front_back, int(np.prod(COARSE_BLOCKS)), Mirrored),
 }

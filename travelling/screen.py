@@ -56,7 +56,7 @@ class Screen:
         self._centers = 0
         self.cycle: int | None = None  # whose model has looked
         self.limit: float = math.nan
-        self._yardsticks: dict[str, tuple[Yardstick, float, float]] = {}  # with mean and sd of the test set
+        self._yardsticks: dict[str, tuple[Yardstick, float, float]] = {}  # with mean and unit of the test set
         self._test_scores: dict[str, np.ndarray] = {}  # by each look (test images,)
 
     def calibrate(self, cycle: int, accepted: Evaluation, centers: int) -> None:
@@ -80,11 +80,10 @@ class Screen:
             raise InputError(
                 f"--screen: the look {name} gives no number for a test image; some of them may be the same"
             )
-        mean, sd = float(strange.mean()), float(strange.std(ddof=1)) or 1.0
-        scores = beside_others(strange)
-        if not yardstick.tells(strange):
-            sd, scores = math.inf, np.zeros(len(strange))  # then the score of this look is 0
-        self._yardsticks[name], self._test_scores[name] = (yardstick, mean, sd), scores
+        least = yardstick.least_unit(strange)
+        unit = max(float(strange.std(ddof=1)), least) or 1.0
+        self._yardsticks[name] = yardstick, float(strange.mean()), unit
+        self._test_scores[name] = beside_others(strange, least)
 
     def cells(self, subjects: list[str]) -> list[dict]:
         """The screen's cells of the log for each subject of a center: its score, the limit, and the score of each look.
@@ -93,7 +92,9 @@ class Screen:
         """
         looks = self._trainer.look(subjects, self._reference)
         with np.errstate(all="ignore"):  # an image may be infinitely far, or no number
-            parts = [(yardstick(looks[name]) - mean) / sd for name, (yardstick, mean, sd) in self._yardsticks.items()]
+            parts = [
+                (yardstick(looks[name]) - mean) / unit for name, (yardstick, mean, unit) in self._yardsticks.items()
+            ]
         found = [
             {"Screen_score": float(np.max(values)), "Screen_limit": self.limit}  # NaN where one is
             | dict(zip(COMPONENTS, values, strict=True))
@@ -133,16 +134,16 @@ def by_others(yardstick: Yardstick, looks: np.ndarray, related: np.ndarray) -> n
     return strange
 
 
-def beside_others(values: np.ndarray) -> np.ndarray:
-    """Each of some values (images,) in standard deviations of the others, from their mean.
+def beside_others(values: np.ndarray, least: float) -> np.ndarray:
+    """Each of some values (images,) in standard deviations of the others, ``least`` at least, from their mean.
 
     Beside a mean and a deviation that it is a part of, no value could be far away, but those of new images could.
     """
     others = len(values) - 1
     means = (values.sum() - values) / others
     squares = np.square(values - means[:, None]).sum(axis=1) - np.square(np.diagonal(values - means[:, None]))
-    sds = np.sqrt(squares / (others - 1))
-    return (values - means) / np.where(sds > 0, sds, 1.0)
+    units = np.maximum(np.sqrt(squares / (others - 1)), least)
+    return (values - means) / np.where(units > 0, units, 1.0)
 
 
 def is_strange(cells: dict) -> bool:

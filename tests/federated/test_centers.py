@@ -318,8 +318,8 @@ def test_a_list_of_subjects_that_cannot_be_right_is_invalid(names):
     None, [], [[1.0, 2.0]], [[1.0], [1.0, 2.0]], [[1.0], [2.0]], [[1.0, 2.0], [1.0, "1.0"]], [1.0, 2.0],
 ])  # fmt: skip
 def test_looks_that_cannot_be_right_are_invalid(rows):
-    blocks = LOOKS["asymmetry"].numbers
-    looks = {"channels": [[1.0, 2.0], [3.0, 0.0]], "spectrum": [[1.0]] * 2, "asymmetry": [[0.0] * blocks] * 2}
+    looks = {name: [[0.0] * look.numbers] * 2 for name, look in LOOKS.items() if look.numbers}
+    looks["channels"] = [[1.0, 2.0], [3.0, 0.0]]
     refuse_bad_looks(looks, 2, 2, False)
     refuse_bad_looks(looks | {"channels": [[1.0, float("inf")], [float("nan"), 0.0]]}, 2, 2, False)  # of suspects
     refuse_bad_looks(looks | {"labels": [[0.1], [1.0]]}, 2, 2, True)

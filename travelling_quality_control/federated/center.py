@@ -13,8 +13,8 @@ train       all that travels (only its digest, where    all that travels after a
             and what prepare holds
 look        the same, but pseudonyms of images          with ``--screen``, for each image: mean and variance of every
                                                         channel of the network beside what it has learned of, one
-                                                        number of its spectrum, and the difference of its two sides in
-                                                        600 blocks; with ``--label-screen`` how usual its label is
+                                                        number of its spectrum, and the differences of its halves in
+                                                        blocks; with ``--label-screen`` how usual its label is
 report      what became of the center's subjects        nothing
 ==========  ==========================================  ======================================================
 
