@@ -192,7 +192,7 @@ def test_columns_and_values_by_option(script, prepared_scans, tmp_path):
     assert list(cohort["Group_bin"]) == [1, 0]
     assert list(cohort["Study"]) == ["Home", "Home"]
     assert list(cohort["Age"]) == [50, 51]
-    assert list(cohort["scanner"]) == ["GE", "GE"]
+    assert list(cohort["Scanner"]) == ["GE", "GE"]
 
 
 def test_an_image_is_made_once(script, dataset, prepared_scans, tmp_path):

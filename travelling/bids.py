@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from travelling.cohort import refuse_look_alikes
+from travelling.cohort import RELATED, refuse_look_alikes
 from travelling.errors import InputError
 
 # Columns by their common names, in lower case; the first one that is there counts.
@@ -22,6 +22,7 @@ PD_VALUES = ("PD", "Parkinson", "Parkinsons", "Parkinson's disease")
 HC_VALUES = ("HC", "control", "controls", "healthy", "healthy control", "CTL")
 _SEXES = {"m": "M", "male": "M", "f": "F", "female": "F"}
 _OURS = ("Subject", "Study", "Path", "Group_bin", "Sex", "Age", "Participant")
+_OTHERS = {name.lower(): name for name in RELATED}  # further columns that are written in one way
 
 
 def participants_file(folder: Path) -> Path:
@@ -81,7 +82,7 @@ def read_bids(
             "Sex": _SEXES.get(_plain(sex), ""),
             "Age": _age(person[names["age"]]) if names["age"] else "",
             "Participant": participant,
-            **{name: person[name] for name in rest},
+            **{_OTHERS.get(name.lower(), name): "" if person[name] == "n/a" else person[name] for name in rest},
         }
         for subject, scan, reason in scans(folder / participant, t1w):
             rows.append({"Subject": subject, **about, "Path": scan, "Reason": "; ".join([*reasons, *reason])})
