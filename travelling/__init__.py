@@ -28,6 +28,8 @@ Shared code of the five scripts. The scripts read like the paper; the plumbing i
     verification_log   its log: rows and file
     rules              when a step is harmful
     screen             which images look like nothing the model has learned of
+    looks              what the screen measures of an image, and how strange that is
+    label_screen       which centers have labels that contradict the model
     controlled_run     what a run of quality control keeps on disk
     harm               kinds of harmful images
     template           MNI space and the template in it
