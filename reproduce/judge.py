@@ -138,17 +138,14 @@ def test_half(cohort: "pd.DataFrame", other: bool) -> "pd.Series":
 
     Who has an image among the tenth least like the template, by one of two measures, is not drawn in either half.
     """
-    persons = (
-        cohort["Participant"].where(cohort["Participant"] != "", cohort["Subject"])
-        if "Participant" in cohort
-        else cohort["Subject"]
-    )
-    strange = set()
+    from travelling.cohort import persons
+
+    person_of, strange = persons(cohort), set()
     for measure in {"Similarity", "Mutual_information"} & set(cohort):
-        strange |= set(persons[cohort[measure].astype(float).nsmallest(math.ceil(len(cohort) / 10)).index])
-    order = cohort.assign(Person=persons)[~persons.isin(strange)].drop_duplicates("Person")
+        strange |= set(person_of[cohort[measure].astype(float).nsmallest(math.ceil(len(cohort) / 10)).index])
+    order = cohort.assign(Person=person_of)[~person_of.isin(strange)].drop_duplicates("Person")
     order = order.sample(frac=1, random_state=SEED).sort_values(["Group_bin", "Study"], kind="stable")
-    return persons.isin(order["Person"].iloc[int(other) :: 2])
+    return person_of.isin(order["Person"].iloc[int(other) :: 2])
 
 
 def setting_for(judgement: Judgement) -> str:

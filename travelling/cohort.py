@@ -163,7 +163,7 @@ def _refuse(path, bad, reason, values=None):
 
 def refuse_overlap(training_set: pd.DataFrame, test_set: pd.DataFrame, training_path: Path, test_path: Path) -> None:
     """Raise InputError where a subject, a person or an image is in both sets: the test set must be unseen."""
-    for column, of in (("Subject", _subject), ("Path", _files), ("Participant", _person)):
+    for column, of in (("Subject", _subject), ("Path", _files), ("Participant", persons)):
         tested = of(test_set).reset_index(drop=True)
         _refuse(test_path, tested.isin(set(of(training_set))), f"{column} is in {training_path}, too", tested)
 
@@ -177,10 +177,10 @@ def _subject(table):
     return table["Subject"].map(_look)
 
 
-def _person(table):
-    """Who is in each image: the participant where that is told, else the subject."""
-    persons = table["Participant"] if "Participant" in table.columns else table["Subject"]
-    return persons.where(persons != "", table["Subject"]).map(_look)
+def persons(cohort: pd.DataFrame) -> pd.Series:
+    """Who is in each image: the participant where that is told, else the subject; two that look alike are one."""
+    told = cohort["Participant"] if "Participant" in cohort.columns else cohort["Subject"]
+    return told.where(told != "", cohort["Subject"]).map(_look)
 
 
 def copies(images: dict[str, dict], training_set: pd.DataFrame, test_set: pd.DataFrame | None = None) -> list[str]:

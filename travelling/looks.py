@@ -11,7 +11,7 @@ nothing of labels, and nothing of what harm looks like, but for :class:`Mirrored
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,26 +25,29 @@ _LEAST_SHARE = 0.05  # of the way from usual to flipped images
 _TINY = 1e-6
 
 
-class Yardstick(Protocol):
+class Yardstick:
     """Made of the looks (images, numbers) of usual images; called with those of others, it gives a number for each.
 
     The number is larger the stranger an image is; its unit does not matter. ``like`` is a yardstick of more images,
     which may tell what takes long to find out. Images are upright: their axes run up, to the front and to the right.
     """
 
-    def __init__(self, usual: np.ndarray, like: "Yardstick | None" = None): ...
+    def __init__(self, usual: np.ndarray, like: Any = None):
+        pass
 
     def __call__(self, looks: np.ndarray) -> np.ndarray:
         """(images, numbers) -> (images,)."""
+        raise NotImplementedError
 
     def least_unit(self, strange: np.ndarray) -> float:
         """The least unit of scores, by what usual images have, each by a yardstick of others: (images,).
 
         It is their standard deviation where that is larger, and infinite where the yardstick says nothing.
         """
+        return 0.0
 
 
-class Distance:
+class Distance(Yardstick):
     """Half the logarithm of the mean squared Mahalanobis distance from the usual images.
 
     The covariance of many numbers over few images is shrunk (Ledoit and Wolf, "A well-conditioned estimator for
@@ -72,27 +75,16 @@ class Distance:
         squared = np.square(away).sum(axis=1) - np.einsum("ij,jk,ik->i", along, self._inverse, along)
         return 0.5 * np.log(squared / self._floor / self._numbers)
 
-    def least_unit(self, strange: np.ndarray) -> float:
-        """As :class:`Yardstick`."""
-        return 0.0
-
     def _standard(self, looks):
         return (looks - self._mean) / self._sd
 
 
-class AsItIs:
+class AsItIs(Yardstick):
     """A look of one number, which is larger the stranger an image is."""
-
-    def __init__(self, usual: np.ndarray, like: "AsItIs | None" = None):
-        pass
 
     def __call__(self, looks: np.ndarray) -> np.ndarray:
         """As :class:`Yardstick`."""
         return looks[:, 0]
-
-    def least_unit(self, strange: np.ndarray) -> float:
-        """As :class:`Yardstick`."""
-        return 0.0
 
 
 class Mirrored(Distance):

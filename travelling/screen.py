@@ -139,10 +139,9 @@ def beside_others(values: np.ndarray, least: float) -> np.ndarray:
 
     Beside a mean and a deviation that it is a part of, no value could be far away, but those of new images could.
     """
-    others = len(values) - 1
-    means = (values.sum() - values) / others
-    squares = np.square(values - means[:, None]).sum(axis=1) - np.square(np.diagonal(values - means[:, None]))
-    units = np.maximum(np.sqrt(squares / (others - 1)), least)
+    others = [np.delete(values, place) for place in range(len(values))]
+    means = np.mean(others, axis=1)
+    units = np.maximum(np.std(others, axis=1, ddof=1), least)
     return (values - means) / np.where(units > 0, units, 1.0)
 
 

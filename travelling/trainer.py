@@ -97,7 +97,7 @@ class LocalTrainer:
         self._labels = {} if training_set is None else training_set["Group_bin"].to_dict()
         self._test_set: Any = test_set  # None where nothing is evaluated
         self._evaluation_batch = evaluation_batch or images_at_once(volumes.shape)
-        self._measured: dict[tuple, np.ndarray] = {}  # (look, subject) -> what needs the image alone, not the model
+        self._measured: dict[str, dict] = {}  # subject -> its looks that need the image alone, not the model
 
     @property
     def learning_rate(self) -> float:
@@ -141,21 +141,20 @@ class LocalTrainer:
         """
         subjects = list(self._test_set["Subject"] if subjects is None else subjects)
         seen = self._seen(subjects)
-        looks = {"channels": seen[:, :-1]}
-        for name, look in LOOKS.items():
-            if look.measure:
-                looks[name] = np.array([self._measure(name, look.measure, subject) for subject in subjects], float)
+        measured = [self._measure(subject) for subject in subjects]
+        looks = {name: np.array([one[name] for one in measured], float) for name in measured[0]}
+        looks["channels"] = seen[:, :-1]
         if labels:
             own = [self._labels[subject] for subject in subjects]
             looks["labels"] = p_values(labels, own, seen[:, -1])[:, None]
         return looks
 
-    def _measure(self, name, measure, subject):
-        """What is measured of a subject's image alone: once, since no model changes it."""
-        if (name, subject) not in self._measured:
-            image = self._volumes.batch([subject])[0, ..., 0]
-            self._measured[name, subject] = measure(self._volumes.upright(image))
-        return self._measured[name, subject]
+    def _measure(self, subject):
+        """What is measured of a subject's image alone, by look: once, since no model changes it."""
+        if subject not in self._measured:
+            image = self._volumes.upright(self._volumes.batch([subject])[0, ..., 0])
+            self._measured[subject] = {name: look.measure(image) for name, look in LOOKS.items() if look.measure}
+        return self._measured[subject]
 
     def _seen(self, subjects):
         """What the network sees of the subjects' images: (subjects, numbers)."""

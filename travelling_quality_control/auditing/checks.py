@@ -47,7 +47,6 @@ class Audit:
         self.centers_p = self._pool_labels() if options.label_screen else {}
         self.limits: dict[int, float] = {}  # cycle -> the screen's limit
         self.asked: dict[int, bool] = {}  # cycle -> whether labels were screened in it
-        self.knows: set[int] = set()  # cycles of which that was compared with the AUROC
         self.first_looks: dict[str, dict] = {}  # subject -> row of its last look before it trains
         self.violations: list[str] = []
 
@@ -268,13 +267,12 @@ class Audit:
 
     def _check_labels(self, row):
         """Check the cells of the label screen: of a cycle all look rows have them, or none."""
-        asked = self.asked.setdefault(row["Cycle"], row["Label_p"] is not None)
-        accepted = self.accepted.get("AUROC")
-        if row["Cycle"] not in self.knows and row["Phase"] == "screen" and accepted is not None:
-            self.knows.add(row["Cycle"])
-            if asked != (accepted >= 0.8):
+        if row["Cycle"] not in self.asked:
+            asked = self.asked[row["Cycle"]] = row["Label_p"] is not None
+            accepted = self.accepted.get("AUROC")
+            if row["Phase"] == "screen" and accepted is not None and asked != (accepted >= 0.8):
                 self._violation(row, f"Label_p is {shown(row['Label_p'])}, but AUROC was {shown(accepted)}")
-        if not asked:
+        if not self.asked[row["Cycle"]]:
             self._check_cells(row, dict.fromkeys(self.label_columns), "the model knew too little in this cycle")
             return
         if row["Label_p"] is None or not 0 < row["Label_p"] <= 1:
