@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-BLOCKS = (10, 12, 5)  # along z, y and from the middle to one side: in each the two sides are compared
+BLOCKS = (20, 24, 10)  # along z, y and from the middle to one side: in each the two sides are compared
 COARSE_BLOCKS = (4, 5, 4)  # the same, where halves differ much
 LEAST_RIGHT = 0.8  # of the usual images, told from their mirror images
 SHELLS = 40  # of the spectrum, from 0 to half a cycle per voxel
 _LOWEST_SHELL = 3  # those below hold few points, and the shape of the head
-_USUAL_DIFFERENCE = 0.05  # between the two sides, in standard deviations of the image
+_USUAL_DIFFERENCE = 0.1  # between the two sides, in standard deviations of the image
 _LEAST_SHARE = 0.05  # of the way from usual to flipped images
 _TINY = 1e-6
 
@@ -58,7 +58,7 @@ class Distance(Yardstick):
     def __init__(self, usual: np.ndarray, like: "Distance | None" = None):
         from sklearn.covariance import ledoit_wolf_shrinkage
 
-        self._mean, self._sd = usual.mean(axis=0), usual.std(axis=0, ddof=1) + _TINY
+        self._mean, self._unit = usual.mean(axis=0), self.unit_of(usual)
         self._usual = self._standard(usual)
         images, self._numbers = usual.shape
         self.shrinkage: float = like.shrinkage if like else ledoit_wolf_shrinkage(self._usual, assume_centered=True)
@@ -76,7 +76,12 @@ class Distance(Yardstick):
         return 0.5 * np.log(squared / self._floor / self._numbers)
 
     def _standard(self, looks):
-        return (looks - self._mean) / self._sd
+        return (looks - self._mean) / self._unit
+
+    @staticmethod
+    def unit_of(usual: np.ndarray) -> np.ndarray | float:
+        """In what each number is measured: (numbers,), or one for all."""
+        return usual.std(axis=0, ddof=1) + _TINY
 
 
 class AsItIs(Yardstick):
@@ -96,13 +101,18 @@ class Mirrored(Distance):
 
     def __init__(self, usual: np.ndarray, like: "Mirrored | None" = None):
         super().__init__(usual, like)
-        mean = self._mean / self._sd
-        weights = (mean - self._usual.T @ (self._inverse @ (self._usual @ mean))) / self._floor
+        along = self._usual.T @ (self._inverse @ (self._usual @ self._mean))
+        weights = (self._mean - along) / self._floor
         self._weights = weights / (np.linalg.norm(weights) + _TINY)
 
     def __call__(self, looks: np.ndarray) -> np.ndarray:
         """As :class:`Yardstick`; of a mirrored image it is the negative of what it was before."""
-        return -(looks / self._sd) @ self._weights
+        return -looks @ self._weights
+
+    @staticmethod
+    def unit_of(usual: np.ndarray) -> float:
+        """As :meth:`Distance.unit_of`: the same for all, or blocks that hardly differ between brains would decide."""
+        return 1.0
 
     def least_unit(self, strange: np.ndarray) -> float:
         """As :class:`Yardstick`: where two halves differ by chance, usual images are on either side of 0.
@@ -155,7 +165,7 @@ def front_back(image: np.ndarray) -> np.ndarray:
 def difference_of_halves(image: np.ndarray, axis: int, blocks: tuple[int, ...]) -> np.ndarray:
     """The first half of an image (z, y, x) along an axis, less the second one flipped, from -1 to 1 in each of blocks.
 
-    It saturates at some 0.1 standard deviations of the image's intensities: which half is brighter tells more than by
+    It saturates at some 0.2 standard deviations of the image's intensities: which half is brighter tells more than by
     how much, which a lesion or a bias field decides.
     """
     difference = np.take(image - np.flip(image, axis), range(image.shape[axis] // 2), axis)
