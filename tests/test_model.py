@@ -112,6 +112,23 @@ def test_equal_bits_always_on_a_cpu_and_on_demand_on_a_gpu(gpus, deterministic, 
     assert device == ("NVIDIA X" if gpus else mock.ANY)
 
 
+@pytest.mark.skipif(backend.BACKEND != "tensorflow", reason="TensorFlow's switch")
+@pytest.mark.parametrize(
+    ("capability", "rounds", "told"),
+    [((8, 0), True, "NVIDIA X (float32 as TF32)"), ((8, 0), False, "NVIDIA X"), ((7, 5), True, "NVIDIA X")],
+)
+def test_device_tells_how_float32_is_computed(capability, rounds, told):
+    config = "tensorflow.config.experimental"
+    details = {"device_name": "NVIDIA X", "compute_capability": capability}
+    with (
+        mock.patch("tensorflow.config.list_physical_devices", return_value=[mock.Mock()]),
+        mock.patch(f"{config}.set_memory_growth"),
+        mock.patch(f"{config}.get_device_details", return_value=details),
+        mock.patch(f"{config}.tensor_float_32_execution_enabled", return_value=rounds),
+    ):
+        assert backend.start(seed=1) == told
+
+
 def values(model):
     return [np.array(keras.ops.convert_to_numpy(variable)) for variable in model.state]
 

@@ -344,6 +344,18 @@ def test_quality_control_survives_fifty_kills(controlled, control_options, tmp_p
 
 
 @pytest.mark.slow
+def test_the_table_of_a_gpu_is_made_on_a_cpu_too():
+    script = ROOT / "tests" / "benchmarks" / "gpu.py"
+    options = ["--size", 33, 33, 33, "--width", 0.05, "--volumes", 2, "--rounds", 1, "--steps", 1]
+    made = subprocess.run([sys.executable, script, *map(str, options)], capture_output=True, text=True, check=True)
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in made.stdout.strip().splitlines()]
+    assert {len(row) for row in table} == {3}
+    rows = {name: values for name, *values in table}
+    assert rows["two runs with `--deterministic`"] == ["equal bits"] * 2
+    assert all(float(value) > 0 for value in rows["test set kept on the card, volumes/s"])
+
+
+@pytest.mark.slow
 def test_every_kind_of_harm_is_screened(cohort, pretrained, tmp_path, monkeypatch, capsys):
     (tmp_path / "cohort").symlink_to(cohort)
     (tmp_path / "pretrained").symlink_to(pretrained)

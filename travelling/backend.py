@@ -82,7 +82,12 @@ def start(seed: int, deterministic: bool = False, precision: str = "float32") ->
             raise InputError("--precision float16: TensorFlow pools volumes in float16 on a GPU only")
         if deterministic or not gpus:
             tf.config.experimental.enable_op_determinism()
-        names = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
+        details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+        rounded = tf.config.experimental.tensor_float_32_execution_enabled()
+        names = [
+            _with_tf32(known.get("device_name", gpu.name), known.get("compute_capability", (0,))[0], rounded)
+            for gpu, known in zip(gpus, details, strict=True)
+        ]
         return ", ".join(names) or "CPU (TensorFlow sees no GPU; TF_CPP_MIN_LOG_LEVEL=0 shows why)"
     if BACKEND == "jax":
         if deterministic:  # read when the first device is used, not at the import
@@ -90,8 +95,21 @@ def start(seed: int, deterministic: bool = False, precision: str = "float32") ->
         import jax
 
         jax.config.update("jax_enable_x64", False)  # of another project's environment
-        return ", ".join(f"{device.platform.upper()} {device.device_kind}" for device in jax.devices())
+        rounded = jax.config.jax_default_matmul_precision in (None, "default", "tensorfloat32")
+        return ", ".join(
+            _with_tf32(
+                f"{device.platform.upper()} {device.device_kind}",
+                int(float(getattr(device, "compute_capability", 0))),
+                rounded,
+            )
+            for device in jax.devices()
+        )
     return BACKEND
+
+
+def _with_tf32(device, generation, rounded):
+    """A device in words, and whether it rounds the factors of products in float32: NVIDIA's cards since Ampere do."""
+    return f"{device} (float32 as TF32)" if rounded and generation >= 8 else device
 
 
 def fastest_precision(precision: str) -> str:
@@ -234,9 +252,11 @@ def compile_prediction(
         predict = jax.jit(predict)
 
     def padded(images, largest_batch):
-        padding = [(0, (largest_batch or len(images)) - len(images))] + [(0, 0)] * len(input_shape)
-        result = predict([variable.value for variable in variables], np.pad(images, padding))
-        return keras.ops.convert_to_numpy(result)[: len(images)]
+        number, missing = len(images), (largest_batch or len(images)) - len(images)
+        if missing:  # otherwise images that are on the device stay there
+            images = np.pad(images, [(0, missing)] + [(0, 0)] * len(input_shape))
+        result = predict([variable.value for variable in variables], images)
+        return keras.ops.convert_to_numpy(result)[:number]
 
     return padded
 

@@ -1,0 +1,147 @@
+"""The table of a GPU in tests/benchmarks/RESULTS.md, with one command, by the backend that is set (KERAS_BACKEND).
+
+Speed at full size in float32 and in bfloat16, what batch fits, and whether --deterministic gives equal bits. Every
+column is measured in processes of its own, since a backend takes its settings once. On a CPU it runs, too, which shows
+that it works (--size 40 48 40), but what batch fits is left out there: the system would end whoever asks for too much.
+
+Example:
+    KERAS_BACKEND=jax python tests/benchmarks/gpu.py
+"""
+
+import hashlib
+import math
+import multiprocessing
+import statistics
+import time
+from argparse import Namespace
+from functools import partial
+
+from bench import PAPER_TEST_SET, fastest_product, flop, in_turns
+
+from travelling import command
+
+BATCH = 5  # images of a training step, as published
+LARGEST = 256  # images: batches are doubled until one does not fit, or up to this
+
+
+def parse_arguments() -> Namespace:
+    """The command line."""
+    parser = command.Parser(__doc__)
+    count = command.number(int, 1)
+    parser.add_argument("--size", type=count, nargs=3, default=[160, 192, 160], metavar="VOXELS", help="x, y, z")
+    parser.add_argument("--width", type=command.number(float, 0.01, 8), default=1.0, metavar="FACTOR", help="filters")
+    parser.add_argument("--volumes", type=count, default=40, metavar="N", help="test volumes")
+    parser.add_argument("--rounds", type=count, default=5, metavar="N", help="turns; the median counts")
+    parser.add_argument("--steps", type=count, default=10, metavar="N", help="training steps of a --deterministic run")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, and print the table as Markdown."""
+    arguments = parse_arguments()
+    columns = {}
+    for precision in ("float32", "bfloat16"):
+        columns[precision] = apart(speed, arguments, precision)
+        on_a_gpu = not columns[precision]["device"].startswith("CPU")
+        columns[precision]["largest batch that trains"] = (
+            apart(largest_batch, arguments, precision) if on_a_gpu else "not on a CPU"
+        )
+        runs = [apart(deterministic_run, arguments, precision) for _ in range(2)]
+        step, (first, second) = statistics.median(seconds for _, seconds in runs), (digest for digest, _ in runs)
+        columns[precision] |= {
+            "two runs with `--deterministic`": "equal bits" if first == second else "different bits",
+            f"training step of {BATCH} with `--deterministic`, ms": step * 1e3,
+        }
+    print("\n| | " + " | ".join(columns) + " |\n" + "|---" * (len(columns) + 1) + "|")
+    for name in columns["float32"]:
+        values = [column[name] for column in columns.values()]
+        print(f"| {name} | " + " | ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values) + " |")
+
+
+def apart(function, arguments, precision):
+    """What a function returns in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, (arguments, precision))
+
+
+def start(arguments, precision, deterministic=False):
+    """The device in words, and a model of the published network with some images and labels."""
+    import numpy as np
+
+    from travelling import backend
+    from travelling.model import TravellingModel
+
+    device = backend.start(1, deterministic, precision)
+    shape = tuple(reversed(arguments.size))  # z, y, x
+    images = np.random.default_rng(0).random((BATCH, *shape, 1), np.float32)
+    return device, TravellingModel.build(shape, arguments.width, 1e-5), images, np.arange(BATCH) % 2
+
+
+def speed(arguments, precision):
+    """The rows about speed, {name: value}."""
+    import keras
+
+    from travelling.backend import BACKEND
+    from travelling.trainer import images_at_once
+
+    device, model, images, labels = start(arguments, precision)
+    at_once = min(images_at_once(images.shape[1:4]), BATCH)
+    batches = math.ceil(arguments.volumes / at_once)
+    volumes = batches * at_once
+    in_memory = [images[:at_once]] * batches
+    on_card = [keras.ops.convert_to_tensor(images[:at_once])] * batches
+
+    def predict(some):
+        for batch in some:
+            model.predict(batch, at_once)
+
+    seconds = in_turns(
+        {
+            "memory": partial(predict, in_memory),
+            "card": partial(predict, on_card),
+            "step": lambda: model.train(images, labels),
+        },
+        arguments.rounds,
+    )
+    per_second = flop(model) * volumes / seconds["card"]
+    return {
+        "device": device,
+        "backend": f"{BACKEND}, Keras {keras.__version__}",
+        "test set in main memory, volumes/s": volumes / seconds["memory"],
+        "test set kept on the card, volumes/s": volumes / seconds["card"],
+        "TFLOP/s of the convolutions": per_second / 1e12,
+        "share of a large matrix product's, measured here, %": 100 * per_second / fastest_product(),
+        f"verification of {PAPER_TEST_SET} volumes, s": seconds["memory"] / volumes * PAPER_TEST_SET,
+        f"training step of {BATCH}, ms": seconds["step"] * 1e3,
+    }
+
+
+def largest_batch(arguments, precision):
+    """The largest power of 2 of images that a training step takes."""
+    import numpy as np
+
+    _, model, images, _ = start(arguments, precision)
+    number = 1
+    while number <= LARGEST:
+        try:
+            model.train(np.resize(images, (number, *images.shape[1:])), np.arange(number) % 2)
+        except Exception:  # whatever the backend raises where memory is short
+            break
+        number *= 2
+    return f"{number // 2}{' or more' if number > LARGEST else ''}"
+
+
+def deterministic_run(arguments, precision):
+    """A digest of the model's state after some training steps, and the seconds of one (the median)."""
+    _, model, images, labels = start(arguments, precision, deterministic=True)
+    seconds = []
+    for _ in range(arguments.steps):
+        begun = time.perf_counter()
+        model.train(images, labels)
+        seconds.append(time.perf_counter() - begun)
+    state = hashlib.sha256(b"".join(array.tobytes() for array in model.export_state())).hexdigest()
+    return state, statistics.median(seconds)
+
+
+if __name__ == "__main__":
+    command.run(main)
