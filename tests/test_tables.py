@@ -352,11 +352,14 @@ def test_false_alarms_by_hand(two_settings):
     assert group("Y") == pytest.approx([7, 1, 1, 1 / 7])
     assert group("n/a") == pytest.approx([2, 1, 0, 1 / 2])  # D does not tell its scanner
     assert group("all", experiment="clean") == pytest.approx([13, 2, 1, 2 / 13])
+    of_d = {"group": "n/a", "experiment": "whole_centers"}
+    assert cell(table, "mean_score", setting=SETTING, **of_d) == (2.5 + 1.5) / 2  # the screen suspects d1, not d2
+    assert np.isnan(cell(table, "mean_score", setting="published", **of_d))
     beside, alone = table.views.values()
     assert beside["setting"].unique().tolist() == ["published", "evidence, screen"]
     assert alone[alone["group"] == "Y"].to_dict("records") == [
         {"setting": "evidence, screen", "by": "scanner", "group": "Y", "runs": "1", "good images": "7", "flagged": "1",
-         "share flagged": "0.143", "eliminated": "1", "share eliminated": "0.143"}
+         "share flagged": "0.143", "eliminated": "1", "share eliminated": "0.143", "mean score": "1.500"}
     ]  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from travelling_quality_control.reporting.pages import MISSING, make_page, numbe
 from travelling_quality_control.reporting.runs import (
     DECISIONS,
     OLDER_OPTIONS,
+    SCORE,
     SCREEN,
     LoggedRun,
     read_images,
@@ -74,9 +75,6 @@ def write_report(
     options = SimpleNamespace(**record["options"])
     outcome = audit_log(log_csv, train_csv, test_csv, options, subjects_csv, centers, unfinished)
     run = LoggedRun(record=record, images=read_images(train_csv), **read_log(log_csv, record["options"]))
-    images = run.images
-    if run.screens:
-        images = images.assign(Score=run.rows.dropna(subset="Screen_score").groupby("Subject")["Screen_score"].last())
     page.parent.mkdir(parents=True, exist_ok=True)
     pictures = _slices(run, train_csv, test_csv) if with_images else {}
     violations = [
@@ -94,10 +92,10 @@ def write_report(
         put_aside=_put_aside(run),
         details=[(name, image, rows_of(run, name), pictures.get(name)) for name, image in _flagged(run).iterrows()],
         rates=rates_along_run(run) if len(run.log) else None,
-        centers=_shares(images, {"center": images["Study"]}).sort_values(
+        centers=_shares(run.images, {"center": run.images["Study"]}).sort_values(
             ["share flagged", "images"], ascending=False, kind="stable"
         ),
-        groups=_shares(images, _groups(images)),
+        groups=_shares(run.images, _groups(run.images)),
         failures=_failures(run),
         in_words=IN_WORDS,
     )
@@ -216,8 +214,8 @@ def _shares(images, groups):
             decisions = members["Decision"]
             row = {"by": by, "group": label, "images": len(members), "flagged": int(members["Flagged"].sum())}
             row["share flagged"] = number_text(members["Flagged"].mean())
-            if "Score" in members:
-                row["mean score"] = number_text(members["Score"].mean())
+            if SCORE in members:
+                row["mean score"] = number_text(members[SCORE].mean())
             rows.append(row | {name.replace("_", " "): int((decisions == name).sum()) for name in DECISIONS[:-1]})
     table = pd.DataFrame(rows)
     return table.drop(columns="by").rename(columns={"group": "center"}) if list(groups) == ["center"] else table

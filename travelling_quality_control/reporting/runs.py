@@ -16,6 +16,7 @@ from travelling.record import LATER
 from travelling.rules import DEFAULT_RULE, RULES
 from travelling.verification_log import LOG_COLUMNS, log_columns
 
+SCORE = "Screen_score"  # column of a log
 SCREEN = "screen"  # the phase of a row that tells of a screened image: nothing was trained
 TEXT_COLUMNS = ("Subject", "Study", "Phase", "Subjects")  # of a log; all others are numbers
 # Options of a run where its record does not tell them.
@@ -33,8 +34,8 @@ class LoggedRun:
     visits that failed. Of the first two are ``flags``, the rows that put an image aside, ``revisits``, and ``cycles``,
     those in which anything was verified or screened. ``images`` has one row per training image, indexed by Subject, its
     columns those of the training set and Times_flagged, Flagged, First_flagged, Eliminated, Eliminated_cycle and
-    Decision (one of ``DECISIONS``). ``rule`` is the class that judged its steps, ``words`` the run's name for readers,
-    ``place`` parts of it for names of files.
+    Decision (one of ``DECISIONS``), with the screen also its last Screen_score. ``rule`` is the class that judged its
+    steps, ``words`` the run's name for readers, ``place`` parts of it for names of files.
     """
 
     record: dict
@@ -70,6 +71,8 @@ class LoggedRun:
         )
         marks = [images["Eliminated"], images["Flagged"] & ~(revisit > flag), images["Flagged"]]
         images["Decision"] = np.select(marks, DECISIONS[:-1], DECISIONS[-1])
+        if self.screens:
+            images[SCORE] = self.rows.dropna(subset=SCORE).groupby("Subject")[SCORE].last()
         self.images = images
 
     def decided_by(self, subject: str) -> tuple[pd.Series, pd.Series | None]:
