@@ -68,6 +68,17 @@ def test_a_mirrored_image_has_the_opposite_asymmetry(head):
     assert Mirrored(by_chance).least_unit(by_others(Mirrored(by_chance), by_chance, alone)) == np.inf
 
 
+def test_no_block_that_hardly_differs_decides_alone():
+    """All blocks have one unit: an image that is unusual in one of them is not flipped."""
+    random = np.random.default_rng(0)
+    usual = np.column_stack([np.full(30, 0.9), 0.3 + 0.2 * random.normal(size=(30, 50))])
+    usual[:, 0] += 1e-4 * random.normal(size=30)
+    yardstick, unusual = Mirrored(usual), usual.copy()
+    unusual[:, 0] *= -1
+    way = (yardstick(unusual) - yardstick(usual)) / (yardstick(-usual) - yardstick(usual))
+    assert way.max() < 0.5
+
+
 @pytest.mark.parametrize(("look", "axis"), [("up_down", 0), ("front_back", 1)])
 def test_an_image_that_is_upside_down_is_told_from_all_others(head, look, axis):
     random = np.random.default_rng(0)
