@@ -19,7 +19,7 @@ from travelling.controlled_run import ControlledRun, first_evaluation, open_run
 from travelling.errors import AlreadyDone, InputError
 from travelling.files import write_whole
 from travelling.quality_control import QualityControl
-from travelling.rules import EvidenceRule
+from travelling.rules import RULES, EvidenceRule
 from travelling.run import Run
 from travelling.travel import travel
 from travelling.verification_log import LogFile, log_columns
@@ -40,6 +40,7 @@ class MortalTrainer(FakeTrainer):
 
     def __init__(self, dies_at=None):
         super().__init__(harm=HARM, start=(5, 8))
+        self.strange = {"s43": 50, "s12": 9}
         self.dies_at = dies_at
 
     def train(self, subjects):
@@ -54,14 +55,16 @@ class MortalTrainer(FakeTrainer):
         self.weight, self.misdiagnoses = int(arrays[0]), arrays[1].copy()
 
 
-def control(folder, dies_at=None, protocol="corrected", dies_saving=None):
+def control(folder, dies_at=None, dies_saving=None, **changes):
     """One session of quality control, as the script does it; returns the trainer."""
     trainer = MortalTrainer(dies_at)
     checkpoints = Checkpoints(folder / "checkpoints")
     found = checkpoints.load()
     resumed_at = found[0] if found else None
-    log = LogFile(folder / "qc.csv", length=resumed_at["log_length"] if resumed_at else 0)
-    quality = QualityControl(settings_of(protocol=protocol, revisit=1), trainer, CENTERS, log)
+    settings = settings_of(revisit=1, **changes)
+    columns = log_columns(RULES[settings.rule], settings.screen)
+    log = LogFile(folder / "qc.csv", columns, resumed_at["log_length"] if resumed_at else 0)
+    quality = QualityControl(settings, trainer, CENTERS, log)
     if resumed_at:
         quality.import_state(resumed_at["control"])
         trainer.import_state(found[1])
@@ -87,11 +90,14 @@ def results(folder):
     return [(folder / name).read_bytes() for name in ("qc.csv", "subjects.csv")]
 
 
-@pytest.mark.parametrize(("protocol", "every"), [("corrected", 1), ("published", 5)])
-def test_quality_control_killed_at_any_step_ends_as_if_it_had_not_been(protocol, every, tmp_path):
+SCREENED_GROUPS = {"screen": True, "false_alarms": 0.1, "verify_every": 4}
+
+
+@pytest.mark.parametrize(("changes", "every"), [({}, 1), ({"protocol": "published"}, 5), (SCREENED_GROUPS, 20)])
+def test_quality_control_killed_at_any_step_ends_as_if_it_had_not_been(changes, every, tmp_path):
     whole = tmp_path / "whole"
     whole.mkdir()
-    uninterrupted = control(whole, protocol=protocol)
+    uninterrupted = control(whole, **changes)
     steps = len(uninterrupted.fitted)
     assert steps > 30
     eliminated = [row for row in csv.DictReader((whole / "qc.csv").open()) if row["Eliminated"] == "1"]
@@ -100,11 +106,11 @@ def test_quality_control_killed_at_any_step_ends_as_if_it_had_not_been(protocol,
         folder = tmp_path / str(dies_at)
         folder.mkdir()
         with pytest.raises(Killed):
-            control(folder, dies_at, protocol)
-        resumed = control(folder, protocol=protocol)
+            control(folder, dies_at, **changes)
+        resumed = control(folder, **changes)
         assert results(folder) == results(whole)
         assert resumed.weight == uninterrupted.weight
-        assert len(resumed.fitted) <= steps - dies_at + 11  # at most the work of one center is repeated
+        assert len(resumed.fitted) <= steps - dies_at + 11  # at most the work of one center, or group, is repeated
 
 
 def test_quality_control_killed_again_and_again_and_while_saving(tmp_path):
