@@ -369,6 +369,13 @@ def test_a_training_set_without_scanners(folder):
     assert set(made(folder)["false_alarms"].frame["by"]) == {"all", "center size"}
 
 
+def test_a_training_set_made_of_a_log(folder):
+    """Its column Screen_score tells nothing of this run, which has no screen."""
+    path = folder / CONDITION / "harmful" / "training_set.csv"
+    pd.read_csv(path).assign(Screen_score="high").to_csv(path, index=False)
+    assert made(folder)["false_alarms"].frame["mean_score"].isna().all()
+
+
 def test_other_tables_of_a_study_with_several_settings(two_settings, tables):
     made_of_two = made(two_settings)
     # what is about one setting shows the published one, and says so

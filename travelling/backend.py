@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -83,9 +84,9 @@ def start(seed: int, deterministic: bool = False, precision: str = "float32") ->
         if deterministic or not gpus:
             tf.config.experimental.enable_op_determinism()
         details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
-        rounded = tf.config.experimental.tensor_float_32_execution_enabled()
+        rounds = tf.config.experimental.tensor_float_32_execution_enabled()
         names = [
-            _with_tf32(known.get("device_name", gpu.name), known.get("compute_capability", (0,))[0], rounded)
+            _with_tf32(known.get("device_name", gpu.name), known.get("compute_capability", (0,))[0], rounds)
             for gpu, known in zip(gpus, details, strict=True)
         ]
         return ", ".join(names) or "CPU (TensorFlow sees no GPU; TF_CPP_MIN_LOG_LEVEL=0 shows why)"
@@ -95,21 +96,21 @@ def start(seed: int, deterministic: bool = False, precision: str = "float32") ->
         import jax
 
         jax.config.update("jax_enable_x64", False)  # of another project's environment
-        rounded = jax.config.jax_default_matmul_precision in (None, "default", "tensorfloat32")
-        return ", ".join(
-            _with_tf32(
-                f"{device.platform.upper()} {device.device_kind}",
-                int(float(getattr(device, "compute_capability", 0))),
-                rounded,
-            )
-            for device in jax.devices()
-        )
+        rounds = jax.config.jax_default_matmul_precision not in ("highest", "float32")
+        names = []
+        for device in jax.devices():
+            capability = str(getattr(device, "compute_capability", ""))  # "9.0"; of other makers "gfx90a"
+            generation = re.match(r"\d+", capability)
+            name = f"{device.platform.upper()} {device.device_kind}"
+            names.append(_with_tf32(name, int(generation[0]) if generation else 0, rounds))
+        return ", ".join(names)
     return BACKEND
 
 
-def _with_tf32(device, generation, rounded):
+def _with_tf32(device, generation, rounds):
     """A device in words, and whether it rounds the factors of products in float32: NVIDIA's cards since Ampere do."""
-    return f"{device} (float32 as TF32)" if rounded and generation >= 8 else device
+    forbidden = os.environ.get("NVIDIA_TF32_OVERRIDE") == "0"
+    return f"{device} (float32 as TF32)" if rounds and generation >= 8 and not forbidden else device
 
 
 def fastest_precision(precision: str) -> str:

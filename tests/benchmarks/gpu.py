@@ -12,8 +12,10 @@ import hashlib
 import math
 import multiprocessing
 import statistics
+import sys
 import time
 from argparse import Namespace
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 from bench import PAPER_TEST_SET, fastest_product, flop, in_turns
@@ -41,27 +43,28 @@ def main() -> None:
     arguments = parse_arguments()
     columns = {}
     for precision in ("float32", "bfloat16"):
-        columns[precision] = apart(speed, arguments, precision)
-        on_a_gpu = not columns[precision]["device"].startswith("CPU")
-        columns[precision]["largest batch that trains"] = (
-            apart(largest_batch, arguments, precision) if on_a_gpu else "not on a CPU"
-        )
+        print(f"measuring {precision} ...", file=sys.stderr, flush=True)
+        column = columns[precision] = apart(speed, arguments, precision)
+        if not column.setdefault("device", "n/a").startswith("CPU"):
+            column |= apart(largest_batch, arguments, precision)
         runs = [apart(deterministic_run, arguments, precision) for _ in range(2)]
-        step, (first, second) = statistics.median(seconds for _, seconds in runs), (digest for digest, _ in runs)
-        columns[precision] |= {
-            "two runs with `--deterministic`": "equal bits" if first == second else "different bits",
-            f"training step of {BATCH} with `--deterministic`, ms": step * 1e3,
-        }
+        first, second = (run.pop("state", None) for run in runs)
+        same = "equal bits" if first == second else "different bits"
+        column |= runs[0] | {"two runs with `--deterministic`": same if first and second else "failed"}
     print("\n| | " + " | ".join(columns) + " |\n" + "|---" * (len(columns) + 1) + "|")
-    for name in columns["float32"]:
-        values = [column[name] for column in columns.values()]
+    for name in dict.fromkeys(name for column in columns.values() for name in column):
+        values = [column.get(name, "") for column in columns.values()]
         print(f"| {name} | " + " | ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values) + " |")
 
 
 def apart(function, arguments, precision):
-    """What a function returns in a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, (arguments, precision))
+    """The rows that a function returns in a process of its own, or one that says how it failed."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(function, arguments, precision).result()
+        except Exception as error:  # whatever the backend raises, the other rows are worth having
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            return {f"{function.__name__} failed": reason.replace("|", "/")}
 
 
 def start(arguments, precision, deterministic=False):
@@ -107,6 +110,7 @@ def speed(arguments, precision):
     return {
         "device": device,
         "backend": f"{BACKEND}, Keras {keras.__version__}",
+        "volumes at once": at_once,
         "test set in main memory, volumes/s": volumes / seconds["memory"],
         "test set kept on the card, volumes/s": volumes / seconds["card"],
         "TFLOP/s of the convolutions": per_second / 1e12,
@@ -117,7 +121,7 @@ def speed(arguments, precision):
 
 
 def largest_batch(arguments, precision):
-    """The largest power of 2 of images that a training step takes."""
+    """The row of the largest power of 2 of images that a training step takes."""
     import numpy as np
 
     _, model, images, _ = start(arguments, precision)
@@ -128,11 +132,11 @@ def largest_batch(arguments, precision):
         except Exception:  # whatever the backend raises where memory is short
             break
         number *= 2
-    return f"{number // 2}{' or more' if number > LARGEST else ''}"
+    return {"largest batch that trains": f"{number // 2}{' or more' if number > LARGEST else ''}"}
 
 
 def deterministic_run(arguments, precision):
-    """A digest of the model's state after some training steps, and the seconds of one (the median)."""
+    """The row of a training step, and ``state``, a digest of the model after some of them."""
     _, model, images, labels = start(arguments, precision, deterministic=True)
     seconds = []
     for _ in range(arguments.steps):
@@ -140,7 +144,7 @@ def deterministic_run(arguments, precision):
         model.train(images, labels)
         seconds.append(time.perf_counter() - begun)
     state = hashlib.sha256(b"".join(array.tobytes() for array in model.export_state())).hexdigest()
-    return state, statistics.median(seconds)
+    return {"state": state, f"training step of {BATCH} with `--deterministic`, ms": 1e3 * statistics.median(seconds)}
 
 
 if __name__ == "__main__":

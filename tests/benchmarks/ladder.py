@@ -24,7 +24,7 @@ COLUMNS = 5
 def sort_of_cohorts(text: str) -> tuple[str, list[Path]]:
     """A NAME=CSV,... of the command line."""
     name, equals, files = text.partition("=")
-    if not equals:
+    if not equals or not files:
         raise argparse.ArgumentTypeError(f"{text}: must be NAME=CSV")
     return name, list(map(Path, files.split(",")))
 
@@ -40,12 +40,16 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Print the table, and draw the figure."""
     arguments = parse_arguments()
+    from travelling.errors import InputError
     from travelling.files import write_whole
     from travelling_quality_control.reporting.drawing import render
 
     if len(arguments.cohorts) > len(LOOKS):
-        raise command.InputError(f"{len(LOOKS)} sorts of cohorts at most can be told apart in the figure")
+        raise InputError(f"{len(LOOKS)} sorts of cohorts at most can be told apart in the figure")
     shares = {name: [shares_of(path) for path in paths] for name, paths in arguments.cohorts}
+    first = next(iter(shares.values()))[0]
+    if not all(table.index.equals(first.index) for some in shares.values() for table in some):
+        raise InputError("the files are not of the same kinds of harm, in the same order")
     names = [
         f"{name} {number + 1}" if len(some) > 1 else name
         for name, some in shares.items()
@@ -97,6 +101,7 @@ def ladder(shares: dict):
                 )
             axis.set(xscale="log", xticks=first.columns, xticklabels=[f"{level:g}" for level in first.columns])
             axis.xaxis.set_minor_locator(NullLocator())
+            axis.tick_params(labelbottom=True)
             axis.grid(axis="y", color=colors["faint"], linewidth=0.5)
         for axis in axes[len(kinds) :]:
             axis.axis("off")

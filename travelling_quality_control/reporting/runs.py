@@ -59,7 +59,8 @@ class LoggedRun:
         self._decide()
 
     def _decide(self):
-        images, cycles = self.images.copy(), self.flags.groupby("Subject")["Cycle"]
+        images = self.images.drop(columns=SCORE, errors="ignore")  # of the training set, which may be made of a log
+        cycles = self.flags.groupby("Subject")["Cycle"]
         images["Times_flagged"] = cycles.size().reindex(images.index, fill_value=0)
         images["Flagged"] = images["Times_flagged"] > 0
         images["First_flagged"] = cycles.min().reindex(images.index).astype("Int64")
