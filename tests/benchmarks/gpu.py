@@ -11,9 +11,7 @@ Example:
 import hashlib
 import math
 import multiprocessing
-import statistics
 import sys
-import time
 from argparse import Namespace
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -138,13 +136,9 @@ def largest_batch(arguments, precision):
 def deterministic_run(arguments, precision):
     """The row of a training step, and ``state``, a digest of the model after some of them."""
     _, model, images, labels = start(arguments, precision, deterministic=True)
-    seconds = []
-    for _ in range(arguments.steps):
-        begun = time.perf_counter()
-        model.train(images, labels)
-        seconds.append(time.perf_counter() - begun)
+    seconds = in_turns({"step": lambda: model.train(images, labels)}, arguments.steps)
     state = hashlib.sha256(b"".join(array.tobytes() for array in model.export_state())).hexdigest()
-    return {"state": state, f"training step of {BATCH} with `--deterministic`, ms": 1e3 * statistics.median(seconds)}
+    return {"state": state, f"training step of {BATCH} with `--deterministic`, ms": 1e3 * seconds["step"]}
 
 
 if __name__ == "__main__":

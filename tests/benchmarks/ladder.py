@@ -17,7 +17,7 @@ from travelling import command
 if TYPE_CHECKING:  # slow to import
     import pandas as pd
 
-LOOKS = (("blue", "o", "-"), ("orange", "s", "--"), ("green", "D", ":"))
+STYLES = (("blue", "o", "-"), ("orange", "s", "--"), ("green", "D", ":"))
 COLUMNS = 5
 
 
@@ -44,18 +44,17 @@ def main() -> None:
     from travelling.files import write_whole
     from travelling_quality_control.reporting.drawing import render
 
-    if len(arguments.cohorts) > len(LOOKS):
-        raise InputError(f"{len(LOOKS)} sorts of cohorts at most can be told apart in the figure")
+    if len(arguments.cohorts) > len(STYLES):
+        raise InputError(f"{len(STYLES)} sorts of cohorts at most can be told apart in the figure")
     shares = {name: [shares_of(path) for path in paths] for name, paths in arguments.cohorts}
-    first = next(iter(shares.values()))[0]
-    if not all(table.index.equals(first.index) for some in shares.values() for table in some):
+    tables = [table for some in shares.values() for table in some]
+    if not all(table.index.equals(tables[0].index) for table in tables):
         raise InputError("the files are not of the same kinds of harm, in the same order")
     names = [
         f"{name} {number + 1}" if len(some) > 1 else name
         for name, some in shares.items()
         for number in range(len(some))
     ]
-    tables = [table for some in shares.values() for table in some]
     print(f"| kind | {' | '.join(names)} |\n{'|---' * (len(names) + 1)}|")
     for kind in tables[0].index:
         print(f"| `{kind}` | {' | '.join(in_words(table.loc[kind]) for table in tables)} |")
@@ -92,7 +91,7 @@ def ladder(shares: dict):
         axes = figure.subplots(rows, COLUMNS, sharex=True, sharey=True).ravel()
         for axis, kind in zip(axes, kinds, strict=False):
             axis.set_title(kind)
-            for (color, marker, line), (name, tables) in zip(LOOKS, shares.items(), strict=False):
+            for (color, marker, line), (name, tables) in zip(STYLES, shares.items(), strict=False):
                 found = pd.concat([table.loc[kind] for table in tables], axis=1)
                 style = {"color": colors[color], "marker": marker, "linestyle": line, "markersize": 4}
                 axis.plot(found.index, found.mean(axis=1), label=name, **style)

@@ -129,7 +129,7 @@ def _cells(run, row):
     for name, rate in RATES.items():
         cells[name] = f"{number_text(row[f'Reference_{rate}'])} to {number_text(row[rate])}" if trained else ""
     columns = {"tolerated rise": "Tolerance"} if run.rule.by_tolerance else {name: name for name in run.rule.columns}
-    columns |= {"score": "Screen_score", "limit": "Screen_limit"} if run.screens else {}
+    columns |= {"score": SCORE, "limit": "Screen_limit"} if run.screens else {}
     columns |= dict(zip(("p of its label", "p of its center", "its limit"), LABELS, strict=True)) if run.labels else {}
     cells |= {label: "" if pd.isna(row[column]) else f"{row[column]:.3g}" for label, column in columns.items()}
     if run.screens:
