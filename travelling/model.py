@@ -67,7 +67,7 @@ class TravellingModel:
                 backend.train_like_keras_2(layer)
         self.network = keras.Model(encoder.inputs, classifier(encoder.outputs[0]), name="travelling_model")
         self.network.compile(
-            optimizer=keras.optimizers.Adam(learning_rate, name="adam"),
+            optimizer=self.optimizer(learning_rate),
             loss=keras.losses.BinaryCrossentropy(),
             jit_compile=backend.JIT_COMPILE,
         )
@@ -79,6 +79,11 @@ class TravellingModel:
         )
         # Compiled by those who ask for them.
         self._look: Callable[[np.ndarray, int | None], np.ndarray] | None = None
+
+    @staticmethod
+    def optimizer(learning_rate: float) -> keras.optimizers.Optimizer:
+        """Adam, as published."""
+        return keras.optimizers.Adam(learning_rate, name="adam")
 
     @property
     def state(self) -> list:

@@ -152,6 +152,11 @@ class Volumes:
                 "all images must lie in one space: this needs resampling, which is not done here"
             )
 
+    @property
+    def means(self) -> dict[str, float]:
+        """The mean intensity of every subject's image, after :meth:`decode`."""
+        return {subject: self._means[path] for subject, path in self._files.items()}
+
     def decode(self) -> list[str]:
         """Read and check every image once; raises InputError for a bad one, OSError where a file cannot be written.
 

@@ -10,7 +10,10 @@ import pandas as pd
 import pytest
 from conftest import make_cohort, run_here, toy_image, write_image
 
+from travelling_quality_control.federated.center import Pseudonyms
+
 FIRST_CYCLE, CYCLES, ERROR = 8, 11, 0.03
+SALT = bytes(range(32))  # of all centers: their subjects are told in the order of this training set
 SIZES = {"c0": 5, "c1": 6, "c2": 2}
 
 
@@ -48,6 +51,13 @@ def study(made_once):
     )
 
 
+def plant_salt(folder):
+    """Make a private folder with the salt of these tests; returns it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "salt").write_bytes(SALT)
+    return folder
+
+
 def make_study(folder):
     """Write the images, the CSVs and the pre-trained model."""
     from toy import pretrain  # only now: it imports TensorFlow
@@ -61,6 +71,9 @@ def make_study(folder):
     # What can be searched for in a stream of bytes must be unmistakable.
     table["Subject"] = [f"patient-{subject}-smith" for subject in table["Subject"]]
     table["Age"] = [40.123456789 + number for number in range(len(table))]
+    names = list(Pseudonyms(plant_salt(folder / "private"), table["Subject"]).of)
+    centers = [*SIZES, "bad"]
+    table = table.sort_values(["Study", "Subject"], key=lambda column: column.map([*centers, *names].index))
     table.to_csv(folder / "training_set.csv", index=False)
     make_cohort(folder, "test_set", {"home": [0, 1] * 8}, seed=2, first=100)
     pretrain(good, folder, cycle=FIRST_CYCLE - 1)

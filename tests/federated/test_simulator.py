@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("nvflare")
 
-from federation import SIZES, in_one_process, made_once, options, read_log, read_names, read_weights, study
+from federation import SIZES, in_one_process, made_once, options, plant_salt, read_log, read_names, read_weights, study
 
 SIMULATE = Path(__file__).resolve().parents[2] / "travelling_quality_control" / "federated" / "simulate.py"
 # Python runs this file in every process that finds it: whatever goes through a socket is written down.
@@ -40,6 +40,8 @@ with open(os.path.join(folder, f"{os.getpid()}.command"), "w") as file:
 def simulated(options, tmp_path_factory):
     """Folder of a run in the simulator, and the folder with all that went through sockets."""
     folder, wire, tap = (tmp_path_factory.mktemp(name) for name in ("simulated", "wire", "tap"))
+    for private in private_folders(folder):
+        plant_salt(private)
     (tap / "sitecustomize.py").write_text(TAP)
     path = os.pathsep.join([str(tap), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(

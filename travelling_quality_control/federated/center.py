@@ -5,12 +5,14 @@ What leaves: for each of the server's questions one answer, made in :meth:`Cente
 ==========  ==========================================  ======================================================
 question    holds                                       answer
 ==========  ==========================================  ======================================================
-subjects    nothing                                     pseudonyms of all subjects, in the order of the CSV
-prepare     how many filters the convolutions have,     nothing
-            the affine and shape of the home's images
-train       all that travels (only its digest, where    all that travels after a training step on each batch,
-            the center has it), batches of pseudonyms,  and the loss of the last
-            and what prepare holds
+subjects    nothing                                     pseudonyms of all subjects, in their own order, and which
+                                                        versions of code and libraries are installed
+prepare     how many filters the convolutions have,     for each image the mean intensity's place among the
+            the affine and shape of the home's images   center's (least, median, greatest) and a checksum
+train       weights, BatchNorm's statistics and the     the gradient of every weight, BatchNorm's new statistics,
+            dropout's seed (only their digest, where    and the loss
+            the center has them), one batch of
+            pseudonyms, and what prepare holds
 look        the same, but pseudonyms of images          with ``--screen``, for each image: mean and variance of every
                                                         channel of the network beside what it has learned of, one
                                                         number of its spectrum, and the differences of its halves in
@@ -19,6 +21,7 @@ report      what became of the center's subjects        nothing
 ==========  ==========================================  ======================================================
 
 A question that cannot be answered is answered with one of ERRORS; the reason is written to the center's own log.
+What Adam remembers never comes here (:mod:`travelling_quality_control.federated.step`).
 """
 
 import hashlib
@@ -46,7 +49,7 @@ from travelling.files import write_csv
 from travelling.options import CenterSite
 from travelling.verification_log import LOG_COLUMNS
 from travelling_quality_control.federated.settings import center_file, read_center_settings
-from travelling_quality_control.federated.wire import digest, note_visit, pack, unpack
+from travelling_quality_control.federated.wire import installed, note_visit, pack, unpack
 
 ERRORS = ("input", "failure")  # what the hospital can mend (its CSV, an image), and everything else
 PSEUDONYM_LETTERS = 16
@@ -58,15 +61,17 @@ class Pseudonyms:
     """Ids under which a center's subjects are known outside, and the way back, in a folder that only it can read.
 
     A pseudonym is a keyed hash of the id. The key, ``salt``, is drawn once and never leaves the folder: whoever
-    has a list of ids, but not the key, cannot tell which of them stands behind a pseudonym.
+    has a list of ids, but not the key, cannot tell which of them stands behind a pseudonym. Subjects are told in the
+    order of their pseudonyms: that of the CSV could tell who came first, or who is PD.
     """
 
     def __init__(self, folder: Path, subjects: Iterable[str]):
         salt = _salt(folder / "salt")
-        self.of = {
+        pseudonyms = {
             subject: hmac.new(salt, subject.encode(), hashlib.sha256).hexdigest()[:PSEUDONYM_LETTERS]
             for subject in subjects
         }
+        self.of = dict(sorted(pseudonyms.items(), key=lambda pair: pair[1]))
         self.subject = {pseudonym: subject for subject, pseudonym in self.of.items()}
         if len(self.subject) < len(self.of):
             raise InputError(f"{folder}: two subjects have one pseudonym; remove the file salt, and begin a new run")
@@ -97,26 +102,28 @@ class Center:
         self._settings = settings
         self._cohort = read_cohort(settings.training_set)
         self._pseudonyms = Pseudonyms(self._folder, self._cohort["Subject"])
-        self._trainer: Any = None  # once prepared
+        self._model: Any = None  # these three once prepared
+        self._volumes: Any = None
+        self._trainer: Any = None
         self._prepared: tuple | None = None  # for which network, and images that lie where
-        self._states: dict[str, list[np.ndarray]] = {}  # digest -> arrays: of the last step, before and after
+        self._received: dict[str, list[np.ndarray]] = {}  # digest -> arrays of the network: the last that came
 
     def answer(self, question: str, arrays: list[np.ndarray], meta: dict) -> tuple[list[np.ndarray], dict]:
         """The answer to one question: (arrays, meta). Raises whatever went wrong."""
         if question == "subjects":
-            return [], {"subjects": list(self._pseudonyms.of.values())}
+            return [], {"subjects": list(self._pseudonyms.of.values()), "installed": installed()}
         if question == "prepare":
             self._prepare(meta)
-            return [], {}
+            return [], self._about_images()
         if question in ("train", "look"):
-            state = arrays or self._states.get(meta["state"])
-            if state is None:
+            if not arrays and meta["network"] not in self._received:
                 return [], {"missing": True}
             self._prepare(meta)  # again, where the center has restarted
-            self._trainer.import_state(state)
-            if question == "train":
-                return self._train(state, meta["state"], [self._own(batch) for batch in meta["batches"]])
-            return self._look(state, meta["state"], self._own(meta["subjects"]), meta["labels"])
+            if arrays:
+                self._received = {meta["network"]: arrays}
+            self._model.import_network(self._received[meta["network"]])
+            subjects = self._own(meta["subjects"])
+            return self._train(subjects) if question == "train" else self._look(subjects, meta["labels"])
         if question == "report":
             self._report(meta["subjects"], meta["rows"])
             return [], {}
@@ -125,19 +132,23 @@ class Center:
     def _own(self, pseudonyms):
         return [self._pseudonyms.subject[name] for name in pseudonyms]
 
-    def _train(self, before, name, batches):
+    def _train(self, subjects):
         start = time.perf_counter()
-        loss = self._trainer.train_batches(batches)
-        after = self._trainer.export_state()
-        images = sum(map(len, batches))
-        note_visit(self._folder / "visits.csv", _VISITS, (images, f"{time.perf_counter() - start:.4f}"))
-        self._states = {name: before, digest(after): after}
-        return after, {"loss": loss}
+        loss = self._trainer.train(subjects)
+        answer = self._model.half_step()
+        note_visit(self._folder / "visits.csv", _VISITS, (len(subjects), f"{time.perf_counter() - start:.4f}"))
+        return answer, {"loss": loss}
 
-    def _look(self, state, name, subjects, labels):
+    def _look(self, subjects, labels):
         looks = self._trainer.look(subjects, labels)
-        self._states = {name: state}
         return [], {"looks": {look: rows.astype(float).tolist() for look, rows in looks.items()}}
+
+    def _about_images(self):
+        """What the home may know of the images before they train: how their intensities lie, and copies of which."""
+        volumes = self._volumes
+        means = sorted(volumes.means[subject] for subject in self._pseudonyms.of)
+        checksums = {of: volumes.images[subject]["sha256"] for subject, of in self._pseudonyms.of.items()}
+        return {"means": [means[0], float(np.median(means)), means[-1]], "checksums": checksums}
 
     def _prepare(self, meta):
         """Read the images, build the network and compile its training step: what takes long, but once in a job."""
@@ -145,21 +156,21 @@ class Center:
             return
         # Only now: TensorFlow takes seconds to import, and the images to read.
         from travelling import backend
-        from travelling.model import TravellingModel
         from travelling.sfcn import width_of
         from travelling.trainer import LocalTrainer
         from travelling.volumes import Volumes
+        from travelling_quality_control.federated.step import CenterModel
 
         settings = self._settings
         folder = settings.cache_dir or self._folder / "image_cache"
         volumes = Volumes(settings.cache_gb, folder, settings.reorient, meta["space"])
         volumes.add(self._cohort)
         backend.start(seed=0)  # whatever is random travels
-        model = TravellingModel.build(volumes.shape, width_of(meta["filters"]), learning_rate=0.0)
+        model = CenterModel.build(volumes.shape, width_of(meta["filters"]), learning_rate=0.0)
         for notice in volumes.decode() + copies(volumes.images, self._cohort) + self._changes(volumes.images):
             self._log.info("notice: %s", notice)
-        self._trainer = LocalTrainer(model, volumes, self._cohort)
-        self._trainer.train([self._cohort["Subject"].iloc[0]])  # compiles; the next state replaces this one
+        self._model, self._volumes, self._trainer = model, volumes, LocalTrainer(model, volumes, self._cohort)
+        self._trainer.train([self._cohort["Subject"].iloc[0]])  # compiles; what is received replaces its statistics
         self._prepared = (meta["filters"], meta["space"])
 
     def _changes(self, images):

@@ -2,14 +2,13 @@
 
 import csv
 import logging
+import re
 import signal
+import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from nvflare.apis.wf_comm_spec import WFCommSpec
 from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.workflows.model_controller import ModelController
@@ -18,123 +17,23 @@ from travelling import stopping
 from travelling.cohort import SEPARATOR, copies, read_cohort
 from travelling.controlled_run import ControlledRun, first_evaluation, open_run, refuse_unfit_test_set
 from travelling.errors import AlreadyDone, InputError, Stopped, VisitFailed
-from travelling.label_screen import Reference
-from travelling.looks import LOOKS
 from travelling.model_files import SPACE, cycles_to_run, read_record
 from travelling.protocol import learning_rates
 from travelling.quality_control import FAILURES
 from travelling.run import Run
-from travelling.trainer import LocalTrainer
 from travelling.travel import PlainRun
 from travelling.travel import travel as travel_plainly
-from travelling.volumes import Volumes
+from travelling.volumes import SAME_SCALE, Volumes
 from travelling_quality_control.enc_PD_quality_control import travel
 from travelling_quality_control.federated.center import ERRORS, PSEUDONYM_LETTERS, REPORTED
 from travelling_quality_control.federated.settings import INPUT_FILES, SERVER_FILE, read_server_settings
-from travelling_quality_control.federated.wire import digest, note_visit, pack, unpack
+from travelling_quality_control.federated.wire import differences, installed, note_visit, pack, unpack
 
-if TYPE_CHECKING:
-    from travelling.model import TravellingModel
-
-Ask = Callable[[str, str, list[np.ndarray], dict], tuple[list[np.ndarray], dict]]  # of FederatedTrainer
 ERROR_FILE = "error.txt"  # in the run folder: why a job ended without having gone on
 VISITS_FILE = "visits.csv"  # in the run folder: what every question to a center took
 TASK_CHECK_PERIOD = 0.02  # seconds between FLARE's looks at whether a question is answered, two for every step
+UNREACHABLE, ANSWERED = "unreachable", "answered"  # outcomes of a question
 _VISITS = ("Center", "Question", "Seconds", "Bytes_sent", "Bytes_received", "Outcome")
-
-
-class FederatedTrainer(LocalTrainer):
-    """A trainer whose training images are at the centers, and whose model and test set are here.
-
-    ``ask(center, question, arrays, meta)`` gives a center's answer, (arrays, meta), or raises VisitFailed.
-    ``center_of`` maps every subject to its center.
-    """
-
-    def __init__(
-        self,
-        ask: Ask,
-        model: "TravellingModel",
-        volumes: Volumes,
-        test_set: pd.DataFrame | None = None,
-        evaluation_batch: int | None = None,
-    ):
-        super().__init__(model, volumes, test_set=test_set, evaluation_batch=evaluation_batch)
-        self._ask = ask
-        self.center_of: dict[str, str] = {}
-        # What a center needs to know of the network and of the home's images.
-        self.preparation = {"filters": model.filters, "space": volumes.space}
-        self._states: dict[str, set[str]] = {}  # center -> digests of the states that it still holds
-
-    def train(self, subjects: list[str]) -> float:
-        """One training step at the subjects' center. Returns the loss; raises VisitFailed, and changes nothing then."""
-        return self.train_batches([subjects])
-
-    def train_batches(self, batches: list[list[str]]) -> float:
-        """As :meth:`train`, on batches of one center: the model comes back once, after the last."""
-        state = self.export_state()
-        center, name, arrays, meta = self._ask_in(state, "train", batches[0][0], batches=batches)
-        refuse_invalid(arrays, meta.get("loss"), state)
-        self.import_state(arrays)
-        self._states[center] = {name, digest(arrays)}
-        return meta["loss"]
-
-    def look(self, subjects: list[str] | None = None, labels: Reference | None = None) -> dict[str, np.ndarray]:
-        """As :meth:`LocalTrainer.look`; measured at the subjects' center. Raises VisitFailed."""
-        if subjects is None:
-            return super().look()
-        center, name, _, meta = self._ask_in(self.export_state(), "look", subjects[0], subjects=subjects, labels=labels)
-        looks = meta.get("looks")
-        refuse_bad_looks(looks, len(subjects), 2 * sum(self._model.channels), bool(labels))
-        self._states[center] = {name}
-        return {look: np.array(rows) for look, rows in looks.items()}
-
-    def known(self, subjects: list[str]) -> dict:
-        """Where images lie; centers are not asked how far they are from each other, unless for the screen."""
-        return {SPACE: self._volumes.space}
-
-    def _ask_in(self, state, question, subject, **about):
-        """Ask the center of a subject something in a state: (center, the state's digest, arrays, meta)."""
-        center, name = self.center_of[subject], digest(state)
-        meta = {"state": name, **about, **self.preparation}
-        # A center's next batch begins where its last one has ended, or, if that was undone, begun: it has that state.
-        there = name in self._states.pop(center, ())
-        answer = self._ask(center, question, [] if there else state, meta)
-        if there and answer[1].get("missing"):  # it has restarted
-            answer = self._ask(center, question, state, meta)
-        return center, name, *answer
-
-    def expect(self, subjects: list[str]) -> None:
-        """The images are the center's own concern."""
-
-
-def refuse_invalid(arrays: list[np.ndarray], loss: object, sent: list[np.ndarray]) -> None:
-    """Raise VisitFailed where an answer to ``sent`` cannot be that state after a training step."""
-    if [(array.dtype, array.shape) for array in arrays] != [(array.dtype, array.shape) for array in sent]:
-        raise VisitFailed("invalid", "its weights are of another number, shape or type")
-    if not all(np.isfinite(array).all() for array in arrays if np.issubdtype(array.dtype, np.floating)):
-        raise VisitFailed("invalid", "its weights hold values that are not finite")
-    if not isinstance(loss, float) or not np.isfinite(loss):
-        raise VisitFailed("invalid", "its loss is not a number")
-
-
-def refuse_bad_looks(looks: object, subjects: int, numbers: int, labels: bool) -> None:
-    """Raise VisitFailed where a center's answer has not, for each look, one row of its numbers for each subject.
-
-    ``numbers`` are those of a look that the network measures; ``labels`` tells whether labels were asked for, too.
-    """
-    lengths = {name: look.numbers or numbers for name, look in LOOKS.items()} | ({"labels": 1} if labels else {})
-    if not isinstance(looks, dict) or looks.keys() != lengths.keys():
-        raise VisitFailed("invalid", f"its looks are not {', '.join(lengths)}")
-    for name, rows in looks.items():
-        if not isinstance(rows, list) or len(rows) != subjects:
-            raise VisitFailed("invalid", f"its look {name} is not one row for each subject")
-        if not all(isinstance(row, list) and len(row) == lengths[name] for row in rows):
-            raise VisitFailed("invalid", f"its look {name} is not that of this network")
-        # An image may be infinitely far, or no number: then it is a suspect, as in the script.
-        if not all(isinstance(value, float) for row in rows for value in row):
-            raise VisitFailed("invalid", f"its look {name} holds what is not a number")
-    if labels and not all(0 < value <= 1 for (value,) in looks["labels"]):
-        raise VisitFailed("invalid", "its look labels is not from 0 to 1")
 
 
 def refuse_bad_subjects(names: object, others: set[str]) -> None:
@@ -146,6 +45,39 @@ def refuse_bad_subjects(names: object, others: set[str]) -> None:
         raise VisitFailed("invalid", "its subjects are not pseudonyms")
     if len(set(names)) < len(names) or set(names) & others:
         raise VisitFailed("invalid", "a subject is named twice, or is another center's, too")
+
+
+def refuse_bad_images(means: object, checksums: object, subjects: list[str]) -> None:
+    """Raise VisitFailed where a center does not tell of its images what it should, see :class:`Center`.
+
+    ``means`` are three finite numbers in ascending order, ``checksums`` maps all ``subjects`` to SHA-256.
+    """
+    if not isinstance(means, list) or len(means) != 3 or not all(isinstance(mean, float) for mean in means):
+        raise VisitFailed("invalid", "the mean intensities of its images are not three numbers")
+    if not np.isfinite(means).all() or means != sorted(means):
+        raise VisitFailed("invalid", "the mean intensities of its images are not finite, or not in order")
+    if not isinstance(checksums, dict) or set(checksums) != set(subjects):
+        raise VisitFailed("invalid", "it does not answer for all of its images")
+    if not all(isinstance(one, str) and re.fullmatch("[0-9a-f]{64}", one) for one in checksums.values()):
+        raise VisitFailed("invalid", "the checksums of its images are none")
+
+
+def outcome(answer: FLModel | None) -> str:
+    """UNREACHABLE, ANSWERED or a kind of error; of a center's own words nothing is written down."""
+    if answer is None:
+        return UNREACHABLE
+    error = answer.meta.get("error")
+    if error is None:
+        return ANSWERED
+    return error if isinstance(error, str) and error in ERRORS else "unknown"
+
+
+def size(answer: FLModel | None) -> int:
+    """Bytes of the arrays in an answer, 0 where there are none that can be read."""
+    try:
+        return sum(array.nbytes for array in unpack(answer.params)) if answer else 0
+    except ValueError:
+        return 0
 
 
 def note_error(folder: Path | None, error: Exception | str) -> None:
@@ -167,6 +99,7 @@ class TravellingController(ModelController):
         self.cycles = cycles
         self._log = logging.getLogger("travelling")
         self._visits: Path  # from run() on
+        self._refused: dict[str, VisitFailed] = {}  # centers that are left alone in this job, and why
 
     def set_communicator(self, communicator: WFCommSpec) -> None:
         """Called by FLARE; 2.9 notes the period under a name that it does not read, and checks every 0.2 s."""
@@ -209,6 +142,7 @@ class TravellingController(ModelController):
 
         from travelling import backend
         from travelling.model import TravellingModel
+        from travelling_quality_control.federated.trainer import FederatedTrainer
 
         device = backend.start(settings.seed)
         model, record, notices = TravellingModel.load(settings.en, settings.pd, volumes.shape)
@@ -235,6 +169,7 @@ class TravellingController(ModelController):
 
         from travelling import backend
         from travelling.model import TravellingModel
+        from travelling_quality_control.federated.trainer import FederatedTrainer
 
         device = backend.start(settings.seed)
         model = TravellingModel.build(settings.shape, settings.width, settings.learning_rate)
@@ -249,68 +184,123 @@ class TravellingController(ModelController):
         self._finish(run, cycles, resumed_at)
 
     def _gather(self, centers, resumed_at, trainer):
-        """The subjects of every center, by their pseudonyms: from the checkpoint, or asked for now.
+        """The subjects of every center, by their pseudonyms: from the checkpoint, or as they are told now.
 
-        Empty where a center cannot tell. Raises InputError where fewer than two can; those begin to prepare.
+        Empty where a center cannot tell. Raises InputError where fewer than two can; those prepare, and the first job
+        of a run waits for that: then the home knows whether the images of all centers are alike and none is its own.
         """
         known = {center: list(resumed_at["subjects"].get(center, [])) if resumed_at else [] for center in centers}
-        for center in centers:
-            if not known[center]:
-                try:
-                    _, meta = self._ask(center, "subjects", [], {})
+        for center, answer in self._ask_all("subjects", centers, {}).items():
+            try:
+                _, meta = self._usable(center, "subjects", answer)
+                if not known[center]:
                     refuse_bad_subjects(meta.get("subjects"), set(sum(known.values(), [])))
                     known[center] = meta["subjects"]
                     self._log.info("%s has %d subjects", center, len(known[center]))
-                except VisitFailed as failure:
-                    self._log.warning("%s is not visited in this cycle: %s, %s", center, failure.phase, failure)
-        there = [center for center in centers if known[center] and center in self._connected()]
+                self._compare(center, meta.get("installed"))
+            except VisitFailed as failure:
+                self._refuse(center, failure)
+        there = [center for center in centers if known[center] and center in self._connected() - self._refused.keys()]
         if len(there) < 2:
             raise InputError(
                 f"the model cannot travel: {len(there)} of {len(centers)} centers {'is' if len(there) == 1 else 'are'} "
                 "there, two at least are needed"
             )
         trainer.center_of = {subject: center for center, subjects in known.items() for subject in subjects}
-        # All at once, and without waiting: each is ready when the model comes, or works on it until then.
-        self.send_model(
-            task_name="prepare",
-            data=FLModel(params={}, meta=trainer.preparation),
-            targets=there,
-            timeout=self.task_timeout,
-            callback=lambda answer: None,
-        )
+        if resumed_at:  # without waiting: each is ready when the model comes, or works on it until then
+            task = FLModel(params={}, meta=trainer.preparation)
+            self.send_model(
+                task_name="prepare", data=task, targets=there, timeout=self.task_timeout, callback=lambda answer: None
+            )
+        else:
+            self._look_at_images(self._ask_all("prepare", there, trainer.preparation), known, trainer)
         return known
+
+    def _compare(self, center, theirs):
+        """Raise VisitFailed where a center has other code than this site; report other libraries."""
+        code, libraries = differences(theirs, installed())
+        if code:
+            raise VisitFailed("invalid", f"another version of this software is installed there ({'; '.join(code)})")
+        if libraries:
+            self._log.warning("%s: other libraries are installed there (%s)", center, "; ".join(libraries))
+
+    def _look_at_images(self, answers, known, trainer):
+        """Report centers whose images have another scale of intensities, or are another's; refuse those of the home."""
+        own = trainer.checksums()
+        owners: dict[str, str] = {}
+        scales = {}
+        for center, answer in answers.items():
+            try:
+                _, meta = self._usable(center, "prepare", answer)
+                means, checksums = meta.get("means"), meta.get("checksums")
+                refuse_bad_images(means, checksums, known[center])
+                copied = [subject for subject, checksum in checksums.items() if checksum in own]
+                if copied:
+                    raise VisitFailed("invalid", f"its images of {', '.join(copied)} are in the test set, too")
+            except VisitFailed as failure:
+                self._refuse(center, failure)
+                continue
+            scales[center] = means
+            for subject, checksum in checksums.items():
+                other = owners.setdefault(checksum, f"{center} ({subject})")
+                if other != f"{center} ({subject})":
+                    self._log.warning("the same image under two names: %s, %s (%s)", other, center, subject)
+        usual = statistics.median([means[1] for means in scales.values()]) if scales else 0.0
+        for center, (least, median, greatest) in scales.items():
+            if usual > 0 and not (usual / SAME_SCALE <= least and greatest <= usual * SAME_SCALE):
+                self._log.warning(
+                    "%s: its images are of another scale: their mean intensities are %.4g to %.4g (median %.4g), those "
+                    "of most centers some %.4g", center, least, greatest, median, usual,
+                )  # fmt: skip
+
+    def _refuse(self, center, failure):
+        """Leave a center alone in this job."""
+        self._refused[center] = failure
+        self._log.warning("%s is not visited in this cycle: %s, %s", center, failure.phase, failure)
 
     def _connected(self):
         return {client.name for client in self.engine.get_clients()}
 
     def _ask(self, center, question, arrays, meta):
         """A center's answer: (arrays, meta). Raises VisitFailed where there is none, Stopped if the job is aborted."""
+        if center in self._refused:
+            raise VisitFailed(self._refused[center].phase, str(self._refused[center]))
+        try:
+            return self._usable(center, question, self._ask_all(question, [center], meta, arrays)[center])
+        except VisitFailed as failure:
+            self._log.warning("%s, %s: %s, %s", center, question, failure.phase, failure)
+            raise
+
+    def _ask_all(self, question, centers, meta, arrays=()):
+        """What several centers answer to a question, at the same time: center -> FLModel, None where none came."""
         self._stop_if_asked()
         start = time.perf_counter()
-        answers = []
-        if center in self._connected():
-            answers = self.send_model_and_wait(
-                task_name=question,
-                data=FLModel(params=pack(arrays), meta=meta),
-                targets=[center],
-                timeout=self.task_timeout,
-            )
+        there = [center for center in centers if center in self._connected()]
+        answers = self.send_model_and_wait(
+            task_name=question,
+            data=FLModel(params=pack(list(arrays)), meta=meta),
+            targets=there,
+            timeout=self.task_timeout,
+        ) if there else []  # fmt: skip
         self._stop_if_asked()  # then no answer says nothing about the center
-        received = unpack(answers[0].params) if answers else []
-        error = answers[0].meta.get("error") if answers else "unreachable"
-        known = (None, "unreachable", *ERRORS)
-        outcome = error if error in known else "unknown"  # of a center's own words nothing is written down
+        by_center = dict.fromkeys(centers) | {answer.meta["client_name"]: answer for answer in answers}
         seconds = f"{time.perf_counter() - start:.4f}"
-        sizes = [sum(array.nbytes for array in arrays_one_way) for arrays_one_way in (arrays, received)]
-        note_visit(self._visits, _VISITS, (center, question, seconds, *sizes, outcome or "answered"))
-        if not answers:
-            failure = VisitFailed("unreachable", f"no answer within {self.task_timeout} s, or not connected")
-        elif error:
-            failure = VisitFailed("invalid", f"it answers with an error ({outcome}; its own log says more)")
-        else:
-            return received, answers[0].meta
-        self._log.warning("%s, %s: %s, %s", center, question, failure.phase, failure)
-        raise failure
+        sent = sum(array.nbytes for array in arrays)
+        for center, answer in by_center.items():
+            note_visit(self._visits, _VISITS, (center, question, seconds, sent, size(answer), outcome(answer)))
+        return by_center
+
+    def _usable(self, center, question, answer):
+        """Arrays and meta of an answer; raises VisitFailed where there is none, or none that can be read."""
+        found = outcome(answer)
+        if found == UNREACHABLE:
+            raise VisitFailed(UNREACHABLE, f"no answer within {self.task_timeout} s, or not connected")
+        if found != ANSWERED:
+            raise VisitFailed("invalid", f"it answers with an error ({found}; its own log says more)")
+        try:
+            return unpack(answer.params), answer.meta
+        except ValueError as error:
+            raise VisitFailed("invalid", f"its answer to {question} is {error}") from None
 
     def _of_this_job(self, cycles, resumed_at):
         first = resumed_at["cycle"] if resumed_at else cycles[0]
