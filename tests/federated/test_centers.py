@@ -48,7 +48,7 @@ from travelling_quality_control.federated.server import (
 )
 from travelling_quality_control.federated.settings import SERVER_FILE, read_server_settings
 from travelling_quality_control.federated.trainer import refuse_bad_looks
-from travelling_quality_control.federated.wire import pack
+from travelling_quality_control.federated.wire import digest, pack, unpack
 
 CENTERS = [*SIZES, "bad"]
 
@@ -208,8 +208,11 @@ def test_a_group_of_batches_goes_from_center_to_center(federation, study, option
 def check_messages(federation):
     """What left the centers: the answers' fields, one by one, and none of what must stay."""
     fields = {
-        "subjects": {"subjects", "installed"}, "prepare": {"means", "checksums"}, "train": {"loss"}, "report": set(),
-    }  # fmt: skip
+        "subjects": {"subjects", "installed"},
+        "prepare": {"means", "checksums"},
+        "train": {"loss", "digest"},
+        "report": set(),
+    }
     assert {question for _, question, _, _ in federation.messages} == set(fields)
     before = {}
     for center, question, sent, answered in federation.messages:
@@ -631,10 +634,11 @@ def test_garbage_of_any_type_in_any_field_is_a_failed_visit_and_no_error(data, l
     model, state, _, _ = loaded
     model.import_state(state)
     names = ["0" * 16, "f" * 16]
+    half_step = [np.zeros(shape, kind) for kind, shape in half_step_of(model)]
     sound = {
         "subjects": ({}, {"subjects": names}),
         "prepare": ({}, {"means": [0.1, 0.2, 0.3], "checksums": dict.fromkeys(names, "a" * 64)}),
-        "train": (pack([np.zeros(shape, kind) for kind, shape in half_step_of(model)]), {"loss": 0.5}),
+        "train": (pack(half_step), {"loss": 0.5, "digest": digest(half_step)}),
     }
     question = data.draw(st.sampled_from(list(sound)))
     params, meta = (dict(part) for part in sound[question])
@@ -694,6 +698,8 @@ def half_step_of(model):
         ("train", lambda answer: answer.params.update({"0031": answer.params["0031"] * np.float32(0.5)}), "invalid"),
         ("train", lambda answer: answer.meta.update(error=np.zeros(3)), "invalid"),
         ("train", lambda answer: answer.meta.update(loss=-1.0), "invalid"),
+        # As a filter of FLARE would: the digest is that of other arrays.
+        ("train", lambda answer: answer.params.update({"0000": np.zeros_like(answer.params["0000"])}), "invalid"),
     ],
 )
 def test_a_center_that_answers_nonsense_is_one_row_and_the_others_go_on(question, spoil, phase, federation):
@@ -752,28 +758,69 @@ def test_copies_and_other_scales_are_reported_before_the_first_cycle(federation,
     assert first < run_log.index("cycle 8")
 
 
-def flagged(log):
-    """Centers of which images were flagged."""
-    return set(log[(log["Phase"] == "subject") & (log["Ignored"] == "1")]["Study"])
-
-
 POISONS = {
     "times 1000": lambda array: array * 1000,
     "times -1": lambda array: -array,
     "zeros": np.zeros_like,
     "huge": lambda array: np.full_like(array, 1e30),
     "tiny": lambda array: np.full_like(array, 1e-30),
+    "large": lambda array: np.full_like(array, 1e15),
 }
 
 
-@pytest.mark.parametrize("poison", POISONS)
-def test_a_center_that_poisons_what_it_answers_has_no_image_of_others_flagged(poison, federation):
-    """Whatever is in its arrays, all or one: its own step is verified, and nothing of it decides about others."""
-    federation.tamper = lambda center, question, answer: (
-        FLModel(params={name: POISONS[poison](array) for name, array in answer.params.items()}, meta=answer.meta)
-        if (center, question) == ("c1", "train")
-        else answer
-    )
+PARTS = {"gradients": range(26), "statistics": range(26, 38), "one gradient": range(1)}
+
+
+@pytest.mark.parametrize(
+    ("poison", "part"),
+    [
+        *[(poison, "gradients") for poison in POISONS],
+        ("times 1000", "statistics"),
+        ("zeros", "statistics"),
+        ("times 1000", "one gradient"),
+        ("huge", "one gradient"),
+    ],
+)
+def test_a_center_that_poisons_what_it_answers_has_no_image_of_others_flagged(poison, part, federation):
+    """Its own step is verified like any other, and nothing that the home owns can be reached through it."""
+
+    def tamper(center, question, answer):
+        if (center, question) == ("c1", "train"):
+            for number in PARTS[part]:
+                answer.params[f"{number:04d}"] = POISONS[poison](answer.params[f"{number:04d}"])
+            answer.meta["digest"] = digest(unpack(answer.params))
+        return answer
+
+    federation.tamper = tamper
     for _ in range(2):
         assert federation.job().panics == []
-    assert flagged(federation.log()) <= {"bad", "c1"}
+    log = federation.log()
+    flagged = set(log[(log["Phase"] == "subject") & (log["Ignored"] == "1")]["Study"])
+    assert flagged <= {"bad", "c1"}
+    assert "batch" in set(log[log["Study"] == "c0"]["Phase"])
+    if (poison, part) == ("times 1000", "gradients"):
+        assert "c1: its gradient's norm is " in (federation.folder / "qc.log").read_text()
+
+
+def test_what_a_step_on_one_image_tells_the_home(federation, study):
+    """docs/federation.md says so: its label, its features at the last layer, and the channel means of the first."""
+    federation.configure(study, batch_size=1)
+    assert federation.job().panics == []
+    labels = study.table.set_index("Subject")["Group_bin"]
+    names = read_names(federation.private.values())
+    asked = [
+        (
+            center,
+            FLModelUtils.from_shareable(fobs.loads(sent)).meta["subjects"],
+            FLModelUtils.from_shareable(fobs.loads(got)),
+        )
+        for center, question, sent, got in federation.messages
+        if question == "train"
+    ]
+    assert len(asked) > 10
+    for _, (subject,), answer in asked:
+        *_, kernel, bias = unpack(answer.params)[:26]
+        assert (bias[0] < 0) == labels[names[subject]]  # the gradient of the last bias is p - y
+        features = kernel[:, 0] / bias[0]  # that of the last kernel, (p - y) times the features
+        assert (features >= 0).all()  # as they are after the ReLU
+        assert features.max() > 0

@@ -49,9 +49,10 @@ from travelling.files import write_csv
 from travelling.options import CenterSite
 from travelling.verification_log import LOG_COLUMNS
 from travelling_quality_control.federated.settings import center_file, read_center_settings
-from travelling_quality_control.federated.wire import installed, note_visit, pack, unpack
+from travelling_quality_control.federated.wire import digest, installed, note_visit, pack, unpack
 
 ERRORS = ("input", "failure")  # what the hospital can mend (its CSV, an image), and everything else
+CHANGED = "changed on its way: a filter of FLARE at one of the sites? None may touch what is sent"
 PSEUDONYM_LETTERS = 16
 REPORTED = ("Subject", "Times_flagged", "First_flagged_cycle", "Revisits", "Eliminated", "Eliminated_cycle")
 _VISITS = ("Images", "Training_seconds")
@@ -119,6 +120,8 @@ class Center:
             if not arrays and meta["network"] not in self._received:
                 return [], {"missing": True}
             self._prepare(meta)  # again, where the center has restarted
+            if arrays and digest(arrays) != meta["network"]:
+                raise InputError(f"what the home sent was {CHANGED}")
             if arrays:
                 self._received = {meta["network"]: arrays}
             self._model.import_network(self._received[meta["network"]])
@@ -137,7 +140,7 @@ class Center:
         loss = self._trainer.train(subjects)
         answer = self._model.half_step()
         note_visit(self._folder / "visits.csv", _VISITS, (len(subjects), f"{time.perf_counter() - start:.4f}"))
-        return answer, {"loss": loss}
+        return answer, {"loss": loss, "digest": digest(answer)}
 
     def _look(self, subjects, labels):
         looks = self._trainer.look(subjects, labels)

@@ -58,8 +58,9 @@ def refuse_half_step(model: TravellingModel, arrays: list[np.ndarray]) -> None:
     before = [*network.trainable_variables, *network.non_trainable_weights]
     if [(str(array.dtype), array.shape) for array in arrays] != [(one.dtype, tuple(one.shape)) for one in before]:
         raise ValueError("its gradients and statistics are of another number, shape or type")
-    if not all(np.isfinite(array).all() for array in arrays):
-        raise ValueError("its gradients and statistics hold values that are not finite")
+    with np.errstate(over="ignore"):  # Adam squares gradients, and what is infinite once is never a number again
+        if not all(np.isfinite(np.square(array)).all() for array in arrays):
+            raise ValueError("its gradients and statistics hold values, or squares of them, that are not finite")
     answered = {id(variable): array for variable, array in zip(before, arrays, strict=True)}
     for norm in model.encoder.layers:
         if isinstance(norm, keras.layers.BatchNormalization):

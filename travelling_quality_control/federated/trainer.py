@@ -15,6 +15,7 @@ from travelling.model import TravellingModel
 from travelling.model_files import SPACE
 from travelling.trainer import LocalTrainer
 from travelling.volumes import Volumes
+from travelling_quality_control.federated.center import CHANGED
 from travelling_quality_control.federated.step import export_network, refuse_half_step, take_step
 from travelling_quality_control.federated.wire import digest
 
@@ -52,11 +53,13 @@ class FederatedTrainer(LocalTrainer):
         Raises VisitFailed, and changes nothing then.
         """
         center, arrays, meta = self._ask_in("train", subjects)
-        loss = meta.get("loss")
+        loss, told = meta.get("loss"), meta.get("digest")
         try:
             refuse_half_step(self._model, arrays)
         except ValueError as error:
             raise VisitFailed("invalid", str(error)) from None
+        if not isinstance(told, str) or told != digest(arrays):
+            raise VisitFailed("invalid", f"what it sent was {CHANGED}")
         if not isinstance(loss, float) or not 0 <= loss < float("inf"):
             raise VisitFailed("invalid", "its loss is not a number")
         self._report_norm(center, arrays)
