@@ -91,3 +91,16 @@ def test_nothing_on_the_wire_tells_who_or_what(simulated, study):
         for row in (image[5, 5], image[20, 20]):
             assert row[:4].tobytes() not in everything, path
             assert row[:4].astype(np.float64).tobytes() not in everything, path
+
+
+def test_centers_that_no_memory_can_hold_are_refused_before_anything_is_written(options, tmp_path, monkeypatch):
+    from travelling import cache
+    from travelling.errors import InputError
+    from travelling_quality_control.federated import simulate
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cache, "free_memory", lambda: 4e9)
+    monkeypatch.setattr("sys.argv", ["simulate.py", *map(str, options), "-fn_save", "qc"])
+    with pytest.raises(InputError, match=r"training_set.csv: 4 centers and a server need some 4 GB .*, 4 GB are free"):
+        simulate.main()
+    assert list(tmp_path.iterdir()) == []

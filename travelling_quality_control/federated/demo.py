@@ -26,7 +26,7 @@ CYCLES = 10  # of pre-training by make demo
 OWN_CYCLES = 7  # of pre-training where that is missing
 BATCH_SIZE = 5
 CARD = 24e9  # bytes, for the number of centers that fit
-PAPER = {"visits": 83, "batches": 318}  # of one cycle
+PAPER = {"centers": 83, "batches": 318}  # of one cycle
 LINE = 100e6  # bit/s
 
 
@@ -68,19 +68,32 @@ def main() -> None:
         pretrained, cycles = folder / "full_size", 1
         train(folder / "good_centers.csv", pretrained, cycles, width=1, learning_rate=0.0001)
     encoder, classifier = model(pretrained, cycles)
+    harmful = folder / "harmful" / "training_set.csv"
     options = (
-        "-fn_train", folder / "harmful" / "training_set.csv", "-fn_test", cohort / "test_set.csv", "-en", encoder,
+        "-fn_test", cohort / "test_set.csv", "-en", encoder,
         "-pd", classifier, "-cycles", cycles + 2, "-revisit", 1, "-error", 0.02, "--overwrite",
         *["--allow-saturated"] * arguments.full_size,
     )  # fmt: skip
     (folder / "qc_run" / "visits.csv").unlink(missing_ok=True)  # it grows from run to run
     with Memory(str(folder.resolve())) as memory:
         script(  # both cycles in one job, because every job starts all centers anew
-            "travelling_quality_control/federated/simulate.py", *options, "-fn_save", folder / "qc",
-            "--cycles-per-job", 2, "--poll", 0.1,
+            "travelling_quality_control/federated/simulate.py", *options, "-fn_train", harmful,
+            "-fn_save", folder / "qc", "--cycles-per-job", 2, "--poll", 0.1,
         )  # fmt: skip
-    script("travelling_quality_control/enc_PD_quality_control.py", *options, "-fn_save", folder / "one_process")
     centers = sorted(path.name for path in (folder / "qc_flare" / "centers").iterdir())
+    private = [folder / "qc_flare" / "centers" / center / "private" for center in centers]
+    told = [subject for one in private for subject in pd.read_csv(one / "pseudonyms.csv", dtype=str)["Subject"]]
+    same_order = folder / "as_told.csv"  # a center does not tell its subjects in the order of its CSV
+    training_set = pd.read_csv(harmful, dtype=str, keep_default_na=False)
+    training_set["Path"] = [str((harmful.parent / path).resolve()) for path in training_set["Path"]]
+    order = [*training_set["Study"].unique(), *told]
+    training_set.sort_values(["Study", "Subject"], key=lambda column: column.map(order.index)).to_csv(
+        same_order, index=False
+    )
+    script(
+        "travelling_quality_control/enc_PD_quality_control.py", *options, "-fn_train", same_order,
+        "-fn_save", folder / "one_process",
+    )  # fmt: skip
     for center in centers:
         found = folder / "qc_flare" / "centers" / center / "private" / "flagged_subjects.csv"
         table = pd.read_csv(found) if found.exists() else pd.DataFrame({"Eliminated": []})
@@ -119,15 +132,16 @@ def _tell_costs(folder):
     )
     for name, chosen in (("sent", steps["Bytes_sent"] > 0), ("there already", steps["Bytes_sent"] == 0)):
         print(
-            f"state {name}: {chosen.sum()} steps, {steps['Training'][chosen].median():.2f} s of training, "
+            f"network {name}: {chosen.sum()} steps, {steps['Training'][chosen].median():.2f} s of training, "
             f"{steps['Beyond'][chosen].median():.2f} s beyond it (medians)"
         )
-    state = steps["Bytes_received"].max()
-    both, there = 2 * PAPER["batches"], PAPER["batches"] + PAPER["visits"]
+    network, gradients = steps["Bytes_sent"].max(), steps["Bytes_received"].max()
+    cycle = PAPER["batches"] * (network + gradients)
+    minutes = cycle * 8 / LINE / 60
+    print(f"network {network / 1e6:.1f} MB, gradients {gradients / 1e6:.1f} MB")
     print(
-        f"state: {state / 1e6:.1f} MB; a cycle of {PAPER['visits']} centers and {PAPER['batches']} batches: "
-        f"{there * state / 1e9:.1f} GB, {there * state * 8 / LINE / 60:.1f} minutes at {LINE / 1e6:.0f} Mbit/s "
-        f"(both ways for every batch: {both * state / 1e9:.1f} GB, {both * state * 8 / LINE / 60:.1f} minutes)"
+        f"a cycle of {PAPER['centers']} centers and {PAPER['batches']} batches: {cycle / 1e9:.1f} GB, "
+        f"{minutes:.1f} minutes at {LINE / 1e6:.0f} Mbit/s"
     )
 
 

@@ -19,13 +19,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from travelling import command
+from travelling.errors import InputError
 from travelling.options import Images, QualityControlServer, Simulation, from_command_line, to_json
+
+MEMORY_OF_A_CENTER = 9e8  # bytes, at least: its process with TensorFlow, without any image
 
 
 def main() -> None:
     """Make the centers, and run job after job."""
     settings = from_command_line(Simulation, __doc__)
-    from travelling.cache import memory_for_images
+    from travelling.cache import free_memory, memory_for_images
     from travelling.cohort import read_cohort, refuse_overlap
     from travelling.controlled_run import refuse_unfit_test_set
     from travelling_quality_control.federated import prepare_site
@@ -37,9 +40,15 @@ def main() -> None:
     refuse_unfit_test_set(test_set, settings)
     folder = settings.fn_save.with_name(f"{settings.fn_save.name}_flare").absolute()
     local = folder / "simulator" / "travelling" / "local"  # of the simulated sites, which all get a copy
-    local.mkdir(parents=True, exist_ok=True)
     centers = list(training_set["Study"].unique())
+    needed, free = MEMORY_OF_A_CENTER * (1 + len(centers)) / 1e9, free_memory() / 1e9
+    if needed > free:
+        raise InputError(
+            f"{settings.fn_train}: {len(centers)} centers and a server need some {needed:.0f} GB of memory in FLARE's "
+            f"simulator, {free:.0f} GB are free; enc_PD_quality_control.py does the same in one process"
+        )
     memory = memory_for_images(settings.cache_gb) / 1e9 / (1 + len(centers))  # they share this machine
+    local.mkdir(parents=True, exist_ok=True)
     images = to_json(Images, settings) | {"cache_gb": memory}
     write_server_settings(local / SERVER_FILE, settings, centers, images)
     server = read_server_settings(local / SERVER_FILE)
