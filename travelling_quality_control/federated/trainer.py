@@ -52,19 +52,18 @@ class FederatedTrainer(LocalTrainer):
 
         Raises VisitFailed, and changes nothing then.
         """
-        center, arrays, meta = self._ask_in("train", subjects)
-        loss, told = meta.get("loss"), meta.get("digest")
-        try:
-            refuse_half_step(self._model, arrays)
-        except ValueError as error:
-            raise VisitFailed("invalid", str(error)) from None
-        if not isinstance(told, str) or told != digest(arrays):
-            raise VisitFailed("invalid", f"what it sent was {CHANGED}")
-        if not isinstance(loss, float) or not 0 <= loss < float("inf"):
-            raise VisitFailed("invalid", "its loss is not a number")
+        center, arrays, meta = self._ask_in("train", subjects, self._refuse_half_step)
         self._report_norm(center, arrays)
         take_step(self._model, arrays)
-        return loss
+        return meta["loss"]
+
+    def _refuse_half_step(self, arrays, meta):
+        refuse_half_step(self._model, arrays)
+        loss, told = meta.get("loss"), meta.get("digest")
+        if not isinstance(told, str) or told != digest(arrays):
+            raise ValueError(f"what it sent was {CHANGED}")
+        if not isinstance(loss, float) or not 0 <= loss < float("inf"):
+            raise ValueError("its loss is not a number")
 
     def _report_norm(self, center, arrays):
         """Report a gradient far larger than those of the other centers; it is no proof, and no decision uses it."""
@@ -80,10 +79,13 @@ class FederatedTrainer(LocalTrainer):
         """As :meth:`LocalTrainer.look`; measured at the subjects' center. Raises VisitFailed."""
         if subjects is None:
             return super().look()
-        _, _, meta = self._ask_in("look", subjects, labels=labels)
-        looks = meta.get("looks")
-        refuse_bad_looks(looks, len(subjects), 2 * sum(self._model.channels), bool(labels))
-        return {look: np.array(rows) for look, rows in looks.items()}
+        numbers = 2 * sum(self._model.channels)
+
+        def refuse(_, meta):
+            refuse_bad_looks(meta.get("looks"), len(subjects), numbers, bool(labels))
+
+        _, _, meta = self._ask_in("look", subjects, refuse, labels=labels)
+        return {look: np.array(rows) for look, rows in meta["looks"].items()}
 
     def checksums(self) -> set[str]:
         """Those of the home's own images."""
@@ -93,8 +95,11 @@ class FederatedTrainer(LocalTrainer):
         """Where images lie; centers are not asked how far they are from each other, unless for the screen."""
         return {SPACE: self._volumes.space}
 
-    def _ask_in(self, question, subjects, **about):
-        """Ask the center of some subjects something about the network as it is now: (center, arrays, meta)."""
+    def _ask_in(self, question, subjects, refuse, **about):
+        """Ask the center of some subjects something about the network as it is now: (center, arrays, meta).
+
+        ``refuse(arrays, meta)`` raises ValueError where they cannot be right.
+        """
         center, network = self.center_of[subjects[0]], export_network(self._model)
         name = digest(network)
         meta = {"network": name, "subjects": subjects, **about, **self.preparation}
@@ -103,6 +108,11 @@ class FederatedTrainer(LocalTrainer):
         if there and answer.get("missing"):  # it has restarted
             arrays, answer = self._ask(center, question, network, meta)
         self._there[center] = name
+        try:
+            refuse(arrays, answer)
+        except ValueError as error:
+            self._log.warning("%s, %s: invalid, %s", center, question, error)
+            raise VisitFailed("invalid", str(error)) from None
         return center, arrays, answer
 
     def expect(self, subjects: list[str]) -> None:
@@ -110,20 +120,20 @@ class FederatedTrainer(LocalTrainer):
 
 
 def refuse_bad_looks(looks: object, subjects: int, numbers: int, labels: bool) -> None:
-    """Raise VisitFailed where a center's answer has not, for each look, one row of its numbers for each subject.
+    """Raise ValueError where a center's answer has not, for each look, one row of its numbers for each subject.
 
     ``numbers`` are those of a look that the network measures; ``labels`` tells whether labels were asked for, too.
     """
     lengths = {name: look.numbers or numbers for name, look in LOOKS.items()} | ({"labels": 1} if labels else {})
     if not isinstance(looks, dict) or looks.keys() != lengths.keys():
-        raise VisitFailed("invalid", f"its looks are not {', '.join(lengths)}")
+        raise ValueError(f"its looks are not {', '.join(lengths)}")
     for name, rows in looks.items():
         if not isinstance(rows, list) or len(rows) != subjects:
-            raise VisitFailed("invalid", f"its look {name} is not one row for each subject")
+            raise ValueError(f"its look {name} is not one row for each subject")
         if not all(isinstance(row, list) and len(row) == lengths[name] for row in rows):
-            raise VisitFailed("invalid", f"its look {name} is not that of this network")
+            raise ValueError(f"its look {name} is not that of this network")
         # An image may be infinitely far, or no number: then it is a suspect, as in the script.
         if not all(isinstance(value, float) for row in rows for value in row):
-            raise VisitFailed("invalid", f"its look {name} holds what is not a number")
+            raise ValueError(f"its look {name} holds what is not a number")
     if labels and not all(0 < value <= 1 for (value,) in looks["labels"]):
-        raise VisitFailed("invalid", "its look labels is not from 0 to 1")
+        raise ValueError("its look labels is not from 0 to 1")
