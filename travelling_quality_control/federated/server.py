@@ -186,8 +186,8 @@ class TravellingController(ModelController):
     def _gather(self, centers, resumed_at, trainer):
         """The subjects of every center, by their pseudonyms: from the checkpoint, or as they are told now.
 
-        Empty where a center cannot tell. Raises InputError where fewer than two can; those prepare, and the first job
-        of a run waits for that: then the home knows whether the images of all centers are alike and none is its own.
+        Empty where a center cannot tell. Raises InputError where fewer than two can. Those prepare; those that are new
+        are waited for: before they train, the home knows whether their images are alike and none is its own.
         """
         known = {center: list(resumed_at["subjects"].get(center, [])) if resumed_at else [] for center in centers}
         for center, answer in self._ask_all("subjects", centers, {}).items():
@@ -207,13 +207,14 @@ class TravellingController(ModelController):
                 "there, two at least are needed"
             )
         trainer.center_of = {subject: center for center, subjects in known.items() for subject in subjects}
-        if resumed_at:  # without waiting: each is ready when the model comes, or works on it until then
+        told = [center for center in there if resumed_at and resumed_at["subjects"].get(center)]
+        if told:  # without waiting: each is ready when the model comes, or works on it until then
             task = FLModel(params={}, meta=trainer.preparation)
             self.send_model(
-                task_name="prepare", data=task, targets=there, timeout=self.task_timeout, callback=lambda answer: None
+                task_name="prepare", data=task, targets=told, timeout=self.task_timeout, callback=lambda answer: None
             )
-        else:
-            self._look_at_images(self._ask_all("prepare", there, trainer.preparation), known, trainer)
+        new = [center for center in there if center not in told]
+        self._look_at_images(self._ask_all("prepare", new, trainer.preparation), known, trainer)
         return known
 
     def _compare(self, center, theirs):
@@ -226,7 +227,7 @@ class TravellingController(ModelController):
 
     def _look_at_images(self, answers, known, trainer):
         """Report centers whose images have another scale of intensities, or are another's; refuse those of the home."""
-        own = trainer.checksums()
+        own = trainer.own_images()
         owners: dict[str, str] = {}
         scales = {}
         for center, answer in answers.items():
@@ -234,7 +235,7 @@ class TravellingController(ModelController):
                 _, meta = self._usable(center, "prepare", answer)
                 means, checksums = meta.get("means"), meta.get("checksums")
                 refuse_bad_images(means, checksums, known[center])
-                copied = [subject for subject, checksum in checksums.items() if checksum in own]
+                copied = [subject for subject, checksum in checksums.items() if checksum in own["checksums"]]
                 if copied:
                     raise VisitFailed("invalid", f"its images of {', '.join(copied)} are in the test set, too")
             except VisitFailed as failure:
@@ -245,18 +246,20 @@ class TravellingController(ModelController):
                 other = owners.setdefault(checksum, f"{center} ({subject})")
                 if other != f"{center} ({subject})":
                     self._log.warning("the same image under two names: %s, %s (%s)", other, center, subject)
-        usual = statistics.median([means[1] for means in scales.values()]) if scales else 0.0
+        usual = statistics.median(own["means"] or [means[1] for means in scales.values()] or [0.0])
         for center, (least, median, greatest) in scales.items():
             if usual > 0 and not (usual / SAME_SCALE <= least and greatest <= usual * SAME_SCALE):
                 self._log.warning(
                     "%s: its images are of another scale: their mean intensities are %.4g to %.4g (median %.4g), those "
-                    "of most centers some %.4g", center, least, greatest, median, usual,
+                    "of the %s some %.4g", center, least, greatest, median,
+                    "test set" if own["means"] else "centers", usual,
                 )  # fmt: skip
 
     def _refuse(self, center, failure):
-        """Leave a center alone in this job."""
-        self._refused[center] = failure
-        self._log.warning("%s is not visited in this cycle: %s, %s", center, failure.phase, failure)
+        """Leave a center alone in this job, if its answer was invalid; one that has not answered may do so later."""
+        if failure.phase != UNREACHABLE:
+            self._refused[center] = failure
+        self._log.warning("%s: %s, %s", center, failure.phase, failure)
 
     def _connected(self):
         return {client.name for client in self.engine.get_clients()}

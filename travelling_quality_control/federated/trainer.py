@@ -87,9 +87,10 @@ class FederatedTrainer(LocalTrainer):
         _, _, meta = self._ask_in("look", subjects, refuse, labels=labels)
         return {look: np.array(rows) for look, rows in meta["looks"].items()}
 
-    def checksums(self) -> set[str]:
-        """Those of the home's own images."""
-        return {image["sha256"] for image in self._volumes.images.values()}
+    def own_images(self) -> dict[str, list]:
+        """Of the home's own images: ``checksums``, and ``means``, their mean intensities."""
+        checksums = [image["sha256"] for image in self._volumes.images.values()]
+        return {"checksums": checksums, "means": list(self._volumes.means.values())}
 
     def known(self, subjects: list[str]) -> dict:
         """Where images lie; centers are not asked how far they are from each other, unless for the screen."""
