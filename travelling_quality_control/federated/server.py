@@ -1,5 +1,6 @@
 """What runs at the model's home: the same loop as in the scripts, with a trainer that trains at the centers."""
 
+import contextlib
 import csv
 import logging
 import signal
@@ -151,7 +152,8 @@ def refuse_bad_subjects(names: object, others: set[str]) -> None:
 def note_error(folder: Path | None, error: Exception | str) -> None:
     """Write why a job ends to its run folder, in one line: whoever submitted it is told that."""
     if folder:
-        (folder / ERROR_FILE).write_text(" ".join(str(error).split()) + "\n", encoding="utf-8")
+        with contextlib.suppress(OSError):  # a full disk: the file is there then, and empty
+            (folder / ERROR_FILE).write_text(" ".join(str(error).split()) + "\n", encoding="utf-8")
 
 
 class TravellingController(ModelController):
@@ -281,7 +283,9 @@ class TravellingController(ModelController):
         return known
 
     def _connected(self):
-        return {client.name for client in self.engine.get_clients()}
+        """The centers of this job, but for those whose process has ended."""
+        dead = self.communicator.get_client_disconnect_time
+        return {client.name for client in self.engine.get_clients() if not dead(client.name)}
 
     def _ask(self, center, question, arrays, meta):
         """A center's answer: (arrays, meta). Raises VisitFailed where there is none, Stopped if the job is aborted."""
@@ -304,7 +308,8 @@ class TravellingController(ModelController):
         sizes = [sum(array.nbytes for array in arrays_one_way) for arrays_one_way in (arrays, received)]
         note_visit(self._visits, _VISITS, (center, question, seconds, *sizes, outcome or "answered"))
         if not answers:
-            failure = VisitFailed("unreachable", f"no answer within {self.task_timeout} s, or not connected")
+            reason = f"not connected, its process has ended, or no answer within {self.task_timeout} s"
+            failure = VisitFailed("unreachable", reason)
         elif error:
             failure = VisitFailed("invalid", f"it answers with an error ({outcome}; its own log says more)")
         else:
@@ -318,6 +323,8 @@ class TravellingController(ModelController):
 
     def _stop_if_asked(self):
         if self.abort_signal.triggered:
+            if not self._connected():  # then it is FLARE that ends the job
+                raise InputError("the model cannot travel: at every center the process of this job has ended")
             raise Stopped(signal.SIGTERM)
 
     def _report(self, control, log_csv):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from travelling.errors import name_file
+
 
 def pack(arrays: list[np.ndarray]) -> dict[str, np.ndarray]:
     """Arrays by their number, as text that sorts as the numbers do: data types and shapes survive the way."""
@@ -31,7 +33,7 @@ def digest(arrays: list[np.ndarray]) -> str:
 def note_visit(path: Path, columns: Iterable[str], values: Iterable) -> None:
     """Append the time and the values of ``columns`` to a table of visits; a new table begins with the names."""
     is_new = not path.exists()
-    with open(path, "a", newline="", encoding="utf-8") as file:
+    with name_file(path), open(path, "a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         if is_new:
             writer.writerow(("Time", *columns))
