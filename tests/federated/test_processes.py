@@ -22,8 +22,11 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.job_launcher_spec import JobReturnCode
 from nvflare.fuel.common.exit_codes import ProcessExitCode
 from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
-from nvflare.private.defs import CellMessageHeaderKeys, JobFailureMsgKey, new_cell_message
+from nvflare.private.admin_defs import Message
+from nvflare.private.defs import ERROR_MSG_PREFIX, CellMessageHeaderKeys, JobFailureMsgKey, new_cell_message
+from nvflare.private.fed.server.admin import check_client_replies
 from nvflare.private.fed.server.fed_server import FederatedServer
+from nvflare.private.fed.server.message_send import ClientReply
 
 from travelling_quality_control.federated.job_keeper import OUTCOME_WAIT, JobKeeper
 
@@ -38,58 +41,68 @@ FAILURES = [
 
 
 @pytest.fixture
-def reported():
-    """f(code, token, job): FLARE's server, once a center has reported how its process of a job has ended."""
+def server():
+    """FLARE's server with two centers and one job, kept by a JobKeeper."""
+    server = mock.MagicMock()
+    server.client_manager.clients = {"t1": SimpleNamespace(name="c1"), "t2": SimpleNamespace(name="c2")}
+    server.client_manager.is_from_authorized_client = server.client_manager.clients.__contains__
+    server.engine.run_processes = {"job": {}}
+    server._job_reported_clients = {}
+    server.process_job_failure = partial(FederatedServer.process_job_failure, server)  # the real one
+    context = FLContext()
+    context.put(FLContextKey.SITE_OBJ, server, private=True, sticky=False)
+    keeper = JobKeeper()
+    keeper.handle_event(EventType.SYSTEM_BOOTSTRAP, context)
+    assert not server.cell.register_request_cb.called
+    keeper.handle_event(EventType.SYSTEM_START, context)
+    return server
 
-    def report(code, token="t1", job="job"):
-        server = mock.MagicMock()
-        server.client_manager.clients = {"t1": SimpleNamespace(name="c1"), "t2": SimpleNamespace(name="c2")}
-        server.client_manager.is_from_authorized_client = server.client_manager.clients.__contains__
-        server.engine.run_processes = {"job": {}}
-        server._job_reported_clients = {}
-        server.process_job_failure = partial(FederatedServer.process_job_failure, server)  # the real one
-        context = FLContext()
-        context.put(FLContextKey.SITE_OBJ, server, private=True, sticky=False)
-        keeper = JobKeeper()
-        keeper.handle_event(EventType.SYSTEM_BOOTSTRAP, context)
-        assert not server.cell.register_request_cb.called
-        keeper.handle_event(EventType.SYSTEM_START, context)
-        callback = server.cell.register_request_cb.call_args.kwargs["cb"]
-        request = new_cell_message(
-            {CellMessageHeaderKeys.TOKEN: token, MessageHeaderKey.ORIGIN: "c1"},
-            {JobFailureMsgKey.JOB_ID: job, JobFailureMsgKey.CODE: code, JobFailureMsgKey.REASON: "?"},
-        )
-        server.answer = callback(request).get_header(MessageHeaderKey.RETURN_CODE)
-        return server
 
-    return report
+def report(server, code, token="t1", job="job"):
+    """The answer to a center that reports how its process of a job has ended."""
+    request = new_cell_message(
+        {CellMessageHeaderKeys.TOKEN: token, MessageHeaderKey.ORIGIN: "c1"},
+        {JobFailureMsgKey.JOB_ID: job, JobFailureMsgKey.CODE: code, JobFailureMsgKey.REASON: "?"},
+    )
+    return server.cell.register_request_cb.call_args.kwargs["cb"](request).get_header(MessageHeaderKey.RETURN_CODE)
 
 
 @pytest.mark.parametrize("code", FAILURES)
-def test_the_end_of_a_centers_process_is_not_that_of_the_job(code, reported):
-    server = reported(code)
+def test_the_end_of_a_centers_process_is_not_that_of_the_job(code, server):
+    assert report(server, code) == ReturnCode.OK
     runner = server.engine.job_runner
     assert not runner.fail_run.called
     assert not runner.stop_run.called
     runner.resolve_client_outcome.assert_called_once_with("job", "c1")
     assert server.engine.notify_dead_job.call_args.args[:2] == ("job", "c1")
     assert server._job_reported_clients == {"job": {"t1"}}
-    assert server.answer == ReturnCode.OK
     assert runner.client_outcome_wait_timeout == OUTCOME_WAIT
 
 
-def test_a_process_that_ends_as_it_should_is_no_death(reported):
-    server = reported(JobReturnCode.SUCCESS)
-    assert not server.engine.notify_dead_job.called
+def test_a_process_that_ends_as_it_should_is_no_death(server):
+    report(server, JobReturnCode.SUCCESS)
     server.engine.job_runner.resolve_client_outcome.assert_called_once_with("job", "c1")
-    assert not reported(ProcessExitCode.EXCEPTION, job="over").engine.notify_dead_job.called
+    report(server, ProcessExitCode.EXCEPTION, job="over")
+    assert not server.engine.notify_dead_job.called
 
 
-def test_a_stranger_reports_nobody_dead(reported):
-    server = reported(ProcessExitCode.EXCEPTION, token="stranger")
+def test_a_stranger_reports_nobody_dead(server):
+    assert report(server, ProcessExitCode.EXCEPTION, token="stranger") == ReturnCode.UNAUTHENTICATED
     assert not server.engine.notify_dead_job.called
     assert not server.engine.job_runner.resolve_client_outcome.called
-    assert server.answer == ReturnCode.UNAUTHENTICATED
+
+
+def test_a_center_that_cannot_start_its_process_is_as_if_it_were_silent(server):
+    bodies = {"c1": f"{ERROR_MSG_PREFIX}: no memory", "c2": "Start the client app..."}
+    replies = [ClientReply(f"t{name[1]}", name, None, Message("reply_start", body)) for name, body in bodies.items()]
+    start = server.engine.start_client_job
+    start.args[0].return_value = replies
+    with pytest.raises(RuntimeError):
+        check_client_replies(replies, list(bodies), "start job")
+    check_client_replies(start(SimpleNamespace(job_id="job"), {}, None), list(bodies), "start job")
+    assert [reply.client_name for reply in replies if reply.reply] == ["c2"]
+    assert server.engine.notify_dead_job.call_args.args[:2] == ("job", "c1")
+    assert server._job_reported_clients == {"job": {"t1"}}
 
 
 def test_a_process_that_is_killed_costs_its_center_a_row_and_a_second_job_is_refused(study, tmp_path):
