@@ -2,13 +2,16 @@
 
 import functools
 import json
+import resource
+import subprocess
+import sys
 from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import SCRIPTS, run_here
+from conftest import ROOT, SCRIPTS, run_here
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +19,7 @@ pytest.importorskip("nvflare")
 
 from federation import (
     CYCLES,
+    ERROR,
     FIRST_CYCLE,
     SIZES,
     in_one_process,
@@ -34,11 +38,12 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from nvflare.fuel.utils import fobs
 from nvflare.private.fed.utils.fed_utils import fobs_initialize
 
+from travelling import stopping
 from travelling.errors import AlreadyDone, InputError, VisitFailed
 from travelling.looks import LOOKS
 from travelling.options import LocalQualityControl, StandardModel, from_command_line
 from travelling_quality_control.federated.center import CenterExecutor, Pseudonyms
-from travelling_quality_control.federated.job import refuse_complete, run_jobs
+from travelling_quality_control.federated.job import refuse_complete, refuse_second, run_jobs
 from travelling_quality_control.federated.prepare_site import configure_center
 from travelling_quality_control.federated.server import (
     ERROR_FILE,
@@ -51,6 +56,7 @@ from travelling_quality_control.federated.trainer import refuse_bad_looks
 from travelling_quality_control.federated.wire import digest, pack, unpack
 
 CENTERS = [*SIZES, "bad"]
+AUDIT = ROOT / "travelling_quality_control" / "audit.py"
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +89,7 @@ class Federation:
         self.private = {center: hospitals.folder / center for center in CENTERS}
         self.messages = []  # (center, question, what the server sent, what the center answered), as bytes
         self.away = set()
+        self.dead = set()  # centers whose process of the job has ended
         self.tamper = lambda center, question, answer: answer
         self.before = lambda controller, question: None
         self.configure(study)
@@ -98,6 +105,7 @@ class Federation:
         controller.panic = controller.panics.append
         controller.info = controller.warning = lambda text: None
         controller.abort_signal = Signal()
+        controller.communicator = SimpleNamespace(get_client_disconnect_time=lambda center: center in self.dead)
         workspace = SimpleNamespace(get_site_config_dir=lambda: str(self.folder))
         there = [SimpleNamespace(name=center) for center in CENTERS if center not in self.away]
         controller.engine = SimpleNamespace(get_workspace=lambda: workspace, get_clients=lambda: there)
@@ -113,7 +121,7 @@ class Federation:
     def send(self, controller, center, question, data):
         """What FLARE's controller does: a list with the answer, empty where there is none."""
         self.before(controller, question)
-        if controller.abort_signal.triggered:
+        if controller.abort_signal.triggered or center in self.dead:
             return []
         answer = self.tamper(center, question, self.deliver(center, question, data))
         if not answer:
@@ -282,8 +290,8 @@ def test_a_complete_run_is_done_or_another_or_overwritten(federation, study):
         refuse_complete(settings(error=0.19), "--overwrite")
     anew = settings(error=0.19, overwrite=True)
     refuse_complete(anew, "--overwrite")
-    with pytest.raises(InputError, match="ended without a visit"):  # whatever is there already
-        run_jobs(anew, lambda: None)
+    with pytest.raises(InputError, match=r"the run is where it was before it \(aborted\)"):  # whatever is there already
+        run_jobs(anew, lambda: "aborted")
     run_jobs(anew, federation.job)
     assert not tolerances() & (before - {""})
 
@@ -438,6 +446,110 @@ def test_an_aborted_job_and_a_server_that_dies_leave_no_trace(federation, in_one
     federation.before = lambda controller, question: None
     assert federation.job().panics == []
     pd.testing.assert_frame_equal(federation.log(), first_cycles(in_one_process, 2))
+
+
+def answer_of(message):
+    return FLModelUtils.from_shareable(fobs.loads(message[3])).params
+
+
+def test_a_process_that_dies_in_a_visit_costs_its_center_the_rest_of_the_cycle(federation, study):
+    """It dies over its second batch; the step of the first one stays, and the others go on from there."""
+
+    def die(controller, question):
+        if question == "train" and federation.messages[-1][:2] == ("c1", "train"):
+            federation.dead = {"c1"}
+
+    assert federation.job().panics == []
+    known = len(federation.messages)
+    federation.before = die
+    assert federation.job().panics == []
+    trained = [message for message in federation.messages[known:] if message[1] == "train"]
+    here = [center for center, *_ in trained].index("c1")
+    assert [center for center, *_ in trained].count("c1") == 1  # nothing is asked of a process that is dead
+    federation.before, federation.dead = lambda controller, question: None, set()
+    assert federation.job().panics == []
+    log = federation.log()
+    second, third = (log[log["Cycle"] == str(FIRST_CYCLE + cycle)] for cycle in (1, 2))
+    assert list(second[second["Study"] == "c1"]["Phase"]) == ["batch", "unreachable"]
+    assert list(second[second["Study"] == "c1"]["Ignored"]) == ["0", "1"]
+    assert list(third[third["Study"] == "c1"]["Phase"]) == ["batch", "batch"]
+    assert {"c0", "c2"} < set(second[second["Phase"] == "batch"]["Study"])
+    following = FLModelUtils.from_shareable(fobs.loads(trained[here + 1][2])).params
+    statistics = unpack(answer_of(trained[here]))[26:]  # the step that stays: of it, only these are the center's own
+    assert {array.tobytes() for array in statistics} <= {array.tobytes() for array in following.values()}
+    refuse_inconsistent(federation, study, "consistent: 3 cycles", "1 visits failed")
+
+
+def refuse_inconsistent(federation, study, *words):
+    """The audit finds the server's log consistent, and says so in some words."""
+    done = subprocess.run(
+        [sys.executable, AUDIT, "qc.csv", "--train", "qc_subjects.csv", "--test", study.test_set,
+         "--revisit", "1", "--error", str(ERROR), "--centers", *CENTERS],
+        cwd=federation.folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(word in done.stdout for word in words), done.stdout
+
+
+def test_where_every_process_has_died_the_job_ends_and_says_so(federation):
+    """FLARE aborts a job with no client that lives: whoever submitted it is told why."""
+
+    def die(controller, question):
+        if question == "train":
+            federation.dead = set(CENTERS)
+            controller.abort_signal.trigger(True)
+
+    federation.before = die
+    with pytest.raises(InputError, match="at every center the process of this job has ended"):
+        run_jobs(read_server_settings(federation.folder / SERVER_FILE), federation.job)
+    assert not set(federation.log()["Phase"]) & {"unreachable", "invalid"}
+
+
+def test_a_full_disk_at_a_center_costs_its_step(federation, study):
+    visits = federation.private["c2"] / "visits.csv"
+    visits.unlink(missing_ok=True)
+    visits.symlink_to("/dev/full")
+    try:
+        assert federation.job().panics == []
+    finally:
+        visits.unlink()
+    assert federation.job().panics == []
+    log = federation.log()
+    assert list(log[log["Study"] == "c2"]["Phase"]) == ["invalid", "batch"]
+    refuse_inconsistent(federation, study, "consistent: 2 cycles", "1 visits failed")
+    assert "No space left on device" in (federation.private["c2"] / "center.log").read_text()
+
+
+@pytest.mark.parametrize(("room", "error"), [(5000, r"\[Errno 27\] File too large: '.*qc"), (0, "cannot be written")])
+def test_a_full_disk_at_home_loses_no_decision(room, error, federation, in_one_process):
+    """Log and checkpoint cannot grow any more in the middle of a cycle: one line, and the next job goes on."""
+
+    def fill(controller, question):
+        if question == "train" and sum(message[1] == "train" for message in federation.messages) == 6:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    settings = read_server_settings(federation.folder / SERVER_FILE)
+    federation.before = fill
+    try:
+        with pytest.raises(InputError, match=error) as stopped:
+            run_jobs(settings, federation.job)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(stopped.value)
+    assert federation.log()["Cycle"].nunique() == 2  # it has something to lose
+    federation.before = lambda controller, question: None
+    run_jobs(settings, federation.job)
+    pd.testing.assert_frame_equal(federation.log(), read_log(in_one_process / "qc.csv"))
+
+
+def test_of_two_that_submit_jobs_the_second_is_refused(tmp_path):
+    refuse_second(tmp_path)
+    with pytest.raises(InputError, match="another process submits the jobs of this run already"):
+        refuse_second(tmp_path)
+    stopping.end()
+    refuse_second(tmp_path)  # the first has ended
+    stopping.end()
 
 
 def test_a_center_that_has_lost_the_state_is_sent_it(federation, in_one_process):

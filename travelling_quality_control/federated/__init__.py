@@ -3,6 +3,7 @@
     center      what runs at a hospital: its subjects under pseudonyms, training, its list of flagged images
     server      what runs at the model's home: the loop of quality control, verification, the record of the run
     job         submits one job per cycle to a FLARE server
+    job_keeper  keeps a job alive on the server when the process of one center ends
     simulate    all centers of a cohort on one machine, in FLARE's simulator
     prepare_site  prepares a FLARE site: which classes it may run, where its CSV is
     demo        four centers of the demo cohort in the simulator, and what a step costs

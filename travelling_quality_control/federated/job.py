@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from travelling import command
+from travelling import command, stopping
 from travelling.errors import AlreadyDone, InputError
 from travelling.options import Jobs, add_to_parser
 from travelling_quality_control.federated.settings import Server
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 CONTROLLER = "travelling_quality_control.federated.server.TravellingController"
 EXECUTOR = "travelling_quality_control.federated.center.CenterExecutor"
+JOB_KEEPER = "travelling_quality_control.federated.job_keeper.JobKeeper"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -55,10 +58,11 @@ def travelling_recipe(task_timeout: int, cycles: int, poll: float, name: str = "
     from travelling_quality_control.federated.center import CenterExecutor
     from travelling_quality_control.federated.server import TravellingController
 
-    job = FedJob(name=name, min_clients=2)
+    # A center whose process has ended is given up at once; one alone may finish the cycle that two have begun.
+    job = FedJob(name=name, min_clients=1, fail_fast=True)
     job.set_app_packages(["travelling", "travelling_quality_control"])  # installed at the sites: no code travels
     job.to_server(TravellingController(task_timeout, cycles))
-    job.to_server({"server": {"task_request_interval": poll}})
+    job.to_server({"server": {"task_request_interval": poll}, "dead_client_check_lead_time": 0})
     job.to_clients(CenterExecutor())
     return Recipe(job)
 
@@ -100,21 +104,36 @@ class Progress:
         self.place = tuple(record.get(name) for name in ("started", "finished"))
         self.place += tuple(resumed_at.get(name) for name in ("cycle", "centers_left", "log_length"))
         error = folder / ERROR_FILE
-        self.error = error.read_text(encoding="utf-8").strip() if error.is_file() else None
+        self.error = None
+        if error.is_file():
+            self.error = error.read_text(encoding="utf-8").strip() or f"{folder}: cannot be written (a full disk?)"
 
 
-def run_jobs(settings: Server, run_one: Callable[[], None]) -> None:
+def run_jobs(settings: Server, run_one: Callable[[], str]) -> None:
     """Call ``run_one()`` for job after job until the run is finished; a job that gets nowhere is an InputError.
 
-    The first is called in any case: it begins anew where a complete run is to be overwritten.
+    It returns what is known of the job's end besides. The first is called in any case: it begins anew where a complete
+    run is to be overwritten.
     """
     before, now = Progress(settings), None
     while not (now and now.finished):
-        run_one()
+        end = run_one()
         now = Progress(settings)
         if now.error or now.place == before.place:
-            raise InputError(now.error or "the job ended without a visit to any center; FLARE's own logs say more")
+            raise InputError(now.error or f"a job has ended, and the run is where it was before it ({end})")
         before = now
+
+
+def refuse_second(folder: Path) -> None:
+    """Hold a folder until this process ends; raises InputError where another process, which submits jobs, has it."""
+    lock = os.open(folder, os.O_RDONLY)
+    stopping.at_end.append(lambda: os.close(lock))
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"{folder}: another process submits the jobs of this run already") from None
+    except OSError:  # some file systems of networks have no locks
+        return
 
 
 def main() -> None:
@@ -126,6 +145,7 @@ def main() -> None:
         if not (kit / "startup").is_dir():
             raise InputError(f"{kit}: not a FLARE folder (it has no folder startup)")
     settings = read_server_settings(arguments.server / "local" / SERVER_FILE)
+    refuse_second(arguments.server / "local")
     refuse_complete(settings, f"overwrite in {SERVER_FILE}")
 
     from nvflare.fuel.flare_api.flare_api import new_secure_session
@@ -142,7 +162,9 @@ def main() -> None:
         try:
             refuse_lonely(session, settings.centers, arguments.wait)
             recipe = travelling_recipe(arguments.task_timeout, arguments.cycles_per_job, arguments.poll)
-            session.monitor_job(recipe.execute(environment).get_job_id())
+            job = recipe.execute(environment).get_job_id()
+            session.monitor_job(job)
+            return f"FLARE calls it {session.get_job_meta(job)['status']}; its logs say more"
         except InputError:
             raise
         except Exception as error:

@@ -1,5 +1,6 @@
 """What runs at the model's home: the same loop as in the scripts, with a trainer that trains at the centers."""
 
+import contextlib
 import csv
 import logging
 import re
@@ -83,7 +84,8 @@ def size(answer: FLModel | None) -> int:
 def note_error(folder: Path | None, error: Exception | str) -> None:
     """Write why a job ends to its run folder, in one line: whoever submitted it is told that."""
     if folder:
-        (folder / ERROR_FILE).write_text(" ".join(str(error).split()) + "\n", encoding="utf-8")
+        with contextlib.suppress(OSError):  # a full disk: the file is there then, and empty
+            (folder / ERROR_FILE).write_text(" ".join(str(error).split()) + "\n", encoding="utf-8")
 
 
 class TravellingController(ModelController):
@@ -262,7 +264,9 @@ class TravellingController(ModelController):
         self._log.warning("%s: %s, %s", center, failure.phase, failure)
 
     def _connected(self):
-        return {client.name for client in self.engine.get_clients()}
+        """The centers of this job, but for those whose process has ended."""
+        dead = self.communicator.get_client_disconnect_time
+        return {client.name for client in self.engine.get_clients() if not dead(client.name)}
 
     def _ask(self, center, question, arrays, meta):
         """A center's answer: (arrays, meta). Raises VisitFailed where there is none, Stopped if the job is aborted."""
@@ -297,7 +301,9 @@ class TravellingController(ModelController):
         """Arrays and meta of an answer; raises VisitFailed where there is none, or none that can be read."""
         found = outcome(answer)
         if found == UNREACHABLE:
-            raise VisitFailed(UNREACHABLE, f"no answer within {self.task_timeout} s, or not connected")
+            raise VisitFailed(
+                UNREACHABLE, f"not connected, its process has ended, or no answer within {self.task_timeout} s"
+            )
         if found != ANSWERED:
             raise VisitFailed("invalid", f"it answers with an error ({found}; its own log says more)")
         try:
@@ -311,6 +317,8 @@ class TravellingController(ModelController):
 
     def _stop_if_asked(self):
         if self.abort_signal.triggered:
+            if not self._connected():  # then it is FLARE that ends the job
+                raise InputError("the model cannot travel: at every center the process of this job has ended")
             raise Stopped(signal.SIGTERM)
 
     def _report(self, control, log_csv):

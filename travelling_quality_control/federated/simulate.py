@@ -32,7 +32,7 @@ def main() -> None:
     from travelling.cohort import read_cohort, refuse_overlap
     from travelling.controlled_run import refuse_unfit_test_set
     from travelling_quality_control.federated import prepare_site
-    from travelling_quality_control.federated.job import refuse_complete, run_jobs, travelling_recipe
+    from travelling_quality_control.federated.job import refuse_complete, refuse_second, run_jobs, travelling_recipe
     from travelling_quality_control.federated.settings import SERVER_FILE, read_server_settings
 
     training_set, test_set = read_cohort(settings.fn_train), read_cohort(settings.fn_test)
@@ -49,6 +49,7 @@ def main() -> None:
         )
     memory = memory_for_images(settings.cache_gb) / 1e9 / (1 + len(centers))  # they share this machine
     local.mkdir(parents=True, exist_ok=True)
+    refuse_second(folder)
     images = to_json(Images, settings) | {"cache_gb": memory}
     write_server_settings(local / SERVER_FILE, settings, centers, images)
     server = read_server_settings(local / SERVER_FILE)
@@ -70,6 +71,7 @@ def main() -> None:
         # FLARE's error says where its logs are; the run's own folder says what went wrong.
         with output_to(folder / "flare.log"), contextlib.suppress(RuntimeError):
             recipe.execute(environment)
+        return f"{folder / 'flare.log'} says more"
 
     run_jobs(server, run_one)
     print(f"done: {server.fn_save}.csv; lists of flagged images in {folder / 'centers'}")

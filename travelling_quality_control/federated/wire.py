@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import travelling
+from travelling.errors import name_file
 
 NUMBERS = "fiub"  # kinds of NumPy's data types
 
@@ -68,7 +69,7 @@ def differences(theirs: object, ours: dict[str, str]) -> tuple[list[str], list[s
 def note_visit(path: Path, columns: Iterable[str], values: Iterable) -> None:
     """Append the time and the values of ``columns`` to a table of visits; a new table begins with the names."""
     is_new = not path.exists()
-    with open(path, "a", newline="", encoding="utf-8") as file:
+    with name_file(path), open(path, "a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         if is_new:
             writer.writerow(("Time", *columns))
