@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from nvflare.fuel.flare_api.flare_api import Session
     from nvflare.recipe.spec import Recipe
 
-CONTROLLER = "travelling_quality_control.federated.server.TravellingController"
-EXECUTOR = "travelling_quality_control.federated.center.CenterExecutor"
-
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""

@@ -1,16 +1,18 @@
-"""Prepare a FLARE site for the travelling model: which classes jobs may use there, and where its data are.
+"""Prepare a FLARE site for the travelling model: what it lets in, and where its data are.
 
 Example:
     python travelling_quality_control/federated/prepare_site.py server ./kits/server.example.org
     python travelling_quality_control/federated/prepare_site.py center ./kits/hospital-1 --training-set /data/training_set.csv --private-folder /data/travelling
 
-Writes local/resources.json (FLARE's, from its default) and, at a center, local/travelling_<name>.json. Run it before the
-site is started for the first time. What a center's private folder holds must not leave it: the salt, its
-pseudonyms, its log, and the list of its flagged images.
+Writes the site's policy, local/authorization.json and local/resources.json (FLARE's, from its default), and, at a center,
+local/travelling_<name>.json. Run it before the site is started: FLARE reads them once. What a center's private folder
+holds must not leave it: the salt, its pseudonyms, its log, and the list of its flagged images.
 """  # noqa: E501
 
 import argparse
 import json
+import os
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,43 +42,55 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Prepare the site."""
     arguments = parse_arguments()
-    local = arguments.kit / "local"
+    kit = arguments.kit.absolute()
+    local = kit / "local"
     if not local.is_dir():
         raise InputError(f"{arguments.kit}: not a FLARE folder (it has no folder local)")
+    from travelling_quality_control.federated import gate
+
+    os.umask(0o077)  # what is written here names folders of patients
+    kit.chmod(0o700)  # it holds the site's key, and FLARE's logs
+    logs = [kit / "log.txt"]
     if arguments.role == "server":
-        allow(local, server_storage=(arguments.storage or arguments.kit / "storage").absolute())
+        from travelling_quality_control.federated.settings import SERVER_FILE
+
+        allow(local, gate.SERVER_RIGHTS, (arguments.storage or kit / "storage").absolute())
+        configuration = local / SERVER_FILE
+        if not configuration.exists():
+            print(f"still to be written: {configuration} (docs/federation.md, Configuration)")
     else:
         from travelling.cohort import read_cohort
 
         read_cohort(arguments.training_set)  # an error now is better than one in a job
-        allow(local)
-        configure_center(
-            local,
-            arguments.kit.name,
-            arguments.training_set,
-            arguments.private_folder,
-            to_json(Images, arguments),
-        )
+        private = arguments.private_folder.absolute()
+        private.mkdir(parents=True, exist_ok=True)
+        private.chmod(0o700)
+        allow(local, gate.CENTER_RIGHTS)
+        configuration = configure_center(local, kit.name, arguments.training_set, private, to_json(Images, arguments))
+        logs.append(private / "center.log")
+    written = [local / gate.AUTHORIZATION, local / gate.RESOURCES, configuration]
+    print(
+        f"prepared {kit.name}: no job brings code, nobody runs a shell command",
+        f"  its files:  {' '.join(map(str, written))}",
+        f"  start it:   PATH={Path(sys.executable).parent}:$PATH {kit}/startup/start.sh",
+        f"  watch it:   tail -F {' '.join(map(str, logs))}",
+        f"  stop it:    touch {kit}/shutdown.fl",
+        sep="\n",
+    )
 
 
-def allow(local: Path, server_storage: Path | None = None) -> None:
-    """Let jobs use the two classes of this package, and keep a site's logs at the site.
+def allow(local: Path, rights: dict, server_storage: Path | None = None) -> None:
+    """Write a site's policy (:mod:`travelling_quality_control.federated.gate`) to its folder ``local``.
 
-    ``local`` is a site's folder of that name; ``server_storage`` a folder for a server's records of jobs, which FLARE
-    would otherwise keep under /tmp.
+    ``server_storage`` is a folder for a server's records of jobs, which FLARE would otherwise keep under /tmp.
     """
-    from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
+    from travelling_quality_control.federated import gate
 
-    from travelling_quality_control.federated.job import CONTROLLER, EXECUTOR
-
-    path = local / "resources.json"
-    source = path if path.is_file() else local / "resources.json.default"
+    path = local / gate.RESOURCES
+    source = path if path.is_file() else local / f"{gate.RESOURCES}.default"
     resources: dict = json.loads(source.read_text(encoding="utf-8")) if source.is_file() else {"format_version": 2}
-    allowed = resources.get("class_allow_list", list(DEFAULT_CLASS_ALLOW_LIST))
-    resources["class_allow_list"] = sorted({*allowed, CONTROLLER, EXECUTOR})
+    resources |= gate.POLICY
     if server_storage is None:
-        # FLARE would send a center's error log to the server, and the text of an error may hold a path.
-        resources["allow_log_streaming"] = False
         components = resources.get("components", [])
         resources["components"] = [part for part in components if part["id"] != "site_log_streamer"]
     else:
@@ -84,15 +98,19 @@ def allow(local: Path, server_storage: Path | None = None) -> None:
         for part in resources["components"]:
             if part["id"] == "job_manager":
                 part["args"]["uri_root"] = str(server_storage / "jobs")
-    write_whole(path, json.dumps(resources, indent=2).encode())
+    permissions = {"format_version": "1.0", "permissions": rights}
+    for name, content in ((gate.RESOURCES, resources), (gate.AUTHORIZATION, permissions)):
+        write_whole(local / name, json.dumps(content, indent=2).encode())
 
 
-def configure_center(local: Path, center: str, training_set: Path, private_folder: Path, images: dict) -> None:
+def configure_center(local: Path, center: str, training_set: Path, private_folder: Path, images: dict) -> Path:
     """Write a center's configuration file; ``images`` is what it says of :class:`travelling.options.Images`."""
     from travelling_quality_control.federated.settings import center_file
 
     content = {"training_set": str(training_set.absolute()), "private_folder": str(private_folder.absolute())}
-    write_whole(local / center_file(center), json.dumps(content | images, indent=2).encode())
+    path = local / center_file(center)
+    write_whole(path, json.dumps(content | images, indent=2).encode())
+    return path
 
 
 if __name__ == "__main__":
