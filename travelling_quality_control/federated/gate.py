@@ -25,9 +25,10 @@ CONTROLLER = "travelling_quality_control.federated.server.TravellingController"
 EXECUTOR = "travelling_quality_control.federated.center.CenterExecutor"
 AUTHORIZATION, RESOURCES = WorkspaceConstants.AUTHORIZATION_CONFIG, WorkspaceConstants.RESOURCES_CONFIG
 _NEVER = {"byoc": "none", "shell_commands": "none"}
-_HOME = {"submit_job": "any", "manage_job": "any", "view": "any", "operate": "any"}
-CENTER_RIGHTS = dict.fromkeys(("project_admin", "org_admin", "lead", "member"), _NEVER | {"check_status": "any"})
-SERVER_RIGHTS = dict.fromkeys(("project_admin", "lead"), _NEVER | _HOME)
+_CENTER = {"submit_job": "any", "check_status": "any", "shutdown": "any"}
+_SERVER = {"submit_job": "any", "manage_job": "any", "view": "any", "operate": "any"}
+CENTER_RIGHTS = dict.fromkeys(("project_admin", "lead"), _NEVER | _CENTER)
+SERVER_RIGHTS = dict.fromkeys(("project_admin", "lead"), _NEVER | _SERVER)
 POLICY = {  # in resources.json, of every site
     "class_allow_list": [EXECUTOR, CONTROLLER],
     "class_list_enforcement_mode": "enforce",

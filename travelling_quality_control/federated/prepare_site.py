@@ -4,14 +4,15 @@ Example:
     python travelling_quality_control/federated/prepare_site.py server ./kits/server.example.org
     python travelling_quality_control/federated/prepare_site.py center ./kits/hospital-1 --training-set /data/training_set.csv --private-folder /data/travelling
 
-Writes the site's policy, local/authorization.json and local/resources.json (FLARE's, from its default), and, at a center,
-local/travelling_<name>.json. Run it before the site is started: FLARE reads them once. What a center's private folder
-holds must not leave it: the salt, its pseudonyms, its log, and the list of its flagged images.
+Writes the site's policy (local/authorization.json and local/resources.json, which FLARE reads when it starts), start.sh
+and stop.sh, and, at a center, local/travelling_<name>.json. What a center's private folder holds must not leave it: the
+salt, its pseudonyms, its log, and the list of its flagged images.
 """  # noqa: E501
 
 import argparse
 import json
 import os
+import shlex
 import sys
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,23 @@ from travelling import command
 from travelling.errors import InputError
 from travelling.files import write_whole
 from travelling.options import CenterSite, Images, add_to_parser, to_json
+
+# After a power cut another process may have the number that FLARE noted as its own; it would not start.
+START = """#!/usr/bin/env bash
+# Start this site in the background, with the Python that prepared it.
+cd "$(dirname "$0")" && umask 077 && export PATH=PYTHON:"$PATH"
+runs() { [ -f "$1" ] && ps -o args= -p "$(cat "$1")" | grep -q "$2"; }
+runs daemon_pid.fl startup/sub_start.sh && echo "$PWD: is running already" && exit 1
+runs pid.fl nvflare.private.fed || rm -f pid.fl
+rm -f daemon_pid.fl shutdown.fl restart.fl
+nohup startup/start.sh >> start.out 2>&1
+"""
+STOP = """#!/usr/bin/env bash
+# Stop this site: at once for its jobs, which go on when it is started again, within 20 seconds for all.
+cd "$(dirname "$0")" && touch shutdown.fl
+for _ in {1..60}; do [ -f daemon_pid.fl ] || exit 0; sleep 1; done
+echo "$PWD: still runs, or has been killed; its processes: $(cat daemon_pid.fl pid.fl)" && exit 1
+"""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -47,17 +65,14 @@ def main() -> None:
     if not local.is_dir():
         raise InputError(f"{arguments.kit}: not a FLARE folder (it has no folder local)")
     from travelling_quality_control.federated import gate
+    from travelling_quality_control.federated.settings import SERVER_FILE, center_file
 
     os.umask(0o077)  # what is written here names folders of patients
     kit.chmod(0o700)  # it holds the site's key, and FLARE's logs
     logs = [kit / "log.txt"]
     if arguments.role == "server":
-        from travelling_quality_control.federated.settings import SERVER_FILE
-
         allow(local, gate.SERVER_RIGHTS, (arguments.storage or kit / "storage").absolute())
         configuration = local / SERVER_FILE
-        if not configuration.exists():
-            print(f"still to be written: {configuration} (docs/federation.md, Configuration)")
     else:
         from travelling.cohort import read_cohort
 
@@ -66,15 +81,19 @@ def main() -> None:
         private.mkdir(parents=True, exist_ok=True)
         private.chmod(0o700)
         allow(local, gate.CENTER_RIGHTS)
-        configuration = configure_center(local, kit.name, arguments.training_set, private, to_json(Images, arguments))
+        configure_center(local, kit.name, arguments.training_set, private, to_json(Images, arguments))
+        configuration = local / center_file(kit.name)
         logs.append(private / "center.log")
-    written = [local / gate.AUTHORIZATION, local / gate.RESOURCES, configuration]
+    for name, script in (("start.sh", START), ("stop.sh", STOP)):
+        write_whole(kit / name, script.replace("PYTHON", shlex.quote(str(Path(sys.executable).parent))).encode())
+        (kit / name).chmod(0o700)
+    lacking = "" if configuration.exists() else " (write it before the first job: docs/federation.md)"
     print(
-        f"prepared {kit.name}: no job brings code, nobody runs a shell command",
-        f"  its files:  {' '.join(map(str, written))}",
-        f"  start it:   PATH={Path(sys.executable).parent}:$PATH {kit}/startup/start.sh",
-        f"  watch it:   tail -F {' '.join(map(str, logs))}",
-        f"  stop it:    touch {kit}/shutdown.fl",
+        f"{kit.name} is prepared: jobs bring no code, nobody runs shell commands",
+        f"  policy         {local / gate.AUTHORIZATION} {local / gate.RESOURCES}",
+        f"  configuration  {configuration}{lacking}",
+        f"  start, stop    {kit / 'start.sh'} {kit / 'stop.sh'}",
+        f"  watch          tail -F {' '.join(map(str, logs))}",
         sep="\n",
     )
 
@@ -103,14 +122,12 @@ def allow(local: Path, rights: dict, server_storage: Path | None = None) -> None
         write_whole(local / name, json.dumps(content, indent=2).encode())
 
 
-def configure_center(local: Path, center: str, training_set: Path, private_folder: Path, images: dict) -> Path:
+def configure_center(local: Path, center: str, training_set: Path, private_folder: Path, images: dict) -> None:
     """Write a center's configuration file; ``images`` is what it says of :class:`travelling.options.Images`."""
     from travelling_quality_control.federated.settings import center_file
 
     content = {"training_set": str(training_set.absolute()), "private_folder": str(private_folder.absolute())}
-    path = local / center_file(center)
-    write_whole(path, json.dumps(content | images, indent=2).encode())
-    return path
+    write_whole(local / center_file(center), json.dumps(content | images, indent=2).encode())
 
 
 if __name__ == "__main__":
