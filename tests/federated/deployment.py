@@ -31,6 +31,12 @@ def environment():
     return os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
+def find_processes(folder):
+    """The processes that have a folder in their command line."""
+    found = psutil.process_iter(["cmdline"])
+    return [one for one in found if f"{folder}/" in " ".join(one.info["cmdline"] or ()) and one.pid != os.getpid()]
+
+
 class Deployment:
     """Folders, certificates and processes of a server and its centers; a context manager that ends all of them."""
 

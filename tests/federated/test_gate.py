@@ -9,12 +9,11 @@ from types import SimpleNamespace
 from unittest import mock
 
 import pandas as pd
-import psutil
 import pytest
 
 pytest.importorskip("nvflare")
 
-from deployment import ADMIN, CONNECTED, Deployment, wait_for_text
+from deployment import ADMIN, CONNECTED, Deployment, find_processes, wait_for_text
 from federation import CYCLES, FIRST_CYCLE, made_once, server_settings, study
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.signal import Signal
@@ -248,16 +247,6 @@ def running(federation):
         stopped = federation.command("bash", c1 / "stop.sh", check=False)
     assert stopped.returncode == 0, stopped.stdout
     assert not find_processes(c1)
-
-
-def find_processes(kit):
-    """The processes that have a site's folder in their command line."""
-    mine = {os.getpid(), os.getppid()}
-    return [
-        one
-        for one in psutil.process_iter(["cmdline"])
-        if str(kit) in " ".join(one.info["cmdline"] or ()) and one.pid not in mine
-    ]
 
 
 def submit(running, job):
