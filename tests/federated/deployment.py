@@ -34,7 +34,7 @@ def environment():
 def find_processes(folder):
     """The processes that have a folder in their command line."""
     found = psutil.process_iter(["cmdline"])
-    return [one for one in found if f"{folder}/" in " ".join(one.info["cmdline"] or ()) and one.pid != os.getpid()]
+    return [one for one in found if str(folder) in " ".join(one.info["cmdline"] or ()) and one.pid != os.getpid()]
 
 
 class Deployment:

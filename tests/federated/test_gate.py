@@ -295,7 +295,7 @@ def test_quality_control_still_runs_there(federation, running, study):
     log = pd.read_csv(federation.home / "qc.csv")
     assert set(log[log["Phase"] == "batch"]["Study"]) == set(CENTERS)
     assert done.stdout.count(", FPR ") == len(log)
-    assert f"cycle {FIRST_CYCLE}, c0: batch of 5, FPR " in done.stdout
+    assert f"cycle {FIRST_CYCLE}, c0: batch, 5 images, FPR " in done.stdout
     assert "2 of 2 centers are there: c0, c1" in done.stdout
     again = federation.command("bash", federation.kits / "c1" / "start.sh", check=False)
     assert (again.returncode, "is running already" in again.stdout) == (1, True)

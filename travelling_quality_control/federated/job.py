@@ -144,7 +144,8 @@ def describe_verification(row: dict) -> str:
     """A row of the log of quality control, in words."""
     from travelling.cohort import SEPARATOR
 
-    text = f"cycle {row['Cycle']}, {row['Study']}: {row['Phase']} of {len(row['Subjects'].split(SEPARATOR))}"
+    images = len(row["Subjects"].split(SEPARATOR))
+    text = f"cycle {row['Cycle']}, {row['Study']}: {row['Phase']}, {images} image{'s' * (images > 1)}"
     text = "pre-trained model" if row["Phase"] == "baseline" else text
     if row["PFP"]:  # a visit that failed has none
         text += f", FPR {float(row['PFP']):.3f}, FNR {float(row['PFN']):.3f}" + ", undone" * (row["Ignored"] == "1")
