@@ -64,9 +64,8 @@ def may(local, role, right):
 
 def test_nobody_has_a_right_that_is_not_needed(federation):
     needed = {"c0": {"submit_job", "check_status", "shutdown"}, "localhost": {"submit_job"}}
-    needed["localhost"] |= {
-        name for name, kind in COMMAND_CATEGORIES.items() if kind in ("manage_job", "view", "operate")
-    }
+    kinds = ("manage_job", "view", "operate")
+    needed["localhost"] |= {name for name, kind in COMMAND_CATEGORIES.items() if kind in kinds} - {"delete_workspace"}
     for site, rights in needed.items():
         local = federation.kits / site / "local"
         known = {*COMMAND_CATEGORIES, "byoc", "submit_job", "clone_job", "server-predeployed-flwr", "report_version"}
@@ -309,7 +308,7 @@ def test_no_answer_holds_a_path_or_an_id(federation, running, study):
         "show_scopes client", "configure_site_log client DEBUG", "list_jobs",
         *[f"{command} {job} {target}".strip() for job in jobs for command, target in (
             ("get_job_meta", ""), ("show_stats", "client"), ("show_errors", "client"), ("get_job_log", ""),
-            ("configure_job_log", "client DEBUG"), ("abort", "client"), ("delete_job", ""),
+            ("configure_job_log", "client DEBUG"), ("abort", "client"), ("delete_workspace", ""), ("delete_job", ""),
         )],
     ):  # fmt: skip
         running.ask(command)

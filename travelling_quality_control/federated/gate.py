@@ -24,7 +24,8 @@ from travelling.errors import InputError
 CONTROLLER = "travelling_quality_control.federated.server.TravellingController"
 EXECUTOR = "travelling_quality_control.federated.center.CenterExecutor"
 AUTHORIZATION, RESOURCES = WorkspaceConstants.AUTHORIZATION_CONFIG, WorkspaceConstants.RESOURCES_CONFIG
-_NEVER = {"byoc": "none", "shell_commands": "none"}
+# FLARE answers delete_workspace with the absolute path of a hospital's kit, and does not ask the hospital.
+_NEVER = {"byoc": "none", "shell_commands": "none", "delete_workspace": "none"}
 _CENTER = {"submit_job": "any", "check_status": "any", "shutdown": "any"}
 _SERVER = _CENTER | {"manage_job": "any", "view": "any", "operate": "any"}
 CENTER_RIGHTS = dict.fromkeys(("project_admin", "lead"), _NEVER | _CENTER)
