@@ -1,5 +1,6 @@
 """What a site lets in: the files that prepare_site.py writes, and a federation whose lead attacks a hospital."""
 
+import contextlib
 import json
 import logging
 import os
@@ -16,10 +17,12 @@ pytest.importorskip("nvflare")
 from deployment import ADMIN, CONNECTED, Deployment, find_processes, wait_for_text
 from federation import CYCLES, FIRST_CYCLE, made_once, server_settings, study
 from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_exception import UnsafeComponentError
 from nvflare.apis.signal import Signal
 from nvflare.apis.workspace import Workspace
 from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
+from nvflare.app_common.widgets.component_path_authorizer import ComponentPathAuthorizer
 from nvflare.fuel.flare_api.flare_api import new_secure_session
 from nvflare.fuel.sec.authz import AuthzContext, Person
 from nvflare.private.fed.app.fl_app_validator import FLAppValidator
@@ -140,6 +143,21 @@ def test_a_laxer_policy_is_refused(local, change_it):
         gate.refuse_lax_policy(local, gate.CENTER_RIGHTS)
 
 
+def test_a_lax_site_is_not_started(federation, local, tmp_path):
+    shutil.copy(federation.kits / "c0" / "start.sh", tmp_path)
+    (tmp_path / "startup").mkdir()
+    (tmp_path / "startup" / "start.sh").write_text("#!/bin/bash\necho started\n")
+    (tmp_path / "startup" / "start.sh").chmod(0o700)
+    started = federation.command("bash", tmp_path / "start.sh", check=False)
+    assert (started.returncode, (tmp_path / "start.out").read_text()) == (0, "started\n")
+    grant(local, "lead", {"byoc": "any"})
+    refused = federation.command("bash", tmp_path / "start.sh", check=False)
+    assert refused.returncode == 1
+    assert "authorization.json: lead is given the right byoc" in refused.stdout
+    assert len(refused.stdout.splitlines()) == 1
+    assert (tmp_path / "start.out").read_text() == "started\n"
+
+
 def test_a_narrower_policy_is_not(local):
     grant(local, "lead", {"submit_job": "none"})
     change(local / "resources.json", class_allow_list=[gate.EXECUTOR])
@@ -201,6 +219,18 @@ def make_job(folder, executor, code=None):
     return folder
 
 
+@pytest.mark.parametrize(
+    "path", ["subprocess.Popen", "nvflare.app_common.np.np_trainer.NPTrainer", f"{gate.EXECUTOR}s"]
+)
+def test_no_class_of_others_is_used(federation, path):
+    for site in ("c0", "localhost"):
+        workspace = Workspace(str(federation.kits / site), site)
+        asked = ComponentPathAuthorizer()
+        asked.authorize_component_config({"path": gate.EXECUTOR}, workspace=workspace)
+        with pytest.raises(UnsafeComponentError, match="is not in allow_list"):
+            asked.authorize_component_config({"path": path}, workspace=workspace)
+
+
 def test_no_role_brings_code(federation, tmp_path, monkeypatch):
     """FLARE grants the role super whatever it asks for; the site's own look asks for no role."""
     from nvflare.fuel.utils.zip_utils import zip_directory_to_bytes
@@ -227,13 +257,16 @@ def running(federation):
     for name in ("daemon_pid.fl", "pid.fl"):
         (c1 / name).write_text(str(os.getpid()))
     (c1 / "shutdown.fl").touch()
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(stop_as_documented, federation, c1)
         federation.command("bash", c1 / "start.sh")
         for site in ("localhost", "c0"):
             federation.start(site)
         federation.wait_for(CONNECTED, "c0")
         wait_for_text(c1 / "start.out", CONNECTED)
-        session = new_secure_session(ADMIN, str(federation.kits / ADMIN), timeout=60)
+        session = stack.enter_context(
+            contextlib.closing(new_secure_session(ADMIN, str(federation.kits / ADMIN), timeout=60))
+        )
         answers = []
 
         def ask(command):
@@ -241,11 +274,11 @@ def running(federation):
             return answers[-1]
 
         yield SimpleNamespace(session=session, ask=ask, answers=answers)
-        session.close()
-    finally:
-        stopped = federation.command("bash", c1 / "stop.sh", check=False)
-    assert stopped.returncode == 0, stopped.stdout
-    assert not find_processes(c1)
+
+
+def stop_as_documented(federation, kit):
+    stopped = federation.command("bash", kit / "stop.sh", check=False)
+    assert (stopped.returncode, find_processes(kit)) == (0, []), stopped.stdout
 
 
 def submit(running, job):
@@ -263,23 +296,21 @@ from nvflare.apis.shareable import Shareable
 
 class Evil(Executor):
     def execute(self, *_):
-        return Shareable({{"stolen": open({file!r}).read()}})
+        return Shareable({{"stolen": open("local/travelling_c0.json").read()}})
 """
 
 
 def test_custom_code_is_refused_by_the_hospital(federation, running, tmp_path):
-    trace, file = tmp_path / "trace", federation.folder / "hospitals" / "c0" / "training_set.csv"
-    _, meta = submit(running, make_job(tmp_path / "evil", "evil.Evil", EVIL.format(trace=str(trace), file=str(file))))
-    assert meta["status"] == "FINISHED:CAN_NOT_SCHEDULE" or "EXCEPTION" in meta["status"], meta
+    trace = tmp_path / "trace"
+    identity = running.session.submit_job(str(make_job(tmp_path / "evil", "evil.Evil", EVIL.format(trace=str(trace)))))
+    _, meta = running.session.monitor_job_and_return_job_meta(identity, timeout=90, poll_interval=0.5)
+    running.answers.append(json.dumps(meta, default=str))
+    assert meta["status"].startswith("FINISHED:")
+    assert meta["status"] != "FINISHED:COMPLETED"
     assert not trace.exists()
-    for output in (federation.output("c0"), (federation.kits / "c1" / "start.out").read_text()):
-        assert "error: this site takes no job that brings code" in output
-    assert "smith" not in "".join(running.answers)
-
-
-def test_a_class_of_another_product_is_refused_by_the_hospital(federation, running, tmp_path):
-    submit(running, make_job(tmp_path / "other", "nvflare.app_common.np.np_trainer.NPTrainer"))
-    assert "NPTrainer' at config path" in federation.output("c0")
+    for center in CENTERS:
+        log = (federation.kits / center / "log.txt").read_text()
+        assert f"error: this site takes no job that brings code ({identity})" in log
 
 
 @pytest.mark.parametrize("command", SHELL)

@@ -13,12 +13,14 @@ FLARE grants a role named ``super`` everything, whatever authorization.json says
 
 import json
 import logging
+import sys
 from pathlib import Path
 
 from nvflare.apis.app_validation import AppValidator
 from nvflare.apis.fl_constant import FLContextKey, WorkspaceConstants
 from nvflare.apis.fl_context import FLContext
 
+from travelling import command
 from travelling.errors import InputError
 
 CONTROLLER = "travelling_quality_control.federated.server.TravellingController"
@@ -34,8 +36,9 @@ POLICY = {  # in resources.json, of every site
     "class_allow_list": [EXECUTOR, CONTROLLER],
     "class_list_enforcement_mode": "enforce",
     "allow_log_streaming": False,  # FLARE would send a center's error log, and the text of an error may hold a path
-    "app_validator": {"path": f"{__name__}.NoCode", "args": {}},
+    "app_validator": {"path": "travelling_quality_control.federated.gate.NoCode", "args": {}},
 }
+_MEND = "let prepare_site.py write it anew, and restart the site"
 
 
 class NoCode(AppValidator):
@@ -73,9 +76,6 @@ def refuse_insecure(fl_ctx: FLContext) -> None:
         raise InputError("startup/sub_start.sh: FLARE is started without secure_train=true, so it asks for no rights")
 
 
-_MEND = "let prepare_site.py write it anew, and restart the site"
-
-
 def _granted(permissions):
     """(role, right, to whom) of all that is not refused; a role with one answer for all rights is not ours."""
     found = permissions if isinstance(permissions, dict) else {"everybody": "any"}
@@ -93,3 +93,12 @@ def _read(path):
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: the site's policy cannot be read ({error}); {_MEND}") from None
     return content if isinstance(content, dict) else {}
+
+
+def main() -> None:
+    """Called by a site's start.sh, in its folder, with ``center`` or ``server``: a lax site is not started."""
+    refuse_lax_policy(Path("local").absolute(), {"center": CENTER_RIGHTS, "server": SERVER_RIGHTS}[sys.argv[1]])
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -27,6 +27,7 @@ from travelling.options import CenterSite, Images, add_to_parser, to_json
 START = """#!/usr/bin/env bash
 # Start this site in the background, with the Python that prepared it.
 cd "$(dirname "$0")" && umask 077 && export PATH=PYTHON:"$PATH"
+python3 -m travelling_quality_control.federated.gate ROLE || exit 1
 runs() { [ -f "$1" ] && ps -o args= -p "$(cat "$1")" | grep -q "$2"; }
 runs daemon_pid.fl startup/sub_start.sh && echo "$PWD: is running already" && exit 1
 runs pid.fl nvflare.private.fed || rm -f pid.fl
@@ -84,8 +85,9 @@ def main() -> None:
         configure_center(local, kit.name, arguments.training_set, private, to_json(Images, arguments))
         configuration = local / center_file(kit.name)
         logs.append(private / "center.log")
+    python = shlex.quote(str(Path(sys.executable).parent))
     for name, script in (("start.sh", START), ("stop.sh", STOP)):
-        write_whole(kit / name, script.replace("PYTHON", shlex.quote(str(Path(sys.executable).parent))).encode())
+        write_whole(kit / name, script.replace("ROLE", arguments.role).replace("PYTHON", python).encode())
         (kit / name).chmod(0o700)
     lacking = "" if configuration.exists() else " (write it before the first job: docs/federation.md)"
     print(
