@@ -16,6 +16,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent.parent
 FEDERATED = ROOT / "travelling_quality_control" / "federated"
 ADMIN = "lead@home.org"
+CONNECTED = "Successfully registered client"  # what a center prints
 
 
 def free_port():
@@ -30,6 +31,12 @@ def environment():
     return os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
+def find_processes(folder):
+    """The processes that have a folder in their command line."""
+    found = psutil.process_iter(["cmdline"])
+    return [one for one in found if str(folder) in " ".join(one.info["cmdline"] or ()) and one.pid != os.getpid()]
+
+
 class Deployment:
     """Folders, certificates and processes of a server and its centers; a context manager that ends all of them."""
 
@@ -38,6 +45,7 @@ class Deployment:
         self.centers = list(centers)
         self.port = port or free_port()
         self.kits = None
+        self.said = {}  # site -> what prepare_site.py has printed
         self._running = {}
 
     def provision(self):
@@ -56,7 +64,7 @@ class Deployment:
         training_set = pd.read_csv(training_csv)
         training_set["Path"] = [str(Path(training_csv).parent / path) for path in training_set["Path"]]
         script = FEDERATED / "prepare_site.py"
-        self.command(sys.executable, script, "server", self.kits / "localhost")
+        self.said["localhost"] = self.command(sys.executable, script, "server", self.kits / "localhost").stdout
         (self.kits / "localhost" / "local" / "travelling_server.json").write_text(json.dumps(server_settings))
         for center, cohort in training_set.groupby("Study", sort=False):
             if center not in self.centers:
@@ -64,10 +72,10 @@ class Deployment:
             data = self.folder / "hospitals" / center
             data.mkdir(parents=True)
             cohort.to_csv(data / "training_set.csv", index=False)
-            self.command(
+            self.said[center] = self.command(
                 sys.executable, script, "center", self.kits / center,
                 "--training-set", data / "training_set.csv", "--private-folder", data / "private",
-            )  # fmt: skip
+            ).stdout  # fmt: skip
 
     def command(self, *words, check=True, timeout=600):
         """Run a command in the deployment's folder; returns the finished process, its output in stdout."""
@@ -126,3 +134,12 @@ class Deployment:
     def __exit__(self, *error):
         for name in list(self._running):
             self.kill(name)
+
+
+def wait_for_text(path, text, seconds=180):
+    """Wait until a file holds some text."""
+    end = time.monotonic() + seconds
+    while text not in (path.read_text() if path.exists() else ""):
+        if time.monotonic() > end:
+            raise TimeoutError(f"{path}: does not hold '{text}'")
+        time.sleep(0.2)

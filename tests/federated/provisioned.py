@@ -18,13 +18,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
-from deployment import ROOT, Deployment
+from deployment import CONNECTED, ROOT, Deployment, wait_for_text
 
 from travelling.cohort import travelling_order
 from travelling.model_files import model_pairs
 
 PUBLISHED_SEED = 42
-CONNECTED = "Successfully registered client"
 
 
 def main():
@@ -140,15 +139,6 @@ def lose_center(federation, log, centers, cycle):
     assert set(first[first["Phase"] == "batch"]["Study"]) == set(centers) - {lost}
     assert set(second[second["Phase"] == "batch"]["Study"]) >= {lost}
     assert "unreachable" not in set(second["Phase"])
-
-
-def wait_for_text(path, text, seconds=180):
-    """Wait until a file holds some text."""
-    end = time.monotonic() + seconds
-    while text not in path.read_text():
-        if time.monotonic() > end:
-            raise TimeoutError(f"{path}: does not hold '{text}'")
-        time.sleep(0.2)
 
 
 def wait_for_rows(path, number, seconds=180):

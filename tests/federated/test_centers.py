@@ -43,8 +43,9 @@ from travelling.errors import AlreadyDone, InputError, VisitFailed
 from travelling.looks import LOOKS
 from travelling.options import LocalQualityControl, StandardModel, from_command_line
 from travelling_quality_control.federated.center import CenterExecutor, Pseudonyms
+from travelling_quality_control.federated.gate import CENTER_RIGHTS
 from travelling_quality_control.federated.job import refuse_complete, refuse_second, run_jobs
-from travelling_quality_control.federated.prepare_site import configure_center
+from travelling_quality_control.federated.prepare_site import allow, configure_center
 from travelling_quality_control.federated.server import (
     ERROR_FILE,
     TravellingController,
@@ -71,6 +72,7 @@ def hospitals(study, tmp_path_factory):
     for center in CENTERS:
         table[table["Study"] == center].to_csv(folder / f"{center}.csv", index=False)
         configure_center(folder, center, folder / f"{center}.csv", plant_salt(folder / center), {})
+    allow(folder, CENTER_RIGHTS)
     from travelling_quality_control.federated.step import CenterModel  # only now: it imports TensorFlow
 
     # One network for all centers, as compiling takes seconds; each takes over a whole network before every step.
@@ -92,6 +94,7 @@ class Federation:
         self.dead = set()  # centers whose process of the job has ended
         self.tamper = lambda center, question, answer: answer
         self.before = lambda controller, question: None
+        allow(folder, CENTER_RIGHTS)
         self.configure(study)
 
     def configure(self, study, **changes):

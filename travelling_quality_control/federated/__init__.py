@@ -5,7 +5,8 @@
     job         submits one job per cycle to a FLARE server
     job_keeper  keeps a job alive on the server when the process of one center ends
     simulate    all centers of a cohort on one machine, in FLARE's simulator
-    prepare_site  prepares a FLARE site: which classes it may run, where its CSV is
+    prepare_site  prepares a FLARE site: what it lets in, where its CSV is, how it is started
+    gate        what a site lets in, and the refusal to work where it would let more in
     demo        four centers of the demo cohort in the simulator, and what a step costs
     settings    the configuration files of server and centers
     wire        how arrays travel in FLARE's messages

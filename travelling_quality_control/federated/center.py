@@ -48,6 +48,7 @@ from travelling.errors import InputError
 from travelling.files import write_csv
 from travelling.options import CenterSite
 from travelling.verification_log import LOG_COLUMNS
+from travelling_quality_control.federated import gate
 from travelling_quality_control.federated.settings import center_file, read_center_settings
 from travelling_quality_control.federated.wire import digest, installed, note_visit, pack, unpack
 
@@ -215,7 +216,7 @@ class CenterExecutor(Executor):
         """Answer the server's question; whatever goes wrong stays in the center's own log."""
         try:
             if self._center is None:
-                self._open(Path(fl_ctx.get_engine().get_workspace().get_site_config_dir()), fl_ctx.get_identity_name())
+                self._open(Path(fl_ctx.get_engine().get_workspace().get_site_config_dir()), fl_ctx)
             model = FLModelUtils.from_shareable(shareable)
             arrays, meta = self._center.answer(task_name, unpack(model.params), model.meta)
         except InputError as error:
@@ -226,7 +227,8 @@ class CenterExecutor(Executor):
             arrays, meta = [], {"error": "failure"}
         return FLModelUtils.to_shareable(FLModel(params=pack(arrays), meta=meta))
 
-    def _open(self, folder, center):
+    def _open(self, folder, fl_ctx):
+        center = fl_ctx.get_identity_name()
         settings = read_center_settings(folder / center_file(center))
         settings.private_folder.mkdir(parents=True, exist_ok=True)
         settings.private_folder.chmod(0o700)
@@ -237,6 +239,8 @@ class CenterExecutor(Executor):
             handler = logging.FileHandler(settings.private_folder / "center.log", encoding="utf-8")
             handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
             self._log.addHandler(handler)
+        gate.refuse_lax_policy(folder, gate.CENTER_RIGHTS)
+        gate.refuse_insecure(fl_ctx)
         self._center = Center(settings, self._log)
 
     def _note(self, error, trace=False):

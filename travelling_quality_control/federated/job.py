@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
 import fcntl
 import os
 import time
@@ -27,10 +28,6 @@ from travelling_quality_control.federated.settings import Server
 if TYPE_CHECKING:
     from nvflare.fuel.flare_api.flare_api import Session
     from nvflare.recipe.spec import Recipe
-
-CONTROLLER = "travelling_quality_control.federated.server.TravellingController"
-EXECUTOR = "travelling_quality_control.federated.center.CenterExecutor"
-JOB_KEEPER = "travelling_quality_control.federated.job_keeper.JobKeeper"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -136,6 +133,54 @@ def refuse_second(folder: Path) -> None:
         return
 
 
+def show_progress(settings: Server) -> Callable[..., bool]:
+    """What FLARE calls every two seconds of a job: prints which centers are there, and each new step of the run."""
+    from travelling_quality_control.federated.server import VISITS_FILE
+
+    controlled = settings.method == "quality_control"
+    path = Path(f"{settings.fn_save}.csv") if controlled else settings.output_folder / VISITS_FILE
+    describe = describe_verification if controlled else describe_visit
+    printed = len(_rows(path))
+    there: list[str] = []
+
+    def show(session, *_):
+        nonlocal printed, there
+        now = sorted({client.name for client in session.get_system_info().client_info} & set(settings.centers))
+        if now != there:
+            print(f"{len(now)} of {len(settings.centers)} centers are there: {', '.join(now)}", flush=True)
+            there = now
+        rows = _rows(path)
+        for row in rows[printed:]:
+            print(describe(row), flush=True)
+        printed = len(rows)
+        return True
+
+    return show
+
+
+def describe_verification(row: dict) -> str:
+    """A row of the log of quality control, in words."""
+    from travelling.cohort import SEPARATOR
+
+    images = len(row["Subjects"].split(SEPARATOR))
+    text = f"cycle {row['Cycle']}, {row['Study']}: {row['Phase']}, {images} image{'s' * (images > 1)}"
+    text = "pre-trained model" if row["Phase"] == "baseline" else text
+    if row["PFP"]:  # a visit that failed has none
+        text += f", FPR {float(row['PFP']):.3f}, FNR {float(row['PFN']):.3f}" + ", undone" * (row["Ignored"] == "1")
+    return text
+
+
+def describe_visit(row: dict) -> str:
+    """A question to a center, in words."""
+    return f"{row['Center']}: {row['Question']}, {float(row['Seconds']):.1f} s, {row['Outcome']}"
+
+
+def _rows(path):
+    """The whole lines of a CSV that is being written."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
+
+
 def main() -> None:
     """Submit job after job."""
     arguments = parse_arguments()
@@ -163,7 +208,7 @@ def main() -> None:
             refuse_lonely(session, settings.centers, arguments.wait)
             recipe = travelling_recipe(arguments.task_timeout, arguments.cycles_per_job, arguments.poll)
             job = recipe.execute(environment).get_job_id()
-            session.monitor_job(job)
+            session.monitor_job(job, cb=show_progress(settings))
             return f"FLARE calls it {session.get_job_meta(job)['status']}; its logs say more"
         except InputError:
             raise

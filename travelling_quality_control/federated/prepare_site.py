@@ -1,16 +1,19 @@
-"""Prepare a FLARE site for the travelling model: which classes jobs may use there, and where its data are.
+"""Prepare a FLARE site for the travelling model: what it lets in, and where its data are.
 
 Example:
     python travelling_quality_control/federated/prepare_site.py server ./kits/server.example.org
     python travelling_quality_control/federated/prepare_site.py center ./kits/hospital-1 --training-set /data/training_set.csv --private-folder /data/travelling
 
-Writes local/resources.json (FLARE's, from its default) and, at a center, local/travelling_<name>.json. Run it before the
-site is started for the first time. What a center's private folder holds must not leave it: the salt, its
-pseudonyms, its log, and the list of its flagged images.
+Writes the site's policy (local/authorization.json and local/resources.json, which FLARE reads when it starts), start.sh
+and stop.sh, and, at a center, local/travelling_<name>.json. What a center's private folder holds must not leave it: the
+salt, its pseudonyms, its log, and the list of its flagged images.
 """  # noqa: E501
 
 import argparse
 import json
+import os
+import shlex
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,24 @@ from travelling import command
 from travelling.errors import InputError
 from travelling.files import write_whole
 from travelling.options import CenterSite, Images, add_to_parser, to_json
+
+# After a power cut another process may have the number that FLARE noted as its own; it would not start.
+START = """#!/usr/bin/env bash
+# Start this site in the background, with the Python that prepared it.
+cd "$(dirname "$0")" && umask 077 && export PATH=PYTHON:"$PATH"
+python3 -m travelling_quality_control.federated.gate ROLE || exit 1
+runs() { [ -f "$1" ] && ps -o args= -p "$(cat "$1")" | grep -q "$2"; }
+runs daemon_pid.fl startup/sub_start.sh && echo "$PWD: is running already" && exit 1
+runs pid.fl nvflare.private.fed || rm -f pid.fl
+rm -f daemon_pid.fl shutdown.fl restart.fl
+nohup startup/start.sh >> start.out 2>&1
+"""
+STOP = """#!/usr/bin/env bash
+# Stop this site: at once for its jobs, which go on when it is started again, within 20 seconds for all.
+cd "$(dirname "$0")" && touch shutdown.fl
+for _ in {1..60}; do [ -f daemon_pid.fl ] || exit 0; sleep 1; done
+echo "$PWD: still runs, or has been killed; its processes: $(cat daemon_pid.fl pid.fl)" && exit 1
+"""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -40,43 +61,57 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Prepare the site."""
     arguments = parse_arguments()
-    local = arguments.kit / "local"
+    kit = arguments.kit.absolute()
+    local = kit / "local"
     if not local.is_dir():
         raise InputError(f"{arguments.kit}: not a FLARE folder (it has no folder local)")
+    from travelling_quality_control.federated import gate
+    from travelling_quality_control.federated.settings import SERVER_FILE, center_file
+
+    os.umask(0o077)  # what is written here names folders of patients
+    kit.chmod(0o700)  # it holds the site's key, and FLARE's logs
+    logs = [kit / "log.txt"]
     if arguments.role == "server":
-        allow(local, server_storage=(arguments.storage or arguments.kit / "storage").absolute())
+        allow(local, gate.SERVER_RIGHTS, (arguments.storage or kit / "storage").absolute())
+        configuration = local / SERVER_FILE
     else:
         from travelling.cohort import read_cohort
 
         read_cohort(arguments.training_set)  # an error now is better than one in a job
-        allow(local)
-        configure_center(
-            local,
-            arguments.kit.name,
-            arguments.training_set,
-            arguments.private_folder,
-            to_json(Images, arguments),
-        )
+        private = arguments.private_folder.absolute()
+        private.mkdir(parents=True, exist_ok=True)
+        private.chmod(0o700)
+        allow(local, gate.CENTER_RIGHTS)
+        configure_center(local, kit.name, arguments.training_set, private, to_json(Images, arguments))
+        configuration = local / center_file(kit.name)
+        logs.append(private / "center.log")
+    python = shlex.quote(str(Path(sys.executable).parent))
+    for name, script in (("start.sh", START), ("stop.sh", STOP)):
+        write_whole(kit / name, script.replace("ROLE", arguments.role).replace("PYTHON", python).encode())
+        (kit / name).chmod(0o700)
+    lacking = "" if configuration.exists() else " (write it before the first job: docs/federation.md)"
+    print(
+        f"{kit.name} is prepared: jobs bring no code, nobody runs shell commands",
+        f"  policy         {local / gate.AUTHORIZATION} {local / gate.RESOURCES}",
+        f"  configuration  {configuration}{lacking}",
+        f"  start, stop    {kit / 'start.sh'} {kit / 'stop.sh'}",
+        f"  watch          tail -F {' '.join(map(str, logs))}",
+        sep="\n",
+    )
 
 
-def allow(local: Path, server_storage: Path | None = None) -> None:
-    """Let jobs use the two classes of this package, and keep a site's logs at the site.
+def allow(local: Path, rights: dict, server_storage: Path | None = None) -> None:
+    """Write a site's policy (:mod:`travelling_quality_control.federated.gate`) to its folder ``local``.
 
-    ``local`` is a site's folder of that name; ``server_storage`` a folder for a server's records of jobs, which FLARE
-    would otherwise keep under /tmp.
+    ``server_storage`` is a folder for a server's records of jobs, which FLARE would otherwise keep under /tmp.
     """
-    from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
+    from travelling_quality_control.federated import gate
 
-    from travelling_quality_control.federated.job import CONTROLLER, EXECUTOR, JOB_KEEPER
-
-    path = local / "resources.json"
-    source = path if path.is_file() else local / "resources.json.default"
+    path = local / gate.RESOURCES
+    source = path if path.is_file() else local / f"{gate.RESOURCES}.default"
     resources: dict = json.loads(source.read_text(encoding="utf-8")) if source.is_file() else {"format_version": 2}
-    allowed = resources.get("class_allow_list", list(DEFAULT_CLASS_ALLOW_LIST))
-    resources["class_allow_list"] = sorted({*allowed, CONTROLLER, EXECUTOR})
+    resources |= gate.POLICY
     if server_storage is None:
-        # FLARE would send a center's error log to the server, and the text of an error may hold a path.
-        resources["allow_log_streaming"] = False
         components = resources.get("components", [])
         resources["components"] = [part for part in components if part["id"] != "site_log_streamer"]
     else:
@@ -85,8 +120,10 @@ def allow(local: Path, server_storage: Path | None = None) -> None:
             if part["id"] == "job_manager":
                 part["args"]["uri_root"] = str(server_storage / "jobs")
         resources["components"] = [part for part in resources["components"] if part["id"] != "job_keeper"]
-        resources["components"].append({"id": "job_keeper", "path": JOB_KEEPER, "args": {}})
-    write_whole(path, json.dumps(resources, indent=2).encode())
+        resources["components"].append({"id": "job_keeper", "path": gate.JOB_KEEPER, "args": {}})
+    permissions = {"format_version": "1.0", "permissions": rights}
+    for name, content in ((gate.RESOURCES, resources), (gate.AUTHORIZATION, permissions)):
+        write_whole(local / name, json.dumps(content, indent=2).encode())
 
 
 def configure_center(local: Path, center: str, training_set: Path, private_folder: Path, images: dict) -> None:

@@ -26,6 +26,7 @@ from travelling.travel import PlainRun
 from travelling.travel import travel as travel_plainly
 from travelling.volumes import SAME_SCALE, Volumes
 from travelling_quality_control.enc_PD_quality_control import travel
+from travelling_quality_control.federated import gate
 from travelling_quality_control.federated.center import ERRORS, PSEUDONYM_LETTERS, REPORTED
 from travelling_quality_control.federated.settings import INPUT_FILES, SERVER_FILE, read_server_settings
 from travelling_quality_control.federated.wire import differences, installed, note_visit, pack, unpack
@@ -118,6 +119,7 @@ class TravellingController(ModelController):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / ERROR_FILE).unlink(missing_ok=True)
             self._visits = folder / VISITS_FILE
+            gate.refuse_lax_policy(path.parent, gate.SERVER_RIGHTS)
             {"quality_control": self._control_quality, "standard": self._travel}[settings.method](settings)
         except AlreadyDone as message:
             self.info(str(message))

@@ -31,7 +31,7 @@ def main() -> None:
     from travelling.cache import free_memory, memory_for_images
     from travelling.cohort import read_cohort, refuse_overlap
     from travelling.controlled_run import refuse_unfit_test_set
-    from travelling_quality_control.federated import prepare_site
+    from travelling_quality_control.federated import gate, prepare_site
     from travelling_quality_control.federated.job import refuse_complete, refuse_second, run_jobs, travelling_recipe
     from travelling_quality_control.federated.settings import SERVER_FILE, read_server_settings
 
@@ -60,7 +60,7 @@ def main() -> None:
         private.mkdir(parents=True, exist_ok=True)
         cohort.to_csv(private / "training_set.csv", index=False)
         prepare_site.configure_center(local, center, private / "training_set.csv", private / "private", images)
-    prepare_site.allow(local)
+    prepare_site.allow(local, gate.CENTER_RIGHTS)  # all of this machine: FLARE's simulator asks nobody's rights
 
     from nvflare.recipe.sim_env import SimEnv
 
