@@ -761,11 +761,14 @@ def test_what_nobody_foresaw_keeps_its_traceback():
 
 
 def test_a_saturated_model_is_refused_unless_allowed(command, cohort, models, tmp_path):
-    training = some_rows(cohort / "training_set.csv", tmp_path / "training.csv", slice(2))
+    # Nor are the training images read before, which may take hours: whoever reads this one refuses it.
+    image = write_image(tmp_path / "bad.nii.gz", np.full(SHAPE, np.nan, np.float32))
+    unread = some_rows(cohort / "training_set.csv", tmp_path / "training.csv", slice(1))
+    unread.write_text(unread.read_text().replace(pd.read_csv(unread)["Path"][0], str(image)))
     test = some_rows(cohort / "test_set.csv", tmp_path / "test.csv", slice(4))
     for name in ("qc.csv", "qc_subjects.csv", "qc.log"):
         (tmp_path / name).write_text("precious")
-    arguments = command("quality_control", {"-fn_train": training, "-fn_test": test})
+    arguments = command("quality_control", {"-fn_train": unread, "-fn_test": test})
     line = refused(
         "quality_control", *arguments, "--overwrite", cwd=tmp_path, names=[pair(models)[0], "FPR 1.000", "saturated"]
     )

@@ -132,10 +132,11 @@ def main() -> None:
 
     device = backend.start(settings.seed, settings.deterministic, settings.precision)
     model, record, notices = TravellingModel.load(settings.en, settings.pd, volumes.shape)
-    notices += volumes.decode() + copies(volumes.images, training_set, test_set)
     trainer = LocalTrainer(model, volumes, training_set, test_set, settings.eval_batch_size)
+    volumes.read(test_set["Subject"])
+    baseline, saturation = first_evaluation(run, trainer, settings)  # before all the training images are read
+    notices += volumes.decode() + copies(volumes.images, training_set, test_set)
     notices += trainer.strange(record)
-    baseline, saturation = first_evaluation(run, trainer, settings)
     log = run.begin(device, notices + saturation, volumes.images)
     log.info("training set: %d images, %d centers; test set: %d images", len(training_set), len(centers), len(test_set))
     resumed_at = run.go_on(trainer)
