@@ -289,6 +289,37 @@ def test_the_first_screen_tells_the_audit_and_the_last_the_settings(run):
     assert all(attributes["href"][1:] in ids for tag, attributes in page.tags if attributes.get("href", "")[:1] == "#")
 
 
+WRONG_NUMBER = re.compile(
+    r"\b1 (were|are|wait|have|images|subjects|batches|steps|cycles|verifications|looks|visits|centers|sessions)\b"
+    r"|\b(0|[2-9]|\d\d+) (was|is|waits|has|image|step|cycle|verification|center)\b(?! of| \d)"
+)
+
+
+@pytest.mark.parametrize("bad", [0, 1, 2])
+def test_one_is_not_told_as_many(tmp_path, bad):
+    """A run of one cycle in which so many images are put aside, and then eliminated."""
+    names = [f"c0_{number}" for number in range(bad)]
+    trainer = RandomTrainer(0, bad=names, harm=20, often=1.0)
+    no_chance = {"randint": lambda *_, size=None: 0 if size is None else np.zeros(size, int), "uniform": lambda: 0}
+    trainer.random = SimpleNamespace(**no_chance)
+    make(tmp_path, wait=1, cycles=[10, 11] if bad == 2 else [10], trainer=trainer)
+    assert report(tmp_path)[0] == 0
+    page = Page(tmp_path / "log_report.html")
+    told = " ".join([page.words, *(attributes.get("alt", "") for _, attributes in page.tags)])
+    told = told.replace("is its header", "")  # row 1
+    assert f"{bad} {'was' if bad == 1 else 'were'} flagged" in told
+    assert ("consistent 1 cycle (10 to 10)" in told) == (bad < 2)
+    assert not WRONG_NUMBER.search(told), WRONG_NUMBER.search(told)
+
+
+def test_long_ids_break_instead_of_running_out_of_their_card(run):
+    source = (ROOT / "travelling_quality_control" / "reporting" / "page.html.jinja").read_text(encoding="utf-8")
+    (body,) = re.findall(r"^body \{(.*)\}$", source, re.M)
+    assert "overflow-wrap: anywhere;" in body  # which all elements inherit
+    others = re.findall(r"^([^\n{]+) \{[^}]*overflow-wrap|^([^\n{]+) \{[^}]*white-space: nowrap", source, re.M)
+    assert not [selectors for selectors in others if ".cards" in "".join(selectors)]
+
+
 def test_a_log_that_was_tampered_with_is_refused_in_red(run):
     rows = read_rows(run / "log.csv")
     index = next(i for i, row in enumerate(rows) if row["Eliminated"] == "1")
