@@ -148,7 +148,7 @@ def test_half(cohort: "pd.DataFrame", other: bool) -> "pd.Series":
 
     person_of, strange = persons(cohort), set()
     for measure in set(MEASURES) & set(cohort):
-        strange |= set(person_of[cohort[measure].nsmallest(math.ceil(len(cohort) / 10)).index])
+        strange |= set(person_of[cohort[measure].dropna().nsmallest(math.ceil(len(cohort) / 10)).index])
     order = cohort.assign(Person=person_of)[~person_of.isin(strange)].drop_duplicates("Person")
     order = order.sample(frac=1, random_state=SEED).sort_values(["Group_bin", "Study"], kind="stable")
     return person_of.isin(order["Person"].iloc[int(other) :: 2])
