@@ -24,10 +24,14 @@ from __future__ import annotations
 
 import os
 import string
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+if __name__ == "__main__":  # the package of this checkout, whatever is installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from travelling import command, stopping
 from travelling.errors import InputError
@@ -253,6 +257,7 @@ def prepare_all(scans: pd.DataFrame, arguments: Preparation) -> list[dict]:
                 bar.update()
             stopping.stop_if_asked()
     except BrokenProcessPool:
+        stopping.stop_if_asked()  # a SIGTERM to all processes of a job ends the workers at once
         reason = "a process was killed (not enough memory?); fewer need less, and the same command goes on"
         raise OSError(errno.ENOMEM, reason, "--workers") from None
     finally:

@@ -20,6 +20,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
+if __name__ == "__main__":  # the package of this checkout, whatever is installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from evaluation.layout import PAPER_KINDS, PUBLISHED, SETTINGS
 from plan import SCRIPTS, Cohort, Study, plan
 from steps import duration_text, missing, refuse_other_results, run_apart, run_steps, stop_on_signals

@@ -899,7 +899,7 @@ def test_it_shares_no_code_with_quality_control(finished):
     line, modules = done.stdout.splitlines()
     assert line.startswith("consistent: ")
     shared = {name for name in modules.split() if name.split(".")[0] == "travelling"}
-    names = ("", ".command", ".console", ".errors", ".protocol", ".rules", ".stopping")
+    names = ("", ".command", ".console", ".errors", ".protocol", ".rules", ".stopping", ".words")
     assert shared == {f"travelling{name}" for name in names}
 
 

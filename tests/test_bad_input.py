@@ -295,6 +295,27 @@ def test_bad_image(kind, tmp_path):
     assert input_error(read_image, bad).startswith(f"{bad}: ")
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "told"),
+    [
+        ("x.nii", lambda content: content, "is compressed; its name must end in .nii.gz"),
+        ("x.nii.gz", gzip.decompress, "is not compressed; its name must end in .nii instead"),
+        ("x.nii.gz", lambda content: b"/annex/objects/MD5E-s26--00.nii.gz\n", "a pointer file of git-annex or Git LFS"),
+        ("x.nii", lambda content: b"/annex/objects/MD5E-s26--00.nii\n", "a pointer file of git-annex or Git LFS"),
+        (
+            "x.nii",
+            lambda content: b"version https://git-lfs.github.com/spec/v1\n",
+            "a pointer file of git-annex or Git LFS",
+        ),
+    ],
+)
+def test_a_file_that_is_not_what_its_name_says_is_told(name, change, told, tmp_path):
+    content = write_image(tmp_path / "good.nii.gz", noise(*SHAPE)).read_bytes()
+    path = tmp_path / name
+    path.write_bytes(change(content))
+    assert input_error(read_image, path).startswith(f"{path}: {told}")
+
+
 def test_images_of_two_shapes_are_both_named(tmp_path):
     first = write_image(tmp_path / "first.nii.gz", noise(*SHAPE))
     other = write_image(tmp_path / "other.nii.gz", noise(35, 34, 34))
@@ -761,11 +782,14 @@ def test_what_nobody_foresaw_keeps_its_traceback():
 
 
 def test_a_saturated_model_is_refused_unless_allowed(command, cohort, models, tmp_path):
-    training = some_rows(cohort / "training_set.csv", tmp_path / "training.csv", slice(2))
+    # Nor are the training images read before, which may take hours: whoever reads this one refuses it.
+    image = write_image(tmp_path / "bad.nii.gz", np.full(SHAPE, np.nan, np.float32))
+    unread = some_rows(cohort / "training_set.csv", tmp_path / "training.csv", slice(1))
+    unread.write_text(unread.read_text().replace(pd.read_csv(unread)["Path"][0], str(image)))
     test = some_rows(cohort / "test_set.csv", tmp_path / "test.csv", slice(4))
     for name in ("qc.csv", "qc_subjects.csv", "qc.log"):
         (tmp_path / name).write_text("precious")
-    arguments = command("quality_control", {"-fn_train": training, "-fn_test": test})
+    arguments = command("quality_control", {"-fn_train": unread, "-fn_test": test})
     line = refused(
         "quality_control", *arguments, "--overwrite", cwd=tmp_path, names=[pair(models)[0], "FPR 1.000", "saturated"]
     )

@@ -617,4 +617,4 @@ def test_a_cycle_in_which_most_images_are_suspects_is_told_too():
     trainer.strange = {"a0": 50, "a2": 50}
     control, _ = screened_control(centers, trainer)
     run_cycles(control, [10])
-    assert "2 of 3 images that were screened in cycle 10 are suspects" in control.locked_up(10)
+    assert "2 of 3 images screened in cycle 10 were suspected" in control.locked_up(10)

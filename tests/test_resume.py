@@ -6,6 +6,7 @@ import json
 import os
 import random
 from argparse import Namespace
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -288,6 +289,61 @@ def interrupted(run):
     run.begin("CPU")
     run._checkpoints.save({"cycle": 1, "centers_left": 2}, [np.zeros(1)])
     stopping.end()
+
+
+def begun_or_refused(**paths):
+    """A session of quality control whose options name these files: "resumes", "done", or why it is refused."""
+    settings = Namespace(overwrite=False, error=0.02, **{name: Path(path) for name, path in paths.items()})
+    try:
+        return "resumes" if open_run(settings, (), {}).resumes else "new"
+    except AlreadyDone:
+        return "done"
+    except InputError as error:
+        return str(error)
+    finally:
+        stopping.end()
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_run_is_the_same_by_another_spelling_and_after_its_folder_moved(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("here").mkdir()
+    Path("models").mkdir()
+    settings = Namespace(
+        overwrite=False, error=0.02, output_folder=Path("here/run"), fn_save=Path("here/log"), masks=Path("models")
+    )
+    run = open_run(settings, (), {})
+    run.begin("CPU")
+    for path in (*run.files, run.folder / "encoder_distributed_BS5_09.keras"):
+        path.touch()
+    if finished:
+        run.finish()
+    stopping.end()
+    same = "done" if finished else "resumes"
+    paths = {"output_folder": "here/run", "fn_save": "here/log", "masks": "models"}
+    absolute = {name: tmp_path / path for name, path in paths.items()}
+    assert begun_or_refused(**paths) == same
+    assert begun_or_refused(**absolute) == same
+    assert begun_or_refused(**paths | {"fn_save": "./here/../here/log"}) == same
+    Path("link").symlink_to("here")
+    assert begun_or_refused(**paths | {"fn_save": "link/log"}) == same
+    monkeypatch.chdir("here")
+    assert begun_or_refused(output_folder="run", fn_save="log", masks="../models") == same
+    monkeypatch.chdir(tmp_path)
+    Path("others").mkdir()
+    assert "masks is models there and others here" in begun_or_refused(**paths | {"masks": "others"})
+    assert "fn_save is here/log there and here/other here" in begun_or_refused(**paths | {"fn_save": "here/other"})
+    # What is beside the run may move with it, or stay.
+    Path("link").unlink()
+    Path("there").mkdir()
+    Path("here").rename("there/here")
+    moved = {"output_folder": "there/here/run", "fn_save": "there/here/log", "masks": "models"}
+    assert begun_or_refused(**moved) == same
+    Path("models").rename("there/models")
+    assert begun_or_refused(**moved | {"masks": "there/models"}) == same
+    assert "masks is models there and others here" in begun_or_refused(**moved | {"masks": "others"})
+    Path("there/here/log.csv").rename("there/log.csv")
+    assert "fn_save is here/log there and there/log here" in begun_or_refused(**moved | {"fn_save": "there/log"})
 
 
 def test_the_same_command_goes_on_and_is_done_once(new_run, tmp_path):

@@ -59,3 +59,16 @@ def center_p_value(labels_p: list[float]) -> float | None:
 def is_doubted(cells: dict) -> bool:
     """Whether the center of an image is under suspicion, by the image's cells of the log."""
     return cells.get("Center_p") is not None and cells["Center_p"] < cells["Center_limit"]
+
+
+def methods() -> str:
+    """What the label screen does, for a paper: sentences."""
+    return (
+        "Labels were examined by center at the same looks. The conformal p-value of a label was the share of test "
+        "subjects of its class whose label the model found no more probable; those of a center, without images above "
+        "the limit, were pooled as normal scores (Stouffer's method, with a correlation of "
+        f"{RESEMBLANCE:g} within a center). All images of a center with a pooled p-value below {ALPHA:g} divided by "
+        "the number of centers were flagged without training, and eliminated if it was so again at their revisit. "
+        f"Centers of fewer than {LEAST_IMAGES} images were not examined, and none was by a model with an AUROC below "
+        f"{LEAST_AUROC:g}."
+    )

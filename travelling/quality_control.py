@@ -19,6 +19,7 @@ from travelling.rules import RULES
 from travelling.screen import Screen, is_sure, is_suspect
 from travelling.trainer import Trainer
 from travelling.verification_log import VerificationLog, log_columns
+from travelling.words import some, was
 
 _STATE = (
     "flags", "revisits", "waiting", "eliminated", "absent", "counts", "queue", "group_size", "suspects", "looks",
@@ -275,7 +276,7 @@ class QualityControl:
         """The state in words, for the plain log."""
         fpr, fnr = self.reference
         return (
-            f"FPR {fpr:.3f}, FNR {fnr:.3f}; {len(self.waiting)} subjects wait for their revisit, "
+            f"FPR {fpr:.3f}, FNR {fnr:.3f}; {some(len(self.waiting), 'subject')} waiting for revisit, "
             f"{len(self.eliminated)} eliminated"
         )
 
@@ -284,14 +285,15 @@ class QualityControl:
         counts = self.counts[-1] if self.counts and self.counts[-1]["cycle"] == cycle else {}
         if 2 * counts.get("undone", 0) > counts.get("verified", 0):
             return (
-                f"lock-up: {counts['undone']} of {counts['verified']} batches of cycle {cycle} were undone. "
+                f"lock-up: {counts['undone']} of {some(counts['verified'], 'batch')} of cycle {cycle} "
+                f"{was(counts['undone'])} undone. "
                 f"Unless most images are harmful, {self.rule.locked_up(self.accepted, self.protocol)}"
             )
         if 2 * counts.get("suspected", 0) > counts.get("screened", 0):
             return (
-                f"lock-up: {counts['suspected']} of {counts['screened']} images that were screened in cycle {cycle} "
-                "are suspects. Unless most images are harmful, those of the test set are not like those of the centers "
-                "(another preparation or scale of intensities?)"
+                f"lock-up: {counts['suspected']} of {some(counts['screened'], 'image')} screened in cycle {cycle} "
+                f"{was(counts['suspected'])} suspected. Unless most images are harmful, those of the test set are not "
+                "like those of the centers (another preparation or scale of intensities?)"
             )
         return None
 
@@ -309,3 +311,23 @@ class QualityControl:
     def _screened(self, phase, subject, suspect):
         self._log.screened(self.cycle, phase, subject, self.looks[subject][-1], suspect, self.reference)
         self._on_step(Step(self.cycle, phase, self.center_of[subject], [subject], harmful=suspect))
+
+
+def methods(options: dict) -> str:
+    """What quality control does, for a paper: a sentence. ``options`` are the run's."""
+    steps = "every training step" if options["verify_every"] == 1 else "training steps"
+    return (
+        f"Decentralized quality control (protocol '{options['protocol']}') verified {steps} on the test set: a step "
+        f"that {RULES[options['rule']].methods(options)} was undone and its images were tried one by one; those that "
+        f"did so alone were flagged, revisited {some(options['revisit'], 'cycle')} later, and eliminated if they did "
+        "so again (Souza et al., 2025)."
+    )
+
+
+def methods_of_groups(options: dict) -> str:
+    """What the verification of groups does, for a paper: a sentence."""
+    return (
+        f"Up to {options['verify_every']} batches were trained before the test set was evaluated; where they together "
+        f"did so{RULES[options['rule']].in_groups}, they were undone, and halves of them verified, down to single "
+        "batches."
+    )

@@ -32,6 +32,7 @@ class Rule:
     columns: tuple[str, ...] = ()  # of the log, numbers, after the published ones
     baseline_columns: tuple[str, ...] = ()  # those of them that the pre-trained model's row has, too
     by_tolerance = False  # whether a step is judged by its rates and the tolerance alone
+    in_groups = ""  # for a paper, after methods(): how suspect() differs
 
     def judge(self, before: Evaluation, after: Evaluation, tolerance: float, protocol: Protocol) -> tuple[bool, dict]:
         """Whether the step between two :class:`travelling.metrics.Evaluation` is harmful, and the cells of columns.
@@ -63,6 +64,16 @@ class Rule:
     def saturation(self, baseline: Evaluation, tolerance: float, protocol: Protocol) -> list[str]:
         """In words, why this rule would undo no step after this baseline, whatever it did; else empty."""
         return []
+
+    @classmethod
+    def methods(cls, options: dict) -> str:
+        """What a harmful step does, for a paper: goes on after "a step that". ``options`` are the run's."""
+        return f"made that {cls.words}"
+
+    @classmethod
+    def legend(cls) -> str:
+        """What readers of a log's ``columns`` must know: one or two sentences."""
+        return f"A step was undone where {cls.words}."
 
     def audit_step(self, row: dict, accepted: dict, risen: list, test_set: tuple) -> tuple[bool, list]:
         """Whether a step was harmful by its cells in the log, and what is wrong with those of ``columns``.
@@ -110,6 +121,19 @@ class PublishedRule(Rule):
             if not protocol.exceeds(most, rate, tolerance)
         ]
 
+    @classmethod
+    def methods(cls, options: dict) -> str:
+        """As :meth:`Rule.methods`."""
+        return f"raised FPR or FNR by more than {options['error']:g} per image"
+
+    @classmethod
+    def legend(cls) -> str:
+        """As :meth:`Rule.legend`."""
+        return (
+            "FPR and FNR: from the reference to the rate after the step, which was undone if one of the two rose by "
+            "more than tolerated."
+        )
+
     def audit_step(self, row: dict, accepted: dict, risen: list, test_set: tuple) -> tuple[bool, list]:
         """As :meth:`Rule.audit_step`."""
         return any(risen), []
@@ -131,6 +155,7 @@ class EvidenceRule(Rule):
     baseline_columns = ("AUROC",)
     ALPHA = 0.01
     GROUP_ALPHA = 0.05  # good batches after a harmful one hide most of what it does to the AUROC
+    in_groups = f" at p < {GROUP_ALPHA:g}"
 
     def judge(self, before: Evaluation, after: Evaluation, tolerance: float, protocol: Protocol) -> tuple[bool, dict]:
         """As :meth:`Rule.judge`; the cells are the AUROC after the step and the three p-values."""
@@ -162,6 +187,24 @@ class EvidenceRule(Rule):
         _, p_value = auroc_fell(baseline.labels, baseline.predictions, [0.0] * len(baseline.labels))
         return [f"AUROC {auroc:.3f}, from 0.5 by chance with p {p_value:.2g}"] if p_value >= self.ALPHA else []
 
+    @classmethod
+    def methods(cls, options: dict) -> str:
+        """As :meth:`Rule.methods`."""
+        p = f"one-sided p < {cls.ALPHA:g}"
+        return (
+            f"lowered the AUROC (paired DeLong test, {p}), or {PublishedRule.methods(options)} with more new "
+            f"misdiagnoses than chance explains (exact McNemar test, {p}),"
+        )
+
+    @classmethod
+    def legend(cls) -> str:
+        """As :meth:`Rule.legend`."""
+        return (
+            "AUROC: after the step; P: of its fall (DeLong) and of a rise of FP or FN (McNemar) by chance. A step was "
+            f"undone where that of the AUROC was below {cls.ALPHA:g}, or that of FP or FN was and its rate rose by "
+            "more than tolerated."
+        )
+
     def audit_step(self, row: dict, accepted: dict, risen: list, test_set: tuple) -> tuple[bool, list]:
         """As :meth:`Rule.audit_step`: whether the p-values are possible, for all that a log tells, and small."""
         limit = 0.05 if row["Phase"] == "group" else 0.01  # not ALPHA: a fault in that is to be seen
@@ -186,7 +229,7 @@ class EvidenceRule(Rule):
         return [] if known else [(("AUROC",), "should be from 0 to 1")]
 
 
-RULES = {rule.name: rule for rule in (PublishedRule, EvidenceRule)}
+RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (PublishedRule, EvidenceRule)}
 DEFAULT_RULE = PublishedRule.name
 
 

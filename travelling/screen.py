@@ -22,6 +22,7 @@ from travelling.errors import InputError
 from travelling.label_screen import Reference, center_p_value, is_doubted, reference_of
 from travelling.looks import LOOKS, Yardstick
 from travelling.metrics import Evaluation
+from travelling.words import some
 
 # Standard deviations of the test set: an image that two looks suspect, with scores whose mean is above it, is
 # eliminated without a training step. A second look is no independent one: who looks a little strange does so to every
@@ -178,3 +179,18 @@ def limit_rank(subjects: int, false_alarms: float) -> int:
             f"{1 / (subjects + 1):.3g} at best"
         )
     return rank
+
+
+def methods(options: dict) -> str:
+    """What the screen does, for a paper: sentences. ``options`` are the run's."""
+    looks = [f"({number}) {look.words}" for number, look in enumerate(LOOKS.values(), 1)]
+    return (
+        "At the beginning of every cycle each image that was to train or to be revisited was compared with those of "
+        f"the test set, without its label, by {some(len(looks), 'look')}: {', '.join(looks)}. "
+        "Its score was the largest of the looks, in standard deviations of the test set. The limit was the conformal "
+        "quantile of the test images' own scores, each by test images of other persons, anatomies and scanners as far "
+        "as these were known; an image like theirs exceeds it with a stated probability of "
+        f"{options['false_alarms']:g}. Images above it were flagged without training. An image above it at its flag "
+        f"and at its revisit, with a mean score of the two above {SURE:g}, was eliminated without a training step; in "
+        "all other cases the step of the revisit decided."
+    )

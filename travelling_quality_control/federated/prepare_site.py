@@ -18,6 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # the package of this checkout, whatever is installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from travelling import command
 from travelling.errors import InputError
 from travelling.files import write_whole

@@ -18,6 +18,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+if __name__ == "__main__":  # the package of this checkout, whatever is installed; FLARE's processes read PYTHONPATH
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], *filter(None, [os.environ.get("PYTHONPATH")])])
+
 from travelling import command
 from travelling.errors import InputError
 from travelling.options import Images, QualityControlServer, Simulation, from_command_line, to_json

@@ -17,6 +17,7 @@ from travelling.metrics import age_groups
 from travelling.nifti import read_upright, shape_in_words
 from travelling.options import AGE_EDGES
 from travelling.screen import COMPONENTS
+from travelling.words import some
 from travelling_quality_control.auditing import Outcome, audit_log
 from travelling_quality_control.reporting.drawing import Picture, rates_along_run, show_volume
 from travelling_quality_control.reporting.pages import MISSING, make_page, number_text
@@ -113,7 +114,7 @@ def in_one_line(run: LoggedRun, outcome: Outcome) -> str:
     refused = (
         "; the audit refuses the log, so no list was written: " + outcome.violations[0] if outcome.violations else ""
     )
-    return f"{len(decided)} images: {told}{refused}"
+    return f"{some(len(decided), 'image')}: {told}{refused}"
 
 
 def rows_of(run: LoggedRun, subject: str) -> pd.DataFrame:

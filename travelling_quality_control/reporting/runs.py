@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from travelling import label_screen, quality_control, screen
 from travelling.cohort import SEPARATOR
 from travelling.errors import InputError
+from travelling.options import FALSE_ALARMS
 from travelling.quality_control import FAILURES
 from travelling.record import LATER
 from travelling.rules import DEFAULT_RULE, RULES
 from travelling.verification_log import LOG_COLUMNS, log_columns
+from travelling.words import some, was
 
 SCORE = "Screen_score"  # column of a log
 SCREEN = "screen"  # the phase of a row that tells of a screened image: nothing was trained
@@ -76,6 +79,17 @@ class LoggedRun:
             images[SCORE] = self.rows.dropna(subset=SCORE).groupby("Subject")[SCORE].last()
         self.images = images
 
+    def methods(self) -> str:
+        """What was done, for a paper: sentences by all that ran, as its options say."""
+        told = [quality_control.methods(self.options)]
+        if self.options["verify_every"] > 1:
+            told.append(quality_control.methods_of_groups(self.options))
+        if self.screens:
+            told.append(screen.methods({"false_alarms": FALSE_ALARMS} | self.options))
+        if self.labels:
+            told.append(label_screen.methods())
+        return " ".join(told)
+
     def decided_by(self, subject: str) -> tuple[pd.Series, pd.Series | None]:
         """The rows that decided about a flagged image: its last flag, and the revisit after it, if one followed."""
         flag = self.flags[self.flags["Subject"] == subject].iloc[-1]
@@ -85,14 +99,17 @@ class LoggedRun:
 
 def _locked_up(rows, batch_size):
     """In words, the cycles in which most batches were undone, or most screened images suspected."""
-    words = {"batch": "batches of cycle {} were undone", SCREEN: "images screened in cycle {} were suspected"}
+    words = {"batch": ("batch", "of cycle {} {} undone"), SCREEN: ("image", "screened in cycle {} {} suspected")}
     # A group that was kept stands for its batches; one that was undone was looked through.
     in_groups = (rows["Phase"] == "group") & (rows["Ignored"] == 0)
     number = np.where(in_groups, np.ceil(rows["Images"] / batch_size), 1)
     counts = rows.assign(size=number, sum=rows["Ignored"], Phase=rows["Phase"].mask(in_groups, "batch"))
     counts = counts[counts["Phase"].isin(words)].groupby(["Cycle", "Phase"])[["sum", "size"]].sum().astype(int)
     most = counts[2 * counts["sum"] > counts["size"]]
-    return [f"{number} of {of} {words[phase].format(cycle)}" for (cycle, phase), number, of in most.itertuples()]
+    return [
+        f"{number} of {some(of, words[phase][0])} {words[phase][1].format(cycle, was(number))}"
+        for (cycle, phase), number, of in most.itertuples()
+    ]
 
 
 def read_table(path: Path, columns: Sequence[str], numeric: Sequence[str] = ()) -> pd.DataFrame:
