@@ -96,13 +96,13 @@ def main() -> None:
     if not carry_out(study, ("pretrained", run_folder)):  # without the models that a study compares with
         return
     # Only now, so that --help answers at once.
+    from travelling_quality_control.auditing.run_record import read_run_record
     from travelling_quality_control.reporting.one_run import in_one_line, write_report
-    from travelling_quality_control.reporting.runs import read_record
 
     folder = study.out / run_folder
     run, outcome, files = write_report(
-        folder / "log.csv", study.train, study.test, study.out / "report.html", read_record(folder / "run.json"),
-        subjects_csv=folder / "log_subjects.csv",
+        read_run_record(folder / "run.json"), folder / "log.csv", study.train, study.test, folder / "log_subjects.csv",
+        study.out / "report.html",
     )  # fmt: skip
     print("\n".join(["", in_one_line(run, outcome), *map(str, files)]))
     sys.exit(bool(outcome.violations))

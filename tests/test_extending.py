@@ -28,11 +28,11 @@ rows = read_rows(folder / "log.csv")
 verified = [row for row in rows if row["Rise"]]
 assert {int(row["Rise"]) for row in verified} >= {3, 4}
 assert all((row["Ignored"] == "1") == (int(row["Rise"]) > 3) for row in verified)
-assert consistent(folder, "--rule", "count", "--screen")
+assert consistent(folder)
 row = verified[0]
 row["Rise"] = int(row["Rise"]) + 1
 write_rows(folder / "log.csv", rows)
-assert "Rise is" in found(folder, "--rule", "count", "--screen")[0]
+assert "Rise is" in found(folder)[0]
 """
 SCREEN_LOG_AUDIT = """
 import sys
@@ -48,7 +48,7 @@ from travelling.trainer import LocalTrainer
 folder = Path(sys.argv[1])
 make_run(folder, screen=FakeScreen(0))
 assert all(row["Screen_grain"] for row in read_rows(folder / "log.csv") if row["Phase"] == "screen")
-assert consistent(folder, "--screen")
+assert consistent(folder)
 
 random = np.random.default_rng(0)
 images = random.uniform(size=(12, 1, 9, 9, 9, 1)).astype(np.float32)

@@ -26,7 +26,8 @@ import reproduce
 from travelling import command, harm, options
 from travelling.errors import InputError
 from travelling.options import from_command_line
-from travelling_quality_control.reporting import one_run, runs
+from travelling_quality_control.auditing import run_record
+from travelling_quality_control.reporting import one_run
 
 STUBS = ("cohort", "train", "harm", "dirty", "control", "infer")
 COSTS = {"start": 1.0, "train": 0.1, "predict": 0.01, "read": 0.0, "make": 0.1, "harm": 0.1, "device": "abacus"}
@@ -627,14 +628,14 @@ def judged(study, monkeypatch):
     """The study's place for judge.py: ``judged(*options)`` gives what :meth:`Study.run` does, and what was reported."""
     reports = []
 
-    def write_report(log, train, test, page, record, subjects_csv):
+    def write_report(record, log, train, test, subjects_csv, page):
         reports.append([log, train, test, page, subjects_csv])
         return None, SimpleNamespace(violations=violations), [page]
 
     violations = []
     monkeypatch.setattr(one_run, "write_report", write_report)
     monkeypatch.setattr(one_run, "in_one_line", lambda run, outcome: "28 images")
-    monkeypatch.setattr(runs, "read_record", lambda path: {})
+    monkeypatch.setattr(run_record, "read_run_record", lambda path: {})
     study.options = study.options[:6]
     monkeypatch.setattr(reproduce, "main", judge.main)  # which is what study.run() runs
     return study, reports, violations

@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT, write_image
-from study_maker import REPRODUCE, write_record
-from test_audit import FakeScreen, RandomTrainer, make_run, read_rows, write_rows
+from study_maker import REPRODUCE
+from test_audit import FakeScreen, RandomTrainer, change_record, make_run, read_rows, write_rows
 
 from travelling.looks import LOOKS
 from travelling.nifti import read_upright
@@ -33,17 +33,13 @@ TITLES = {"eliminated": "Eliminated", "waiting": "Waiting for a revisit", "came_
 
 
 def make(folder, wait=2, **options):
-    """A run whose training set tells all that a report can tell, and its record; returns its QualityControl."""
+    """A run whose training set tells all that a report can tell; returns its QualityControl."""
     folder.mkdir(parents=True, exist_ok=True)
     control = make_run(folder, wait=wait, **options)
     table = pd.read_csv(folder / "train.csv")
     table["Group_bin"], table["Sex"] = table.index % 2, [("M", "F")[number % 3 == 0] for number in table.index]
     table["Age"], table["Scanner"] = 50 + table.index, ["", "X", "Y"] * (len(table) // 3)
     table.to_csv(folder / "train.csv", index=False)
-    (folder / "log_run").mkdir()
-    names = ("protocol", "revisit", "error", "seed", "batch_size", "rule", "verify_every")
-    told = {name: getattr(control.settings, name) for name in names} | {"screen": control.screen is not None}
-    write_record(folder / "log_run" / "run.json", fn_save=str(folder / "log"), **told)
     return control
 
 
@@ -372,27 +368,29 @@ def test_images_are_opened_and_shown_only_on_demand(run, monkeypatch):
 def test_slices_are_drawn(run, monkeypatch):
     with_images(run)
     monkeypatch.setattr(pages, "render", drawing.render)
-    assert report(run, "--with-images", "--out", run / "there" / "page.html")[0] == 0
+    assert report(run, "--with-images", "--output-folder", run / "there")[0] == 0
     assert (run / "there" / "log_exclude.txt").is_file()
     assert (
         len(
-            set(re.findall(r'<img src="data:image/png;base64,([^"]{200,})"', (run / "there" / "page.html").read_text()))
+            set(
+                re.findall(
+                    r'<img src="data:image/png;base64,([^"]{200,})"', (run / "there" / "log_report.html").read_text()
+                )
+            )
         )
         > 3
     )
 
 
-def test_without_a_record_options_are_those_of_the_command_line(tmp_path):
-    make(tmp_path, wait=3)
-    assert report(tmp_path)[0] == 0
-    assert "What this report cannot tell" not in Page(tmp_path / "log_report.html").words
-    shutil.rmtree(tmp_path / "log_run")
-    assert report(tmp_path)[0] == 1  # -revisit was 3
-    assert report(tmp_path, "--revisit", 3)[0] == 0
-    page = Page(tmp_path / "log_report.html")
-    assert "No run.json was found" in page.words
-    assert "device: not known" in page.words
-    assert "revisited 3 cycles later" in page.words
+def test_a_record_that_tells_the_options_alone_is_enough(run):
+    path = run / "log_run" / "run.json"
+    options = json.loads(path.read_text())["options"]
+    path.write_text(json.dumps({"options": options, "sessions": [], "finished": True}))
+    assert report(run)[0] == 0
+    assert "device: not known" in Page(run / "log_report.html").words
+    path.unlink()
+    status, _, err = report(run)
+    assert (status, "log.csv: found no run.json of its run" in err) == (2, True)
 
 
 def test_a_record_beside_the_log_counts_only_if_it_is_its_own(run):
@@ -401,8 +399,8 @@ def test_a_record_beside_the_log_counts_only_if_it_is_its_own(run):
     record = json.loads((run / "run.json").read_text())
     record["options"]["fn_save"] = "another"
     (run / "run.json").write_text(json.dumps(record))
-    assert report(run)[0] == 1
-    assert report(run, "--run-folder", run)[0] == 0  # where the user says so
+    assert report(run)[0] == 2
+    assert report(run, "--record", run / "run.json")[0] == 0  # where the user says so
 
 
 def test_files_that_are_not_those_of_the_run_are_told(run):
@@ -423,10 +421,11 @@ def test_an_unfinished_run_and_one_that_has_not_begun(run):
     (run / "log_subjects.csv").unlink()
     write_rows(run / "log.csv", rows[:-3])
     assert report(run)[0] == 1
-    assert report(run, "--unfinished")[0] == 0
+    change_record(run, finished=None)
+    assert report(run)[0] == 0
     assert "ends in the middle of cycle 15" in Page(run / "log_report.html").words
     write_rows(run / "log.csv", rows[:1])
-    assert report(run, "--unfinished")[0] == 0
+    assert report(run)[0] == 0
     words = Page(run / "log_report.html").words
     assert "No cycle has begun." in words
     assert "None was flagged." in words
@@ -435,12 +434,11 @@ def test_an_unfinished_run_and_one_that_has_not_begun(run):
 
 def test_a_federation_with_pseudonyms_and_failed_visits(tmp_path):
     make(tmp_path, screen=FakeScreen(1, fails=0.3), verify_every=4)
-    status, _, err = report(
-        tmp_path, "--centers", *(f"c{i}" for i in (2, 5, 0, 4, 3, 7, 1, 6)), train="log_subjects.csv"
-    )
     order = list(dict.fromkeys(pd.read_csv(tmp_path / "log_subjects.csv")["Study"]))
-    status, _, err = report(tmp_path, "--centers", *order, train="log_subjects.csv")
-    assert (status, err) == (0, "")
+    for centers, expected in ((order[::-1], 1), (order, 0)):  # a server's record names them
+        change_record(tmp_path, centers=centers)
+        status, _, err = report(tmp_path, train="log_subjects.csv")
+        assert (status, err) == (expected, "")
     page, rows = Page(tmp_path / "log_report.html"), read_rows(tmp_path / "log.csv")
     failed = Counter(row["Study"] for row in rows if row["Phase"] == "unreachable")
     shown = page.tables["Visits to centers that failed"]
@@ -448,11 +446,6 @@ def test_a_federation_with_pseudonyms_and_failed_visits(tmp_path):
     assert "The training set does not tell them." in page.words
     assert "HC" not in page.tables["Every image that was flagged or eliminated"][0].values()
     assert "Up to 4 batches were trained" in page.words
-    record = json.loads((tmp_path / "log_run" / "run.json").read_text())
-    for centers, expected in ((order, 0), (order[::-1], 1)):  # a server's record names them
-        record["options"]["centers"] = centers
-        (tmp_path / "log_run" / "run.json").write_text(json.dumps(record))
-        assert report(tmp_path, train="log_subjects.csv")[0] == expected
 
 
 class CountRule(Rule):
@@ -505,17 +498,13 @@ def other_cohort(run):
     return [], "train.csv: missing column"
 
 
-def no_run_folder(run):
-    return ["--run-folder", run / "nowhere"], "run.json: no such file"
+def no_record(run):
+    return ["--record", run / "nowhere.json"], "nowhere.json: no such file"
 
 
 def broken_record(run):
     (run / "log_run" / "run.json").write_text("{")
     return [], "run.json: not a record of a run"
-
-
-def other_option(run):
-    return ["--revisit", 3], "--revisit 3: the run had 2"
 
 
 def unknown_age(run):
@@ -536,10 +525,7 @@ def test_the_images_least_like_the_template_are_named(run):
 
 
 def test_a_run_that_may_begin_saturated_is_told(run):
-    record = run / "log_run" / "run.json"
-    told = json.loads(record.read_text())
-    told["options"]["allow_saturated"] = True
-    record.write_text(json.dumps(told))
+    change_record(run, allow_saturated=True)
     assert report(run)[0] == 0
     assert "saturated (FPR 0." in Page(run / "log_report.html").words
 
@@ -562,12 +548,12 @@ def other_shape(run):
 
 
 def no_place(run):
-    return ["--out", run / "log.csv" / "there"], "there"
+    return ["--output-folder", run / "log.csv" / "there"], "there"
 
 
 @pytest.mark.parametrize(
     "damage",
-    [no_log, no_table, other_cohort, no_run_folder, broken_record, other_option, unknown_age, no_paths, no_image,
+    [no_log, no_table, other_cohort, no_record, broken_record, unknown_age, no_paths, no_image,
      other_shape, no_place],
 )  # fmt: skip
 def test_bad_input_is_one_line(run, damage, monkeypatch):

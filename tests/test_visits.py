@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 from fake_trainer import HEALTHY, PATIENTS, FakeTrainer, NoFiles, control_over, run_cycles, settings_of
+from study_maker import write_record
 
 from travelling.errors import VisitFailed
 from travelling.quality_control import QualityControl
@@ -149,11 +150,10 @@ def failing_run(tmp_path):
 
 
 def audit(folder):
-    return subprocess.run(
-        [sys.executable, ROOT / "travelling_quality_control" / "audit.py", "log.csv", "--train", "log_subjects.csv",
-         "--test", "test.csv", "--revisit", "1", "--centers", "a", "never", "b", "c", "d"],
-        cwd=folder, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    options = {"fn_save": "log", "fn_test": str(folder / "test.csv"), "centers": ["a", "never", "b", "c", "d"]}
+    write_record(folder / "run.json", error=0.02, **options)
+    script = ROOT / "travelling_quality_control" / "audit.py"
+    return subprocess.run([sys.executable, script, folder / "log.csv"], capture_output=True, text=True, check=False)
 
 
 def test_the_audit_follows_visits_that_failed(failing_run):

@@ -127,6 +127,7 @@ class Record:
         self._content["sessions"].append(
             {
                 "started": _now(),
+                "folder": os.getcwd(),  # to which paths among the options are relative
                 "command_line": shlex.join(sys.argv),
                 "device": device,
                 "python": platform.python_version(),

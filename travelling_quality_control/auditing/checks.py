@@ -27,13 +27,13 @@ class Audit:
     ``test_set`` holds the test set's numbers of HC and PD.
     """
 
-    def __init__(self, log: Table, subjects_of: dict, test_set: tuple[int, int], options: RunOptions, unfinished: bool):
+    def __init__(self, log: Table, subjects_of: dict, test_set: tuple[int, int], options: RunOptions, finished: bool):
         self.log = log
         self.options = options
         self.rule = RULES[options.rule]()
         self.step_columns = [name for name in self.rule.columns if name not in self.rule.baseline_columns]
         self.test_set = test_set
-        self.may_be_unfinished = unfinished
+        self.may_be_unfinished = not finished
         # Where there are no rows after the baseline, no cycle has begun; the replay then only fills the table.
         first_cycle = log.rows[1]["Cycle"] if len(log.rows) > 1 else 0
         untold = {(row["Cycle"], row["Study"]) for row in log.rows if row["kind"] == "failure" and not row["Subjects"]}
@@ -330,7 +330,7 @@ class Audit:
             where = f"in the middle of cycle {self.replay.cycle}; {following} should follow"
         else:
             where = "before the first cycle"
-        self._violation(self.log.rows[-1], f"the log ends {where} (--unfinished allows that)")
+        self._violation(self.log.rows[-1], f"the log ends {where}, but by its run.json the run is finished")
 
     def check_table(self, table: Table) -> None:
         """Check the table of subjects, which is written whenever a cycle is over."""

@@ -8,7 +8,7 @@ from travelling_quality_control.auditing.tables import FAILURES
 
 
 class RunOptions(Protocol):
-    """What the audit must know of a run, under the names of its options: a parsed command line will do."""
+    """What the audit must know of a run, under the names of its options."""
 
     protocol: str  # "corrected" or "published"
     revisit: int  # cycles that a flagged subject waits

@@ -104,7 +104,7 @@ def read_cohorts(train: Path, test: Path, centers: Sequence[str] | None = None) 
             seen[row["Subject"]] = f"{table.path}, row {row['row']}"
     for row in training_set.rows:
         if centers and row["Study"] not in subjects_of:
-            raise InputError(f"--centers: {row['Study']} of {train} is not one of them")
+            raise InputError(f"{train}, row {row['row']}: {row['Study']} is none of the centers that run.json names")
         subjects_of.setdefault(row["Study"], []).append(row["Subject"])
     groups = [row["Group_bin"] for row in test_set.rows]
     if set(groups) != {0, 1}:

@@ -3,9 +3,8 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -22,7 +21,6 @@ from travelling_quality_control.reporting.drawing import Picture, rates_along_ru
 from travelling_quality_control.reporting.pages import MISSING, make_page, number_text
 from travelling_quality_control.reporting.runs import (
     DECISIONS,
-    OLDER_OPTIONS,
     SCORE,
     SCREEN,
     LoggedRun,
@@ -54,26 +52,20 @@ COLUMNS = {  # of the list of decisions, in the manner of BIDS
 
 
 def write_report(
+    record: dict,
     log_csv: Path,
     train_csv: Path,
     test_csv: Path,
+    subjects_csv: Path | None,
     page: Path,
-    record: dict,
-    *,
-    subjects_csv: Path | None = None,
-    centers: Sequence[str] | None = None,
-    unfinished: bool = False,
     with_images: bool = False,
 ) -> tuple[LoggedRun, Outcome, list[Path]]:
     """Audit a log, and write the report of its run and, unless the audit refuses it, the lists beside it.
 
-    ``record`` is the run's, as :func:`travelling_quality_control.reporting.runs.read_record` gives it; its options hold
-    at least those that the audit needs. The other arguments are those of the audit. Returns the run, what the audit
-    found, and the files. Raises InputError for files that cannot be read.
+    The first five are what :func:`travelling_quality_control.auditing.run_record.run_of` gives. Returns the run, what
+    the audit found, and the files. Raises InputError for files that cannot be read.
     """
-    record = record | {"options": OLDER_OPTIONS | record["options"]}
-    options = SimpleNamespace(**record["options"])
-    outcome = audit_log(log_csv, train_csv, test_csv, options, subjects_csv, centers, unfinished)
+    outcome = audit_log(log_csv, train_csv, test_csv, record, subjects_csv)
     run = LoggedRun(record=record, images=read_images(train_csv), **read_log(log_csv, record["options"]))
     page.parent.mkdir(parents=True, exist_ok=True)
     pictures = _slices(run, train_csv, test_csv) if with_images else {}
@@ -236,12 +228,7 @@ def _notes(run, inputs, subjects_csv):
             f"The run was allowed to begin with a model that is saturated ({rates} at its start; --allow-saturated). "
             f"If it was, verification could not see harm{', and only the screen decided' * run.screens}."
         )
-    if not record["sessions"]:
-        notes.append(
-            "No run.json was found: the options are those of the command line or its defaults; versions, device, dates "
-            "and the contents of the CSVs at the time of the run are not known (--run-folder names the run folder)."
-        )
-    elif not record["finished"]:
+    if not record["finished"]:
         notes.append("By its run.json the run is not finished: what waits or was kept may still be decided otherwise.")
     for option, path in inputs.items():
         digest = record.get("inputs_sha256", {}).get(option)

@@ -1,6 +1,5 @@
 """A run of quality control as its records tell it: what was decided about every image. The truth is not asked for."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +11,12 @@ import pandas as pd
 from travelling.cohort import SEPARATOR
 from travelling.errors import InputError
 from travelling.quality_control import FAILURES
-from travelling.record import LATER
-from travelling.rules import DEFAULT_RULE, RULES
+from travelling.rules import RULES
 from travelling.verification_log import LOG_COLUMNS, log_columns
 
 SCORE = "Screen_score"  # column of a log
 SCREEN = "screen"  # the phase of a row that tells of a screened image: nothing was trained
 TEXT_COLUMNS = ("Subject", "Study", "Phase", "Subjects")  # of a log; all others are numbers
-# Options of a run where its record does not tell them.
-OLDER_OPTIONS = {"protocol": "corrected", "rule": DEFAULT_RULE, "screen": False, **LATER}
 DECISIONS = ("eliminated", "waiting", "came_back", "kept")
 
 
@@ -159,17 +155,3 @@ def read_log(path: Path, options: dict) -> dict:
     failed, trained = log["Phase"].isin(FAILURES), log["PFP"].notna()
     parts = {"log": trained & ~failed, "screening": ~trained & ~failed, "failures": failed}
     return {name: log[rows].reset_index(drop=True) for name, rows in parts.items()}
-
-
-def read_record(path: Path) -> dict:
-    """The record of a run, an empty one where there is none. Raises InputError for what is no record."""
-    if not path.is_file():
-        return {"options": {}, "sessions": [], "finished": None}
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        parts = [record["options"], record.get("inputs_sha256", {}), *record["sessions"]]
-        if not all(isinstance(part, dict) for part in parts) or "finished" not in record:
-            raise ValueError
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"{path}: not a record of a run") from None
-    return record
