@@ -8,7 +8,8 @@ Example:
 """
 
 from travelling import command
-from travelling.options import DirtyBaseline, from_command_line
+from travelling.option import from_command_line
+from travelling.options import DirtyBaseline
 
 
 def main() -> None:
@@ -16,10 +17,10 @@ def main() -> None:
     settings = from_command_line(DirtyBaseline, __doc__)
     # Only now, so that --help answers at once.
     from travelling.cohort import copies, read_cohort, subjects_by_center
+    from travelling.local_trainer import LocalTrainer
     from travelling.model_files import SPACE, cycles_to_run, read_record
     from travelling.protocol import learning_rates
     from travelling.run import Run
-    from travelling.trainer import LocalTrainer
     from travelling.travel import PlainRun, travel
     from travelling.volumes import Volumes
 

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING
 
 from travelling import command, harm, stopping
 from travelling.errors import InputError
-from travelling.options import HarmfulSamples, from_command_line
+from travelling.option import from_command_line
+from travelling.options import HarmfulSamples
 
 if TYPE_CHECKING:
     import numpy as np

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from travelling import command, stopping
 from travelling.errors import InputError
-from travelling.options import Inference, from_command_line
+from travelling.option import from_command_line
+from travelling.options import Inference
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,10 +33,10 @@ def main() -> None:
     from travelling.cohort import copies, read_cohort
     from travelling.console import progress_bar
     from travelling.files import write_csv
+    from travelling.local_trainer import LocalTrainer
     from travelling.metrics import diagnose, metrics_by_subgroup, refuse_unordered_ages, subgroups
     from travelling.model_files import SPACE, model_pairs, read_record
     from travelling.run import Run
-    from travelling.trainer import LocalTrainer
     from travelling.volumes import Volumes
 
     refuse_unordered_ages(settings.age_edges)

@@ -31,7 +31,8 @@ from typing import TYPE_CHECKING, Any
 
 from travelling import command, stopping
 from travelling.errors import InputError
-from travelling.options import Overwrite, changed, from_command_line, option
+from travelling.option import changed, from_command_line, option
+from travelling.options import Overwrite
 
 if TYPE_CHECKING:  # slow to import
     import numpy as np
@@ -79,7 +80,7 @@ class Preparation(Overwrite):
     overwrite: bool = changed(Overwrite, "overwrite", words="replace the tables of an earlier run", group="output")
 
     def check(self, spell: Callable[[str], str]) -> None:
-        """As :meth:`travelling.options.Options.check`."""
+        """As :meth:`travelling.option.Options.check`."""
         if (self.bids is None) == (self.csv is None):
             raise ValueError(f"one of {spell('bids')} and {spell('csv')} is needed, and not both")
         if self.mask_pattern is None:

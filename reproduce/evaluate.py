@@ -19,7 +19,8 @@ from pathlib import Path
 from evaluation.layout import PARTS
 
 from travelling import command
-from travelling.options import Inference, Options, changed, from_command_line, option
+from travelling.option import Options, changed, from_command_line, option
+from travelling.options import Inference
 
 
 @dataclass(kw_only=True)

@@ -26,17 +26,10 @@ from plan import PAPER, Study
 
 from reproduce import carry_out
 from travelling import command
+from travelling.beyond.screen import FALSE_ALARMS
 from travelling.errors import InputError
-from travelling.options import (
-    FALSE_ALARMS,
-    Device,
-    Evaluation,
-    Images,
-    Training,
-    changed,
-    from_command_line,
-    option,
-)
+from travelling.option import changed, from_command_line, option
+from travelling.options import Device, Evaluation, Images, Training
 
 if TYPE_CHECKING:  # slow to import
     import pandas as pd
@@ -68,7 +61,7 @@ class Judgement(Evaluation, Device, Images):
     overwrite: bool = changed(Study, "overwrite", group=None)
 
     def check(self, spell: Callable[[str], str]) -> None:
-        """As :meth:`travelling.options.Options.check`."""
+        """As :meth:`travelling.option.Options.check`."""
         if self.cohort and (self.train or self.test):
             raise ValueError(f"{spell('cohort')}: takes the place of {spell('train')} and {spell('test')}")
         if not self.cohort and not (self.train and self.test):
@@ -150,8 +143,8 @@ def test_half(cohort: "pd.DataFrame", other: bool) -> "pd.Series":
 
 def setting_for(judgement: Judgement) -> str:
     """The setting that docs/settings.md recommends for a test set of this size; says so if it has no screen."""
+    from travelling.beyond.screen.scores import limit_rank
     from travelling.cohort import read_cohort
-    from travelling.screen import limit_rank
 
     if judgement.false_alarms:  # then the user wants the screen
         return "evidence_screen"

@@ -11,6 +11,7 @@ from steps import Step
 from timing import control_work, inference_work, training_work
 
 from travelling import command
+from travelling.option import changed, option, to_command_line
 from travelling.options import (
     Device,
     DirtyBaseline,
@@ -20,9 +21,6 @@ from travelling.options import (
     Inference,
     LocalQualityControl,
     StandardModel,
-    changed,
-    option,
-    to_command_line,
 )
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -26,8 +26,9 @@ from steps import duration_text, missing, refuse_other_results, run_apart, run_s
 from timing import estimate, measure
 
 from travelling import command
+from travelling.beyond.screen import FALSE_ALARMS
 from travelling.errors import InputError
-from travelling.options import FALSE_ALARMS, from_command_line
+from travelling.option import from_command_line
 
 
 def main() -> None:
@@ -104,8 +105,8 @@ def demo_cohort(arguments: Study) -> Cohort:
 
 def refuse_unfit_cohort(cohort: Cohort, arguments: Study) -> None:
     """Raise InputError where there is too little for the harmful images, or for the screen."""
+    from travelling.beyond.screen.scores import limit_rank
     from travelling.harm import refuse_too_few
-    from travelling.screen import limit_rank
 
     for experiment in arguments.experiments:
         refuse_too_few(experiment, arguments.centers, arguments.images, cohort.centers)

@@ -29,8 +29,8 @@ def measure(
     import numpy as np
 
     from travelling import backend
+    from travelling.local_trainer import images_at_once
     from travelling.model import TravellingModel
-    from travelling.trainer import images_at_once
 
     seconds = {"device": backend.start(0, deterministic, precision), **_seconds_of_files(image, spacing)}
     begun = time.monotonic()

@@ -9,7 +9,8 @@ Example:
 """
 
 from travelling import command
-from travelling.options import StandardModel, from_command_line
+from travelling.option import from_command_line
+from travelling.options import StandardModel
 
 
 def main() -> None:
@@ -17,9 +18,9 @@ def main() -> None:
     settings = from_command_line(StandardModel, __doc__)
     # Only now, so that --help answers at once.
     from travelling.cohort import copies, read_cohort, subjects_by_center
+    from travelling.local_trainer import LocalTrainer
     from travelling.protocol import learning_rates
     from travelling.run import Run
-    from travelling.trainer import LocalTrainer
     from travelling.travel import PlainRun, travel
     from travelling.volumes import Volumes
 

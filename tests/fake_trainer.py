@@ -1,12 +1,13 @@
 """A trainer without images or network, for tests of what decides: what travels, who is fitted, what is undone."""
 
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 
-from travelling import options
 from travelling.metrics import Evaluation
+from travelling.options import QualityControl as QualityControlOptions
 from travelling.quality_control import QualityControl
+from travelling.settings import WithoutControl
 from travelling_quality_control.enc_PD_quality_control import travel
 
 HEALTHY, PATIENTS = 50, 100
@@ -80,17 +81,29 @@ class FakeTrainer:
 
 
 def settings_of(**changes):
-    """The options of quality control and of plain training, at their defaults but for ``changes``."""
-    files = dict.fromkeys(("en", "pd", "fn_test", "fn_save"))
-    return SimpleNamespace(**vars(options.QualityControl(**files)) | {"epochs": 1} | changes)
+    """The options of quality control and its extensions, at their defaults but for ``changes``."""
+    files = {"en": Path("en"), "pd": Path("pd"), "fn_test": Path("test.csv"), "fn_save": Path("qc")}
+    return QualityControlOptions.made_of(files | changes, str)
+
+
+def plain_settings(**changes):
+    """The options of plain training, at their defaults but for ``changes``."""
+    return WithoutControl.made_of(changes, str)
 
 
 def control_over(centers, trainer, **changes):
     """Quality control with that trainer and those options, started, and the rows that it logs."""
     rows = []
-    control = QualityControl(settings_of(**changes), trainer, centers, rows.append)
+    settings = settings_of(**changes)
+    control = QualityControl(settings, trainer, centers, rows.append, extensions=settings.extensions)
     control.start(trainer.evaluate())
     return control, rows
+
+
+def extension_of(control, kind):
+    """The one of a class, which quality control has."""
+    (found,) = [extension for extension in control.extensions if isinstance(extension, kind)]
+    return found
 
 
 class NoFiles:

@@ -21,17 +21,21 @@ import pytest
 from conftest import ROOT
 from fake_trainer import FakeTrainer, NoFiles, settings_of
 from study_maker import write_record
+from travelling.rules import RULES
 
-from travelling import label_screen, rules
+from travelling import rules
+from travelling.beyond import screen_labels as label_screen
+from travelling.beyond.evidence import possible_p_values
+from travelling.beyond.screen import is_strange
+from travelling.beyond.screen.scores import COMPONENTS
+from travelling.beyond.screen_labels import center_p_value
 from travelling.errors import VisitFailed
 from travelling.files import write_csv
-from travelling.label_screen import center_p_value
+from travelling.log_file import LogFile
 from travelling.metrics import Evaluation
 from travelling.protocol import Protocol
-from travelling.quality_control import QualityControl
-from travelling.rules import RULES, possible_p_values
-from travelling.screen import COMPONENTS, is_strange
-from travelling.verification_log import LOG_COLUMNS, LogFile, log_columns
+from travelling.quality_control import QualityControl, log_columns
+from travelling.verification_log import LOG_COLUMNS
 from travelling_quality_control.auditing.replay import RunOptions
 from travelling_quality_control.enc_PD_quality_control import travel
 

@@ -13,7 +13,7 @@ from conftest import write_image
 from travelling import cache, volumes
 from travelling.cache import ArrayFiles, free_memory
 from travelling.errors import InputError
-from travelling.trainer import LocalTrainer
+from travelling.local_trainer import LocalTrainer
 from travelling.volumes import Volumes
 
 SHAPE = (33, 34, 35)

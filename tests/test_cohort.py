@@ -4,15 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from travelling.cohort import (
-    batches,
-    read_cohort,
-    refuse_one_class,
-    refuse_overlap,
-    subjects_by_center,
-    travelling_order,
-)
+from travelling.cohort import read_cohort, refuse_one_class, refuse_overlap, subjects_by_center
 from travelling.errors import InputError
+from travelling.order import batches, travelling_order
 from travelling.protocol import PROTOCOLS
 
 GOOD = {

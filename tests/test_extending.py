@@ -42,8 +42,8 @@ import numpy as np
 import pandas as pd
 from test_audit import FakeScreen, consistent, make_run, read_rows
 from travelling.model import TravellingModel
-from travelling.screen import Screen
-from travelling.trainer import LocalTrainer
+from travelling.beyond.screen.scores import Screen
+from travelling.local_trainer import LocalTrainer
 
 folder = Path(sys.argv[1])
 make_run(folder, screen=FakeScreen(0))

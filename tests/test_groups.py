@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 from fake_trainer import HEALTHY, FakeTrainer, NoFiles, control_over, run_cycles
+from travelling.rules import RULES
 
 from travelling.errors import VisitFailed
 from travelling.metrics import evaluate
 from travelling.protocol import PROTOCOLS
-from travelling.rules import RULES
 from travelling_quality_control.enc_PD_quality_control import travel
 
 CENTERS = {center: [f"{center}{number}" for number in range(7)] for center in "abcdefgh"}  # batches of 5 and of 2

@@ -28,9 +28,9 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from travelling import command, record, stopping
 from travelling.cohort import copies, read_cohort, refuse_overlap
 from travelling.errors import InputError
+from travelling.local_trainer import KNOWN, LocalTrainer
 from travelling.nifti import read_image, read_upright, read_voxels, to_array
 from travelling.run import Run
-from travelling.trainer import KNOWN, LocalTrainer
 from travelling.volumes import Volumes
 
 SHAPE = (33, 34, 35)  # x, y, z

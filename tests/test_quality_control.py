@@ -16,15 +16,18 @@ from fake_trainer import (
     run_cycles,
     settings_of,
 )
+from travelling.rules import EvidenceRule, PublishedRule
 
-from travelling.cohort import related, travelling_order
+from travelling.beyond.evidence import auroc_fell, more_misdiagnosed
+from travelling.beyond.screen import is_strange
+from travelling.beyond.screen.looks import LOOKS, Distance, Mirrored
+from travelling.beyond.screen.scores import Screen, by_others, limit_rank
+from travelling.cohort import related
 from travelling.errors import InputError, VisitFailed
-from travelling.looks import LOOKS, Distance, Mirrored
 from travelling.metrics import Evaluation, evaluate
+from travelling.order import travelling_order
 from travelling.protocol import PROTOCOLS
 from travelling.quality_control import QualityControl
-from travelling.rules import EvidenceRule, PublishedRule, auroc_fell, more_misdiagnosed
-from travelling.screen import Screen, by_others, is_strange, limit_rank
 from travelling.travel import travel
 from travelling.verification_log import LOG_COLUMNS, SCREEN_COLUMNS
 from travelling_quality_control.enc_PD_quality_control import travel as control_quality

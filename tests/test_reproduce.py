@@ -25,7 +25,7 @@ from timing import estimate, measure
 import reproduce
 from travelling import command, harm, options
 from travelling.errors import InputError
-from travelling.options import from_command_line
+from travelling.option import from_command_line
 from travelling_quality_control.auditing import run_record
 from travelling_quality_control.reporting import one_run
 

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 from conftest import run_here
 from fake_trainer import FakeTrainer, NoFiles, settings_of
+from travelling.rules import RULES, EvidenceRule
 
 from travelling import files, nifti, options, stopping
 from travelling.checkpoint import Checkpoints
 from travelling.controlled_run import ControlledRun, first_evaluation, open_run
 from travelling.errors import AlreadyDone, InputError
 from travelling.files import write_whole
-from travelling.quality_control import QualityControl
-from travelling.rules import RULES, EvidenceRule
+from travelling.log_file import LogFile
+from travelling.quality_control import QualityControl, log_columns
 from travelling.run import Run
 from travelling.travel import travel
-from travelling.verification_log import LogFile, log_columns
 from travelling_quality_control.enc_PD_quality_control import travel as control_quality
 
 CENTERS = {f"c{number}": [f"s{number}{i}" for i in range(size)] for number, size in enumerate((7, 1, 5, 3, 12, 2))}

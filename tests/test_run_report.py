@@ -20,10 +20,10 @@ import pytest
 from conftest import ROOT, write_image
 from study_maker import REPRODUCE
 from test_audit import FakeScreen, RandomTrainer, change_record, make_run, read_rows, write_rows
-
-from travelling.looks import LOOKS
-from travelling.nifti import read_upright
 from travelling.rules import RULES, Rule
+
+from travelling.beyond.screen.looks import LOOKS
+from travelling.nifti import read_upright
 from travelling_quality_control.reporting import drawing, one_run, pages
 
 SCRIPT = ROOT / "travelling_quality_control" / "report.py"

@@ -6,11 +6,11 @@ import pytest
 from fake_trainer import FakeTrainer, control_over, run_cycles
 from sklearn.covariance import LedoitWolf
 
-from travelling.label_screen import center_p_value, p_values, reference_of
-from travelling.looks import LOOKS, Distance, Mirrored, asymmetry, spectrum
+from travelling.beyond.screen.looks import LOOKS, Distance, Mirrored, asymmetry, spectrum
+from travelling.beyond.screen.scores import beside_others, by_others
+from travelling.beyond.screen_labels import center_p_value, p_values, reference_of
+from travelling.local_trainer import LocalTrainer
 from travelling.metrics import evaluate
-from travelling.screen import beside_others, by_others
-from travelling.trainer import LocalTrainer
 from travelling.volumes import Volumes
 
 

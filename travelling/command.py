@@ -1,21 +1,20 @@
-"""What every command line shares: its error line, its exit status and its kinds of values.
+"""How every script ends: its error line and its exit status.
 
 Imports nothing that is slow, so that ``--help`` answers at once.
 """
 
-import argparse
-import math
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn
 
 from travelling import stopping
 from travelling.console import Output
 from travelling.errors import AlreadyDone, InputError, Stopped
+from travelling.option import Parser as Parser
+from travelling.option import number as number
 
 
 def run(main: Callable[[], None]) -> NoReturn:
@@ -66,46 +65,3 @@ def _is_lack_of_memory(error):
 def _fail(status: int, message: str) -> NoReturn:
     print(" ".join(message.split()), file=sys.stderr)
     sys.exit(status)
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser that shows defaults, and one line instead of its usage where an option is wrong."""
-
-    def __init__(self, description: str | None, prog: str | None = None):
-        description = (description or "").strip()  # none under PYTHONOPTIMIZE=2
-        super().__init__(prog=prog, description=description, formatter_class=_Help, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        """Print the message and exit with status 2."""
-        _fail(2, f"error: {message} (--help lists the options)")
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    def _get_help_string(self, action):
-        if action.default in (None, False):  # nothing to show: a required option, a flag, or said in words
-            return action.help
-        return super()._get_help_string(action)
-
-
-def number(kind: type[int] | type[float], low: float = -math.inf, high: float = math.inf) -> Callable[[str], float]:
-    """An argparse type: an int or a float within [low, high]."""
-
-    def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not low <= value <= high or math.isinf(value):
-            word = "a whole number" if kind is int else "a number"
-            bounds = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
-            raise argparse.ArgumentTypeError(f"'{text}' is not {word} {bounds}")
-        return value
-
-    return parse
-
-
-def result_name(text: str) -> Path:
-    """An argparse type: a path whose last part begins the names of the results."""
-    if not Path(text).name or text.endswith(("/", "..")):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a file name")
-    return Path(text)

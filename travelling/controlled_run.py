@@ -1,31 +1,36 @@
 """What a run of quality control keeps on disk, wherever its trainer trains: log, table, models and checkpoints."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from travelling.cohort import refuse_one_class
 from travelling.errors import InputError
 from travelling.files import write_csv
+from travelling.log_file import LogFile
 from travelling.metrics import Evaluation
+from travelling.options import QualityControl as Settings
 from travelling.protocol import PROTOCOLS
-from travelling.quality_control import QualityControl, Step
-from travelling.rules import RULES
+from travelling.quality_control import QualityControl, Step, log_columns
+from travelling.rule import saturation
 from travelling.run import Run
-from travelling.screen import limit_rank
 from travelling.trainer import Trainer
-from travelling.verification_log import LogFile, log_columns
+
+if TYPE_CHECKING:
+    from travelling.model import TravellingModel
 
 
-def refuse_unfit_test_set(test_set: pd.DataFrame, settings: Any) -> None:
-    """Raise InputError where verification or the screen has too little to go by."""
+def refuse_unfit_test_set(test_set: pd.DataFrame, settings: Settings) -> None:
+    """Raise InputError where verification or an extension has too little to go by."""
     refuse_one_class(test_set, settings.fn_test)
-    if settings.screen:
-        limit_rank(len(test_set), settings.false_alarms)
+    for extension in settings.extensions:
+        extension.refuse_test_set(len(test_set))
 
 
-def open_run(settings: Any, inputs: tuple, images: dict) -> Run:
+def open_run(settings: Settings, inputs: tuple, images: dict) -> Run:
     """The folder of a run of quality control; its ``files`` are the log and the table of subjects.
 
     ``inputs`` are the names of the options that are files to be read, ``images`` maps subjects to the files of the
@@ -38,7 +43,7 @@ def open_run(settings: Any, inputs: tuple, images: dict) -> Run:
     return Run(settings.output_folder, text_log.absolute(), settings, read, files=[log, table], images=images)
 
 
-def first_evaluation(run: Run, trainer: Trainer, settings: Any) -> tuple[Evaluation | None, list]:
+def first_evaluation(run: Run, trainer: Trainer, settings: Settings) -> tuple[Evaluation | None, list]:
     """The pre-trained model's evaluation, and notices of it; None where the run goes on.
 
     Raises InputError where the model is saturated, so that verification could not see harm.
@@ -47,10 +52,11 @@ def first_evaluation(run: Run, trainer: Trainer, settings: Any) -> tuple[Evaluat
         return None, []
     baseline = trainer.evaluate()
     tolerance = settings.batch_size * settings.error
-    saturation = RULES[settings.rule]().saturation(baseline, tolerance, PROTOCOLS[settings.protocol])
-    if not saturation:
+    rules = [extension.saturation for extension in settings.extensions if extension.replaces_rule] or [saturation]
+    reasons = [rule(baseline, tolerance, PROTOCOLS[settings.protocol]) for rule in rules]
+    if not all(reasons):  # one that can see harm is enough
         return baseline, []
-    notice = f"{settings.en}: saturated, verification cannot see harm ({'; '.join(saturation)})"
+    notice = f"{settings.en}: saturated, verification cannot see harm ({'; '.join(sum(reasons, []))})"
     if not settings.allow_saturated:
         raise InputError(f"{notice}; use a better pre-trained model or --allow-saturated")
     return baseline, [notice]
@@ -65,9 +71,9 @@ class ControlledRun:
 
     def __init__(
         self,
-        settings: Any,
+        settings: Settings,
         run: Run,
-        model: Any,
+        model: TravellingModel,
         trainer: Trainer,
         centers: dict,
         baseline: Evaluation | None,
@@ -80,11 +86,11 @@ class ControlledRun:
         self._trainer = trainer
         log_csv, self._table_csv = run.files
         length = resumed_at["log_length"] if resumed_at else 0
-        self._log = LogFile(log_csv, log_columns(RULES[settings.rule], settings.screen, settings.label_screen), length)
-        self.control = QualityControl(settings, trainer, centers, self._log, on_step)
-        self._locked_up = []
-        if settings.screen:
-            run.log.info("screen: each test image is scored by those of another %s", trainer.related()[1] or "subject")
+        self._log = LogFile(log_csv, log_columns(settings.extensions), length)
+        self.control = QualityControl(settings, trainer, centers, self._log, on_step, settings.extensions)
+        self._locked_up: list[str] = []
+        for notice in filter(None, (extension.notice(trainer) for extension in settings.extensions)):
+            run.log.info("%s", notice)
         if resumed_at:
             self.control.import_state(resumed_at["control"])
             self._locked_up += resumed_at["locked_up"]

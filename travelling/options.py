@@ -1,81 +1,30 @@
-"""What a run can be told: every option once, with its type, default, unit and words.
+"""What each script can be told: a class of options for each kind of run, see :mod:`travelling.option`."""
 
-A class for each kind of run. From it come the script's command line (:func:`from_command_line`), the configuration file
-of a federated site (:func:`from_json`), the record of the run (its fields are what ``run.json`` holds), and the command
-lines that ``reproduce.py`` plans (:func:`to_command_line`). Imports nothing that is slow: ``--help`` needs it.
-"""
-
-import argparse
-import dataclasses
-import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from travelling.command import Parser, number, result_name
-from travelling.errors import InputError
+from travelling import settings
 from travelling.harm import KINDS, PUBLISHED
-from travelling.protocol import PROTOCOLS
-from travelling.rules import DEFAULT_RULE, RULES, rule_help
+from travelling.option import (
+    METHOD,
+    Options,
+    changed,
+    fields_of,
+    from_json,
+    number,
+    option,
+    published,
+    result_name,
+)
 
-FALSE_ALARMS = 0.01  # of the screen, unless told otherwise
+if TYPE_CHECKING:
+    from travelling.quality_control import Extension
+
 AGE_EDGES = (60.0, 70.0)  # years
 CENTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # FLARE makes folders and addresses of them
-_REQUIRED = object()
-_PUBLISHED = "published options"
-_METHOD = "method"
-_BEYOND = "beyond the published method (docs/settings.md)"
-
-
-def option(
-    words: str,
-    parse: Callable[[str], Any] | None = None,
-    default: Any = _REQUIRED,
-    *,
-    metavar: str | None = None,
-    choices: tuple = (),
-    many: str = "",
-    flag: str | None = None,
-    group: str | None = None,
-    from_json: Callable[[Any, Path], Any] | None = None,
-) -> Any:
-    """A field of a class of options.
-
-    ``parse`` makes its value of a text (None: the option is a flag that is there or not), ``many`` tells how many it
-    may have (argparse's ``nargs``); ``flag`` is its spelling on the command line where that is not ``--kebab-case``
-    (without a dash: the option is told by its place, and needed); ``from_json(value, folder)`` makes its value of what
-    a file says, where ``parse`` cannot.
-    """
-    about = {key: value for key, value in locals().items() if key != "default"}
-    if default is _REQUIRED:
-        return dataclasses.field(metadata=about)
-    return dataclasses.field(default=default, metadata=about)
-
-
-def published(words: str, flag: str, parse: Callable[[str], Any], default: Any = _REQUIRED, metavar: str = "N") -> Any:
-    """An option of the published scripts, with their spelling."""
-    return option(words, parse, default, metavar=metavar, flag=flag, group=_PUBLISHED)
-
-
-def changed(base: Any, name: str, default: Any = _REQUIRED, **about: Any) -> Any:
-    """The option of another class, with another default or other words."""
-    field = base.__dataclass_fields__[name]
-    default = field.default if default is _REQUIRED else default
-    options = {**field.metadata, **about}
-    return option(default=_REQUIRED if default is dataclasses.MISSING else default, **options)
-
-
-@dataclass(kw_only=True)
-class Options:
-    """The base of all."""
-
-    def check(self, spell: Callable[[str], str]) -> None:
-        """Refuse (ValueError) what does not go together, and fill in what depends on other options.
-
-        ``spell`` turns the name of an option into what the user calls it.
-        """
 
 
 @dataclass(kw_only=True)
@@ -134,28 +83,10 @@ class Overwrite(Options):
 
 
 @dataclass(kw_only=True)
-class Training(Images, Overwrite):
+class Training(settings.Travelling, Images, Overwrite):
     """For every run that trains, wherever the images are."""
 
-    cycles: int = published("cycles in all; in each, all centers are visited", "-cycles", number(int, 1), 30)
-    batch_size: int = published("images per training step", "-batch_size", number(int, 1), 5)
-    protocol: str = option(
-        "as the paper describes it, or as its published code does it (docs/protocols.md)",
-        str,
-        "corrected",
-        choices=tuple(PROTOCOLS),
-        group=_METHOD,
-    )
-    learning_rate: float = option(
-        "Adam's learning rate in cycle 0", number(float, 0), 1e-4, metavar="RATE", group=_METHOD
-    )
-    seed: int = option(
-        "of the travelling order; where training begins anew, of the weights and the dropout, too",
-        number(int, 0, 2**31),
-        42,
-        group=_METHOD,
-    )
-    output_folder: Any = option("for the models of every cycle", Path, metavar="FOLDER")  # a Path, after check()
+    output_folder: Path = option("for the models of every cycle", Path, metavar="FOLDER")
     keep_every: int = option(
         "keep the models of every N-th cycle (and of the last) only", number(int, 1), 1, metavar="N"
     )
@@ -169,13 +100,6 @@ class TrainingSet(Options):
 
 
 @dataclass(kw_only=True)
-class Epochs(Options):
-    """For training without quality control."""
-
-    epochs: int = published("epochs per visit to a center", "-epochs", number(int, 1), 1)
-
-
-@dataclass(kw_only=True)
 class Pretrained(Options):
     """For every run that goes on from a pre-trained model."""
 
@@ -186,12 +110,12 @@ class Pretrained(Options):
         number(int, 0),
         None,
         metavar="CYCLE",
-        group=_METHOD,
+        group=METHOD,
     )
 
 
 @dataclass(kw_only=True)
-class FromScratch(Training, Epochs):
+class FromScratch(settings.WithoutControl, Training):
     """The standard travelling model."""
 
     seed: int = changed(Training, "seed", 40)
@@ -200,7 +124,7 @@ class FromScratch(Training, Epochs):
         number(float, 0.01, 8),
         1.0,
         metavar="FACTOR",
-        group=_METHOD,
+        group=METHOD,
     )
 
 
@@ -212,79 +136,63 @@ class StandardModel(FromScratch, TrainingSet, Device):
 
 
 @dataclass(kw_only=True)
-class DirtyBaseline(Training, Epochs, Pretrained, TrainingSet, Device):
+class DirtyBaseline(settings.WithoutControl, Training, Pretrained, TrainingSet, Device):
     """The dirty baseline."""
 
     output_folder: Path = changed(Training, "output_folder", Path("dirty_baseline_run"))
 
 
 @dataclass(kw_only=True)
-class QualityControl(Training, Pretrained, Evaluation):
+class Extensible(Options):
+    """For a run that may go beyond the published method: ``extensions`` are those that its options ask for."""
+
+    extensions: "tuple[Extension, ...]" = field(default=())
+
+    @classmethod
+    def more(cls) -> Sequence[type[Options]]:
+        """The options of all extensions that there are."""
+        from travelling.beyond import all_options
+
+        return all_options()
+
+    def take(self, parts: Sequence[Options], spell: Callable[[str], str]) -> None:
+        """As :meth:`Options.take`."""
+        from travelling.beyond import extensions_of
+
+        self.extensions = extensions_of(parts, spell)
+
+    def told(self) -> dict[str, Any]:
+        """The options of the run, and those of its extensions: one that it does not use is not heard of."""
+        told = super().told()
+        for extension in self.extensions:
+            told |= extension.options.told()
+        return told
+
+
+def extensions_in(told: Mapping[str, Any], path: Path) -> "tuple[Extension, ...]":
+    """The extensions of a run by the options in its record, the file ``path``.
+
+    Raises InputError for what no run can have.
+    """
+    known = {field.name for field in fields_of(*Extensible.more())}
+    return from_json(Extensible, path, {name: value for name, value in told.items() if name in known}).extensions
+
+
+@dataclass(kw_only=True)
+class QualityControl(settings.Control, Training, Pretrained, Evaluation, Extensible):
     """Quality control, wherever the training images are."""
 
-    batch_size: int = changed(Training, "batch_size", flag="--batch-size", group=_METHOD)
     fn_test: Path = published("test set, which only home holds", "-fn_test", Path, metavar="CSV")
-    revisit: int = published(
-        "cycles that a flagged image waits; it is revisited at the end of the last of them",
-        "-revisit",
-        number(int, 1),
-        2,
-        "CYCLES",
-    )
-    error: float = published(
-        "tolerated rise of FPR or FNR, as a fraction of 1, per image of a training step",
-        "-error",
-        number(float, 0, 1),
-        0.02,
-        "RATE",
-    )
     fn_save: Path = published("results, without '.csv'", "-fn_save", result_name, metavar="NAME")
     allow_saturated: bool = option(
-        "go on where the pre-trained model errs so much that verification cannot see harm", None, False, group=_METHOD
+        "go on where the pre-trained model errs so much that verification cannot see harm", None, False, group=METHOD
     )
-    rule: str = option(
-        rule_help(),
-        str,
-        DEFAULT_RULE,
-        choices=tuple(RULES),
-        group=_BEYOND,
-    )
-    verify_every: int = option(
-        "batches that are trained before the test set is evaluated; a group that harms is searched by halves "
-        "(advised: 16 with --rule evidence)",
-        number(int, 1),
-        1,
-        metavar="BATCHES",
-        group=_BEYOND,
-    )
-    screen: bool = option(
-        "put images aside that look like nothing the model has learned of", None, False, group=_BEYOND
-    )
-    label_screen: bool = option(
-        "with --screen: put centers aside, too, whose labels all together contradict the model",
-        None,
-        False,
-        group=_BEYOND,
-    )
-    false_alarms: float | None = option(
-        f"share of good images that --screen may suspect at a look (default: {FALSE_ALARMS})",
-        number(float, 1e-6, 0.5),
-        None,
-        metavar="RATE",
-        group=_BEYOND,
-    )
-    output_folder: Any = changed(
+    output_folder: Path = changed(  # never None after check()
         Training, "output_folder", None, words="for the models of every cycle (default: <fn_save>_run)"
     )
 
     def check(self, spell: Callable[[str], str]) -> None:
         """As :meth:`Options.check`."""
-        if self.false_alarms is not None and not self.screen:
-            raise ValueError(f"{spell('false_alarms')}: is an option of {spell('screen')}")
-        if self.label_screen and not self.screen:
-            raise ValueError(f"{spell('label_screen')}: is an option of {spell('screen')}")
-        if self.screen and self.false_alarms is None:
-            self.false_alarms = FALSE_ALARMS
         if self.output_folder is None:
             self.output_folder = self.fn_save.with_name(f"{self.fn_save.name}_run")
 
@@ -398,10 +306,14 @@ class Centers(Options):
 class QualityControlServer(QualityControl, Centers):
     """Quality control, with the training images at the centers."""
 
+    method: str = option("what the server does", str, "quality_control", choices=("quality_control",))
+
 
 @dataclass(kw_only=True)
 class StandardModelServer(FromScratch, Centers):
     """The standard travelling model, with the images at the centers."""
+
+    method: str = option("what the server does", str, "standard", choices=("standard",))
 
     shape: tuple = option("voxels of every image: x, y, z", from_json=_shape)
 
@@ -436,121 +348,3 @@ class Jobs(Options):
 @dataclass(kw_only=True)
 class Simulation(QualityControl, TrainingSet, Jobs):
     """Quality control in FLARE's simulator."""
-
-
-def flag_of(field: dataclasses.Field) -> str:
-    """What an option is called on the command line."""
-    return field.metadata["flag"] or f"--{field.name.replace('_', '-')}"
-
-
-def add_to_parser(parser: argparse.ArgumentParser, options: type) -> None:
-    """Give an argparse parser the options of a class, the published ones first."""
-    groups: dict[str | None, Any] = {None: parser}
-    fields = sorted(dataclasses.fields(options), key=lambda field: field.metadata["group"] != _PUBLISHED)
-    for field in fields:
-        about = field.metadata
-        if about["group"] not in groups:
-            groups[about["group"]] = parser.add_argument_group(about["group"])
-        given = {"dest": field.name, "help": about["words"]}
-        if not flag_of(field).startswith("-"):
-            del given["dest"]  # told by its place; it is needed
-        elif field.default is dataclasses.MISSING:
-            given["required"] = True
-        else:
-            given["default"] = field.default
-        if about["parse"] is None:
-            given["action"] = "store_true"
-        else:
-            given |= {"type": about["parse"], "metavar": about["metavar"]}
-            if about["choices"]:
-                given |= {"choices": about["choices"], "metavar": None}
-            if about["many"]:
-                given["nargs"] = about["many"]
-        groups[about["group"]].add_argument(flag_of(field), **given)
-
-
-def from_command_line(options: type, text: str) -> Any:
-    """The options of a class as this process's command line gives them; ``text`` begins what ``--help`` says.
-
-    Ends the program in one line where they are wrong.
-    """
-    parser = Parser(text)
-    add_to_parser(parser, options)
-    found = options(**vars(parser.parse_args()))
-    flags = {field.name: flag_of(field) for field in dataclasses.fields(options)}
-    try:
-        found.check(flags.get)
-    except ValueError as error:
-        parser.error(str(error))
-    return found
-
-
-def from_json(options: type, path: Path, content: dict) -> Any:
-    """The options of a class as a file's JSON object gives them; paths in it are relative to the file.
-
-    Raises InputError for anything that is missing, unknown or wrong.
-    """
-    fields = {field.name: field for field in dataclasses.fields(options)}
-    unknown = content.keys() - fields.keys()
-    if unknown:
-        raise InputError(f"{path}: {sorted(unknown)[0]} is not known; known are {', '.join(fields)}")
-    values = {}
-    for name, field in fields.items():
-        value = content.get(name)
-        if value is None:
-            if field.default is dataclasses.MISSING:
-                raise InputError(f"{path}: {name} is missing")
-            continue
-        try:
-            values[name] = _from_json(field.metadata, value, Path(path).parent)
-        except (ValueError, argparse.ArgumentTypeError) as error:
-            raise InputError(f"{path}: {name}: {error}") from None
-    found = options(**values)
-    try:
-        found.check(lambda name: name)
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
-    return found
-
-
-def _from_json(about, value, folder):
-    if about["from_json"]:
-        return about["from_json"](value, folder)
-    choices = about["choices"] or ((False, True) if about["parse"] is None else ())
-    if choices:
-        if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
-            raise ValueError(f"{json.dumps(value)} is not one of {', '.join(map(str, choices))}")
-        return value
-    if about["parse"] in (Path, result_name):
-        if not isinstance(value, str) or not value:
-            raise ValueError(f"{json.dumps(value)} is not a path")
-        return (folder / value).absolute()
-    return about["parse"](json.dumps(value))
-
-
-def to_json(options: type, given: Any) -> dict:
-    """The options of a class, as plain values for a file, from an object that has them and perhaps others.
-
-    Those that it has not are left out; paths are absolute.
-    """
-    names = [field.name for field in dataclasses.fields(options) if hasattr(given, field.name)]
-    values = {name: getattr(given, name) for name in names}
-    return {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
-
-
-def to_command_line(options: type, **values: Any) -> list:
-    """The words of a command line that give some options of a class; None and False are left out.
-
-    Raises TypeError for a name that is not an option.
-    """
-    fields = {field.name: field for field in dataclasses.fields(options)}
-    words = []
-    for name, value in values.items():
-        if name not in fields:
-            raise TypeError(f"{options.__name__} has no option {name}")
-        if value is None or value is False:
-            continue
-        words.append(flag_of(fields[name]))
-        if value is not True:
-            words += [str(item) for item in value] if fields[name].metadata["many"] else [str(value)]
-    return words

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from travelling.metrics import Evaluation
-    from travelling.options import Training
+    from travelling.settings import Travelling
 
 DECAY = 0.1  # the learning rate is multiplied by exp(-DECAY) after every cycle
 ROUNDING = 1e-9  # rates are ratios of counts: a smaller difference is floating-point noise, not a misdiagnosis
@@ -79,7 +79,7 @@ PROTOCOLS = {
 }
 
 
-def learning_rates(settings: Training, first_cycle: int = 0, saved: float | None = None) -> Callable[[int], float]:
+def learning_rates(settings: Travelling, first_cycle: int = 0, saved: float | None = None) -> Callable[[int], float]:
     """:meth:`Protocol.learning_rate` of a run, as a function of the cycle.
 
     ``settings`` has the options protocol and learning_rate.

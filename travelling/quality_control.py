@@ -1,28 +1,30 @@
 """What decentralized quality control remembers: who was flagged, who waits, who is eliminated, what was accepted last.
 
-The method itself is on one screen in ``travelling_quality_control/enc_PD_quality_control.py``; this has its memory, its
-log, and the look of the screen. No label of harmfulness is known. The trainer (see :mod:`travelling.trainer`) decides
-where training happens, in this process or at a hospital.
+The method itself is on one screen in ``travelling_quality_control/enc_PD_quality_control.py``; this has its memory and
+its log. No label of harmfulness is known. The trainer (see :mod:`travelling.trainer`) decides where training happens,
+in this process or at a hospital. Whatever goes beyond the published method is an
+:class:`travelling.extension.Extension`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from dataclasses import asdict, dataclass
-from typing import Any
+from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
 import pandas as pd
 
+from travelling import rule
 from travelling.errors import VisitFailed
+from travelling.extension import Extension, Verify
 from travelling.metrics import Evaluation
+from travelling.order import batches, position
 from travelling.protocol import PROTOCOLS
-from travelling.rules import RULES
-from travelling.screen import Screen, is_sure, is_suspect
-from travelling.trainer import Trainer
-from travelling.verification_log import VerificationLog, log_columns
+from travelling.settings import Control
+from travelling.trainer import Files, Trainer
+from travelling.verification_log import LOG_COLUMNS, VerificationLog
 
-_STATE = (
-    "flags", "revisits", "waiting", "eliminated", "absent", "counts", "queue", "group_size", "suspects", "looks",
-)  # fmt: skip
+_STATE = ("flags", "revisits", "waiting", "eliminated", "absent", "counts")
 FAILURES = ("unreachable", "invalid")  # phases of a step to which a center gave no usable answer
 
 
@@ -31,25 +33,25 @@ class Step:
     """What was done with some subjects, and what it did to the test set: for a progress bar."""
 
     cycle: int
-    phase: str  # batch, group, subject, revisit or screen; one of FAILURES where nothing could be verified
-    center: str  # of a group: of its last batch
+    phase: str  # batch, subject, revisit, or an extension's; one of FAILURES where nothing could be verified
+    center: str  # where it was done; the last, where it was done at several
     subjects: list
     loss: float | None = None
     rates: tuple | None = None  # (FPR, FNR) after the step; None where none was made
     harmful: bool = False  # then the step was undone, or not made
+    done: int = 0  # images that the cycle has done with, but for their trial one by one
+
+
+def log_columns(extensions: Iterable[Extension]) -> tuple[str, ...]:
+    """The columns of the log: the published ones, ours, and those of the extensions that are used."""
+    return (*LOG_COLUMNS, *(column for extension in extensions for column in extension.columns))
 
 
 class QualityControl:
     """The state of quality control over ``centers``, which maps each of them to its subjects, none where it has not
     told them yet.
 
-    ``settings`` has the options of the method by their names (:class:`travelling.options.QualityControl`).
     ``write_row`` is called with one row of the log, a dict, per verification, and ``on_step`` with a :class:`Step`.
-
-    With ``settings.screen`` every image that is to train in a cycle, or to be revisited, is looked at before the first
-    step of the cycle. A suspect is flagged like one that harms alone, and a flagged image, whoever flagged it, is
-    eliminated if the looks of its flag and of its revisit are sure (:func:`travelling.screen.is_sure`). Both without a
-    training step, and therefore without rates in the log.
 
     A step that a center does not make (VisitFailed) is undone and logged, and the center is left alone for the rest of
     the cycle. What was accepted before stays; nobody is flagged for it, and a revisit is made up for in the next cycle.
@@ -57,23 +59,24 @@ class QualityControl:
 
     def __init__(
         self,
-        settings: Any,
+        settings: Control,
         trainer: Trainer,
-        centers: dict,
+        centers: dict[str, list[str]],
         write_row: Callable[[dict], None],
         on_step: Callable[[Step], None] = lambda step: None,
+        extensions: Sequence[Extension] = (),
     ):
         self.settings = settings
         self.trainer = trainer
         self.centers = centers
+        self.extensions = extensions
         self.protocol = PROTOCOLS[settings.protocol]
-        self.rule = RULES[settings.rule]()
-        self.screen: Any = Screen(trainer, settings.false_alarms, settings.label_screen) if settings.screen else None
         self.center_of = {subject: center for center, subjects in centers.items() for subject in subjects}
-        columns = log_columns(self.rule, settings.screen, settings.label_screen)
-        self._log = VerificationLog(write_row, columns, self.center_of, self.protocol)
+        self._log = VerificationLog(write_row, log_columns(extensions), self.center_of, self.protocol)
         self._on_step = on_step
         self.cycle = -1
+        self.order: list[str] = []  # centers that are still to be visited in this cycle
+        self._generator: np.random.RandomState  # of the cycle's batches, from begin_cycle() on
         self.accepted: Evaluation  # the last that was, from start() or import_state() on
         self.flags: dict[str, list[int]] = {
             subject: []
@@ -83,129 +86,109 @@ class QualityControl:
         self.waiting: dict[str, int] = {}  # subject -> cycle of its flag, in the order of the flags
         self.eliminated: dict[str, int] = {}  # subject -> cycle of its elimination
         self.absent: list[str] = []  # centers that failed in this cycle
-        self.counts: list[dict] = []  # of batches and screened images, a dict for every cycle
-        self.queue: list[list] = []  # batches of centers that are visited, in the order in which they train
-        self.group_size = settings.verify_every  # batches that are verified together, at most
-        self.looks: dict[str, list] = {}  # subject -> cells of its last look, while it waits of the second, too
-        self.suspects = 0  # batches at the head of the queue of which one did harm in a larger group
+        self.counts: list[dict] = []  # of batches that were verified and undone, a dict for every cycle
 
     @property
-    def reference(self) -> tuple:
+    def reference(self) -> tuple[float, float]:
         """(FPR, FNR) of the last accepted evaluation."""
         return self.protocol.rates(self.accepted)
 
     def start(self, baseline: Evaluation) -> None:
         """Take the pre-trained model's evaluation as the first reference and the first row of the log."""
         self.accepted = baseline
-        self._log.baseline(baseline, self.rule.describe(baseline))
+        cells: dict = {}
+        for extension in self.extensions:
+            cells |= extension.start(baseline)
+        self._log.baseline(baseline, cells)
 
-    def begin_cycle(self, cycle: int, order: list) -> bool:
-        """Note the cycle and, once in it, look at all images with the model as it is now: whether that was done.
+    def begin_cycle(self, cycle: int, order: list[str], generator: np.random.RandomState) -> bool:
+        """Note the cycle, the centers that are to be visited in it, in order, and the generator of its batches.
 
-        ``order`` is that of the centers.
+        Whether an extension has done something before the first visit.
         """
-        self.cycle = cycle
-        if not self.screen or self.screen.cycle == cycle:
-            return False
-        self.screen.calibrate(cycle, self.accepted, len(order))
-        for number, center in enumerate(order):
-            self.trainer.expect(self.centers[order[number + 1]] if number + 1 < len(order) else [])
-            with suppress(VisitFailed):
-                self._look(center)
-        return True
+        self.cycle, self.order, self._generator = cycle, order, generator
+        done = [extension.before_cycle(self, list(order)) for extension in self.extensions]
+        return any(done)
+
+    def position(self) -> dict:
+        """Where the run is in the travelling order: for a checkpoint."""
+        return position(self.cycle, len(self.order), self._generator)
+
+    def visits(self) -> Iterator[list[list[str]]]:
+        """The batches of each center in turn, which train there now; none where it cannot be visited."""
+        while self.order:
+            center = self.order.pop(0)
+            self.trainer.expect(self.centers[self.order[0]] if self.order else [])
+            try:
+                training = self.subjects_to_train(center)
+            except VisitFailed:  # which is noted
+                training = []
+            size, short = self.settings.batch_size, self.protocol.trains_short_batch
+            yield batches(training, size, self._generator, short)
+
+    def train_otherwise(self, visits: Iterator[list], verify: Verify, files: Files) -> bool:
+        """Whether an extension has trained the batches of all visits, see :meth:`Extension.train`."""
+        return any(extension.train(self, visits, verify, files) for extension in self.extensions)
 
     def training(self, subjects: Iterable[str]) -> list:
         """Those of the subjects that neither wait for their revisit nor are eliminated."""
         out = self.waiting | self.eliminated
         return [subject for subject in subjects if subject not in out]
 
-    def _look(self, center):
-        """The screen's look at who would train at a center, and who is to be revisited; raises VisitFailed."""
-        self._refuse_untold(center)
-        due = [subject for subject in self.due() if self.center_of[subject] == center]
-        training = self.training(self.centers[center])
-        if not training + due:
-            return
-        try:
-            cells = dict(zip(training + due, self.screen.cells(training + due), strict=True))
-        except VisitFailed as failure:
-            raise self.failed(failure, center, training + due) from None
-        for subject in due:
-            self.looks[subject] = [*self.looks[subject][:1], cells[subject]]
-        for subject in training:
-            suspect = is_suspect(cells[subject])
-            self.looks[subject] = [cells[subject]]
-            self._count("screened", "suspected", suspect)
-            if suspect:
-                self.flag(subject)
-            self._screened("screen", subject, suspect)
-
     def subjects_to_train(self, center: str) -> list:
-        """Who trains at a center in this visit: who is not out, nobody where the screen could not look.
+        """Who trains at a center in this visit: who is not out; nobody where it has failed in this cycle.
 
         Raises VisitFailed where the center has not told its subjects.
         """
         if center in self.absent:
             return []
-        self._refuse_untold(center)
+        self.refuse_untold(center)
         return self.training(self.centers[center])
 
-    def _refuse_untold(self, center):
+    def refuse_untold(self, center: str) -> None:
+        """Raise VisitFailed, which is noted, where a center has not told its subjects."""
         if not self.centers[center]:
             raise self.failed(VisitFailed("unreachable", "it has not told its subjects yet"), center, [])
 
-    def look_again(self, subject: str) -> tuple[bool, dict]:
-        """Whether a subject's two looks are enough to eliminate it, and the second's cells for the log of its step."""
-        if not self.screen:
-            return False, {}
-        sure = is_sure(self.looks[subject])
-        if sure:
-            self._screened("revisit", subject, sure)
-        return sure, self.looks[subject][-1]
-
-    def group(self) -> list:
-        """The batches that are trained and verified next, together; the first of the queue."""
-        return self.queue[: min(self.group_size, self.suspects or self.group_size)]
-
-    def settle(self, group: list, harmful: bool) -> bool:
-        """Draw the consequences of a group's verification; returns whether its subjects must be tried one by one.
-
-        One of several batches that did harm together is looked for in half of them. What did no harm leaves the queue,
-        and groups grow again once no batch is under suspicion.
-        """
-        if harmful and len(group) > 1:
-            self.group_size, self.suspects = len(group) // 2, len(group)
-            return False
-        self.queue = self.queue[len(group) :]
-        if harmful:
-            self.group_size, self.suspects = 1, 0
-            return True
-        self.suspects = max(0, self.suspects - len(group))
-        if not self.suspects:
-            self.group_size = min(self.settings.verify_every, 2 * self.group_size)
-        return False
+    def at_revisit(self, subject: str) -> tuple[bool, dict]:
+        """Whether an extension is sure that a subject must be eliminated, and cells for the log of its step."""
+        sure, cells = False, dict[str, Any]()
+        for extension in self.extensions:
+            one_is_sure, more = extension.at_revisit(self, subject)
+            sure, cells = sure or one_is_sure, cells | more
+        return sure, cells
 
     def judge(self, batches: list, evaluation: Evaluation) -> tuple[bool, dict]:
-        """Whether the training steps on some batches did harm, by the rule, and the rule's cells of the log."""
-        decide = self.rule.judge if len(batches) == 1 else self.rule.suspect
-        return decide(self.accepted, evaluation, self._tolerance(batches), self.protocol)
+        """Whether the training steps on some batches did harm, and cells of the log."""
+        harmful, cells = False, dict[str, Any]()
+        if not any(extension.replaces_rule for extension in self.extensions):
+            harmful = any(rule.risen(self.accepted, evaluation, self.tolerance(batches), self.protocol))
+        for extension in self.extensions:
+            one_says_so, more = extension.judge(self, batches, evaluation)
+            harmful, cells = harmful or one_says_so, cells | more
+        return harmful, cells
 
     def note(self, phase: str, batches: list, loss: float, evaluation: Evaluation, harmful: bool, cells: dict) -> None:
         """Log what was verified, before its evaluation becomes the reference."""
         subjects: list[str] = sum(batches, [])
-        tolerance = self._tolerance(batches)
+        tolerance, done = self.tolerance(batches), 0
         self._log.step(self.cycle, phase, subjects, evaluation, tolerance, harmful, cells, self.reference)
-        if phase == "batch" or (phase == "group" and not harmful):
-            self._count("verified", "undone", harmful, len(batches))
+        if phase not in ("subject", "revisit") and not (harmful and len(batches) > 1):  # which are tried in parts
+            self._count(harmful, len(batches))
+            done = len(subjects)
         rates = self.protocol.rates(evaluation)
-        self._on_step(Step(self.cycle, phase, self.center_of[subjects[-1]], subjects, loss, rates, harmful))
+        self._on_step(Step(self.cycle, phase, self.center_of[subjects[-1]], subjects, loss, rates, harmful, done))
+
+    def decided(self, phase: str, subject: str, cells: dict, harmful: bool) -> None:
+        """Log what an extension has decided about a subject without a training step: no rate was measured."""
+        self._log.decided(self.cycle, phase, subject, cells, harmful, self.reference)
+        self._on_step(Step(self.cycle, phase, self.center_of[subject], [subject], harmful=harmful))
 
     def failed(self, failure: VisitFailed, center: str, subjects: list) -> VisitFailed:
         """Note a step that a center did not make, and leave the center alone for the rest of the cycle."""
         self.absent.append(center)
-        there = [self.center_of[batch[0]] != center for batch in self.queue]
-        self.suspects = sum(there[: self.suspects])
-        self.queue = [batch for batch, stays in zip(self.queue, there, strict=True) if stays]
+        for extension in self.extensions:
+            extension.failed(self, center)
         tolerance = len(subjects) * self.settings.error
         self._log.failed(self.cycle, failure.phase, center, subjects, tolerance, self.reference)
         self._on_step(Step(self.cycle, failure.phase, center, subjects))
@@ -236,22 +219,23 @@ class QualityControl:
         del self.waiting[subject]
 
     def end_cycle(self) -> None:
-        """Centers that failed are visited again, and groups are as large as they may be."""
+        """Centers that failed are visited again."""
         self.absent = []
-        self.group_size, self.suspects = self.settings.verify_every, 0
+        for extension in self.extensions:
+            extension.end_cycle()
 
     def export_state(self) -> dict:
         """All that decides how quality control goes on, as plain values: for a checkpoint."""
         state = {name: getattr(self, name) for name in _STATE} | {"accepted": asdict(self.accepted)}
-        return state | {"screen": self.screen.export_state() if self.screen else None}
+        return state | {"extensions": {type(one).__name__: one.export_state() for one in self.extensions}}
 
     def import_state(self, state: dict) -> None:
         """Take over what :meth:`export_state` gave."""
         for name in _STATE:
-            setattr(self, name, state.get(name, getattr(self, name)))  # of 0.2: it verified every batch
+            setattr(self, name, state[name])
         self.accepted = Evaluation(**state["accepted"])
-        if self.screen:
-            self.screen.import_state(state["screen"])
+        for extension in self.extensions:
+            extension.import_state(state["extensions"][type(extension).__name__])
         for subject in self.center_of:  # of a center that has told its subjects since
             self.flags.setdefault(subject, [])
             self.revisits.setdefault(subject, 0)
@@ -280,32 +264,28 @@ class QualityControl:
         )
 
     def locked_up(self, cycle: int) -> str | None:
-        """In words, why most batches of this cycle were undone, or most images suspected; None where they were not."""
+        """In words, why most batches of this cycle were undone, or most images put aside; None where they were not."""
         counts = self.counts[-1] if self.counts and self.counts[-1]["cycle"] == cycle else {}
         if 2 * counts.get("undone", 0) > counts.get("verified", 0):
+            explain = next(
+                (extension.lock_up for extension in self.extensions if extension.replaces_rule), rule.lock_up
+            )
             return (
                 f"lock-up: {counts['undone']} of {counts['verified']} batches of cycle {cycle} were undone. "
-                f"Unless most images are harmful, {self.rule.locked_up(self.accepted, self.protocol)}"
+                f"Unless most images are harmful, {explain(self.accepted, self.protocol)}"
             )
-        if 2 * counts.get("suspected", 0) > counts.get("screened", 0):
-            return (
-                f"lock-up: {counts['suspected']} of {counts['screened']} images that were screened in cycle {cycle} "
-                "are suspects. Unless most images are harmful, those of the test set are not like those of the centers "
-                "(another preparation or scale of intensities?)"
-            )
-        return None
+        return next(filter(None, (extension.locked_up(cycle) for extension in self.extensions)), None)
 
-    def _tolerance(self, batches):
-        """Of a group it is that of its smallest batch: summed over all of them, it would let the harm of one pass."""
+    def tolerance(self, batches: list) -> float:
+        """What FPR and FNR may rise by.
+
+        Of several batches it is that of the smallest: summed over all of them, it would let the harm of one pass.
+        """
         return min(map(len, batches)) * self.settings.error
 
-    def _count(self, what, hit, happened, number=1):
-        """Count batches or images of a cycle, and whether they were undone or suspected."""
+    def _count(self, undone, number):
+        """Count batches of a cycle, and those that were undone."""
         if not self.counts or self.counts[-1]["cycle"] != self.cycle:
-            self.counts.append({"cycle": self.cycle, "verified": 0, "undone": 0, "screened": 0, "suspected": 0})
-        self.counts[-1][what] += number
-        self.counts[-1][hit] += number * bool(happened)
-
-    def _screened(self, phase, subject, suspect):
-        self._log.screened(self.cycle, phase, subject, self.looks[subject][-1], suspect, self.reference)
-        self._on_step(Step(self.cycle, phase, self.center_of[subject], [subject], harmful=suspect))
+            self.counts.append({"cycle": self.cycle, "verified": 0, "undone": 0})
+        self.counts[-1]["verified"] += number
+        self.counts[-1]["undone"] += number * undone

@@ -15,13 +15,11 @@ from pathlib import Path
 from travelling import __version__
 from travelling.errors import InputError
 from travelling.files import write_whole
-from travelling.options import Options
+from travelling.option import Options
 
 PACKAGES = ("tensorflow", "jax", "keras", "numpy", "pandas", "scikit-learn", "SimpleITK", "nibabel", "h5py")
 # These change where results go or how fast they come, not what they are.
 INDIFFERENT = {"output_folder", "overwrite", "cache_gb", "cache_dir", "keep_every", "workers"}
-# Options that version 0.2 did not have, with what it did: its runs go on.
-LATER = {"verify_every": 1, "label_screen": False}
 
 
 def describe(arguments: Options, inputs: Mapping[str, Path]) -> dict:
@@ -29,7 +27,7 @@ def describe(arguments: Options, inputs: Mapping[str, Path]) -> dict:
 
     ``inputs`` maps the names of options to the files that they name.
     """
-    options = {name: _plain(value) for name, value in sorted(vars(arguments).items())}
+    options = {name: _plain(value) for name, value in sorted(arguments.told().items())}
     hashes = {name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for name, path in inputs.items()}
     return {"script": Path(sys.argv[0]).name, "options": options, "inputs_sha256": hashes}
 
@@ -45,10 +43,11 @@ def differences(earlier: dict, now: dict) -> list[str]:
     found = []
     if earlier.get("script") != now["script"]:
         found.append(f"script is {earlier.get('script')} there and {now['script']} here")
-    for name, value in now["options"].items():
-        there = earlier.get("options", {}).get(name, LATER.get(name))
-        if name not in INDIFFERENT and name not in now["inputs_sha256"] and there != value:
-            found.append(f"{name} is {there} there and {value} here")
+    before = earlier.get("options", {})
+    for name in now["options"] | before:  # an extension that is not used has no options
+        there, here = before.get(name), now["options"].get(name)
+        if name not in INDIFFERENT and name not in now["inputs_sha256"] and there != here:
+            found.append(f"{name} is {there} there and {here} here")
     for name, digest in now["inputs_sha256"].items():
         if earlier.get("inputs_sha256", {}).get(name) != digest:
             found.append(f"the content of {name} ({now['options'].get(name, name)}) is another")

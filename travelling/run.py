@@ -222,7 +222,7 @@ class Run:
     def save(self, model: TravellingModel, cycle: int, batch_size: int, known: dict) -> None:
         """Save the model of a cycle under its published names; ``--keep-every`` decides which earlier ones stay.
 
-        ``known`` is what its record says besides (:meth:`travelling.trainer.LocalTrainer.known`).
+        ``known`` is what its record says besides (:meth:`travelling.local_trainer.LocalTrainer.known`).
         """
         whole = model_files(self.folder, batch_size, cycle)
         partial = [path.with_name(f".{path.name}.part.keras") for path in whole]

@@ -7,10 +7,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from travelling.cohort import batches, position, start_of_cycle, travelling_order
 from travelling.console import progress_bar
 from travelling.errors import VisitFailed
 from travelling.options import DirtyBaseline, FromScratch
+from travelling.order import batches, position, start_of_cycle, travelling_order
 from travelling.protocol import PROTOCOLS
 from travelling.run import Run
 from travelling.stopping import stop_if_asked

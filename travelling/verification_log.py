@@ -1,38 +1,22 @@
-"""The verification log: what its rows are made of, and its file."""
+"""The verification log: what its rows are made of."""
 
-import csv
-import os
 from collections.abc import Callable
-from pathlib import Path
 
-from travelling import label_screen
-from travelling.cohort import SEPARATOR
-from travelling.errors import InputError, name_file
 from travelling.metrics import Evaluation
 from travelling.protocol import Protocol
-from travelling.rules import Rule
-from travelling.screen import COMPONENTS
 
 LOG_COLUMNS = (
     "Cycle", "Subject", "Study", "ACC", "FP", "FN", "PFP", "PFN", "Ignored",  # as published
     "Phase", "Subjects", "Tolerance", "Reference_PFP", "Reference_PFN", "Eliminated",
 )  # fmt: skip
-SCREEN_COLUMNS = ("Screen_score", "Screen_limit", *COMPONENTS)  # after those of the rule, where there is a screen
-
-
-def log_columns(rule: Rule | type[Rule], screen: bool, labels: bool = False) -> tuple:
-    """The columns of the log: the published ones, ours, and those of the options that are used.
-
-    ``labels`` tells whether labels are screened, too.
-    """
-    return (*LOG_COLUMNS, *rule.columns, *(SCREEN_COLUMNS * screen), *(label_screen.COLUMNS * labels))
+SEPARATOR = ";"  # joins ids of subjects
 
 
 class VerificationLog:
     """Makes the rows of the log, one per verification, and hands them to ``write``, a dict of ``columns`` each.
 
     ``center_of`` maps subjects to their centers. ``reference`` is everywhere (FPR, FNR) of the last accepted
-    evaluation; ``cells`` are those of the rule.
+    evaluation; ``cells`` are those of extensions.
     """
 
     def __init__(self, write: Callable[[dict], None], columns: tuple, center_of: dict, protocol: Protocol):
@@ -66,9 +50,9 @@ class VerificationLog:
             reference,
         )
 
-    def screened(self, cycle: int, phase: str, subject: str, cells: dict, suspect: bool, reference: tuple) -> None:
-        """What the screen says of one subject, in ``cells``: no step was made, so no rate was measured."""
-        self._row(self._about(cycle, phase, [subject], suspect), cells, reference)
+    def decided(self, cycle: int, phase: str, subject: str, cells: dict, harmful: bool, reference: tuple) -> None:
+        """What was decided about one subject without a step, so no rate was measured."""
+        self._row(self._about(cycle, phase, [subject], harmful) | {"Subject": subject}, cells, reference)
 
     def failed(self, cycle: int, phase: str, center: str, subjects: list, tolerance: float, reference: tuple) -> None:
         """A step that a center did not make."""
@@ -84,7 +68,7 @@ class VerificationLog:
     def _about(self, cycle, phase, subjects, harmful):
         return {
             "Cycle": cycle,
-            "Subject": phase if phase in ("batch", "group") else subjects[0],
+            "Subject": subjects[0] if phase in ("subject", "revisit") else phase,
             "Study": SEPARATOR.join(dict.fromkeys(self._center_of[subject] for subject in subjects)),
             "Phase": phase,
             "Subjects": SEPARATOR.join(subjects),
@@ -105,49 +89,3 @@ class VerificationLog:
     def _row(self, about, measured, reference=(None, None)):
         references = dict(zip(("Reference_PFP", "Reference_PFN"), reference, strict=True))
         self._write(dict.fromkeys(self._columns) | {"Eliminated": 0} | references | about | measured)
-
-
-class LogFile:
-    """The verification log: a CSV whose rows are on disk as soon as they are written.
-
-    ``length`` is what :attr:`length` (bytes) was when the run that goes on had last a checkpoint; later rows are cut
-    off, because that work is done again.
-    """
-
-    def __init__(self, path: Path, columns: tuple = LOG_COLUMNS, length: int = 0):
-        self._file = open(path, "r+" if length else "w", newline="", encoding="utf-8")
-        self._writer = csv.DictWriter(self._file, columns, lineterminator="\n")
-        with name_file(path):
-            self._begin(path, length)
-
-    def _begin(self, path, length):
-        if length:
-            if self._file.seek(0, os.SEEK_END) < length:
-                raise InputError(f"{path}: shorter than when its run stopped; --overwrite starts anew")
-            self._file.seek(0)
-            if self._file.readline().strip() != ",".join(self._writer.fieldnames):
-                raise InputError(f"{path}: has other columns (of another version?); --overwrite starts anew")
-            self._file.truncate(length)
-            self._file.seek(length)
-        else:
-            self._writer.writeheader()
-        self._flush()
-
-    @property
-    def length(self) -> int:
-        """Bytes written so far."""
-        return os.fstat(self._file.fileno()).st_size
-
-    def __call__(self, row: dict) -> None:
-        """Append one row."""
-        with name_file(self._file.name):
-            self._writer.writerow(row)
-            self._flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-    def _flush(self):
-        self._file.flush()
-        os.fsync(self._file.fileno())

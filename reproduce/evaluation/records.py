@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from travelling.rules import DEFAULT_RULE
 
 from evaluation import layout
 from evaluation.layout import CLEAN, CONTROL_FOLDERS, DIRTY, HARM, PUBLISHED, SETTINGS
-from travelling.cohort import SEPARATOR
 from travelling.errors import InputError
 from travelling.metrics import performance
-from travelling.rules import DEFAULT_RULE
+from travelling.verification_log import SEPARATOR
 from travelling_quality_control.auditing import audit_log
 from travelling_quality_control.auditing.run_record import read_run_record, refuse_wrong_options
 from travelling_quality_control.reporting.runs import (

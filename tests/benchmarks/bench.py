@@ -24,7 +24,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from travelling import command, options
-from travelling.options import Device, add_to_parser
+from travelling.option import add_to_parser
+from travelling.options import Device
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SIZES = {"33 x 33 x 33": (33, 33, 33), "40 x 48 x 40": (40, 48, 40), "80 x 96 x 80": (80, 96, 80)}
@@ -112,8 +113,8 @@ def write_cohort(folder, size, volumes):
 def make_trainers(csv_path, size, width, decode=True):
     """The two ways to train and verify, on one model: (ours, published)."""
     from travelling.cohort import read_cohort
+    from travelling.local_trainer import LocalTrainer
     from travelling.model import TravellingModel
-    from travelling.trainer import LocalTrainer
     from travelling.volumes import Volumes
 
     cohort = read_cohort(csv_path)
@@ -132,7 +133,7 @@ def published_trainer(model, volumes, training_csv, test_csv):
     import SimpleITK as sitk
 
     from travelling.cohort import read_cohort
-    from travelling.trainer import LocalTrainer
+    from travelling.local_trainer import LocalTrainer
 
     def read(path, subject):
         table = pd.read_csv(path)
@@ -171,8 +172,8 @@ def verification(folder, size, volumes, arguments):
     """(a) to (f): verification beside the bare network and the published way."""
     import numpy as np
 
+    from travelling.log_file import LogFile
     from travelling.quality_control import QualityControl
-    from travelling.verification_log import LogFile
 
     csv_path = write_cohort(folder, size, volumes)
     ours, published = make_trainers(csv_path, size, arguments.width)
@@ -287,7 +288,7 @@ def fit(xs, seconds):
 
 def growth_with_volumes(folder, arguments):
     """(g) How verification grows with the number of test volumes."""
-    from travelling.trainer import LocalTrainer
+    from travelling.local_trainer import LocalTrainer
 
     size = SIZES["40 x 48 x 40"]
     csv_path = write_cohort(folder, size, 40)
@@ -354,9 +355,9 @@ def whole_cycle(folder, arguments):
 
     from travelling import backend
     from travelling.cohort import read_cohort, subjects_by_center
+    from travelling.local_trainer import LocalTrainer
     from travelling.model import TravellingModel
     from travelling.quality_control import QualityControl
-    from travelling.trainer import LocalTrainer
     from travelling.volumes import Volumes
     from travelling_quality_control.enc_PD_quality_control import travel
 

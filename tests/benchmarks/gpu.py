@@ -83,7 +83,7 @@ def speed(arguments, precision):
     import keras
 
     from travelling.backend import BACKEND
-    from travelling.trainer import images_at_once
+    from travelling.local_trainer import images_at_once
 
     device, model, images, labels = start(arguments, precision)
     at_once = min(images_at_once(images.shape[1:4]), BATCH)

@@ -14,8 +14,9 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from travelling import command, options
 from travelling.rules import RULES
+
+from travelling import command, options
 
 COLUMNS = (
     "seed", "condition", "rule", "screen", "every", "learning_rate",
@@ -99,9 +100,9 @@ class Bench:
 
     def make_trainer(self):
         """A trainer with the pre-trained model, with all functions compiled."""
+        from travelling.local_trainer import LocalTrainer
         from travelling.model import TravellingModel
         from travelling.model_files import model_pairs
-        from travelling.trainer import LocalTrainer
 
         pairs = model_pairs(self.place / "pretrained", self.place / "pretrained", None, None)
         self.cycle = max(pairs) + 1

@@ -16,8 +16,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from travelling import command
+from travelling.beyond.screen import FALSE_ALARMS
 from travelling.harm import KINDS
-from travelling.options import FALSE_ALARMS
 
 LARGE_SCANNER = 20  # images, from which on a scanner has a row of its own
 
@@ -75,10 +75,11 @@ def look_with(folder: Path, volumes: Any, arguments: argparse.Namespace, trainin
     """Rows of one pre-trained model: group, name, level, images, suspects; of cohorts as DataFrames."""
     import numpy as np
 
+    from travelling.beyond.screen import is_strange
+    from travelling.beyond.screen.scores import Screen
+    from travelling.local_trainer import LocalTrainer
     from travelling.model import TravellingModel
     from travelling.model_files import model_pairs
-    from travelling.screen import Screen, is_strange
-    from travelling.trainer import LocalTrainer
 
     pairs = model_pairs(folder, folder)
     model, _, _ = TravellingModel.load(*pairs[max(pairs)], volumes.shape)
@@ -108,7 +109,8 @@ def calibrations(trainer: Any, unseen: Any, number: int, arguments: argparse.Nam
     """Rows of ``unseen``, a cohort, of which so many set the limit and the others are looked at, again and again."""
     import numpy as np
 
-    from travelling.screen import Screen, is_strange
+    from travelling.beyond.screen import is_strange
+    from travelling.beyond.screen.scores import Screen
 
     looks, related = trainer.look(), trainer.related()[0]
     rows = []

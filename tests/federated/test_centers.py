@@ -31,9 +31,10 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from nvflare.fuel.utils import fobs
 from nvflare.private.fed.utils.fed_utils import fobs_initialize
 
+from travelling.beyond.screen.looks import LOOKS
 from travelling.errors import AlreadyDone, InputError, VisitFailed
-from travelling.looks import LOOKS
-from travelling.options import LocalQualityControl, StandardModel, from_command_line
+from travelling.option import from_command_line
+from travelling.options import LocalQualityControl, StandardModel
 from travelling_quality_control.federated.center import CenterExecutor, Pseudonyms
 from travelling_quality_control.federated.job import refuse_complete, run_jobs
 from travelling_quality_control.federated.prepare_site import configure_center

@@ -1,7 +1,7 @@
 """The audit of a log of quality control: from the method's description and two CSVs it derives what must stand there.
 
-No image is needed, and no line of code that made the decisions is shared: of :mod:`travelling.rules` it asks only what
-the rules say of a log (``audit_step``), which is written apart from how they decide (``judge``).
+No image is needed, and no line of code that made the decisions is shared: of an extension it asks only for what checks
+its part of a log (:mod:`travelling.auditor`), which is written apart from how it decides.
 
     tables          reads the CSVs
     replay          which step must come next
@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+from travelling.options import extensions_in
 from travelling_quality_control.auditing.checks import Audit
 from travelling_quality_control.auditing.tables import read_cohorts, read_log, read_subject_table
 
@@ -37,9 +38,11 @@ def audit_log(
     """
     options: Any = SimpleNamespace(**record["options"])
     subjects_of, test_set = read_cohorts(train_csv, test_csv, record["options"].get("centers"))
-    log = read_log(log_csv, options.rule, train_csv, subjects_of)
+    extensions = extensions_in(record["options"], log_csv)
+    auditors = [extension.auditor() for extension in extensions]
+    log = read_log(log_csv, auditors, train_csv, subjects_of)
     table = read_subject_table(subjects_csv) if subjects_csv else None
-    audit = Audit(log, subjects_of, test_set, options, bool(record["finished"]))
+    audit = Audit(log, subjects_of, test_set, options, extensions, auditors, bool(record["finished"]))
     audit.check()
     if table:
         audit.check_table(table)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from travelling.errors import InputError
-from travelling.rules import RULES
+from travelling.options import extensions_in
 from travelling_quality_control.auditing.replay import RunOptions
 from travelling_quality_control.auditing.tables import LARGEST
 
-NAMED = {"protocol": ("corrected", "published"), "rule": RULES}
+NAMED = {"protocol": ("corrected", "published")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -105,3 +105,4 @@ def refuse_wrong_options(record: dict, path: Path) -> None:
             raise InputError(f"{path}: {name} is {value}, should be at least {least}")
         if name in NAMED and value not in NAMED[name]:
             raise InputError(f"{path}: {name} is {value}, should be one of {', '.join(NAMED[name])}")
+    extensions_in(options, path)

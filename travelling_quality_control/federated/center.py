@@ -40,11 +40,11 @@ from nvflare.apis.signal import Signal
 from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
-from travelling.cohort import SEPARATOR, copies, read_cohort
+from travelling.cohort import copies, read_cohort
 from travelling.errors import InputError
 from travelling.files import write_csv
 from travelling.options import CenterSite
-from travelling.verification_log import LOG_COLUMNS
+from travelling.verification_log import LOG_COLUMNS, SEPARATOR
 from travelling_quality_control.federated.settings import center_file, read_center_settings
 from travelling_quality_control.federated.wire import digest, note_visit, pack, unpack
 
@@ -98,6 +98,7 @@ class Center:
         self._cohort = read_cohort(settings.training_set)
         self._pseudonyms = Pseudonyms(self._folder, self._cohort["Subject"])
         self._trainer: Any = None  # once prepared
+        self._eyes: Any = None  # of the screen
         self._prepared: tuple | None = None  # for which network, and images that lie where
         self._states: dict[str, list[np.ndarray]] = {}  # digest -> arrays: of the last step, before and after
 
@@ -135,7 +136,7 @@ class Center:
         return after, {"loss": loss}
 
     def _look(self, state, name, subjects, labels):
-        looks = self._trainer.look(subjects, labels)
+        looks = self._eyes.look(subjects, labels)
         self._states = {name: state}
         return [], {"looks": {look: rows.astype(float).tolist() for look, rows in looks.items()}}
 
@@ -145,9 +146,10 @@ class Center:
             return
         # Only now: TensorFlow takes seconds to import, and the images to read.
         from travelling import backend
+        from travelling.beyond.screen.eyes import Eyes
+        from travelling.local_trainer import LocalTrainer
         from travelling.model import TravellingModel
         from travelling.sfcn import width_of
-        from travelling.trainer import LocalTrainer
         from travelling.volumes import Volumes
 
         settings = self._settings
@@ -159,6 +161,7 @@ class Center:
         for notice in volumes.decode() + copies(volumes.images, self._cohort) + self._changes(volumes.images):
             self._log.info("notice: %s", notice)
         self._trainer = LocalTrainer(model, volumes, self._cohort)
+        self._eyes = Eyes(self._trainer)
         self._trainer.train([self._cohort["Subject"].iloc[0]])  # compiles; the next state replaces this one
         self._prepared = (meta["filters"], meta["space"])
 

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 from travelling import command
 from travelling.errors import AlreadyDone, InputError
-from travelling.options import Jobs, add_to_parser
+from travelling.option import add_to_parser
+from travelling.options import Jobs
 from travelling_quality_control.federated.settings import Server
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from typing import Any
 from travelling import command
 from travelling.errors import InputError
 from travelling.files import write_whole
-from travelling.options import CenterSite, Images, add_to_parser, to_json
+from travelling.option import add_to_parser, to_json
+from travelling.options import CenterSite, Images
 
 
 def parse_arguments() -> argparse.Namespace:

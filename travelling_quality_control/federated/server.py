@@ -15,18 +15,20 @@ from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.workflows.model_controller import ModelController
 
 from travelling import stopping
-from travelling.cohort import SEPARATOR, copies, read_cohort
+from travelling.beyond.screen.eyes import Eyes
+from travelling.beyond.screen.looks import LOOKS
+from travelling.beyond.screen_labels import Reference
+from travelling.cohort import copies, read_cohort
 from travelling.controlled_run import ControlledRun, first_evaluation, open_run, refuse_unfit_test_set
 from travelling.errors import AlreadyDone, InputError, Stopped, VisitFailed
-from travelling.label_screen import Reference
-from travelling.looks import LOOKS
+from travelling.local_trainer import LocalTrainer
 from travelling.model_files import SPACE, cycles_to_run, read_record
 from travelling.protocol import learning_rates
 from travelling.quality_control import FAILURES
 from travelling.run import Run
-from travelling.trainer import LocalTrainer
 from travelling.travel import PlainRun
 from travelling.travel import travel as travel_plainly
+from travelling.verification_log import SEPARATOR
 from travelling.volumes import Volumes
 from travelling_quality_control.enc_PD_quality_control import travel
 from travelling_quality_control.federated.center import ERRORS, PSEUDONYM_LETTERS, REPORTED
@@ -79,14 +81,18 @@ class FederatedTrainer(LocalTrainer):
         return meta["loss"]
 
     def look(self, subjects: list[str] | None = None, labels: Reference | None = None) -> dict[str, np.ndarray]:
-        """As :meth:`LocalTrainer.look`; measured at the subjects' center. Raises VisitFailed."""
+        """As :meth:`Eyes.look`; measured at the subjects' center. Raises VisitFailed."""
         if subjects is None:
-            return super().look()
+            return Eyes(self).look()
         center, name, _, meta = self._ask_in(self.export_state(), "look", subjects[0], subjects=subjects, labels=labels)
         looks = meta.get("looks")
         refuse_bad_looks(looks, len(subjects), 2 * sum(self._model.channels), bool(labels))
         self._states[center] = {name}
         return {look: np.array(rows) for look, rows in looks.items()}
+
+    def related(self) -> tuple[np.ndarray, str]:
+        """As :meth:`Eyes.related`."""
+        return Eyes(self).related()
 
     def known(self, subjects: list[str]) -> dict:
         """Where images lie; centers are not asked how far they are from each other, unless for the screen."""

@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from travelling import command
-from travelling.options import Images, QualityControlServer, Simulation, from_command_line, to_json
+from travelling.option import from_command_line, to_json
+from travelling.options import Images, QualityControlServer, Simulation
 
 
 def main() -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from travelling.beyond.screen.scores import COMPONENTS
+from travelling.beyond.screen_labels import COLUMNS as LABELS
 from travelling.errors import InputError
 from travelling.files import write_whole
-from travelling.label_screen import COLUMNS as LABELS
 from travelling.metrics import age_groups
 from travelling.nifti import read_upright, shape_in_words
 from travelling.options import AGE_EDGES
-from travelling.screen import COMPONENTS
 from travelling_quality_control.auditing import Outcome, audit_log
 from travelling_quality_control.reporting.drawing import Picture, rates_along_run, show_volume
 from travelling_quality_control.reporting.pages import MISSING, make_page, number_text

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-
-from travelling.cohort import SEPARATOR
-from travelling.errors import InputError
-from travelling.quality_control import FAILURES
 from travelling.rules import RULES
-from travelling.verification_log import LOG_COLUMNS, log_columns
+
+from travelling.errors import InputError
+from travelling.quality_control import FAILURES, log_columns
+from travelling.verification_log import LOG_COLUMNS, SEPARATOR
 
 SCORE = "Screen_score"  # column of a log
 SCREEN = "screen"  # the phase of a row that tells of a screened image: nothing was trained

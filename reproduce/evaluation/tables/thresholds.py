@@ -8,8 +8,8 @@ import pandas as pd
 from evaluation.records import ControlRun, Study
 from evaluation.render import leading, number, number_text, view
 from evaluation.tables import GOOD, HARMFUL, OUTCOMES, Diagnoses, table
-from travelling.cohort import SEPARATOR
 from travelling.protocol import PROTOCOLS
+from travelling.verification_log import SEPARATOR
 
 THRESHOLDS = (0.005, 0.01, 0.02, 0.05, 0.1)  # values of -error; the runs' own are added
 FOUND = tuple(f"{name}_{outcome}" for name in (HARMFUL, GOOD) for outcome in OUTCOMES)
