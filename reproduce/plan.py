@@ -216,8 +216,7 @@ def _plan_of_seed(arguments, cohort, place, seed):
         options = SETTINGS[setting]
         values = {"fn_test": cohort.test_csv, "fn_save": target / "log", **given("revisit", "error", "batch_size")}
         values |= options | (given("false_alarms") if options.get("screen") else {})
-        values |= given("verify_every") if arguments.verify_every > 1 else {}  # as in version 0.2 otherwise
-        values |= given("eval_batch_size", "allow_saturated")
+        values |= given("verify_every", "eval_batch_size", "allow_saturated")
         work = control_work(centers, size, cohort.tested, further)
         go_on(target, "control", csv, values, ["/log.csv", "/log_subjects.csv"], work=work)
 

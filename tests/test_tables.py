@@ -640,15 +640,6 @@ def test_where_the_test_set_is_gone_a_note_tells_that_nothing_was_audited(folder
     assert audited[0] == []
 
 
-def test_a_study_of_an_older_version_has_no_times(folder):
-    for path in folder.rglob("cycles.csv"):
-        path.unlink()
-    table = made(folder)["cost"]
-    assert table.frame["seconds_per_cycle"].isna().all()
-    assert cell(table, "verifications", model=CONTROLLED) == len(STEPS)
-    assert "3 of 3 runs have no cycles.csv, so their time is not known" in table.notes
-
-
 def test_a_table_more_is_one_file_more(folder, monkeypatch, tmp_path):
     """The recipe of docs/study.md."""
     import evaluation.tables

@@ -248,7 +248,7 @@ class QualityControl:
     def import_state(self, state: dict) -> None:
         """Take over what :meth:`export_state` gave."""
         for name in _STATE:
-            setattr(self, name, state.get(name, getattr(self, name)))  # of 0.2: it verified every batch
+            setattr(self, name, state[name])
         self.accepted = Evaluation(**state["accepted"])
         if self.screen:
             self.screen.import_state(state["screen"])

@@ -20,8 +20,6 @@ from travelling.options import Options
 PACKAGES = ("tensorflow", "jax", "keras", "numpy", "pandas", "scikit-learn", "SimpleITK", "nibabel", "h5py")
 # These change where results go or how fast they come, not what they are.
 INDIFFERENT = {"output_folder", "overwrite", "cache_gb", "cache_dir", "keep_every", "workers"}
-# Options that version 0.2 did not have, with what it did: its runs go on.
-LATER = {"verify_every": 1, "label_screen": False}
 
 
 def describe(arguments: Options, inputs: Mapping[str, Path]) -> dict:
@@ -46,7 +44,7 @@ def differences(earlier: dict, now: dict) -> list[str]:
     if earlier.get("script") != now["script"]:
         found.append(f"script is {earlier.get('script')} there and {now['script']} here")
     for name, value in now["options"].items():
-        there = earlier.get("options", {}).get(name, LATER.get(name))
+        there = earlier.get("options", {}).get(name)
         if name not in INDIFFERENT and name not in now["inputs_sha256"] and there != value:
             found.append(f"{name} is {there} there and {value} here")
     for name, digest in now["inputs_sha256"].items():

@@ -126,7 +126,7 @@ class LogFile:
                 raise InputError(f"{path}: shorter than when its run stopped; --overwrite starts anew")
             self._file.seek(0)
             if self._file.readline().strip() != ",".join(self._writer.fieldnames):
-                raise InputError(f"{path}: has other columns (of another version?); --overwrite starts anew")
+                raise InputError(f"{path}: has other columns; --overwrite starts anew")
             self._file.truncate(length)
             self._file.seek(length)
         else:

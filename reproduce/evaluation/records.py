@@ -152,9 +152,6 @@ def read_study(folder: Path) -> Study:
         for path in [place / layout.condition_name(*condition) for place in seeds]:
             if not path.is_dir():
                 reader.note(path, "missing")
-    untimed = sum(not (model.folder / "cycles.csv").is_file() for model in models)
-    if untimed:
-        study.notes.append(f"{untimed} of {len(models)} runs have no cycles.csv, so their time is not known")
     return study
 
 

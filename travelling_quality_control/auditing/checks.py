@@ -58,7 +58,7 @@ class Audit:
             if not set(columns) <= set(self.log.header):
                 return
         if self.options.screen and not self.look_columns:
-            self._violation({"row": 1}, "no column has the score of a look (is the log of version 0.2?)")
+            self._violation({"row": 1}, "no column has the score of a look")
             return
         self._check_baseline(self.log.rows[0])
         rows = self.log.rows[1:]
