@@ -74,8 +74,6 @@ class ControlRun(TrainedModel, LoggedRun):
         self.setting = CONTROL_FOLDERS[self.name]
         self.place: tuple = self.experiment, self.kind, self.seed
         self.words = in_words(self.experiment, self.kind, "" if self.setting == PUBLISHED else self.setting, self.seed)
-        # Of batches that were verified together the log tells one rise.
-        self.tells_thresholds = self.rule.by_tolerance and self.options["verify_every"] == 1
         self.harmful, self.good = self.images[self.images["Harmful"]], self.images[~self.images["Harmful"]]
 
 
