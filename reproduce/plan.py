@@ -217,14 +217,18 @@ def _plan_of_seed(arguments, cohort, place, seed):
     values = {"fn_train": cohort.training_csv, "cycles": arguments.pretrained_cycles, "batch_size": size}
     values |= given("width") | {"learning_rate": arguments.pretraining_rate}
     models = [f"/{half.name}" for half in (encoder, classifier)]
+    conditions = conditions_of(arguments.experiments, arguments.kinds)
+    for experiment, kind in conditions:  # first: what they would refuse is known before anything trains
+        if experiment != CLEAN:
+            target = place / condition_name(experiment, kind) / HARM
+            harm = {"fn_train": cohort.training_csv, "experiment": experiment, "kind": kind, "output_folder": target}
+            harm |= given("centers", "images", "maximum")
+            add(target, "harm", harm, ["/training_set.csv", "/truth.csv", "/run.json"])
     train(pretrained, "train", values, models, alone=True)
     go_on_without_control(place / CLEAN, cohort.training_csv)
-    for experiment, kind in conditions_of(arguments.experiments, arguments.kinds):
+    for experiment, kind in conditions:
         target, csv = place / condition_name(experiment, kind), cohort.training_csv
         if experiment != CLEAN:
-            values = {"fn_train": csv, "experiment": experiment, "kind": kind, **given("centers", "images", "maximum")}
-            values["output_folder"] = target / HARM
-            add(target / HARM, "harm", values, ["/training_set.csv", "/truth.csv", "/run.json"])
             csv = target / HARM / "training_set.csv"
             if not arguments.without_dirty:
                 go_on_without_control(target / DIRTY, csv)

@@ -20,7 +20,7 @@ from collections import Counter
 from pathlib import Path
 
 from evaluation.layout import PAPER_KINDS, PUBLISHED, SETTINGS
-from plan import SCRIPTS, Cohort, Study, plan
+from plan import Cohort, Study, plan
 from steps import missing, refuse_other_results, run_steps, stop_on_signals
 
 from travelling import command
@@ -53,10 +53,7 @@ def carry_out(arguments: Study, names: tuple = ()) -> bool:
         refuse_other_results(steps, folder)
     refuse_changed_images(folder, cohort.files)
     stop_on_signals()
-    left = missing(steps, folder)
-    if left and not arguments.demo:
-        refuse_unfit_images([step for step in left if step.line[0] == SCRIPTS["harm"]], arguments)
-    print(describe(steps, left, arguments), flush=True)
+    print(describe(steps, missing(steps, folder), arguments), flush=True)
     if not arguments.dry_run:
         run_steps(steps, folder, arguments.jobs, arguments.overwrite)
     return not arguments.dry_run
@@ -101,26 +98,6 @@ def refuse_unfit_cohort(cohort: Cohort, arguments: Study) -> None:
         limit_rank(cohort.tested, arguments.false_alarms or FALSE_ALARMS)
     elif arguments.false_alarms is not None:
         raise InputError("--false-alarms: is an option of the screen; --settings has no setting with one")
-
-
-def refuse_unfit_images(steps: list, arguments: Study) -> None:
-    """Raise InputError for an image that one of ``steps`` would refuse, which may be after days: all are read."""
-    from travelling import cohort, harm
-    from travelling.volumes import for_each_image, read_with_content
-
-    training_set, test_set = cohort.read_cohort(arguments.train), cohort.read_cohort(arguments.test)
-    trained = dict(zip(training_set["Path"], training_set.index, strict=True))
-    subjects = trained | dict(zip(test_set["Path"], test_set.index, strict=True))
-    kinds = [kind for step in steps for kind in harm.PUBLISHED if kind in step.line]
-    contents: dict[str, dict] = {}
-
-    def read(path):
-        voxels, contents[subjects[path]] = read_with_content(path)
-        if kinds and path in trained:  # every one may be drawn
-            harm.refuse_unfit(path, voxels, kinds[0], arguments.maximum)
-
-    for_each_image(read, list(subjects), "checking images")
-    cohort.copies(contents, training_set, test_set)
 
 
 def refuse_changed_images(folder: Path, files: dict) -> None:

@@ -121,16 +121,17 @@ def run_steps(steps: list, folder: Path, jobs: int, overwrite: bool = False) -> 
 
 def _begin_steps(waiting, folder, jobs, overwrite, bar):
     """Start steps while fewer than ``jobs`` run, each as soon as nothing that it needs is left."""
-    left = [*waiting, *(step for step, _ in _running.values())]
-    alone = jobs > 1 and any(step.alone for step in left)
-    for step in [step for step in waiting if (step.alone or not alone) and not step.needs(left)]:
-        if len(_running) == (1 if alone else jobs):
+    for step in [*waiting]:
+        running = [other for other, _ in _running.values()]
+        if len(running) == jobs or any(other.alone for other in running) or (step.alone and running):
             return
+        if step.needs([*waiting, *running]):
+            continue
         waiting.remove(step)
         if not step.is_done(folder):  # as it is where what it needs ran again, but to the same result
             bar.write(f"{step.name} ...", file=sys.stderr)
             step.note(folder).unlink(missing_ok=True)
-            process = _start(step.command(overwrite), folder, step.output(folder), 1 if alone else jobs)
+            process = _start(step.command(overwrite), folder, step.output(folder), 1 if step.alone else jobs)
             _running[process] = step, time.monotonic()
 
 

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-import SimpleITK as sitk
 from conftest import ROOT, SCRIPTS, make_cohort
 
 sys.path.insert(0, str(ROOT / "reproduce"))
@@ -32,11 +31,11 @@ STUBS = ("cohort", "train", "harm", "dirty", "control", "infer")
 # For a process of its own: reproduce.py with scripts that only note that they ran, and nothing to evaluate.
 DRIVER = f"""
 from pathlib import Path
-import reproduce
+import plan, reproduce
 from travelling import command, harm
 
 reproduce.evaluate = lambda folder, arguments: print("evaluated")
-reproduce.SCRIPTS.update((name, Path(__file__).with_name(f"{{name}}.py")) for name in {STUBS})
+plan.SCRIPTS.update((name, Path(__file__).with_name(f"{{name}}.py")) for name in {STUBS})
 if __name__ == "__main__":
     command.run(reproduce.main)
 """
@@ -106,7 +105,7 @@ class Study:
         (folder / "driver.py").write_text(DRIVER)
         for name in STUBS:
             (folder / f"{name}.py").write_text(SCRIPT)
-            monkeypatch.setitem(reproduce.SCRIPTS, name, folder / f"{name}.py")
+            monkeypatch.setitem(plan.SCRIPTS, name, folder / f"{name}.py")
         monkeypatch.setattr(reproduce, "evaluate", lambda folder, arguments: print("evaluated"))
         self.options = ["--train", cohort / "training_set.csv", "--test", cohort / "test_set.csv", "--out", self.out]
         self.options += ["--centers", 2, "--images", 3]
@@ -172,16 +171,12 @@ def option(step, name):
     return words[words.index(name) + 1]
 
 
+CONDITIONS = [f"{experiment}_{kind}" for experiment in ("whole_centers", "single") for kind in ("inverted", "noise")]
+CONDITION_PARTS = ("dirty_baseline", "dirty_baseline/inference", "quality_control", "quality_control/inference")
 IN_ORDER = [
+    *(f"{condition}/harmful" for condition in CONDITIONS),
     "pretrained", "clean", "clean/inference",
-    *(
-        f"{experiment}_{kind}/{part}"
-        for experiment in ("whole_centers", "single")
-        for kind in ("inverted", "noise")
-        for part in (
-            "harmful", "dirty_baseline", "dirty_baseline/inference", "quality_control", "quality_control/inference",
-        )
-    ),
+    *(f"{condition}/{part}" for condition in CONDITIONS for part in CONDITION_PARTS),
 ]  # fmt: skip
 
 
@@ -273,9 +268,10 @@ def test_settings_of_quality_control_have_folders_and_options_of_their_own(monke
 def test_more_kinds_of_harm_the_clean_images_and_no_dirty_baseline(monkeypatch, study):
     options = ["--kinds", "blur", "swapped_label", "--settings", "screen", "--without-dirty", "--false-alarms", "0.02"]
     _, steps = planned(monkeypatch, *study.options, *options, "--experiments", "whole_centers", "clean")
-    parts = ("harmful", "quality_control_screen", "quality_control_screen/inference")
+    parts = ("quality_control_screen", "quality_control_screen/inference")
     assert list(steps) == [
-        "pretrained", "clean", "clean/inference",
+        *(f"whole_centers_{kind}/harmful" for kind in ("blur", "swapped_label")), "pretrained", "clean",
+        "clean/inference",
         *(f"whole_centers_{kind}/{part}" for kind in ("blur", "swapped_label") for part in parts),
         "clean/quality_control_screen", "clean/quality_control_screen/inference",
     ]  # fmt: skip
@@ -340,7 +336,7 @@ def test_a_study_runs_in_order_and_once(study):
     status, out, err, journal = study.run()
     assert status == 0, err
     assert journal == [f"{what} {name}" for name in IN_ORDER for what in ("begin", "end")]
-    assert out.startswith(f"23 of 23 steps to run, 1 at a time, in {study.out}\n  pretrained\n")
+    assert out.startswith(f"23 of 23 steps to run, 1 at a time, in {study.out}\n  whole_centers_inverted/harmful\n")
     assert "evaluated" in out
     text = (study.out / "steps" / "clean_inference.txt").read_text()
     assert text.startswith(f"cd {study.out}\n{sys.executable} {study.folder}/infer.py -fn ")
@@ -386,7 +382,7 @@ def test_a_bar_counts_the_steps_that_are_done_and_names_those_that_run(study, mo
 
 
 def test_what_was_made_with_other_options_is_the_scripts_to_refuse(study, monkeypatch):
-    monkeypatch.setitem(reproduce.SCRIPTS, "harm", SCRIPTS["generate"])
+    monkeypatch.setitem(plan.SCRIPTS, "harm", SCRIPTS["generate"])
     options = ["--kinds", "noise", "--experiments", "whole_centers"]
     assert study.run(*options)[0] == 0
     status, _, err, journal = study.run(*options, "--images", 2)
@@ -528,19 +524,11 @@ def test_what_a_script_would_refuse_later_is_refused_at_once(options, message, s
     assert message in err
 
 
-@pytest.mark.parametrize(("kinds", "status"), [(["noise", "inverted"], 2), (["blur"], 0)])
-def test_images_beyond_the_maximum_are_found_before_anything_runs(kinds, status, study, small_cohort):
-    """The step that makes harmful images would find them, after the pre-training; only published kinds mind."""
-    last = small_cohort / pd.read_csv(small_cohort / "training_set.csv")["Path"].iloc[-1]
-    image = sitk.ReadImage(str(last))
-    original = last.read_bytes()
-    sitk.WriteImage(image * 2000.0, str(last))
-    try:
-        found, _, err, journal = study.run("--kinds", *kinds, "--dry-run")
-    finally:
-        last.write_bytes(original)
-    assert (found, journal) == (status, [])
-    assert (f"{last}: intensities from " in err and "beyond 0 to 255 (see --maximum)" in err) == (status == 2)
+def test_images_beyond_the_maximum_are_found_before_anything_trains(study, monkeypatch):
+    monkeypatch.setitem(plan.SCRIPTS, "harm", SCRIPTS["generate"])
+    status, _, err, journal = study.run("--kinds", "noise", "--maximum", 0.01)
+    assert (status, journal) == (2, [])
+    assert "beyond 0 to 0.01 (see --maximum)" in err
 
 
 @pytest.mark.slow
@@ -631,7 +619,7 @@ def test_a_study_in_the_same_folder_goes_on_where_judging_ended(judged, monkeypa
     arguments = from_command_line(plan.Study, "")
     arguments.experiments, arguments.settings = ("clean",), ("published", "evidence")
     for name in STUBS:
-        monkeypatch.setitem(reproduce.SCRIPTS, name, study.folder / f"{name}.py")
+        monkeypatch.setitem(plan.SCRIPTS, name, study.folder / f"{name}.py")
     steps = plan.plan(arguments, reproduce.read_cohort(arguments))
     left = [step.name for step in missing(steps, arguments.out)]
     assert "pretrained" not in left
