@@ -2,7 +2,7 @@
 
 Reads a folder as reproduce/reproduce.py makes it, or one with such a layout in each of seed_1, seed_2, ..., and writes
 
-    tables/      as CSV (all numbers, one case a row), Markdown and LaTeX (for readers)
+    tables/      as CSV (all numbers, one case a row) and LaTeX (for readers)
     figures/     as PNG and PDF, one style, safe for the colour-blind
     report.html  summary in plain words, tables that can be sorted, figures, what happened at every center and to every
                  eliminated subject, the records of the runs, and a paragraph for a paper's methods; needs no network
@@ -56,7 +56,7 @@ def main() -> None:
         resamples=told.resamples, seed=told.seed,
     )  # fmt: skip
     made = {
-        "tables": f"{len(tables)} tables as CSV, Markdown and LaTeX: {folder / 'tables'}",
+        "tables": f"{len(tables)} tables as CSV and LaTeX: {folder / 'tables'}",
         "figures": f"{len(figures)} figures as PNG and PDF: {folder / 'figures'}",
         "report": f"report: {folder / 'report.html'}",
     }

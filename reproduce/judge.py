@@ -2,8 +2,8 @@
 
 Trains the standard travelling model on the cohort, goes on from it with quality control in the recommended setting
 (--rule evidence --screen; without the screen where the test set is too small for its limit), and writes the report of
-that run: which images were eliminated, flagged and came back, and why. It prints its plan with an estimate of the time
-first. What is done is not run again: the same command goes on after an interruption.
+that run: which images were eliminated, flagged and came back, and why. It prints its plan first. What is done is not
+run again: the same command goes on after an interruption.
 
 Of one table (--cohort) half of the persons become the test set, in equal shares of class and center. Images that
 prepare_images.py found least like the template are not drawn for it: they are judged.

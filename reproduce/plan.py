@@ -8,7 +8,6 @@ from pathlib import Path
 from evaluation import layout
 from evaluation.layout import CLEAN, DIRTY, HARM, SETTINGS, condition_name, conditions_of, control_folder
 from steps import Step
-from timing import control_work, inference_work, training_work
 
 from travelling import command
 from travelling.option import changed, option, to_command_line
@@ -140,14 +139,12 @@ class Study(Evaluation, Device, Images):
 
 @dataclass(frozen=True)
 class Cohort:
-    """What must be known of a cohort before the study: CSVs, images of each training center, test set, shape."""
+    """What must be known of a cohort before the study: CSVs, images of each training center and of the test set."""
 
     training_csv: Path
     test_csv: Path
     centers: list
     tested: int
-    shape: tuple
-    image: Path | None  # one of them, if there are any
     files: dict  # of all images, by subject
 
 
@@ -157,8 +154,8 @@ def plan(arguments: Study, cohort: Cohort) -> list:
     if arguments.demo:
         size = to_command_line(Study, shrink=arguments.shrink, spacing=arguments.spacing)
         line = (SCRIPTS["cohort"], "--output-folder", str(cohort.training_csv.parent), *size)
-        results, work = (cohort.training_csv, cohort.test_csv), {"make": sum(cohort.centers) + cohort.tested}
-        steps.append(Step("cohort", line, results=results, overwrites=True, keeps_record=False, alone=True, work=work))
+        results = cohort.training_csv, cohort.test_csv
+        steps.append(Step("cohort", line, results=results, overwrites=True, keeps_record=False, alone=True))
     for seed in range(arguments.seeds):
         place = Path() if arguments.seeds == 1 else Path(f"seed_{seed + 1}")
         steps += _plan_of_seed(arguments, cohort, place, seed * BETWEEN_SEEDS)
@@ -174,7 +171,6 @@ def _plan_of_seed(arguments, cohort, place, seed):
 
     size, pretrained, steps = arguments.batch_size, place / "pretrained", []
     encoder, classifier = model_files(pretrained, size, arguments.pretrained_cycles - 1)
-    further = arguments.cycles - arguments.pretrained_cycles
     device, storage = given("precision", "deterministic"), given("cache_gb", "cache_dir", "reorient")
 
     def add(target, script, values, results, model=None, storage=None, **facts):
@@ -203,39 +199,37 @@ def _plan_of_seed(arguments, cohort, place, seed):
         add(
             target / "inference", "infer", values | given("eval_batch_size") | device,
             ["_run.json", "_metrics.csv", "_predictions.csv"], model=target, storage=storage, overwrites=True,
-            work=inference_work(cohort.tested, further),
         )  # fmt: skip
 
-    def go_on_without_control(target, csv, centers):
+    def go_on_without_control(target, csv):
         """By the script of the dirty baseline, clean images too: same start, same seed, same learning rates."""
-        go_on(target, "dirty", csv, {"batch_size": size}, work=training_work(centers, further))
+        go_on(target, "dirty", csv, {"batch_size": size})
 
-    def control(target, csv, centers, setting):
+    def control(target, csv, setting):
         options = SETTINGS[setting]
         values = {"fn_test": cohort.test_csv, "fn_save": target / "log", **given("revisit", "error", "batch_size")}
         values |= options | (given("false_alarms") if options.get("screen") else {})
-        values |= given("verify_every") if arguments.verify_every > 1 else {}  # as in version 0.2 otherwise
-        values |= given("eval_batch_size", "allow_saturated")
-        work = control_work(centers, size, cohort.tested, further)
-        go_on(target, "control", csv, values, ["/log.csv", "/log_subjects.csv"], work=work)
+        values |= given("verify_every", "eval_batch_size", "allow_saturated")
+        go_on(target, "control", csv, values, ["/log.csv", "/log_subjects.csv"])
 
     values = {"fn_train": cohort.training_csv, "cycles": arguments.pretrained_cycles, "batch_size": size}
     values |= given("width") | {"learning_rate": arguments.pretraining_rate}
     models = [f"/{half.name}" for half in (encoder, classifier)]
-    work = training_work(cohort.centers, arguments.pretrained_cycles)
-    train(pretrained, "train", values, models, alone=True, work=work)
-    go_on_without_control(place / CLEAN, cohort.training_csv, cohort.centers)
-    for experiment, kind in conditions_of(arguments.experiments, arguments.kinds):
-        target, csv, centers = place / condition_name(experiment, kind), cohort.training_csv, cohort.centers
+    conditions = conditions_of(arguments.experiments, arguments.kinds)
+    for experiment, kind in conditions:  # first: what they would refuse is known before anything trains
         if experiment != CLEAN:
-            values = {"fn_train": csv, "experiment": experiment, "kind": kind, **given("centers", "images", "maximum")}
-            values["output_folder"] = target / HARM
-            added = [arguments.images if experiment == "whole_centers" else 1] * arguments.centers
-            results = ["/training_set.csv", "/truth.csv", "/run.json"]
-            add(target / HARM, "harm", values, results, work={"harm": sum(added)})
-            csv, centers = target / HARM / "training_set.csv", [*centers, *added]
+            target = place / condition_name(experiment, kind) / HARM
+            harm = {"fn_train": cohort.training_csv, "experiment": experiment, "kind": kind, "output_folder": target}
+            harm |= given("centers", "images", "maximum")
+            add(target, "harm", harm, ["/training_set.csv", "/truth.csv", "/run.json"])
+    train(pretrained, "train", values, models, alone=True)
+    go_on_without_control(place / CLEAN, cohort.training_csv)
+    for experiment, kind in conditions:
+        target, csv = place / condition_name(experiment, kind), cohort.training_csv
+        if experiment != CLEAN:
+            csv = target / HARM / "training_set.csv"
             if not arguments.without_dirty:
-                go_on_without_control(target / DIRTY, csv, centers)
+                go_on_without_control(target / DIRTY, csv)
         for setting in arguments.settings:
-            control(target / control_folder(setting), csv, centers, setting)
+            control(target / control_folder(setting), csv, setting)
     return steps

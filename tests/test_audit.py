@@ -425,7 +425,7 @@ def test_an_image_whose_score_is_no_number(better, tmp_path, score):
     assert "Screen_score is" in found(tmp_path)[0]
 
 
-def test_a_log_of_the_first_screen_is_told(better, tmp_path):
+def test_a_log_without_the_scores_of_looks_is_refused(better, tmp_path):
     shutil.copytree(better, tmp_path, dirs_exist_ok=True)
     rows = [
         {name: cell for name, cell in row.items() if name not in COMPONENTS} for row in read_rows(tmp_path / "log.csv")

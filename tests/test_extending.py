@@ -170,5 +170,5 @@ def test_a_table_is_in_the_evaluation(extended, tmp_path):
     run("reproduce/evaluate.py", study, "--only", "tables", "report", "--resamples", 99)
     table = pd.read_csv(study / "tables" / "waiting.csv")
     assert table[["flagged", "revisits"]].to_numpy().tolist() == [[3, 3]]  # h1, h2 and, by mistake, b1
-    assert "Images that were flagged at least once" in (study / "tables" / "waiting.md").read_text(encoding="utf-8")
+    assert "Images that were flagged at least once" in (study / "tables" / "waiting.tex").read_text(encoding="utf-8")
     assert "images flagged" in (study / "report.html").read_text(encoding="utf-8")

@@ -860,18 +860,6 @@ def test_a_leak_is_refused_by_the_script(dirty_cohort, cohort, last_model, tmp_p
     assert done.returncode == 2
     assert "has the same image as s003 of the training set" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "qc_run").exists()
-    plan = [
-        ROOT / "reproduce" / "reproduce.py",
-        "--train",
-        cohort / "training_set.csv",
-        "--test",
-        tmp_path / "test.csv",
-    ]
-    done = subprocess.run(
-        [sys.executable, *plan, "--out", tmp_path / "study", "--dry-run"], capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert "has the same image as s003 of the training set" in done.stderr.splitlines()[-1]
 
 
 def test_a_setting_that_is_there_twice_is_refused(tmp_path):

@@ -17,7 +17,6 @@ from travelling import backend, sfcn
 from travelling.errors import InputError
 from travelling.inference_network import can_fold, prediction_function
 from travelling.model import TravellingModel
-from travelling.model_files import RECORD
 from travelling.sfcn import build_classifier, build_encoder
 
 SHAPE = (33, 36, 34)
@@ -430,20 +429,7 @@ def test_a_model_file_carries_the_learning_rate_of_the_next_cycle(model, tmp_pat
     model.save(*pair, {"cycle": 9})
     loaded, record, notices = TravellingModel.load(*pair, SHAPE)
     assert loaded.learning_rate == record["learning_rate"] == pytest.approx(3.68e-5)
-    assert record["learning_rate_of_cycle"] == 10
     assert notices == []
-    # Version 0.1 saved that of the cycle that was over, and its record did not tell whose it is.
-    for path in pair:
-        with zipfile.ZipFile(path) as archive:
-            parts = {name: archive.read(name) for name in archive.namelist()}
-        old = json.loads(parts[RECORD])
-        del old["learning_rate_of_cycle"]
-        with zipfile.ZipFile(path, "w") as archive:
-            for name, content in (parts | {RECORD: json.dumps(old)}).items():
-                archive.writestr(name, content)
-    _, record, notices = TravellingModel.load(*pair, SHAPE)
-    assert record["learning_rate"] == pytest.approx(3.68e-5 * np.exp(-0.1))
-    assert any("learning rate" in notice for notice in notices)
 
 
 def test_an_hdf5_encoder_of_no_width_is_refused(tmp_path):

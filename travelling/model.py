@@ -8,7 +8,6 @@ restore, save and load all use that list.
 import contextlib
 import hashlib
 import json
-import math
 import subprocess
 import sys
 import tempfile
@@ -28,7 +27,6 @@ from numpy.typing import ArrayLike
 
 from travelling.inference_network import look_function, prediction_function
 from travelling.model_files import RECORD, read_record
-from travelling.protocol import DECAY
 from travelling.sfcn import build_classifier, build_encoder, width_of
 
 HDF5_TIMEOUT = 60  # seconds for a file of at most some 100 MB
@@ -49,11 +47,9 @@ with h5py.File(sys.argv[1]) as file:
     read("", file)
     file.visititems(read)
 """
-# Keys in a model's record: the state of the dropout's generator, the cycle that Adam's learning rate is meant for, and
-# what tells whether two halves belong together.
+# Keys in a model's record: the state of the dropout's generator, and what tells whether two halves belong together.
 _RANDOM = "random_state"
 _MODEL = "model_sha256"  # of all that travels, the same in both halves
-_RATE_OF_CYCLE = "learning_rate_of_cycle"
 
 
 class TravellingModel:
@@ -170,7 +166,6 @@ class TravellingModel:
         """
         record = {
             **record,
-            _RATE_OF_CYCLE: record["cycle"] + 1,
             _MODEL: hashlib.sha256(b"".join(array.tobytes() for array in self.export_state())).hexdigest(),
             # Keras does not write the state of its random generators.
             _RANDOM: [keras.ops.convert_to_numpy(seed).tolist() for seed in self._random_state],
@@ -356,14 +351,7 @@ def _read_keras_file(path):
         return part, _NO_ADAM, record, [f"{path.name} holds no state of Adam: its moments start at zero"]
     steps, rate, *moments = [keras.ops.convert_to_numpy(variable) for variable in optimizer.variables]
     adam: dict = {"steps": int(steps), "learning_rate": float(rate), "moments": moments}
-    notices = []
-    if "cycle" in record and _RATE_OF_CYCLE not in record:
-        adam["learning_rate"] *= math.exp(-DECAY)
-        notices.append(
-            f"{path.name}: of version 0.1, which saved the learning rate of the cycle that was over; "
-            f"taken as {adam['learning_rate']:.4g}, that of the next"
-        )
-    return part, adam, record, notices
+    return part, adam, record, []
 
 
 def _try_hdf5(path):

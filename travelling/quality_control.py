@@ -152,7 +152,7 @@ class QualityControl:
 
     def at_revisit(self, subject: str) -> tuple[bool, dict]:
         """Whether an extension is sure that a subject must be eliminated, and cells for the log of its step."""
-        sure, cells = False, dict[str, Any]()
+        sure, cells = False, dict[str, object]()
         for extension in self.extensions:
             one_is_sure, more = extension.at_revisit(self, subject)
             sure, cells = sure or one_is_sure, cells | more
@@ -160,7 +160,7 @@ class QualityControl:
 
     def judge(self, batches: list, evaluation: Evaluation) -> tuple[bool, dict]:
         """Whether the training steps on some batches did harm, and cells of the log."""
-        harmful, cells = False, dict[str, Any]()
+        harmful, cells = False, dict[str, object]()
         if not any(extension.replaces_rule for extension in self.extensions):
             harmful = any(rule.risen(self.accepted, evaluation, self.tolerance(batches), self.protocol))
         for extension in self.extensions:

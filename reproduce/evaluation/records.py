@@ -74,8 +74,6 @@ class ControlRun(TrainedModel, LoggedRun):
         self.setting = CONTROL_FOLDERS[self.name]
         self.place: tuple = self.experiment, self.kind, self.seed
         self.words = in_words(self.experiment, self.kind, "" if self.setting == PUBLISHED else self.setting, self.seed)
-        # Of batches that were verified together the log tells one rise.
-        self.tells_thresholds = self.rule.by_tolerance and self.options["verify_every"] == 1
         self.harmful, self.good = self.images[self.images["Harmful"]], self.images[~self.images["Harmful"]]
 
 
@@ -152,9 +150,6 @@ def read_study(folder: Path) -> Study:
         for path in [place / layout.condition_name(*condition) for place in seeds]:
             if not path.is_dir():
                 reader.note(path, "missing")
-    untimed = sum(not (model.folder / "cycles.csv").is_file() for model in models)
-    if untimed:
-        study.notes.append(f"{untimed} of {len(models)} runs have no cycles.csv, so their time is not known")
     return study
 
 

@@ -134,8 +134,8 @@ def _cells(run, row):
     return cells | {"outcome": outcome}
 
 
-def _reason(run, subject):
-    """In words, the rows that decided about a flagged image: its last flag, and the revisit after it."""
+def decided_in_words(run: LoggedRun, subject: str) -> list[str]:
+    """The rows that decided about a flagged image: its last flag, and the revisit after it, if one followed."""
     told = []
     for row in run.decided_by(subject):
         if row is None:
@@ -144,7 +144,7 @@ def _reason(run, subject):
         place = f"row {cells.pop('log row')}, cycle {cells.pop('cycle')}, {cells.pop('step')}"
         outcome = cells.pop("outcome")
         told.append(f"{place}: {', '.join(f'{name} {cell}' for name, cell in cells.items() if cell)}; {outcome}")
-    return " | ".join(told)
+    return told
 
 
 def _flagged(run):
@@ -290,7 +290,7 @@ def _beside_mean(subject, path, mean):
 def decisions(run: LoggedRun) -> pd.DataFrame:
     """One row per image with the columns of ``COLUMNS``; n/a where there is nothing to tell."""
     images = run.images
-    reasons = {name: _reason(run, name) for name in images.index[images["Flagged"]]}
+    reasons = {name: " | ".join(decided_in_words(run, name)) for name in images.index[images["Flagged"]]}
     told: Mapping = {
         "participant_id": images.index,
         "center": images["Study"],

@@ -24,7 +24,7 @@ class LoggedRun:
     """A run of quality control. ``record`` is its ``run.json``.
 
     ``log`` is the verification log, the baseline and one row per verification, with ``Row`` (in the file; row 1 is the
-    header), ``Images`` and ``Rise_per_image`` (of the worse rate); ``screening`` has the rows that tell of an image
+    header) and ``Images`` (their number); ``screening`` has the rows that tell of an image
     without a training step: those of the screen, and revisits of images that it still suspected; ``failures`` those of
     visits that failed. Of the first two are ``flags``, the rows that put an image aside, ``revisits``, and ``cycles``,
     those in which anything was verified or screened. ``images`` has one row per training image, indexed by Subject, its
@@ -148,8 +148,6 @@ def read_log(path: Path, options: dict) -> dict:
         refuse_rows(path, log[column] % 1 != 0, f"{column} is not a whole number")
     log["Images"] = log["Subjects"].str.count(SEPARATOR) + 1
     log["Row"] = log.index + 2
-    rises = log[["PFP", "PFN"]].to_numpy() - log[["Reference_PFP", "Reference_PFN"]].to_numpy()
-    log["Rise_per_image"] = rises.max(axis=1) / log["Images"]
     log = log.astype({"Cycle": int, "Ignored": int, "Eliminated": int})
     failed, trained = log["Phase"].isin(FAILURES), log["PFP"].notna()
     parts = {"log": trained & ~failed, "screening": ~trained & ~failed, "failures": failed}
