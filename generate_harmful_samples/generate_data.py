@@ -18,9 +18,13 @@ The kinds, with their default strength, which --level multiplies:
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+if __name__ == "__main__":  # the package of this checkout, whatever is installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from travelling import command, harm, stopping
 from travelling.errors import InputError

@@ -24,10 +24,14 @@ from __future__ import annotations
 
 import os
 import string
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+if __name__ == "__main__":  # the package of this checkout, whatever is installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from travelling import command, stopping
 from travelling.errors import InputError

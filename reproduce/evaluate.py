@@ -13,8 +13,12 @@ Example:
     python reproduce/evaluate.py demo
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+if __name__ == "__main__":  # the package of this checkout, whatever is installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluation.layout import PARTS
 

@@ -39,12 +39,16 @@ import functools
 import math
 import os
 import shutil
+import sys
 import zlib
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+if __name__ == "__main__":  # the package of this checkout, whatever is installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from travelling.command import Parser, number, run
 from travelling.errors import InputError

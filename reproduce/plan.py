@@ -10,6 +10,8 @@ from evaluation.layout import CLEAN, DIRTY, HARM, SETTINGS, condition_name, cond
 from steps import Step
 
 from travelling import command
+from travelling.beyond.groups import GroupOptions
+from travelling.beyond.screen import ScreenOptions
 from travelling.option import changed, option, to_command_line
 from travelling.options import (
     Device,
@@ -100,8 +102,8 @@ class Study(Evaluation, Device, Images):
     images: int = changed(HarmfulSamples, "images", group=CONTROL)
     maximum: float = changed(HarmfulSamples, "maximum", group=CONTROL, words="largest intensity that an image may have")
     error: float = changed(LocalQualityControl, "error", flag=None, group=CONTROL)
-    false_alarms: float | None = changed(LocalQualityControl, "false_alarms", group=CONTROL)
-    verify_every: int = changed(LocalQualityControl, "verify_every", group=CONTROL)
+    false_alarms: float | None = changed(ScreenOptions, "false_alarms", group=CONTROL)
+    verify_every: int = changed(GroupOptions, "verify_every", group=CONTROL)
     revisit: int = changed(
         LocalQualityControl, "revisit", None, flag=None, group=CONTROL,
         words=f"cycles that a flagged image waits {_default('revisit')}",
@@ -209,7 +211,8 @@ def _plan_of_seed(arguments, cohort, place, seed):
         options = SETTINGS[setting]
         values = {"fn_test": cohort.test_csv, "fn_save": target / "log", **given("revisit", "error", "batch_size")}
         values |= options | (given("false_alarms") if options.get("screen") else {})
-        values |= given("verify_every", "eval_batch_size", "allow_saturated")
+        values |= given("verify_every") if arguments.verify_every > 1 else {}  # one is the published method
+        values |= given("eval_batch_size", "allow_saturated")
         go_on(target, "control", csv, values, ["/log.csv", "/log_subjects.csv"])
 
     values = {"fn_train": cohort.training_csv, "cycles": arguments.pretrained_cycles, "batch_size": size}

@@ -19,6 +19,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
+if __name__ == "__main__":  # the package of this checkout, whatever is installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from evaluation.layout import PAPER_KINDS, PUBLISHED, SETTINGS
 from plan import Cohort, Study, plan
 from steps import missing, refuse_other_results, run_steps, stop_on_signals

@@ -17,6 +17,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+if __name__ == "__main__":  # the package of this checkout, whatever is installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from travelling.errors import InputError, Stopped
 from travelling.stopping import STOP_SIGNALS
 
@@ -200,7 +203,7 @@ def _run_script():
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     _end_after(lambda: os.read(0, 1))  # until the process is gone that has the other end
     del sys.argv[0]
-    sys.path[0] = str(Path(sys.argv[0]).parent)
+    sys.path[1] = str(Path(sys.argv[0]).parent)  # instead of this file's; the checkout stays before it
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 

@@ -8,6 +8,12 @@ Example:
     python enc_PD_train_distributed.py -fn_train ./training_set.csv -cycles 30 -epochs 1 -batch_size 5
 """
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # the package of this checkout, whatever is installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from travelling import command
 from travelling.option import from_command_line
 from travelling.options import StandardModel

@@ -5,6 +5,7 @@ import io
 import runpy
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 from unittest import mock
 
@@ -22,6 +23,13 @@ SCRIPTS = {
     "inference": ROOT / "inference" / "inference_pd_distributed.py",
 }
 SIZE = (33, 34, 35)  # x, y, z: all different, so that a mixed-up axis shows
+
+
+class Arguments(Namespace):
+    """Any options of a run."""
+
+    def told(self):
+        return vars(self)
 
 
 def run_script(name, *arguments, cwd):

@@ -1,11 +1,13 @@
 """A trainer without images or network, for tests of what decides: what travels, who is fitted, what is undone."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
 from travelling.metrics import Evaluation
 from travelling.options import QualityControl as QualityControlOptions
+from travelling.protocol import PROTOCOLS
 from travelling.quality_control import QualityControl
 from travelling.settings import WithoutControl
 from travelling_quality_control.enc_PD_quality_control import travel
@@ -104,6 +106,13 @@ def extension_of(control, kind):
     """The one of a class, which quality control has."""
     (found,) = [extension for extension in control.extensions if isinstance(extension, kind)]
     return found
+
+
+def judged(before, after, tolerance, batches=1):
+    """What the rule of evidence says of a step on one batch, or several, between two evaluations."""
+    (rule,) = settings_of(rule="evidence").extensions
+    control = SimpleNamespace(accepted=before, protocol=PROTOCOLS["corrected"], tolerance=lambda batches: tolerance)
+    return rule.judge(control, [[]] * batches, after)
 
 
 class NoFiles:

@@ -152,11 +152,10 @@ def serve():
     """Answer requests until stdin ends."""
     backend, model = types.ModuleType("travelling.backend"), types.ModuleType("travelling.model")
     backend.start = lambda *_: "no device"
-    backend.fastest_precision = lambda precision: precision
     model.TravellingModel = FakeModel
     sys.modules.update({"travelling.backend": backend, "travelling.model": model})
     travelling.backend, travelling.model = backend, model
-    travelling.record.git_state = lambda: (None, None)  # takes longer than the run, and so does
+    travelling.record.git_state = lambda: (None, None, None)  # takes longer than the run, and so does
     os.fsync = lambda file: None
     pipes = {}
     for line in sys.stdin:

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -21,14 +22,13 @@ import pytest
 from conftest import ROOT
 from fake_trainer import FakeTrainer, NoFiles, settings_of
 from study_maker import write_record
-from travelling.rules import RULES
 
-from travelling import rules
-from travelling.beyond import screen_labels as label_screen
+from travelling import rule
+from travelling.beyond import evidence
 from travelling.beyond.evidence import possible_p_values
-from travelling.beyond.screen import is_strange
-from travelling.beyond.screen.scores import COMPONENTS
-from travelling.beyond.screen_labels import center_p_value
+from travelling.beyond.screen import Screen, ScreenOptions, is_strange
+from travelling.beyond.screen.looks import LOOKS
+from travelling.beyond.screen_labels import LabelScreen, center_p_value
 from travelling.errors import VisitFailed
 from travelling.files import write_csv
 from travelling.log_file import LogFile
@@ -36,7 +36,6 @@ from travelling.metrics import Evaluation
 from travelling.protocol import Protocol
 from travelling.quality_control import QualityControl, log_columns
 from travelling.verification_log import LOG_COLUMNS
-from travelling_quality_control.auditing.replay import RunOptions
 from travelling_quality_control.enc_PD_quality_control import travel
 
 AUDIT = ROOT / "travelling_quality_control" / "audit.py"
@@ -44,7 +43,6 @@ HEALTHY, PATIENTS = 30, 20
 SIZES = (7, 1, 12, 3, 5, 6, 2, 9)  # of the centers
 BAD = ("c0_3", "c1_0", "c2_5", "c2_6", "c5_1")
 CYCLES = range(10, 16)
-OPTIONS = RunOptions.__annotations__
 
 
 class RandomTrainer:
@@ -89,40 +87,40 @@ class RandomTrainer:
         self.counts = kept
 
 
-class FakeScreen:
+class FakeScreen(Screen):
     """Scores by chance; bad subjects are suspects more often than others."""
 
     limit = 2.5
-    cycle = None
 
     def __init__(self, seed, fails=0.0, labels=False):
+        super().__init__(ScreenOptions(screen=True, false_alarms=0.01))
         self.random = np.random.RandomState(seed)
         self.fails = fails
         self.labels = labels
 
-    def calibrate(self, cycle, accepted, centers):
-        self.cycle, self.centers = cycle, centers
+    def calibrate(self, control, centers):
+        self.centers = centers
 
-    def cells(self, subjects):
+    def cells(self, control, subjects):
         if self.fails and self.random.uniform() < self.fails:
             raise VisitFailed("unreachable", "away")
-        away, others = [4, 0, 0], [-5.0] * (len(COMPONENTS) - 3)  # the first looks decide
+        away, others = [4, 0, 0], [-5.0] * (len(LOOKS) - 3)  # the first looks decide
         looks = [
             [*(self.random.normal(size=3) + (np.array(away) if subject in BAD else 0)).tolist(), *others]
             for subject in subjects
         ]
         cells = [
-            {"Screen_score": max(look), "Screen_limit": self.limit} | dict(zip(COMPONENTS, look, strict=True))
+            {"Screen_score": max(look), "Screen_limit": self.limit} | dict(zip(self.columns[2:], look, strict=True))
             for look in looks
         ]
         if self.labels and self.cycle % 5 == 4:  # the model knows too little
-            cells = [found | dict.fromkeys(label_screen.COLUMNS) for found in cells]
+            cells = [found | dict.fromkeys(LabelScreen.columns) for found in cells]
         elif self.labels:
             p_values = self.random.uniform(0, 0.3 if self.random.uniform() < 0.3 else 1, len(subjects))
             usual = [p for p, found in zip(p_values, cells, strict=True) if not is_strange(found)]
             for p, found in zip(p_values, cells, strict=True):
                 about = p, center_p_value(usual), 0.05 / self.centers
-                found |= dict(zip(label_screen.COLUMNS, about, strict=True))
+                found |= dict(zip(LabelScreen.columns, about, strict=True))
         return cells
 
 
@@ -169,18 +167,19 @@ def make_run(
     trainer = trainer or RandomTrainer(seed)
     settings = settings_of(
         protocol=protocol, revisit=wait, error=error, rule=rule, verify_every=verify_every,
-        screen=screen is not None, label_screen=bool(screen and screen.labels), false_alarms=0.01,
+        **{"screen": True, "label_screen": screen.labels} if screen else {},
     )  # fmt: skip
-    log = LogFile(folder / "log.csv", log_columns(RULES[rule], settings.screen, settings.label_screen))
-    control = QualityControl(settings, trainer, centers, log)
-    control.screen = screen
+    extensions = [screen if type(one) is Screen else one for one in settings.extensions]
+    log = LogFile(folder / "log.csv", log_columns(extensions))
+    control = QualityControl(settings, trainer, centers, log, extensions=extensions)
     control.start(trainer.evaluate())
     files = NoFiles(lambda cycle: write_csv(control.subject_table(), folder / "log_subjects.csv"))
     travel(control, cycles, lambda cycle: 1e-4, files)
     log.close()
     (folder / "log_run").mkdir()
     inputs = {"fn_save": "log", "fn_train": str(folder / "train.csv"), "fn_test": str(folder / "test.csv")}
-    write_record(folder / "log_run" / "run.json", **inputs, **{name: getattr(settings, name) for name in OPTIONS})
+    told = {name: value for name, value in settings.told().items() if not isinstance(value, Path)}
+    write_record(folder / "log_run" / "run.json", **told | inputs)
     return control
 
 
@@ -306,7 +305,7 @@ def better(tmp_path_factory):
 
 
 @pytest.mark.parametrize("protocol", ["corrected", "published"])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ["published", "evidence"])
 @pytest.mark.parametrize("screened", [False, True])
 def test_it_agrees_with_every_setting(tmp_path, protocol, rule, screened):
     make_run(tmp_path, protocol, rule=rule, screen=FakeScreen(1) if screened else None)
@@ -318,7 +317,7 @@ def test_it_agrees_with_every_setting(tmp_path, protocol, rule, screened):
 
 
 @pytest.mark.parametrize("every", [2, 5, 16])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ["published", "evidence"])
 @pytest.mark.parametrize("screened", [False, True])
 def test_it_replays_groups_and_how_they_are_searched(tmp_path, every, rule, screened):
     screen = FakeScreen(1, fails=0.2) if screened else None
@@ -428,10 +427,10 @@ def test_an_image_whose_score_is_no_number(better, tmp_path, score):
 def test_a_log_without_the_scores_of_looks_is_refused(better, tmp_path):
     shutil.copytree(better, tmp_path, dirs_exist_ok=True)
     rows = [
-        {name: cell for name, cell in row.items() if name not in COMPONENTS} for row in read_rows(tmp_path / "log.csv")
+        {name: cell for name, cell in row.items() if name[7:] not in LOOKS} for row in read_rows(tmp_path / "log.csv")
     ]
     write_rows(tmp_path / "log.csv", rows)
-    assert "no column has the score of a look" in found(tmp_path)[0]
+    assert "should be Cycle, " in found(tmp_path)[0]
 
 
 def test_a_first_row_that_claims_to_be_the_screens(better, tmp_path):
@@ -456,7 +455,7 @@ def test_a_first_row_that_claims_to_be_the_screens(better, tmp_path):
         ("screen", {"Ignored": "0"}, "FP", "3", "FP is 3, should be empty"),
         ("screen", {"Ignored": "0"}, "Screen_score", "", "empty, should be a number"),
         ("revisit", {"FP": ""}, "Eliminated", "0", "Eliminated is 0, should be 1"),
-        ("revisit", {"FP": ""}, "Screen_score", "1", "its looks are not sure and the image must train"),
+        ("revisit", {"FP": ""}, "Screen_score", "1", "no extension is sure and the image must train"),
         ("revisit", {"Ignored": "0"}, "Screen_score", "30", "is sure, as the first was, but it trained"),
         ("batch", {"Ignored": "1"}, "P_AUROC", "0.9", "P_AUROC is 0.9, but AUROC was"),
         ("batch", {"Ignored": "0"}, "P_AUROC", "1e-3", "Ignored is 0, should be 1 (PFP"),
@@ -483,33 +482,6 @@ def test_tampering_with_what_the_better_rules_say_is_found(better, tmp_path, pha
     write_rows(tmp_path / "log.csv", rows)
     lines = found(tmp_path)
     assert any(line.startswith(f"{index + 2}: ") and names in line for line in lines), lines
-
-
-class CountRule(rules.Rule):
-    """A third rule."""
-
-    name, words = "count", "more than three misdiagnoses more"
-    columns = ("Rise",)
-
-    def judge(self, before, after, tolerance, protocol):
-        rise = sum((after.false_positives, after.false_negatives, -before.false_positives, -before.false_negatives))
-        return rise > 3, {"Rise": rise}
-
-    def audit_step(self, row, accepted, risen, test_set):
-        rise = row["FP"] + row["FN"] - accepted["FP"] - accepted["FN"]
-        return rise > 3, [] if row["Rise"] == rise else [(("Rise",), f"should be {rise}")]
-
-
-def test_a_rule_is_one_class(tmp_path, monkeypatch):
-    monkeypatch.setitem(rules.RULES, CountRule.name, CountRule)
-    make_run(tmp_path, rule="count", screen=FakeScreen(0))
-    rows = read_rows(tmp_path / "log.csv")
-    assert any(int(row["Rise"]) > 3 for row in rows if row["Rise"])
-    assert consistent(tmp_path)
-    found(tmp_path, rule="published")  # it does not decide as the published rule does
-    rows[first_index(rows, "batch")]["Rise"] = "0.5"
-    write_rows(tmp_path / "log.csv", rows)
-    assert "Rise is 0.5, should be " in found(tmp_path, rule="count")[0]
 
 
 def test_a_baseline_without_auroc_is_found(better, tmp_path):
@@ -920,11 +892,11 @@ def record(**options):
         (remove("log_run/run.json"), "log.csv: found no run.json of its run"),
         (overwrite("log_run/run.json", b'{"options": {}, "sessions": [], "finished": ""}'), "found no run.json of"),
         (record(error="two"), 'error is "two", should be of type float'),
-        (record(screen=None), "screen is null, should be of type bool"),
+        (record(screen="yes"), 'screen: "yes" is not one of False, True'),
         (record(batch_size=2.5), "batch_size is 2.5, should be of type int"),
         (record(batch_size=0), "batch_size is 0, should be at least 1"),
         (record(seed=-1), "seed is -1, should be at least 0"),
-        (record(rule="none"), "rule is none, should be one of published, evidence"),
+        (record(rule="none"), 'rule: "none" is not one of published, evidence'),
         (record(protocol="none"), "protocol is none, should be one of corrected, published"),
         (overwrite("log.csv", b""), "log.csv: missing column(s) Cycle"),
         (overwrite("log.csv", b"\xff\xfe\x00"), "log.csv: not a CSV file"),
@@ -969,22 +941,28 @@ def test_it_shares_no_code_with_quality_control(finished):
     line, modules = done.stdout.splitlines()
     assert line.startswith("consistent: ")
     shared = {name for name in modules.split() if name.split(".")[0] == "travelling"}
-    names = ("", ".command", ".console", ".errors", ".protocol", ".rules", ".stopping")
+    names = (
+        "", ".auditor", ".command", ".console", ".errors", ".extensible", ".extension", ".option", ".protocol", ".rule",
+        ".stopping", ".words", ".beyond", ".beyond.evidence", ".beyond.groups", ".beyond.screen",
+        ".beyond.screen_labels",
+    )  # fmt: skip
     assert shared == {f"travelling{name}" for name in names}
 
 
 def test_it_asks_nothing_that_made_decisions(better, monkeypatch):
-    """Of the rules it runs what they say of a log, and nothing that they decide by."""
+    """Of extensions it runs what they say of a log, and nothing that they decide by."""
 
     def decides(*_):
         raise AssertionError
 
     for owner, names in (
-        (rules, ("risen", "more_misdiagnosed", "auroc_fell", "placements")),
-        (RULES["evidence"], ("judge", "describe", "saturation", "locked_up")),
+        (evidence, ("risen", "more_misdiagnosed", "auroc_fell", "placements")),
+        (rule, ("risen", "saturation")),
+        (evidence.Evidence, ("judge", "start", "saturation", "lock_up")),
+        (Screen, ("before_cycle", "at_revisit", "cells")),
         (Protocol, ("rates", "exceeds", "largest_rates")),
     ):
         for name in names:
             monkeypatch.setattr(owner, name, decides)
-    monkeypatch.setattr(RULES["evidence"], "ALPHA", 0.5)
+    monkeypatch.setattr(evidence.Evidence, "ALPHA", 0.5)
     consistent(better)

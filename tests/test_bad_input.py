@@ -8,13 +8,12 @@ import csv
 import gzip
 import os
 import shutil
-from argparse import Namespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
-from conftest import run_here, run_script, write_image
+from conftest import Arguments, run_here, run_script, write_image
 
 import travelling.command
 from travelling.errors import InputError
@@ -614,9 +613,9 @@ def test_each_result_of_another_run_counts(name, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / name).write_text("precious")
-    message = input_error(Run, folder, "training.log", Namespace(overwrite=False), {}, [folder / "more.csv"])
+    message = input_error(Run, folder, "training.log", Arguments(overwrite=False), {}, [folder / "more.csv"])
     assert message.startswith(f"{folder / name}: ")
-    Run(folder, "training.log", Namespace(overwrite=True), {}, [folder / "more.csv"])
+    Run(folder, "training.log", Arguments(overwrite=True), {}, [folder / "more.csv"])
     assert (folder / name).read_text() == "precious"  # until the run begins
 
 
@@ -627,7 +626,7 @@ def test_the_model_a_run_starts_from_is_never_removed(command, models, tmp_path)
     assert "starts from it" in line
     (tmp_path / "link").symlink_to(folder)
     inputs = dict(zip(("en", "pd"), pair(folder), strict=True))
-    message = input_error(Run, tmp_path / "link", "training.log", Namespace(overwrite=True), inputs)
+    message = input_error(Run, tmp_path / "link", "training.log", Arguments(overwrite=True), inputs)
     assert "starts from it" in message
 
 
@@ -648,7 +647,7 @@ def test_a_run_never_replaces_its_own_cohort(script, option, name, data, command
 
 
 def test_a_refused_run_leaves_no_empty_folder(tmp_path):
-    Run(tmp_path / "run", "training.log", Namespace(overwrite=False), {})
+    Run(tmp_path / "run", "training.log", Arguments(overwrite=False), {})
     assert not (tmp_path / "run").exists()  # before the run begins
 
 
@@ -761,11 +760,14 @@ def test_what_nobody_foresaw_keeps_its_traceback():
 
 
 def test_a_saturated_model_is_refused_unless_allowed(command, cohort, models, tmp_path):
-    training = some_rows(cohort / "training_set.csv", tmp_path / "training.csv", slice(2))
+    # Nor are the training images read before, which may take hours: whoever reads this one refuses it.
+    image = write_image(tmp_path / "bad.nii.gz", np.full(SHAPE, np.nan, np.float32))
+    unread = some_rows(cohort / "training_set.csv", tmp_path / "training.csv", slice(1))
+    unread.write_text(unread.read_text().replace(pd.read_csv(unread)["Path"][0], str(image)))
     test = some_rows(cohort / "test_set.csv", tmp_path / "test.csv", slice(4))
     for name in ("qc.csv", "qc_subjects.csv", "qc.log"):
         (tmp_path / name).write_text("precious")
-    arguments = command("quality_control", {"-fn_train": training, "-fn_test": test})
+    arguments = command("quality_control", {"-fn_train": unread, "-fn_test": test})
     line = refused(
         "quality_control", *arguments, "--overwrite", cwd=tmp_path, names=[pair(models)[0], "FPR 1.000", "saturated"]
     )

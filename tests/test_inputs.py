@@ -13,7 +13,6 @@ import struct
 import subprocess
 import sys
 import zipfile
-from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -22,13 +21,14 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, SCRIPTS, run_here, run_script
+from conftest import ROOT, SCRIPTS, Arguments, run_here, run_script
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from travelling import command, record, stopping
 from travelling.cohort import copies, read_cohort, refuse_overlap
 from travelling.errors import InputError
 from travelling.local_trainer import KNOWN, LocalTrainer
+from travelling.model_files import SPACE
 from travelling.nifti import read_image, read_upright, read_voxels, to_array
 from travelling.run import Run
 from travelling.volumes import Volumes
@@ -305,7 +305,7 @@ def run(tmp_path):
     (tmp_path / "x.csv").write_text("a")
 
     def session(finish=False, overwrite=False, device="a device"):
-        arguments = Namespace(fn=tmp_path / "x.csv", overwrite=overwrite)
+        arguments = Arguments(fn=tmp_path / "x.csv", overwrite=overwrite)
         try:
             images = {"x.nii": tmp_path / "x.nii"}
             run = Run(tmp_path / "run", "log", arguments, {"fn": tmp_path / "x.csv"}, images=images)
@@ -658,6 +658,16 @@ def test_images_on_another_scale_than_the_models_are_told(tells, factor, told, c
         only = LocalTrainer(model, volumes, test_set=test_set)  # inference
         assert only.strange(record) == notices
         assert only.strange({}) == []
+
+
+def test_a_measurement_for_a_notice_that_fails_stops_no_run(cohort):
+    training_set = read_cohort(cohort / "training_set.csv")
+    volumes = SimpleNamespace(shape=(9, 9, 9), space={"shape": (9, 9, 9), "affine": None}, batches=lambda groups: 1 / 0)
+    trainer = LocalTrainer(SimpleNamespace(channels=(1,)), volumes, training_set, training_set[:4])
+    known = "how far images lie from what the model has learned of could not be measured"
+    for told in ({}, {KNOWN: [1.0, 2.0]}, {KNOWN: ["a", None]}):
+        assert trainer.strange(told) == [f"{known} (division by zero)"]
+    assert trainer.known(list(training_set["Subject"])) == {SPACE: volumes.space}
 
 
 # The user's machine

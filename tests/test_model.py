@@ -128,6 +128,20 @@ def test_device_tells_how_float32_is_computed(capability, rounds, told):
         assert backend.start(seed=1) == told
 
 
+@pytest.mark.skipif(backend.BACKEND != "tensorflow", reason="TensorFlow's words")
+@pytest.mark.parametrize("details", [RuntimeError("no driver"), None, {"compute_capability": ()}])
+def test_a_device_that_tells_nothing_of_itself_stops_no_run(details):
+    config = "tensorflow.config.experimental"
+    gpu = mock.Mock()
+    gpu.name = "GPU:0"
+    with (
+        mock.patch("tensorflow.config.list_physical_devices", return_value=[gpu]),
+        mock.patch(f"{config}.set_memory_growth"),
+        mock.patch(f"{config}.get_device_details", side_effect=[details]),
+    ):
+        assert backend.start(seed=1) == "GPU:0"
+
+
 def values(model):
     return [np.array(keras.ops.convert_to_numpy(variable)) for variable in model.state]
 

@@ -228,7 +228,7 @@ def test_quality_control_of_images_as_they_are_is_not_called_a_mistake(tmp_path)
     shutil.rmtree(folder / "whole_centers_noise")
     clean = read_study(folder)
     told = words(make_report(clean, make_tables(clean, Diagnoses(clean, resamples=99)), [], resamples=99))
-    assert "In 1 run of quality control, 1 of 13 images were flagged" in told
+    assert "In 1 run of quality control, 1 of 13 images was flagged" in told
     assert "mistake" not in told
 
 
@@ -251,7 +251,7 @@ def test_a_report_of_the_screen_alone(tmp_path):
     assert (
         "a step that lowered the AUROC (paired DeLong test, one-sided p < 0.01), or raised FPR or FNR by more" in told
     )
-    assert "images farther from these than the conformal limit" in told
+    assert "without its label, by 5 looks: (1) the means and variances of the network's channels" in told
     assert [picture.name for picture in drawn] == [
         "metrics_by_cycle", "rates_whole_centers_noise", "flags_whole_centers_noise",
     ]  # fmt: skip

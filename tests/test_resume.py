@@ -5,14 +5,13 @@ import errno
 import json
 import os
 import random
-from argparse import Namespace
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
-from conftest import run_here
-from fake_trainer import FakeTrainer, NoFiles, settings_of
-from travelling.rules import RULES, EvidenceRule
+from conftest import Arguments, run_here
+from fake_trainer import FakeTrainer, NoFiles, plain_settings, settings_of
 
 from travelling import files, nifti, options, stopping
 from travelling.checkpoint import Checkpoints
@@ -62,9 +61,9 @@ def control(folder, dies_at=None, dies_saving=None, **changes):
     found = checkpoints.load()
     resumed_at = found[0] if found else None
     settings = settings_of(revisit=1, **changes)
-    columns = log_columns(RULES[settings.rule], settings.screen)
+    columns = log_columns(settings.extensions)
     log = LogFile(folder / "qc.csv", columns, resumed_at["log_length"] if resumed_at else 0)
-    quality = QualityControl(settings, trainer, CENTERS, log)
+    quality = QualityControl(settings, trainer, CENTERS, log, extensions=settings.extensions)
     if resumed_at:
         quality.import_state(resumed_at["control"])
         trainer.import_state(found[1])
@@ -143,7 +142,7 @@ def test_the_travelling_model_killed_at_any_step_ends_as_if_it_had_not_been(tmp_
 
         saving = Files(lambda cycle, rate, loss: losses.append((cycle, trainer.weight)))
         try:
-            travel(trainer, CENTERS, CYCLES, settings_of(epochs=2), lambda cycle: 1 / cycle, saving, resumed_at)
+            travel(trainer, CENTERS, CYCLES, plain_settings(epochs=2), lambda cycle: 1 / cycle, saving, resumed_at)
         except Killed:
             return trainer, losses, kept
         return trainer, losses, None
@@ -225,7 +224,7 @@ def test_a_log_that_is_not_its_checkpoints_is_refused(tmp_path):
     with pytest.raises(InputError, match="shorter than when its run stopped"):
         LogFile(tmp_path / "qc.csv", length=10_000)
     with pytest.raises(InputError, match="other columns"):
-        LogFile(tmp_path / "qc.csv", log_columns(EvidenceRule, False), length=length)
+        LogFile(tmp_path / "qc.csv", log_columns(settings_of(rule="evidence").extensions), length=length)
 
 
 @pytest.mark.parametrize("kind", ["inverted", "noise"])
@@ -276,7 +275,7 @@ def new_run(tmp_path):
 
     def make(content="a", overwrite=False, **options):
         source.write_text(content)
-        arguments = Namespace(fn_train=source, overwrite=overwrite, cache_gb=random.random(), **options)
+        arguments = Arguments(fn_train=source, overwrite=overwrite, cache_gb=random.random(), **options)
         return Run(tmp_path / "run", "training.log", arguments, {"fn_train": source})
 
     yield make
@@ -288,6 +287,61 @@ def interrupted(run):
     run.begin("CPU")
     run._checkpoints.save({"cycle": 1, "centers_left": 2}, [np.zeros(1)])
     stopping.end()
+
+
+def begun_or_refused(**paths):
+    """A session of quality control whose options name these files: "resumes", "done", or why it is refused."""
+    settings = Arguments(overwrite=False, error=0.02, **{name: Path(path) for name, path in paths.items()})
+    try:
+        return "resumes" if open_run(settings, (), {}).resumes else "new"
+    except AlreadyDone:
+        return "done"
+    except InputError as error:
+        return str(error)
+    finally:
+        stopping.end()
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_run_is_the_same_by_another_spelling_and_after_its_folder_moved(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("here").mkdir()
+    Path("models").mkdir()
+    settings = Arguments(
+        overwrite=False, error=0.02, output_folder=Path("here/run"), fn_save=Path("here/log"), masks=Path("models")
+    )
+    run = open_run(settings, (), {})
+    run.begin("CPU")
+    for path in (*run.files, run.folder / "encoder_distributed_BS5_09.keras"):
+        path.touch()
+    if finished:
+        run.finish()
+    stopping.end()
+    same = "done" if finished else "resumes"
+    paths = {"output_folder": "here/run", "fn_save": "here/log", "masks": "models"}
+    absolute = {name: tmp_path / path for name, path in paths.items()}
+    assert begun_or_refused(**paths) == same
+    assert begun_or_refused(**absolute) == same
+    assert begun_or_refused(**paths | {"fn_save": "./here/../here/log"}) == same
+    Path("link").symlink_to("here")
+    assert begun_or_refused(**paths | {"fn_save": "link/log"}) == same
+    monkeypatch.chdir("here")
+    assert begun_or_refused(output_folder="run", fn_save="log", masks="../models") == same
+    monkeypatch.chdir(tmp_path)
+    Path("others").mkdir()
+    assert "masks is models there and others here" in begun_or_refused(**paths | {"masks": "others"})
+    assert "fn_save is here/log there and here/other here" in begun_or_refused(**paths | {"fn_save": "here/other"})
+    # What is beside the run may move with it, or stay.
+    Path("link").unlink()
+    Path("there").mkdir()
+    Path("here").rename("there/here")
+    moved = {"output_folder": "there/here/run", "fn_save": "there/here/log", "masks": "models"}
+    assert begun_or_refused(**moved) == same
+    Path("models").rename("there/models")
+    assert begun_or_refused(**moved | {"masks": "there/models"}) == same
+    assert "masks is models there and others here" in begun_or_refused(**moved | {"masks": "others"})
+    Path("there/here/log.csv").rename("there/log.csv")
+    assert "fn_save is here/log there and there/log here" in begun_or_refused(**moved | {"fn_save": "there/log"})
 
 
 def test_the_same_command_goes_on_and_is_done_once(new_run, tmp_path):

@@ -12,18 +12,22 @@ import runpy
 import shutil
 import sys
 from collections import Counter
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT, write_image
+from fake_trainer import settings_of
 from study_maker import REPRODUCE
 from test_audit import FakeScreen, RandomTrainer, change_record, make_run, read_rows, write_rows
-from travelling.rules import RULES, Rule
 
+from travelling.beyond import screen, screen_labels
+from travelling.beyond.screen import looks as measured
 from travelling.beyond.screen.looks import LOOKS
 from travelling.nifti import read_upright
+from travelling.quality_control import methods
 from travelling_quality_control.reporting import drawing, one_run, pages
 
 SCRIPT = ROOT / "travelling_quality_control" / "report.py"
@@ -127,7 +131,7 @@ def rows_alone(rows, name):
 
 SETTINGS = [
     {"rule": rule, "screen": screen, "verify_every": every, "protocol": protocol}
-    for rule in RULES
+    for rule in ("published", "evidence")
     for screen, every, protocol in ((False, 1, "corrected"), (True, 1, "corrected"), (True, 5, "published"))
 ]
 
@@ -174,7 +178,7 @@ def test_every_number_is_that_of_the_log(tmp_path, setting):
             for rate, column in (("FPR", "PFP"), ("FNR", "PFN")):
                 told = f"{float(row[f'Reference_{column}']):.3f} to {float(row[column]):.3f}" if row[column] else ""
                 assert cells[rate] == told
-            columns = dict.fromkeys(RULES[setting["rule"]].columns)
+            columns = ("AUROC", "P_AUROC", "P_FP", "P_FN") if setting["rule"] == "evidence" else ()
             columns = dict(zip(columns, columns, strict=True)) or {"tolerated rise": "Tolerance"}
             columns |= {"score": "Screen_score", "limit": "Screen_limit"} if screen else {}
             for label, column in columns.items():
@@ -262,10 +266,10 @@ def test_the_first_screen_tells_the_audit_and_the_last_the_settings(run):
     assert "Audit: consistent 6 cycles (10 to 15), " in page.words
     assert page.words.index("Audit: consistent") < page.words.index("Every image that was")
     assert "refuse" not in page.words
-    assert "in cycles 10 to 15, in batches of 5." in page.words
+    assert "in cycles 10 to 15, in batches of 5, with Adam at 0.0001 in cycle 0." in page.words
     assert "revisited 2 cycles later" in page.words
     assert "lowered the AUROC (paired DeLong test" in page.words
-    assert "conformal limit" in page.words
+    assert "with a mean score of the two above 4, was eliminated without a training step" in page.words
     assert "audited: every decision follows" in page.words
     assert "device: CPU; git commit: abc." in page.words
     assert "Python 3.12.1, keras 3.15.1" in page.words
@@ -280,6 +284,37 @@ def test_the_first_screen_tells_the_audit_and_the_last_the_settings(run):
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert all(attributes["href"][1:] in ids for tag, attributes in page.tags if attributes.get("href", "")[:1] == "#")
+
+
+WRONG_NUMBER = re.compile(
+    r"\b1 (were|are|wait|have|images|subjects|batches|steps|cycles|verifications|looks|visits|centers|sessions)\b"
+    r"|\b(0|[2-9]|\d\d+) (was|is|waits|has|image|step|cycle|verification|center)\b(?! of| \d)"
+)
+
+
+@pytest.mark.parametrize("bad", [0, 1, 2])
+def test_one_is_not_told_as_many(tmp_path, bad):
+    """A run of one cycle in which so many images are put aside, and then eliminated."""
+    names = [f"c0_{number}" for number in range(bad)]
+    trainer = RandomTrainer(0, bad=names, harm=20, often=1.0)
+    no_chance = {"randint": lambda *_, size=None: 0 if size is None else np.zeros(size, int), "uniform": lambda: 0}
+    trainer.random = SimpleNamespace(**no_chance)
+    make(tmp_path, wait=1, cycles=[10, 11] if bad == 2 else [10], trainer=trainer)
+    assert report(tmp_path)[0] == 0
+    page = Page(tmp_path / "log_report.html")
+    told = " ".join([page.words, *(attributes.get("alt", "") for _, attributes in page.tags)])
+    told = told.replace("is its header", "")  # row 1
+    assert f"{bad} {'was' if bad == 1 else 'were'} flagged" in told
+    assert ("consistent 1 cycle (10 to 10)" in told) == (bad < 2)
+    assert not WRONG_NUMBER.search(told), WRONG_NUMBER.search(told)
+
+
+def test_long_ids_break_instead_of_running_out_of_their_card(run):
+    source = (ROOT / "travelling_quality_control" / "reporting" / "page.html.jinja").read_text(encoding="utf-8")
+    (body,) = re.findall(r"^body \{(.*)\}$", source, re.M)
+    assert "overflow-wrap: anywhere;" in body  # which all elements inherit
+    others = re.findall(r"^([^\n{]+) \{[^}]*overflow-wrap|^([^\n{]+) \{[^}]*white-space: nowrap", source, re.M)
+    assert not [selectors for selectors in others if ".cards" in "".join(selectors)]
 
 
 def test_a_log_that_was_tampered_with_is_refused_in_red(run):
@@ -448,30 +483,50 @@ def test_a_federation_with_pseudonyms_and_failed_visits(tmp_path):
     assert "Up to 4 batches were trained" in page.words
 
 
-class CountRule(Rule):
-    """As in docs/extending.md."""
-
-    name, words, columns = "count", "FP and FN together rise by more than three", ("Rise",)
-
-    def judge(self, before, after, tolerance, protocol):
-        was, now = (one.false_positives + one.false_negatives for one in (before, after))
-        return now - was > 3, {"Rise": now - was}
-
-    def audit_step(self, row, accepted, risen, test_set):
-        rise = row["FP"] + row["FN"] - accepted["FP"] - accepted["FN"]
-        return rise > 3, [] if row["Rise"] == rise else [(("Rise",), f"should be {rise}")]
+PARTS = {  # of the paragraph for a paper: what tells each, and an option with which it ran
+    "raised FPR or FNR by more than 0.07 per image was undone": {"rule": "published"},
+    "a step that lowered the AUROC (paired DeLong test, one-sided p < 0.01), or raised FPR or FNR by more than 0.07 "
+    "per image with more new misdiagnoses": {"rule": "evidence"},
+    "verified every training step": {"verify_every": 1},
+    "Up to 9 batches were trained before the test set was evaluated; where they together did so": {"verify_every": 9},
+    "with a stated probability of 0.03": {"screen": True},
+    "The conformal p-value of a label": {"label_screen": True},
+}
 
 
-def test_a_rule_that_was_added_is_reported_with_its_own_columns(tmp_path, monkeypatch):
-    monkeypatch.setitem(RULES, "count", CountRule)
-    make(tmp_path, rule="count")
-    assert report(tmp_path)[0] == 0
-    page, rows = Page(tmp_path / "log_report.html"), read_rows(tmp_path / "log.csv")
-    shown = [row for caption, table in page.tables.items() if caption.startswith("Rows of the log") for row in table]
-    assert len(shown) > 4
-    assert all(row["Rise"] == rows[int(row["log row"]) - 2]["Rise"] for row in shown)
-    assert "A step was undone where FP and FN together rise by more than three." in page.words
-    assert "a step that made that FP and FN together rise by more than three was undone" in page.words
+@pytest.mark.parametrize("rule", ["published", "evidence"])
+@pytest.mark.parametrize("verify_every", [1, 9])
+@pytest.mark.parametrize(("screened", "labels"), [(False, False), (True, False), (True, True)])
+def test_the_methods_for_a_paper_are_those_that_ran(rule, verify_every, screened, labels):
+    options = {
+        "protocol": "published", "rule": rule, "error": 0.07, "revisit": 1, "verify_every": verify_every,
+        "screen": screened, "label_screen": labels, "false_alarms": 0.03,
+    }  # fmt: skip
+    used = {"screen": ("screen", "false_alarms"), "label_screen": ("label_screen",)}
+    given = {name: options[name] for name in ("rule", "verify_every")}
+    given |= {name: options[name] for switch, names in used.items() if options[switch] for name in names}
+    settings = settings_of(**given, **{name: options[name] for name in ("protocol", "error", "revisit")})
+    told = methods(settings, settings.extensions)
+    assert {words for words in PARTS if words in told} == {
+        words for words, option in PARTS.items() if option.items() <= options.items()
+    }
+    assert "(protocol 'published')" in told
+    assert "revisited 1 cycle later" in told
+    assert (" at p < 0.05" in told) == (rule == "evidence" and verify_every > 1)
+    assert all((look.words in told) == screened for look in LOOKS.values())
+    assert "  " not in told
+    assert re.search(r"[a-z0-9)]\.$", told)
+
+
+def test_the_methods_follow_the_numbers_of_the_code(monkeypatch):
+    monkeypatch.setattr(screen, "SURE", 7.5)
+    monkeypatch.setattr(screen_labels, "ALPHA", 0.0125)
+    monkeypatch.setattr(measured, "LOOKS", {"grain": LOOKS["spectrum"]._replace(words="how grainy it is")})
+    settings = settings_of(screen=True, label_screen=True)
+    told = methods(settings, settings.extensions)
+    assert "by 1 look: (1) how grainy it is. Its" in told
+    assert "the two above 7.5, was eliminated" in told
+    assert "below 0.0125 divided by the number of centers" in told
 
 
 def test_a_lock_up_is_told(tmp_path):

@@ -100,7 +100,6 @@ def test_quality_control_log_explains_itself(controlled):
 
 def test_quality_control_writes_models_and_log_in_their_places(controlled):
     assert {path.name for path in controlled.iterdir()} == {"qc.csv", "qc_subjects.csv", "qc.log", "qc_run"}
-    assert "  precision: float32; measured here, " in (controlled / "qc.log").read_text()
     assert len(list((controlled / "qc_run").glob("*.keras"))) == 6
 
 

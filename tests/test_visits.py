@@ -7,7 +7,7 @@ import sys
 import pandas as pd
 import pytest
 from conftest import ROOT
-from fake_trainer import HEALTHY, PATIENTS, FakeTrainer, NoFiles, control_over, run_cycles, settings_of
+from fake_trainer import HEALTHY, PATIENTS, FakeTrainer, NoFiles, control_over, plain_settings, run_cycles, settings_of
 from study_maker import write_record
 
 from travelling.errors import VisitFailed
@@ -193,7 +193,7 @@ def test_the_travelling_model_goes_on_without_a_center_that_fails():
         trainer = FailingTrainer({(None, failing): "unreachable"})
         losses = []
         files = NoFiles(lambda cycle, rate, loss, seen=losses: seen.append(loss))
-        travel(trainer, CENTERS, range(2), settings_of(seed=40, epochs=2, batch_size=2), lambda cycle: 1, files)
+        travel(trainer, CENTERS, range(2), plain_settings(seed=40, epochs=2, batch_size=2), lambda cycle: 1, files)
         batches[failing] = trainer.fitted
         assert losses == [0.5, 0.5]
     # The order of the others is the same as if it had been there.

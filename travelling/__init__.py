@@ -5,6 +5,7 @@ Shared code of the five scripts. The scripts read like the paper; the plumbing i
     errors             what goes wrong, and is told in one line
     command            what every command line shares: error line, exit status, kinds of values
     options            what a run can be told: every option once, for command lines, files and records
+    words              numbers in sentences
     console            the terminal: progress bar, log lines above it
     stopping           signals, and what a run lets go of at its end
     run                a run: its folder, log, models and checkpoints

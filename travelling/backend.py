@@ -9,7 +9,6 @@ import math
 import os
 import re
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -83,12 +82,14 @@ def start(seed: int, deterministic: bool = False, precision: str = "float32") ->
             raise InputError("--precision float16: TensorFlow pools volumes in float16 on a GPU only")
         if deterministic or not gpus:
             tf.config.experimental.enable_op_determinism()
-        details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
         rounds = tf.config.experimental.tensor_float_32_execution_enabled()
-        names = [
-            _with_tf32(known.get("device_name", gpu.name), known.get("compute_capability", (0,))[0], rounds)
-            for gpu, known in zip(gpus, details, strict=True)
-        ]
+        names = []
+        for gpu in gpus:
+            name, generation = gpu.name, 0
+            with contextlib.suppress(Exception):  # words for the log must not stop a run
+                details = tf.config.experimental.get_device_details(gpu)
+                name, generation = details.get("device_name", name), details.get("compute_capability", (0,))[0]
+            names.append(_with_tf32(name, generation, rounds))
         return ", ".join(names) or "CPU (TensorFlow sees no GPU; TF_CPP_MIN_LOG_LEVEL=0 shows why)"
     if BACKEND == "jax":
         if deterministic:  # read when the first device is used, not at the import
@@ -99,10 +100,12 @@ def start(seed: int, deterministic: bool = False, precision: str = "float32") ->
         rounds = jax.config.jax_default_matmul_precision not in ("highest", "float32")
         names = []
         for device in jax.devices():
-            capability = str(getattr(device, "compute_capability", ""))  # "9.0"; of other makers "gfx90a"
-            generation = re.match(r"\d+", capability)
-            name = f"{device.platform.upper()} {device.device_kind}"
-            names.append(_with_tf32(name, int(generation[0]) if generation else 0, rounds))
+            name, generation = str(device), 0
+            with contextlib.suppress(Exception):  # as above
+                name = f"{device.platform.upper()} {device.device_kind}"
+                capability = re.match(r"\d+", str(getattr(device, "compute_capability", "")))  # "9.0"; others "gfx90a"
+                generation = int(capability[0]) if capability else 0
+            names.append(_with_tf32(name, generation, rounds))
         return ", ".join(names)
     return BACKEND
 
@@ -111,31 +114,6 @@ def _with_tf32(device, generation, rounds):
     """A device in words, and whether it rounds the factors of products in float32: NVIDIA's cards since Ampere do."""
     forbidden = os.environ.get("NVIDIA_TF32_OVERRIDE") == "0"
     return f"{device} (float32 as TF32)" if rounds and generation >= 8 and not forbidden else device
-
-
-def fastest_precision(precision: str) -> str:
-    """In words, which precision computes a convolution of volumes fastest on this device: measured, in half a second.
-
-    ``precision`` is the one that the run has.
-    """
-    seconds = {}
-    for name in ("float32", "bfloat16"):
-        images = keras.ops.ones((1, 40, 48, 40, 32), name)  # as in the second block of the network at 2 mm
-        kernel = keras.ops.ones((3, 3, 3, 32, 64), name)
-        times: list[float] = []
-        while len(times) < 2 or (sum(times) < 0.2 and len(times) < 20):
-            begun = time.perf_counter()
-            keras.ops.convert_to_numpy(keras.ops.conv(images, kernel, padding="same")[0, 0, 0, 0, :1])
-            times.append(time.perf_counter() - begun)
-        seconds[name] = min(times[1:])  # the first compiles
-    fastest = min(seconds, key=lambda name: seconds[name])
-    slower = max(seconds, key=lambda name: seconds[name])
-    ratio = seconds[slower] / seconds[fastest]
-    told = f"precision: {precision}; measured here, a convolution takes "
-    if ratio < 1.1:  # less is noise
-        return told + "as long in float32 as in bfloat16"
-    told += f"{ratio:.1f} times as long in {slower} as in "
-    return told + (fastest if fastest == precision else f"{fastest} (--precision {fastest})")
 
 
 def train_like_keras_2(norm: keras.layers.BatchNormalization) -> None:

@@ -102,12 +102,19 @@ class Extension:
         """What checks its part of a log, apart from how it decides."""
         return Auditor(self.columns)
 
-    def methods(self, rise: str) -> str:
-        """A sentence for a paper's methods; of a rule that replaces the published one: "a step that <this> was undone".
-
-        ``rise`` is what the published rule says of a step: "raised FPR or FNR by more than 0.02 per image".
-        """
+    def methods(self, extensions: Sequence[Extension]) -> str:
+        """Sentences for a paper's methods; ``extensions`` are all that were used."""
         return ""
+
+    steps = ""  # there, which steps are verified, where it is not every one
+    in_groups = ""  # there, how it judges several batches, where it is not as one
+
+    def judged(self, rise: str) -> str:
+        """There, what a harmful step did, where it replaces the rule: goes on after "a step that".
+
+        ``rise`` is what the published rule says of it: "raised FPR or FNR by more than 0.02 per image".
+        """
+        return rise
 
     def legend(self) -> str:
         """What :meth:`explain` shows, for readers of a report."""

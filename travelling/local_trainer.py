@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -102,9 +103,13 @@ class LocalTrainer:
     def known(self, subjects: list[str]) -> dict:
         """What a saved model tells of the images that it has trained on, those of ``subjects``: a dict for its record.
 
-        Where they lie, and the largest distances of a few of them, at the first BatchNorm layer.
+        Where they lie, and the largest distances of a few of them, at the first BatchNorm layer, if they can be
+        measured: only a notice rests on these.
         """
-        return {SPACE: self._volumes.space} | ({KNOWN: self._farthest(subjects)} if subjects else {})
+        about: dict = {SPACE: self._volumes.space}
+        with contextlib.suppress(Exception):
+            about |= {KNOWN: self._farthest(subjects)} if subjects else {}
+        return about
 
     def _farthest(self, subjects):
         return np.max(self._first_distances(subjects), axis=0).tolist()
@@ -119,8 +124,15 @@ class LocalTrainer:
         """Notices where images lie further from what a model knows than those that it has trained on: a list of lines.
 
         ``record`` is that of the model. Where it tells nothing of these distances, the images of the training set stand
-        for them.
+        for them. A measurement that fails is a notice, too: nothing rests on it.
         """
+        try:
+            return self._strange(record)
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            return [f"how far images lie from what the model has learned of could not be measured ({reason})"]
+
+    def _strange(self, record):
         trained = list(self.labels)
         looked_at = {} if self.test_set is None else {"test": list(self.test_set["Subject"])}
         known = record.get(KNOWN) or []

@@ -202,12 +202,12 @@ def _from_json(about, value, folder):
     return about["parse"](json.dumps(value))
 
 
-def to_json(options: type[Options], given: Options) -> dict:
+def to_json(options: type[Options], given: Options | argparse.Namespace) -> dict:
     """The options of a class, as plain values for a file, from an object that has them and perhaps others.
 
     Those that it has not are left out; paths are absolute.
     """
-    told = given.told()
+    told = given.told() if isinstance(given, Options) else vars(given)
     names = [field.name for field in fields_of(options)]
     if told.keys() - set(names):
         names += [field.name for field in fields_of(*options.more())]

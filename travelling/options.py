@@ -1,27 +1,22 @@
 """What each script can be told: a class of options for each kind of run, see :mod:`travelling.option`."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from travelling import settings
+from travelling.extensible import Extensible
 from travelling.harm import KINDS, PUBLISHED
 from travelling.option import (
     METHOD,
     Options,
     changed,
-    fields_of,
-    from_json,
     number,
     option,
     published,
     result_name,
 )
-
-if TYPE_CHECKING:
-    from travelling.quality_control import Extension
 
 AGE_EDGES = (60.0, 70.0)  # years
 CENTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # FLARE makes folders and addresses of them
@@ -140,42 +135,6 @@ class DirtyBaseline(settings.WithoutControl, Training, Pretrained, TrainingSet, 
     """The dirty baseline."""
 
     output_folder: Path = changed(Training, "output_folder", Path("dirty_baseline_run"))
-
-
-@dataclass(kw_only=True)
-class Extensible(Options):
-    """For a run that may go beyond the published method: ``extensions`` are those that its options ask for."""
-
-    extensions: "tuple[Extension, ...]" = field(default=())
-
-    @classmethod
-    def more(cls) -> Sequence[type[Options]]:
-        """The options of all extensions that there are."""
-        from travelling.beyond import all_options
-
-        return all_options()
-
-    def take(self, parts: Sequence[Options], spell: Callable[[str], str]) -> None:
-        """As :meth:`Options.take`."""
-        from travelling.beyond import extensions_of
-
-        self.extensions = extensions_of(parts, spell)
-
-    def told(self) -> dict[str, Any]:
-        """The options of the run, and those of its extensions: one that it does not use is not heard of."""
-        told = super().told()
-        for extension in self.extensions:
-            told |= extension.options.told()
-        return told
-
-
-def extensions_in(told: Mapping[str, Any], path: Path) -> "tuple[Extension, ...]":
-    """The extensions of a run by the options in its record, the file ``path``.
-
-    Raises InputError for what no run can have.
-    """
-    known = {field.name for field in fields_of(*Extensible.more())}
-    return from_json(Extensible, path, {name: value for name, value in told.items() if name in known}).extensions
 
 
 @dataclass(kw_only=True)

@@ -23,6 +23,7 @@ from travelling.protocol import PROTOCOLS
 from travelling.settings import Control
 from travelling.trainer import Files, Trainer
 from travelling.verification_log import LOG_COLUMNS, VerificationLog
+from travelling.words import some, was
 
 _STATE = ("flags", "revisits", "waiting", "eliminated", "absent", "counts")
 FAILURES = ("unreachable", "invalid")  # phases of a step to which a center gave no usable answer
@@ -259,7 +260,7 @@ class QualityControl:
         """The state in words, for the plain log."""
         fpr, fnr = self.reference
         return (
-            f"FPR {fpr:.3f}, FNR {fnr:.3f}; {len(self.waiting)} subjects wait for their revisit, "
+            f"FPR {fpr:.3f}, FNR {fnr:.3f}; {some(len(self.waiting), 'subject')} waiting for revisit, "
             f"{len(self.eliminated)} eliminated"
         )
 
@@ -267,11 +268,11 @@ class QualityControl:
         """In words, why most batches of this cycle were undone, or most images put aside; None where they were not."""
         counts = self.counts[-1] if self.counts and self.counts[-1]["cycle"] == cycle else {}
         if 2 * counts.get("undone", 0) > counts.get("verified", 0):
-            explain = next(
-                (extension.lock_up for extension in self.extensions if extension.replaces_rule), rule.lock_up
-            )
+            rules = [extension.lock_up for extension in self.extensions if extension.replaces_rule]
+            explain = rules[0] if rules else rule.lock_up
             return (
-                f"lock-up: {counts['undone']} of {counts['verified']} batches of cycle {cycle} were undone. "
+                f"lock-up: {counts['undone']} of {some(counts['verified'], 'batch')} of cycle {cycle} "
+                f"{was(counts['undone'])} undone. "
                 f"Unless most images are harmful, {explain(self.accepted, self.protocol)}"
             )
         return next(filter(None, (extension.locked_up(cycle) for extension in self.extensions)), None)
@@ -289,3 +290,17 @@ class QualityControl:
             self.counts.append({"cycle": self.cycle, "verified": 0, "undone": 0})
         self.counts[-1]["verified"] += number
         self.counts[-1]["undone"] += number * undone
+
+
+def methods(settings: Control, extensions: Sequence[Extension]) -> str:
+    """What quality control does, for a paper: sentences."""
+    rise = f"raised FPR or FNR by more than {settings.error:g} per image"
+    rules = [extension.judged(rise) for extension in extensions if extension.replaces_rule] or [rise]
+    steps = next((extension.steps for extension in extensions if extension.steps), "every training step")
+    published = (
+        f"Decentralized quality control (protocol '{settings.protocol}') verified {steps} on the test set: a step "
+        f"that {' or '.join(rules)} was undone and its images were tried one by one; those that did so alone were "
+        f"flagged, revisited {some(settings.revisit, 'cycle')} later, and eliminated if they did so again (Souza et "
+        "al., 2025)."
+    )
+    return " ".join(filter(None, [published, *(extension.methods(extensions) for extension in extensions)]))

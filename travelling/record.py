@@ -1,5 +1,6 @@
 """The record of a run (``run.json``): what was run, on what, with what, and when."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -22,20 +23,33 @@ PACKAGES = ("tensorflow", "jax", "keras", "numpy", "pandas", "scikit-learn", "Si
 INDIFFERENT = {"output_folder", "overwrite", "cache_gb", "cache_dir", "keep_every", "workers"}
 
 
-def describe(arguments: Options, inputs: Mapping[str, Path]) -> dict:
-    """What decides a run's results: its options by name, and its input files by content.
+def describe(arguments: Options, inputs: Mapping[str, Path], folder: Path | str) -> dict:
+    """What decides a run's results: its options by name, its input files by content, and where its other files are.
 
-    ``inputs`` maps the names of options to the files that they name.
+    ``inputs`` maps the names of options to the files that they name; ``folder`` is that of the record. ``paths`` has
+    all other options that name files or folders, absolute and without links: spelling makes no difference.
     """
     options = {name: _plain(value) for name, value in sorted(arguments.told().items())}
     hashes = {name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for name, path in inputs.items()}
-    return {"script": Path(sys.argv[0]).name, "options": options, "inputs_sha256": hashes}
+    paths = {name: _real_paths(value) for name, value in arguments.told().items()}
+    return {
+        "script": Path(sys.argv[0]).name,
+        "options": options,
+        "inputs_sha256": hashes,
+        "folder": os.path.realpath(folder),
+        "paths": {name: found for name, found in paths.items() if found and name not in {*inputs, *INDIFFERENT}},
+    }
 
 
 def _plain(value):
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value if value is None or isinstance(value, (bool, int, float)) else str(value)
+
+
+def _real_paths(value):
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return [os.path.realpath(path) for path in values if isinstance(path, Path)]
 
 
 def differences(earlier: dict, now: dict) -> list[str]:
@@ -46,12 +60,25 @@ def differences(earlier: dict, now: dict) -> list[str]:
     before = earlier.get("options", {})
     for name in now["options"] | before:  # an extension that is not used has no options
         there, here = before.get(name), now["options"].get(name)
-        if name not in INDIFFERENT and name not in now["inputs_sha256"] and there != here:
+        indifferent = name in INDIFFERENT or name in now["inputs_sha256"] or _same_paths(name, earlier, now)
+        if not indifferent and there != here:
             found.append(f"{name} is {there} there and {here} here")
     for name, digest in now["inputs_sha256"].items():
         if earlier.get("inputs_sha256", {}).get(name) != digest:
             found.append(f"the content of {name} ({now['options'].get(name, name)}) is another")
     return found
+
+
+def _same_paths(name, earlier, now):
+    """Whether an option names the same files, or files that have moved together with the run's folder."""
+    there, here = (about.get("paths", {}).get(name) for about in (earlier, now))
+    if there is None or here is None or there == here:
+        return there is not None and there == here
+    return _beside(there, earlier["folder"]) == _beside(here, now["folder"])
+
+
+def _beside(paths, folder):
+    return [os.path.relpath(path, folder) for path in paths]
 
 
 class Record:
@@ -86,8 +113,8 @@ class Record:
                 return path
         return None
 
-    def start(self, device: str, images: dict[str, dict]) -> None:
-        """Write the record of a run that begins."""
+    def start(self, device: str, images: dict[str, dict]) -> list[str]:
+        """Write the record of a run that begins; returns notices of what it lacks."""
         self._content = {
             **self.description,
             "seed": self.description["options"].get("seed"),
@@ -97,10 +124,10 @@ class Record:
             "finished": None,
             "images": images,
         }
-        self._add_session(device)
+        return self._add_session(device)
 
     def resume(self, device: str, images: dict[str, dict]) -> list[str]:
-        """Add to the record that the run goes on; returns notices of what was otherwise in the session before.
+        """Add to the record that the run goes on; returns notices of what it lacks or what has changed.
 
         Raises InputError, and adds nothing, where an image of those that the run reads now is not the one that it
         began with.
@@ -113,8 +140,8 @@ class Record:
                     "or --overwrite starts anew"
                 )
         before = (self._content.get("sessions") or [{}])[-1]
-        self._add_session(device)
-        return _differences_of_machines(before, self._content["sessions"][-1])
+        notices = self._add_session(device)
+        return notices + _differences_of_machines(before, self._content["sessions"][-1])
 
     def finish(self) -> None:
         """Add to the record that the run is complete."""
@@ -122,7 +149,7 @@ class Record:
         self._write()
 
     def _add_session(self, device):
-        commit, is_dirty = git_state()
+        commit, is_dirty, why_unknown = git_state()
         self._content["sessions"].append(
             {
                 "started": _now(),
@@ -134,9 +161,11 @@ class Record:
                 "packages": dict(_versions()),
                 "git_commit": commit,
                 "git_tree_was_dirty": is_dirty,
+                "git_commit_unknown": why_unknown,
             }
         )
         self._write()
+        return [f"the git commit of the code is not known ({why_unknown})"] if why_unknown else []
 
     def _write(self):
         write_whole(self.path, json.dumps(self._content, indent=2).encode() + b"\n")
@@ -159,24 +188,28 @@ def _now():
 def _versions():
     yield "travelling", __version__
     for name in PACKAGES:
-        try:
+        with contextlib.suppress(Exception):  # not installed, or in a way that tells no version: that stops no run
             yield name, importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
 
 
-def git_state() -> tuple[str | None, bool | None]:
-    """(commit of this repository, whether files differ from it); (None, None) where git cannot tell."""
-    folder = Path(__file__).resolve().parent.parent
+def git_state() -> tuple[str | None, bool | None, str | None]:
+    """(commit of this code, whether files differ from it, None); (None, None, why) where git cannot tell.
+
+    Nor can it where another repository surrounds the code, as one does that holds the environment it is installed in.
+    """
+    folder = Path(__file__).resolve().parent
     # Within a git hook, for example, these would name another repository.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    questions = (("ls-files", "--error-unmatch", Path(__file__).name), ("rev-parse", "HEAD"), ("status", "--porcelain"))
     try:
-        commit, status = (
+        _, commit, status = (
             subprocess.run(
-                ["git", "-C", folder, *words], capture_output=True, text=True, check=True, timeout=20, env=environment
+                ["git", "-C", folder, *words], capture_output=True, check=True, timeout=20, env=environment
             ).stdout
-            for words in (("rev-parse", "HEAD"), ("status", "--porcelain"))
+            for words in questions
         )
-    except (OSError, subprocess.SubprocessError):
-        return None, None
-    return commit.strip(), bool(status.strip())
+    except subprocess.CalledProcessError as error:
+        return None, None, (error.stderr.decode(errors="replace").strip().splitlines() or ["git fails"])[0]
+    except (OSError, subprocess.SubprocessError) as error:
+        return None, None, str(error)
+    return commit.decode().strip(), bool(status.strip()), None

@@ -9,6 +9,11 @@ from travelling.protocol import Protocol
 if TYPE_CHECKING:
     from travelling.metrics import Evaluation
 
+LEGEND = (  # of FPR and FNR in a report
+    "FPR and FNR: from the reference to the rate after the step, which was undone if one of the two rose by more than "
+    "tolerated."
+)
+
 
 def risen(before: Evaluation, after: Evaluation, tolerance: float, protocol: Protocol) -> list[bool]:
     """Whether FPR, and whether FNR, rose by more than the tolerance, a fraction of 1 for the whole step."""

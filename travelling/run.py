@@ -68,7 +68,7 @@ class Run:
         self._folders = {self.folder, *(file.parent for file in self._results)}
         for place in self._folders:
             refuse_read_only(place)
-        self._record = Record(self.folder / record, describe(arguments, inputs))
+        self._record = Record(self.folder / record, describe(arguments, inputs, self.folder))
         self._own_cache = self._record.path.with_name(f"{self._record.path.stem}_image_cache")
         self._times = self._record.path.with_name(self._record.path.name.replace("run.json", "cycles.csv"))
         self._cycle_began: float | None = None  # by the clock, in seconds; None: in an earlier session
@@ -156,7 +156,8 @@ class Run:
                 path.unlink()
             self._times.unlink(missing_ok=True)
             self._checkpoints.remove()
-            self._record.start(device, images or {})  # first: whatever fails from now on, the same command goes on
+            # First: whatever fails from now on, the same command goes on.
+            self._notices += self._record.start(device, images or {})
         self.log = log = logging.getLogger("travelling")
         log.setLevel(logging.INFO)
         log.propagate = False

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -69,6 +69,7 @@ class Volumes:
         self._memory: dict[str, np.ndarray] = {}  # NIfTI file -> array
         self._array_files = ArrayFiles(cache_folder)
         self._stored: dict[str, Path] = {}  # NIfTI file -> .npy file
+        self._stored_bytes = 0
         self._contents: dict[str, dict] = {}  # NIfTI file -> what is known of it, see images
         self._means: dict[str, float] = {}  # NIfTI file -> mean intensity
         self._remarks: dict[str, list[str]] = {}  # in words -> NIfTI files
@@ -152,12 +153,17 @@ class Volumes:
                 "all images must lie in one space: this needs resampling, which is not done here"
             )
 
+    def read(self, subjects: Iterable[str]) -> None:
+        """Read and check the images of some subjects, which can be used from now on; raises as :meth:`decode`."""
+        paths = [self._files[subject] for subject in subjects]
+        for_each_image(self._decode, [path for path in paths if path not in self._contents], "reading images")
+
     def decode(self) -> list[str]:
         """Read and check every image once; raises InputError for a bad one, OSError where a file cannot be written.
 
         Returns what a log should say of them: a list of lines.
         """
-        for_each_image(self._decode, list(self._files.values()), "reading images")
+        self.read(self._files)
         self.images = {subject: self._contents[path] for subject, path in self._files.items()}
         usual = np.median(list(self._means.values()))
         for path, mean in self._means.items():
@@ -170,7 +176,7 @@ class Volumes:
             for words, paths in self._remarks.items()
         ]
         if self._stored:
-            size = sum(path.stat().st_size for path in self._stored.values()) / 1e9
+            size = self._stored_bytes / 1e9
             notices.append(
                 f"{len(self._memory)} decoded images are in memory (--cache-gb), "
                 f"{len(self._stored)} in {self._array_files.folder} ({size:.1f} GB, --cache-dir)"
@@ -195,6 +201,7 @@ class Volumes:
                 self._remark("without any contrast: every voxel is the same", path)
             fits = array.nbytes <= self._free
             self._free -= array.nbytes if fits else 0
+            self._stored_bytes += 0 if fits else array.nbytes
         if fits:
             self._memory[path] = np.array(array) if stored else array
         else:

@@ -12,10 +12,15 @@ Writes <fn_save>.csv (one row per verification), <fn_save>_subjects.csv (one row
 <fn_save>.log, and the models of every cycle in the output folder.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+if __name__ == "__main__":  # the package of this checkout, whatever is installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from travelling import command, stopping
 from travelling.errors import VisitFailed
@@ -122,13 +127,13 @@ def main() -> None:
 
     device = backend.start(settings.seed, settings.deterministic, settings.precision)
     model, record, notices = TravellingModel.load(settings.en, settings.pd, volumes.shape)
-    notices += volumes.decode() + copies(volumes.images, training_set, test_set)
     trainer = LocalTrainer(model, volumes, training_set, test_set, settings.eval_batch_size)
+    volumes.read(test_set["Subject"])
+    baseline, saturation = first_evaluation(run, trainer, settings)  # before all the training images are read
+    notices += volumes.decode() + copies(volumes.images, training_set, test_set)
     notices += trainer.strange(record)
-    baseline, saturation = first_evaluation(run, trainer, settings)
     log = run.begin(device, notices + saturation, volumes.images)
     log.info("training set: %d images, %d centers; test set: %d images", len(training_set), len(centers), len(test_set))
-    log.info("%s", backend.fastest_precision(settings.precision))
     resumed_at = run.go_on(trainer)
 
     with progress_bar(total=len(cycles) * len(training_set), unit="image") as bar:

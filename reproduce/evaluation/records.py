@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from travelling.rules import DEFAULT_RULE
 
 from evaluation import layout
 from evaluation.layout import CLEAN, CONTROL_FOLDERS, DIRTY, HARM, PUBLISHED, SETTINGS
 from travelling.errors import InputError
+from travelling.extensible import Extensible
 from travelling.metrics import performance
+from travelling.option import fields_of
 from travelling.verification_log import SEPARATOR
 from travelling_quality_control.auditing import audit_log
 from travelling_quality_control.auditing.run_record import read_run_record, refuse_wrong_options
@@ -235,8 +236,10 @@ class _Reader:
         if missing or not model.record["finished"]:
             return model
         refuse_wrong_options(model.record, model.folder / "run.json")
-        setting = {"rule": DEFAULT_RULE, "screen": False, "label_screen": False} | SETTINGS[CONTROL_FOLDERS[model.name]]
-        if any(options[name] != value for name, value in setting.items()):
+        setting = SETTINGS[CONTROL_FOLDERS[model.name]]
+        defaults = {field.name: field.default for field in fields_of(*Extensible.more())}
+        names = {name for one in SETTINGS.values() for name in one}
+        if any(options.get(name, defaults[name]) != setting.get(name, defaults[name]) for name in names):
             raise InputError(f"{model.folder / 'run.json'}: made by another setting than that of its folder")
         files = self.audit(model, log_csv, training_csv)
         images = _read_images(training_csv, truth_csv, model.experiment, model.kind)

@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from travelling.rules import RULES
 
 from travelling import command, options
 
@@ -33,7 +32,7 @@ def parse_arguments():
     count = command.number(int, 1)
     parser.add_argument("study", type=Path, metavar="STUDY_FOLDER")
     parser.add_argument("--every", type=count, nargs="+", default=[1, 8, 16, 32], metavar="BATCHES", help="group sizes")
-    parser.add_argument("--rules", nargs="+", choices=list(RULES), default=list(RULES))
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=RULES)
     parser.add_argument("--screen", action="store_true", help="with the screen")
     parser.add_argument("--conditions", nargs="+", default=[CLEAN, "single_noise"], help="folders of the study")
     parser.add_argument("--cycles", type=count, default=2, metavar="N")
@@ -111,7 +110,7 @@ class Bench:
         kept = trainer.keep()
         trainer.train([self.training_set["Subject"].iloc[0]])  # one step is compiled for all sizes
         trainer.evaluate()
-        trainer.look()
+        Eyes(trainer).look()
         trainer.restore(kept)
         return trainer
 
@@ -126,21 +125,19 @@ class Bench:
 
         arguments, trainer, rows = self.arguments, self.trainer, []
         trainer.restore(self.start)
-        settings = options.QualityControl(
-            **dict.fromkeys(("en", "pd", "fn_test", "fn_save")), rule=rule, screen=arguments.screen,
-            false_alarms=options.FALSE_ALARMS, revisit=arguments.revisit, verify_every=every,
-            learning_rate=arguments.learning_rate,
-        )  # fmt: skip
-        settings.epochs = 1  # of plain training
+        files = dict.fromkeys(("en", "pd", "fn_test", "fn_save"), Path())
+        given = {"rule": rule, "screen": arguments.screen, "revisit": arguments.revisit, "verify_every": every}
+        settings = options.QualityControl.made_of(files | given | {"learning_rate": arguments.learning_rate}, str)
+        plain = WithoutControl(learning_rate=arguments.learning_rate)
         cycles = range(self.cycle, self.cycle + arguments.cycles)
         centers = subjects_by_center(self.training_set)
         no_files = SimpleNamespace(checkpoint=lambda here: None, after_cycle=lambda *about: None)
         if self.seconds_plain is None:
             begun = time.perf_counter()
-            travel_plainly(trainer, centers, cycles, settings, learning_rates(settings), no_files)
+            travel_plainly(trainer, centers, cycles, plain, learning_rates(plain), no_files)
             self.seconds_plain = time.perf_counter() - begun
             trainer.restore(self.start)
-        control = QualityControl(settings, trainer, centers, rows.append)
+        control = QualityControl(settings, trainer, centers, rows.append, extensions=settings.extensions)
         control.start(trainer.evaluate())
         begun = time.perf_counter()
         travel(control, cycles, learning_rates(settings), no_files)

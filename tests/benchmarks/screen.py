@@ -76,43 +76,43 @@ def look_with(folder: Path, volumes: Any, arguments: argparse.Namespace, trainin
     import numpy as np
 
     from travelling.beyond.screen import is_strange
-    from travelling.beyond.screen.scores import Screen
+    from travelling.beyond.screen.eyes import Eyes
+    from travelling.beyond.screen.scores import Scores
     from travelling.local_trainer import LocalTrainer
     from travelling.model import TravellingModel
     from travelling.model_files import model_pairs
 
     pairs = model_pairs(folder, folder)
     model, _, _ = TravellingModel.load(*pairs[max(pairs)], volumes.shape)
-    eyes = SimpleNamespace(trainer=LocalTrainer(model, volumes, training_set, test_set))
-    eyes.look = lambda *asked: eyes.trainer.look(*asked)
-    eyes.related = eyes.trainer.related
-    screen = Screen(eyes, arguments.false_alarms)
-    screen.calibrate(0, None, 1)
+    eyes = SimpleNamespace(of=Eyes(LocalTrainer(model, volumes, training_set, test_set)))
+    eyes.look, eyes.related = lambda *asked: eyes.of.look(*asked), eyes.of.related
+    screen = Scores(eyes, arguments.false_alarms)
+    screen.calibrate()
 
     def suspects(subjects):
-        return np.array([is_strange(cells) for cells in screen.cells(list(subjects))])
+        return np.array([is_strange(cells) for cells in screen.cells(list(subjects))[0]])
 
     rows = by_scanner("trained on", training_set, suspects(training_set["Subject"]))
     chosen = list(np.random.default_rng(arguments.seed).permutation(training_set["Subject"])[: arguments.images])
     for kind in arguments.kinds:
         for level in arguments.levels if KINDS[kind].strength else [1.0]:
             harmed = Harmed(volumes, training_set, chosen, kind, level, arguments)
-            eyes.trainer = LocalTrainer(model, harmed, training_set)
+            eyes.of = Eyes(LocalTrainer(model, harmed, training_set))
             found = suspects(harmed.possible)
             rows.append(row("harmful", kind, found, level))
     if unseen is not None:
-        rows += calibrations(LocalTrainer(model, volumes, test_set=unseen), unseen, len(test_set), arguments)
+        rows += calibrations(Eyes(LocalTrainer(model, volumes, test_set=unseen)), unseen, len(test_set), arguments)
     return rows
 
 
-def calibrations(trainer: Any, unseen: Any, number: int, arguments: argparse.Namespace) -> list:
+def calibrations(eyes: Any, unseen: Any, number: int, arguments: argparse.Namespace) -> list:
     """Rows of ``unseen``, a cohort, of which so many set the limit and the others are looked at, again and again."""
     import numpy as np
 
     from travelling.beyond.screen import is_strange
-    from travelling.beyond.screen.scores import Screen
+    from travelling.beyond.screen.scores import Scores
 
-    looks, related = trainer.look(), trainer.related()[0]
+    looks, related = eyes.look(), eyes.related()[0]
     rows = []
     for draw in range(arguments.calibrations):
         order = np.random.default_rng([arguments.seed, draw]).permutation(len(unseen))
@@ -121,8 +121,8 @@ def calibrations(trainer: Any, unseen: Any, number: int, arguments: argparse.Nam
             look=lambda some=test, labels=None: {name: values[some] for name, values in looks.items()},
             related=lambda test=test: (related[np.ix_(test, test)], ""),
         )
-        screen = Screen(recorded, arguments.false_alarms)
-        screen.calibrate(0, None, 1)
+        screen = Scores(recorded, arguments.false_alarms)
+        screen.calibrate()
         rows += by_scanner("unseen", unseen.iloc[others], np.array([is_strange(one) for one in screen.cells(others)]))
     return rows
 

@@ -54,6 +54,7 @@ class Evidence(Extension):
     replaces_rule = True
     ALPHA = 0.01
     GROUP_ALPHA = 0.05  # good batches after a harmful one hide most of what it does to the AUROC
+    in_groups = f" at p < {GROUP_ALPHA:g}"
 
     def __init__(self, options: EvidenceOptions):
         self.options = options
@@ -95,9 +96,9 @@ class Evidence(Extension):
         """As :meth:`Extension.auditor`."""
         return EvidenceAuditor(self.columns)
 
-    def methods(self, rise: str) -> str:
-        """As :meth:`Extension.methods`."""
-        p = "one-sided p < 0.01"
+    def judged(self, rise: str) -> str:
+        """As :meth:`Extension.judged`."""
+        p = f"one-sided p < {self.ALPHA:g}"
         return (
             f"lowered the AUROC (paired DeLong test, {p}), or {rise} with more new misdiagnoses than chance explains "
             f"(exact McNemar test, {p}),"
@@ -107,8 +108,8 @@ class Evidence(Extension):
         """As :meth:`Extension.legend`."""
         return (
             "AUROC: after the step; P: of its fall (DeLong) and of a rise of FP or FN (McNemar) by chance. A step was "
-            "undone where that of the AUROC was below 0.01, or that of FP or FN was and its rate rose by more than "
-            "tolerated."
+            f"undone where that of the AUROC was below {self.ALPHA:g}, or that of FP or FN was and its rate rose by "
+            "more than tolerated."
         )
 
     def explain(self, row: Any) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,8 @@ class GroupOptions(ExtensionOptions):
 
 class Groups(Extension):
     """Batches of one center or several wait in a queue, and are verified together, as many as :attr:`size`."""
+
+    steps = "training steps"
 
     def __init__(self, options: GroupOptions):
         self.options: GroupOptions = options
@@ -102,11 +104,12 @@ class Groups(Extension):
         """As :meth:`Extension.auditor`."""
         return GroupAuditor(self.options.verify_every)
 
-    def methods(self, rise: str) -> str:
+    def methods(self, extensions: Sequence[Extension]) -> str:
         """As :meth:`Extension.methods`."""
+        how = "".join(extension.in_groups for extension in extensions)
         return (
-            f"Up to {self.options.verify_every} batches were trained before the test set was evaluated; where the rates "
-            "got worse, they were undone and searched by halves."
+            f"Up to {self.options.verify_every} batches were trained before the test set was evaluated; where they "
+            f"together did so{how}, they were undone, and halves of them verified, down to single batches."
         )
 
 

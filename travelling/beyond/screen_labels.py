@@ -92,12 +92,16 @@ class LabelScreen(OfLooks):
         """As :meth:`Extension.auditor`."""
         return LabelAuditor(self.columns)
 
-    def methods(self, rise: str) -> str:
+    def methods(self, extensions: Sequence[Extension]) -> str:
         """As :meth:`Extension.methods`."""
         return (
-            "Centers whose labels, all together, contradicted the model (conformal p-values of the labels, pooled as "
-            "normal scores, p < 0.05 by the number of centers) were flagged in the same way, and eliminated if they "
-            "did so at their revisit, too."
+            "Labels were examined by center at the same looks. The conformal p-value of a label was the share of test "
+            "subjects of its class whose label the model found no more probable; those of a center, without images "
+            "above the limit, were pooled as normal scores (Stouffer's method, with a correlation of "
+            f"{RESEMBLANCE:g} within a center). All images of a center with a pooled p-value below {ALPHA:g} divided "
+            "by the number of centers were flagged without training, and eliminated if it was so again at their "
+            f"revisit. Centers of fewer than {LEAST_IMAGES} images were not examined, and none was by a model with an "
+            f"AUROC below {LEAST_AUROC:g}."
         )
 
     def explain(self, row: Any) -> dict[str, str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from travelling.options import extensions_in
+from travelling.extensible import extensions_in
 from travelling_quality_control.auditing.checks import Audit
 from travelling_quality_control.auditing.tables import read_cohorts, read_log, read_subject_table
 

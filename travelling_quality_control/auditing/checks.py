@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from travelling.auditor import ROUNDING, Auditor, differs, same, shown
 from travelling.extension import Extension
+from travelling.words import some
 from travelling_quality_control.auditing.replay import Replay, RunOptions
 from travelling_quality_control.auditing.tables import COLUMNS, FAILURES, LIMITS, TABLE_COLUMNS, Table
 
@@ -298,11 +299,12 @@ class Audit:
         by_phase = ", ".join(f"{phases.count(phase)} {phase}" for phase in kinds)
         first, last = (rows[0]["Cycle"], rows[-1]["Cycle"]) if rows else (0, -1)
         return (
-            f"{last + 1 - first} cycles"
+            some(last + 1 - first, "cycle")
             + (f" ({first} to {last})" if rows else "")
-            + f", {len(steps)} verifications ({by_phase}), {sum(row['Ignored'] for row in steps)} steps undone"
+            + f", {some(len(steps), 'verification')} ({by_phase}), "
+            + f"{some(sum(row['Ignored'] for row in steps), 'step')} undone"
             + "".join(f", {words}" for auditor in self.auditors for words in auditor.summary(rows))
-            + (f", {failures} visits failed" if failures else "")
+            + (f", {some(failures, 'visit')} failed" if failures else "")
             + f"; subjects: {sum(map(bool, self.replay.flags.values()))} flagged, "
             f"{sum(map(bool, self.replay.revisits.values()))} revisited, {len(self.replay.eliminated)} eliminated"
             + (f"; ends in the middle of cycle {self.replay.cycle}" if self.unfinished and rows else "")

@@ -21,8 +21,8 @@ class RunOptions(Protocol):
 class Replay:
     """Quality control as a log tells it: :attr:`step` must come next in this cycle (None: it is over).
 
-    ``auditors`` are those of the extensions that the run used. After every row call :meth:`happened` or :meth:`failed`. ``untold`` holds (cycle, center) where a center had not
-    told its subjects yet.
+    After every row call :meth:`happened` or :meth:`failed`. ``untold`` holds (cycle, center) where a center had not
+    told its subjects yet; ``auditors`` are those of the extensions that the run used.
     """
 
     def __init__(

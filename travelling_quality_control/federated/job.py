@@ -12,10 +12,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+if __name__ == "__main__":  # the package of this checkout, whatever is installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from travelling import command
 from travelling.errors import AlreadyDone, InputError
@@ -76,7 +80,8 @@ def refuse_complete(settings: Server, overwrite: str) -> None:
     earlier = None if settings.overwrite else Record(path, {}).read()
     if not earlier or not earlier.get("finished"):
         return
-    now = describe(settings, {name: getattr(settings, name) for name in INPUT_FILES[settings.method]})
+    inputs = {name: getattr(settings, name) for name in INPUT_FILES[settings.method]}
+    now = describe(settings, inputs, settings.output_folder)
     changes = differences(earlier, now | {"script": earlier.get("script")})  # that is FLARE's
     if changes:
         raise InputError(f"{path}: is another run's result ({overwrite} replaces it; {changes[0]})")

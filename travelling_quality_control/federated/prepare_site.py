@@ -11,9 +11,13 @@ pseudonyms, its log, and the list of its flagged images.
 
 import argparse
 import json
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":  # the package of this checkout, whatever is installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from travelling import command
 from travelling.errors import InputError

@@ -18,6 +18,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+if __name__ == "__main__":  # the package of this checkout, whatever is installed; FLARE's processes read PYTHONPATH
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], *filter(None, [os.environ.get("PYTHONPATH")])])
+
 from travelling import command
 from travelling.option import from_command_line, to_json
 from travelling.options import Images, QualityControlServer, Simulation
@@ -64,7 +68,7 @@ def main() -> None:
             recipe.execute(environment)
 
     run_jobs(server, run_one)
-    print(f"done: {server.fn_save}.csv; lists of flagged images in {folder / 'centers'}")
+    print(f"done: {settings.fn_save.absolute()}.csv; lists of flagged images in {folder / 'centers'}")
 
 
 def write_server_settings(path: Path, settings: Simulation, centers: list[str], images: dict) -> None:

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from travelling.nifti import read_upright
+from travelling.words import some, was
 from travelling_quality_control.reporting.runs import LoggedRun
 
 DPI = 110
@@ -104,15 +105,17 @@ def rates_along_run(run: LoggedRun) -> Picture:
         f"FPR and FNR on the test set after every verification of quality control{name}, before any undoing. "
         "Crosses: steps that were undone; triangles: an image eliminated; the lines join the steps that were kept."
     )
+    undone, eliminated = int(log["Ignored"].sum()), int(log["Eliminated"].sum())
     alternative = (
-        f"Chart of FPR and FNR along {len(log) - 1} verifications {cycles}. {log['Ignored'].sum()} steps were undone, "
+        f"Chart of FPR and FNR along {some(len(log) - 1, 'verification')} {cycles}. "
+        f"{some(undone, 'step')} {was(undone)} undone, "
         f"the worst with an FPR of {log['PFP'].max():.3f} or an FNR of {log['PFN'].max():.3f}; "
-        f"{log['Eliminated'].sum()} images were eliminated."
+        f"{some(eliminated, 'image')} {was(eliminated)} eliminated."
     )
     if len(run.screening):
-        more = run.screening["Eliminated"].sum()
-        caption += " What the screen did, without any training step, is not shown."
-        alternative += f" {more} more {'was' if more == 1 else 'were'} eliminated by the screen."
+        more = int(run.screening["Eliminated"].sum())
+        caption += " What was decided without a training step is not shown."
+        alternative += f" {more} more {was(more)} eliminated without a training step."
     return of_run("rates", "Rates of misdiagnosis", run, caption, alternative, (10, 3.2), draw)
 
 

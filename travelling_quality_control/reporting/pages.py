@@ -10,6 +10,7 @@ import jinja2
 import numpy as np
 import pandas as pd
 
+from travelling.words import some, was
 from travelling_quality_control.reporting.drawing import render
 
 FOLDER = Path(__file__).resolve().parent
@@ -34,6 +35,7 @@ def make_page(template: str, folder: Path = FOLDER, **facts: Any) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"picture": _data_address, "number": number_text, "versions": versions, "json": _json}
+    environment.globals |= {"some": some, "was": was}
     environment.tests["known"] = pd.notna
     script = (FOLDER / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

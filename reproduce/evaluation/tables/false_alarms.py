@@ -6,7 +6,7 @@ from evaluation.diagnoses import ALL, Diagnoses
 from evaluation.layout import CLEAN
 from evaluation.render import count, number, text, view
 from evaluation.tables import OUTCOMES, Study, cases, groups_of_good, outcomes, table
-from travelling_quality_control.reporting.runs import SCORE
+from travelling.beyond.screen import SCORE
 
 GROUP = ["setting", "by", "group"]
 COLUMNS = (

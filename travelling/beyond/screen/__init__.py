@@ -23,6 +23,7 @@ from travelling.beyond import ExtensionOptions
 from travelling.errors import VisitFailed
 from travelling.extension import Extension
 from travelling.option import BEYOND, number, option
+from travelling.words import some, was
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +37,8 @@ FALSE_ALARMS = 0.01  # unless told otherwise
 # eliminated without a training step. A second look is no independent one: who looks a little strange does so to every
 # model.
 SURE = 4.0
+PHASE = "screen"  # of rows of the log that tell of a look
+SCORE = "Screen_score"  # column of the log
 
 
 @dataclass(kw_only=True)
@@ -70,14 +73,14 @@ class Screen(Extension):
     of its flag and of its revisit are sure. Both without a training step, and therefore without rates in the log.
     """
 
-    phases: ClassVar[dict[str, str]] = {"screen": "screened"}
-    image_columns: ClassVar[dict[str, str]] = {"mean score": "Screen_score"}
+    phases: ClassVar[dict[str, str]] = {PHASE: "screened"}
+    image_columns: ClassVar[dict[str, str]] = {"mean score": SCORE}
 
     def __init__(self, options: ScreenOptions):
         from travelling.beyond.screen.looks import LOOKS  # only now, so that --help answers at once
 
         self.options: ScreenOptions = options
-        self.columns = ("Screen_score", "Screen_limit", *(f"Screen_{name}" for name in LOOKS))
+        self.columns = (SCORE, "Screen_limit", *(f"Screen_{name}" for name in LOOKS))
         self.cycle: int | None = None  # whose model has looked
         self.looks: dict[str, list[dict]] = {}  # subject -> cells of its last look, while it waits of the second, too
         self.counts = {"screened": 0, "suspected": 0}  # images of this cycle
@@ -101,8 +104,8 @@ class Screen(Extension):
             return False
         self.cycle, self.counts = control.cycle, dict.fromkeys(self.counts, 0)
         self.calibrate(control, len(order))
-        for number, center in enumerate(order):
-            control.trainer.expect(control.centers[order[number + 1]] if number + 1 < len(order) else [])
+        for place, center in enumerate(order, 1):
+            control.trainer.expect(control.centers[order[place]] if place < len(order) else [])
             with suppress(VisitFailed):
                 self._look(control, center)
         return True
@@ -122,7 +125,7 @@ class Screen(Extension):
         assert self._scores  # calibrated
         looks = partners(control.extensions)
         question = {name: about for partner in looks for name, about in partner.question().items()}
-        found, measured = self._scores.cells(subjects, question)
+        found, measured = self._scores.cells(subjects, **question)
         for partner in looks:
             partner.add_cells(found, measured)
         return found
@@ -148,7 +151,7 @@ class Screen(Extension):
             self.counts["suspected"] += suspect
             if suspect:
                 control.flag(subject)
-            control.decided("screen", subject, cells[subject], suspect)
+            control.decided(PHASE, subject, cells[subject], suspect)
 
     def at_revisit(self, control: QualityControl, subject: str) -> tuple[bool, dict]:
         """As :meth:`Extension.at_revisit`: whether its two looks are enough, and the cells of the second."""
@@ -164,9 +167,9 @@ class Screen(Extension):
         if self.cycle != cycle or 2 * self.counts["suspected"] <= self.counts["screened"]:
             return None
         return (
-            f"lock-up: {self.counts['suspected']} of {self.counts['screened']} images that were screened in cycle "
-            f"{cycle} are suspects. Unless most images are harmful, those of the test set are not like those of the "
-            "centers (another preparation or scale of intensities?)"
+            f"lock-up: {self.counts['suspected']} of {some(self.counts['screened'], 'image')} screened in cycle "
+            f"{cycle} {was(self.counts['suspected'])} suspected. Unless most images are harmful, those of the test set "
+            "are not like those of the centers (another preparation or scale of intensities?)"
         )
 
     def export_state(self) -> dict:
@@ -185,13 +188,20 @@ class Screen(Extension):
 
         return ScreenAuditor(self.columns)
 
-    def methods(self, rise: str) -> str:
+    def methods(self, extensions: Sequence[Extension]) -> str:
         """As :meth:`Extension.methods`."""
+        from travelling.beyond.screen.looks import LOOKS
+
+        looks = [f"({place}) {look.words}" for place, look in enumerate(LOOKS.values(), 1)]
         return (
-            "Before a center trained, the statistics of each of its images at the network's BatchNorm layers were "
-            "compared with the moving ones; images farther from these than the conformal limit that the images of the "
-            f"test set gave (stated rate of false alarms {self.options.false_alarms:g}) were flagged without training, "
-            "and eliminated if they were beyond it at their revisit, too."
+            "At the beginning of every cycle each image that was to train or to be revisited was compared with those "
+            f"of the test set, without its label, by {some(len(looks), 'look')}: {', '.join(looks)}. "
+            "Its score was the largest of the looks, in standard deviations of the test set. The limit was the "
+            "conformal quantile of the test images' own scores, each by test images of other persons, anatomies and "
+            "scanners as far as these were known; an image like theirs exceeds it with a stated probability of "
+            f"{self.options.false_alarms:g}. Images above it were flagged without training. An image above it at its "
+            f"flag and at its revisit, with a mean score of the two above {SURE:g}, was eliminated without a training "
+            "step; in all other cases the step of the revisit decided."
         )
 
     def legend(self) -> str:

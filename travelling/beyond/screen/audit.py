@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from travelling.auditor import Auditor, Replayed, Row, Step, Steps, all_empty, differs, shown
+from travelling.words import some
 
 
 class ScreenAuditor(Auditor):
@@ -82,7 +83,8 @@ class ScreenAuditor(Auditor):
 
     def summary(self, rows: list[Row]) -> list[str]:
         """As :meth:`Auditor.summary`."""
-        return [f"{sum(row['Phase'] == 'screen' for row in rows)} looks of the screen"]
+        looks = sum(row["Phase"] == "screen" for row in rows)
+        return [f"{some(looks, 'look')} of the screen"] if looks else []
 
 
 def strange(row: Row) -> bool:

@@ -178,18 +178,21 @@ def difference_of_halves(image: np.ndarray, axis: int, blocks: tuple[int, ...]) 
 class Look(NamedTuple):
     """A look: how it is measured of an image (z, y, x), how many ``numbers`` it has, and its yardstick.
 
-    The first two are None where the network measures it.
+    The first two are None where the network measures it. ``words`` say for a paper what of an image it is.
     """
 
     measure: Callable[[np.ndarray], np.ndarray] | None
     numbers: int | None
     yardstick: type[Yardstick]
+    words: str
 
 
+_CHANNELS = "the means and variances of the network's channels at its BatchNorm layers (Mahalanobis distance)"
+_FLIPPED = "the difference between its {} halves, towards that of a flipped image (linear discriminant)"
 LOOKS = {
-    "channels": Look(None, None, Distance),
-    "spectrum": Look(spectrum, 1, AsItIs),
-    "asymmetry": Look(asymmetry, int(np.prod(BLOCKS)), Mirrored),
-    "up_down": Look(up_down, int(np.prod(COARSE_BLOCKS)), Mirrored),
-    "front_back": Look(front_back, int(np.prod(COARSE_BLOCKS)), Mirrored),
+    "channels": Look(None, None, Distance, _CHANNELS),
+    "spectrum": Look(spectrum, 1, AsItIs, "the largest peak of its spectrum above its shell"),
+    "asymmetry": Look(asymmetry, int(np.prod(BLOCKS)), Mirrored, _FLIPPED.format("left and right")),
+    "up_down": Look(up_down, int(np.prod(COARSE_BLOCKS)), Mirrored, _FLIPPED.format("lower and upper")),
+    "front_back": Look(front_back, int(np.prod(COARSE_BLOCKS)), Mirrored, _FLIPPED.format("back and front")),
 }

@@ -10,7 +10,6 @@ from cycle to cycle.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,7 +58,7 @@ class Scores:
         self._yardsticks[name] = yardstick, float(strange.mean()), unit
         self._test_scores[name] = beside_others(strange, least)
 
-    def cells(self, subjects: list[str], question: Mapping[str, Any]) -> tuple[list[dict], dict[str, np.ndarray]]:
+    def cells(self, subjects: list[str], **question: Any) -> tuple[list[dict], dict[str, np.ndarray]]:
         """The cells of the log for each subject of a center: its score, the limit, and the score of each look.
 
         And all that was measured; ``question`` is what else is asked. Raises VisitFailed where the center does not
