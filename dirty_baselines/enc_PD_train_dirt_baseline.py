@@ -25,9 +25,10 @@ def main() -> None:
     from travelling.cohort import copies, read_cohort, subjects_by_center
     from travelling.local_trainer import LocalTrainer
     from travelling.model_files import SPACE, cycles_to_run, read_record
+    from travelling.plain_run import PlainRun
     from travelling.protocol import learning_rates
     from travelling.run import Run
-    from travelling.travel import PlainRun, travel
+    from travelling.travel import travel
     from travelling.volumes import Volumes
 
     pretrained = (settings.en, settings.pd)

@@ -25,9 +25,10 @@ def main() -> None:
     # Only now, so that --help answers at once.
     from travelling.cohort import copies, read_cohort, subjects_by_center
     from travelling.local_trainer import LocalTrainer
+    from travelling.plain_run import PlainRun
     from travelling.protocol import learning_rates
     from travelling.run import Run
-    from travelling.travel import PlainRun, travel
+    from travelling.travel import travel
     from travelling.volumes import Volumes
 
     training_set = read_cohort(settings.fn_train)

@@ -126,6 +126,12 @@ class NoFiles:
     def checkpoint(self, place):
         self.places.append(place)
 
+    def begin_cycle(self, *about):
+        pass
+
+    def trained(self, *about):
+        pass
+
     def after_cycle(self, *about):
         self.cycles.append(about)
         self._after_cycle(*about)

@@ -48,8 +48,8 @@ class Extension:
 
     # The loop.
 
-    def start(self, baseline: Evaluation) -> dict:
-        """The cells of the log's first row, of the pre-trained model."""
+    def start(self, control: QualityControl) -> dict:
+        """The cells of the log's first row, of the pre-trained model: ``control.accepted`` is its evaluation."""
         return {}
 
     def before_cycle(self, control: QualityControl, order: list) -> bool:

@@ -99,7 +99,7 @@ class QualityControl:
         self.accepted = baseline
         cells: dict = {}
         for extension in self.extensions:
-            cells |= extension.start(baseline)
+            cells |= extension.start(self)
         self._log.baseline(baseline, cells)
 
     def begin_cycle(self, cycle: int, order: list[str], generator: np.random.RandomState) -> bool:

@@ -182,7 +182,7 @@ def verification(folder, size, volumes, arguments):
 
     control = QualityControl(METHOD, ours, {"c": ["s0"]}, LogFile(folder / "log.csv"))
     control.start(ours.evaluate())
-    control.begin_cycle(1, [])
+    control.begin_cycle(1, [], np.random.RandomState(1))
 
     def bare():
         for batch in batches:

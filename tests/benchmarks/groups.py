@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-
 from travelling import command, options
+from travelling.settings import WithoutControl
 
 COLUMNS = (
     "seed", "condition", "rule", "screen", "every", "learning_rate",
@@ -24,6 +24,7 @@ COLUMNS = (
     "AUROC", "FPR", "FNR",
 )  # fmt: skip
 CLEAN = "clean"
+RULES = ("published", "evidence")
 
 
 def parse_arguments():
@@ -71,6 +72,10 @@ def main():
                     print(*row, flush=True)
 
 
+def nothing(*_):
+    """Keeps no files, and shows nothing."""
+
+
 class Bench:
     """The images and the pre-trained model of one condition of a study."""
 
@@ -99,6 +104,7 @@ class Bench:
 
     def make_trainer(self):
         """A trainer with the pre-trained model, with all functions compiled."""
+        from travelling.beyond.screen.eyes import Eyes
         from travelling.local_trainer import LocalTrainer
         from travelling.model import TravellingModel
         from travelling.model_files import model_pairs
@@ -131,7 +137,7 @@ class Bench:
         plain = WithoutControl(learning_rate=arguments.learning_rate)
         cycles = range(self.cycle, self.cycle + arguments.cycles)
         centers = subjects_by_center(self.training_set)
-        no_files = SimpleNamespace(checkpoint=lambda here: None, after_cycle=lambda *about: None)
+        no_files = SimpleNamespace(**dict.fromkeys(("checkpoint", "begin_cycle", "trained", "after_cycle"), nothing))
         if self.seconds_plain is None:
             begun = time.perf_counter()
             travel_plainly(trainer, centers, cycles, plain, learning_rates(plain), no_files)

@@ -123,7 +123,9 @@ def calibrations(eyes: Any, unseen: Any, number: int, arguments: argparse.Namesp
         )
         screen = Scores(recorded, arguments.false_alarms)
         screen.calibrate()
-        rows += by_scanner("unseen", unseen.iloc[others], np.array([is_strange(one) for one in screen.cells(others)]))
+        rows += by_scanner(
+            "unseen", unseen.iloc[others], np.array([is_strange(one) for one in screen.cells(others)[0]])
+        )
     return rows
 
 

@@ -59,9 +59,9 @@ class Evidence(Extension):
     def __init__(self, options: EvidenceOptions):
         self.options = options
 
-    def start(self, baseline: Evaluation) -> dict:
+    def start(self, control: QualityControl) -> dict:
         """As :meth:`Extension.start`: its AUROC."""
-        return {"AUROC": auroc_fell(baseline.labels, baseline.predictions, baseline.predictions)[0]}
+        return {"AUROC": auroc_of(control.accepted)}
 
     def judge(self, control: QualityControl, batches: list, after: Evaluation) -> tuple[bool, dict]:
         """As :meth:`Extension.judge`; the cells are the AUROC after the step and three p-values.
@@ -80,14 +80,14 @@ class Evidence(Extension):
         """In words, why not even a model that ranks nobody would be told from the pre-trained one; else empty."""
         if 1 / math.comb(len(baseline.labels), sum(baseline.labels)) >= self.ALPHA:
             return [f"{baseline.healthy} HC and {baseline.patients} PD: chance alone ranks them perfectly too often"]
-        auroc = self.start(baseline)["AUROC"]
+        auroc = auroc_of(baseline)
         _, p_value = auroc_fell(baseline.labels, baseline.predictions, [0.0] * len(baseline.labels))
         return [f"AUROC {auroc:.3f}, from 0.5 by chance with p {p_value:.2g}"] if p_value >= self.ALPHA else []
 
     def lock_up(self, accepted: Evaluation, protocol: Protocol) -> str:
         """As :meth:`Extension.lock_up`."""
         return (
-            f"the last accepted evaluation (AUROC {self.start(accepted)['AUROC']:.3f}) was a lucky one: every step is "
+            f"the last accepted evaluation (AUROC {auroc_of(accepted):.3f}) was a lucky one: every step is "
             "measured against it, undone, and the next begins from the very same model; a larger test set or a lower "
             "learning rate avoid that"
         )
@@ -192,6 +192,11 @@ def auroc_fell(labels: ArrayLike, before: ArrayLike, after: ArrayLike) -> tuple[
         for difference in (patients_before - patients, healthy_before - healthy)
     )
     return float(patients.mean()), float(norm.sf(fall / np.sqrt(variance))) if variance > 0 else 0.0
+
+
+def auroc_of(evaluation: Evaluation) -> float:
+    """The AUROC of an evaluation."""
+    return auroc_fell(evaluation.labels, evaluation.predictions, evaluation.predictions)[0]
 
 
 def placements(labels: ArrayLike, predictions: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

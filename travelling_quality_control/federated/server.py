@@ -23,10 +23,10 @@ from travelling.controlled_run import ControlledRun, first_evaluation, open_run,
 from travelling.errors import AlreadyDone, InputError, Stopped, VisitFailed
 from travelling.local_trainer import LocalTrainer
 from travelling.model_files import SPACE, cycles_to_run, read_record
+from travelling.plain_run import PlainRun
 from travelling.protocol import learning_rates
 from travelling.quality_control import FAILURES
 from travelling.run import Run
-from travelling.travel import PlainRun
 from travelling.travel import travel as travel_plainly
 from travelling.verification_log import SEPARATOR
 from travelling.volumes import Volumes
