@@ -48,7 +48,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     except Exception as error:
         if not _is_lack_of_memory(error):
             raise
-        _fail(1, "error: not enough memory; smaller batches, --precision bfloat16 or a smaller --cache-gb take less")
+        _fail(1, "error: not enough memory; smaller batches or --precision bfloat16 take less")
     finally:
         sys.stdout, sys.stderr = streams
     sys.exit(0)
@@ -84,6 +84,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
     def _get_help_string(self, action):
         if action.default in (None, False):  # nothing to show: a required option, a flag, or said in words
             return action.help
+        if isinstance(action.default, tuple):
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
         return super()._get_help_string(action)
 
 

@@ -24,6 +24,7 @@ FALSE_ALARMS = 0.01  # of the screen, unless told otherwise
 AGE_EDGES = (60.0, 70.0)  # years
 CENTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # FLARE makes folders and addresses of them
 _REQUIRED = object()
+_FILE_OR_FOLDER = "a file (.keras or .h5) or a folder with one for each cycle"
 _PUBLISHED = "published options"
 _METHOD = "method"
 _BEYOND = "beyond the published method (docs/settings.md)"
@@ -79,8 +80,17 @@ class Options:
 
 
 @dataclass(kw_only=True)
-class Images(Options):
+class Orientation(Options):
     """For every script that reads images."""
+
+    reorient: bool = option(
+        "turn images whose axes are only permuted or flipped as those of the first one are", None, False
+    )
+
+
+@dataclass(kw_only=True)
+class Images(Orientation):
+    """For the sites of a federation, which may share a machine."""
 
     cache_gb: float | None = option(
         "memory for decoded images (default: half of what is free)", number(float, 0), None, metavar="GB"
@@ -91,9 +101,6 @@ class Images(Options):
         Path,
         None,
         metavar="FOLDER",
-    )
-    reorient: bool = option(
-        "turn images whose axes are only permuted or flipped as those of the first one are", None, False
     )
 
 
@@ -113,18 +120,6 @@ class Device(Options):
 
 
 @dataclass(kw_only=True)
-class Evaluation(Options):
-    """For every script that evaluates the model on a test set."""
-
-    eval_batch_size: int | None = option(
-        "test images at a time (default: as many as make two million voxels, at full size one)",
-        number(int, 1),
-        None,
-        metavar="N",
-    )
-
-
-@dataclass(kw_only=True)
 class Overwrite(Options):
     """For every script whose results may be there already."""
 
@@ -134,7 +129,7 @@ class Overwrite(Options):
 
 
 @dataclass(kw_only=True)
-class Training(Images, Overwrite):
+class Training(Orientation, Overwrite):
     """For every run that trains, wherever the images are."""
 
     cycles: int = published("cycles in all; in each, all centers are visited", "-cycles", number(int, 1), 30)
@@ -156,9 +151,6 @@ class Training(Images, Overwrite):
         group=_METHOD,
     )
     output_folder: Any = option("for the models of every cycle", Path, metavar="FOLDER")  # a Path, after check()
-    keep_every: int = option(
-        "keep the models of every N-th cycle (and of the last) only", number(int, 1), 1, metavar="N"
-    )
 
 
 @dataclass(kw_only=True)
@@ -179,10 +171,10 @@ class Epochs(Options):
 class Pretrained(Options):
     """For every run that goes on from a pre-trained model."""
 
-    en: Path = published("encoder to go on from (.keras or .h5)", "-en", Path, metavar="FILE")
-    pd: Path = published("its classifier (.keras or .h5)", "-pd", Path, metavar="FILE")
+    en: Path = published(f"encoder to go on from, {_FILE_OR_FOLDER}", "-en", Path, metavar="PATH")
+    pd: Path = published("its classifier, likewise", "-pd", Path, metavar="PATH")
     first_cycle: int | None = option(
-        "first cycle of this run (default: the one after the pre-trained model's)",
+        "first cycle of this run (default: the one after the pre-trained model's, which is the last one of a folder)",
         number(int, 0),
         None,
         metavar="CYCLE",
@@ -219,7 +211,7 @@ class DirtyBaseline(Training, Epochs, Pretrained, TrainingSet, Device):
 
 
 @dataclass(kw_only=True)
-class QualityControl(Training, Pretrained, Evaluation):
+class QualityControl(Training, Pretrained):
     """Quality control, wherever the training images are."""
 
     batch_size: int = changed(Training, "batch_size", flag="--batch-size", group=_METHOD)
@@ -295,26 +287,18 @@ class LocalQualityControl(QualityControl, TrainingSet, Device):
 
 
 @dataclass(kw_only=True)
-class Inference(Images, Device, Evaluation, Overwrite):
+class Inference(Orientation, Overwrite):
     """Evaluating the models of every cycle."""
 
     fn: Path = published("test set", "-fn", Path, metavar="CSV")
-    en: Path = published("encoders", "-en", Path, metavar="FOLDER")
-    pd: Path = published("classifiers", "-pd", Path, metavar="FOLDER")
+    en: Path = published(f"encoder, {_FILE_OR_FOLDER}", "-en", Path, metavar="PATH")
+    pd: Path = published("classifier, likewise", "-pd", Path, metavar="PATH")
     o: Path = published("results, without '_metrics.csv'", "-o", result_name, metavar="NAME")
     first_cycle: int | None = option(
         "first cycle to evaluate (default: first found)", number(int, 0), None, metavar="CYCLE", group="evaluation"
     )
     last_cycle: int | None = option(
         "last cycle to evaluate (default: last found)", number(int, 0), None, metavar="CYCLE", group="evaluation"
-    )
-    age_edges: tuple = option(
-        "ages at which a new age group begins",
-        number(float, 0, 120),
-        AGE_EDGES,
-        metavar="YEARS",
-        many="*",
-        group="evaluation",
     )
 
 
@@ -331,13 +315,6 @@ class HarmfulSamples(Overwrite):
         str,
         "both",
         choices=(*KINDS, "both"),
-        group="harm",
-    )
-    level: float | None = option(
-        "multiplies the strength of a kind that has one (default: 1)",
-        number(float, 1e-6),
-        None,
-        metavar="X",
         group="harm",
     )
     experiment: str = option("with -fn_train", str, "whole_centers", choices=("whole_centers", "single"), group="harm")
@@ -395,12 +372,12 @@ class Centers(Options):
 
 
 @dataclass(kw_only=True)
-class QualityControlServer(QualityControl, Centers):
+class QualityControlServer(QualityControl, Centers, Images):
     """Quality control, with the training images at the centers."""
 
 
 @dataclass(kw_only=True)
-class StandardModelServer(FromScratch, Centers):
+class StandardModelServer(FromScratch, Centers, Images):
     """The standard travelling model, with the images at the centers."""
 
     shape: tuple = option("voxels of every image: x, y, z", from_json=_shape)
@@ -434,7 +411,7 @@ class Jobs(Options):
 
 
 @dataclass(kw_only=True)
-class Simulation(QualityControl, TrainingSet, Jobs):
+class Simulation(QualityControl, TrainingSet, Jobs, Images):
     """Quality control in FLARE's simulator."""
 
 
@@ -443,14 +420,20 @@ def flag_of(field: dataclasses.Field) -> str:
     return field.metadata["flag"] or f"--{field.name.replace('_', '-')}"
 
 
+def _place(group):
+    """Where a group of options comes: the published ones first, those without a name last."""
+    return 0 if group == _PUBLISHED else 2 if group is None else 1
+
+
 def add_to_parser(parser: argparse.ArgumentParser, options: type) -> None:
-    """Give an argparse parser the options of a class, the published ones first."""
-    groups: dict[str | None, Any] = {None: parser}
-    fields = sorted(dataclasses.fields(options), key=lambda field: field.metadata["group"] != _PUBLISHED)
+    """Give a parser the options of a class, the published ones first, and a usage that names what is needed."""
+    groups: dict[str | None, Any] = {}
+    needed: list[str] = []
+    fields = sorted(dataclasses.fields(options), key=lambda field: _place(field.metadata["group"]))
     for field in fields:
         about = field.metadata
         if about["group"] not in groups:
-            groups[about["group"]] = parser.add_argument_group(about["group"])
+            groups[about["group"]] = parser.add_argument_group(about["group"] or "other options")
         given = {"dest": field.name, "help": about["words"]}
         if not flag_of(field).startswith("-"):
             del given["dest"]  # told by its place; it is needed
@@ -463,10 +446,15 @@ def add_to_parser(parser: argparse.ArgumentParser, options: type) -> None:
         else:
             given |= {"type": about["parse"], "metavar": about["metavar"]}
             if about["choices"]:
-                given |= {"choices": about["choices"], "metavar": None}
+                given["choices"] = about["choices"]
             if about["many"]:
                 given["nargs"] = about["many"]
-        groups[about["group"]].add_argument(flag_of(field), **given)
+            if about["many"] and about["choices"]:  # named once, and not four times
+                given["help"] += f"; of {', '.join(about['choices'])}"
+        action = groups[about["group"]].add_argument(flag_of(field), **given)
+        if action.required:
+            needed += [*action.option_strings, str(action.metavar)]
+    parser.usage = " ".join(["%(prog)s", *needed, "[options]"])  # those that may be left out stand below
 
 
 def from_command_line(options: type, text: str) -> Any:

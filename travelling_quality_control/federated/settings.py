@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from travelling.errors import InputError
+from travelling.model_files import pretrained_files
 from travelling.options import CenterSite, QualityControlServer, StandardModelServer, from_json
 
 Server = Any  # one of the classes of METHODS, with ``method``
@@ -30,6 +31,8 @@ def read_server_settings(path: Path) -> Server:
         raise InputError(f"{path}: method is {json.dumps(method)}, should be one of {', '.join(METHODS)}")
     settings = from_json(METHODS[method], path, content)
     settings.method = method
+    if method == "quality_control":
+        settings.en, settings.pd = pretrained_files(settings.en, settings.pd, settings.first_cycle)
     return settings
 
 
