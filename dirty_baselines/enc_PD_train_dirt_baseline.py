@@ -24,20 +24,20 @@ def main() -> None:
     # Only now, so that --help answers at once.
     from travelling.cohort import copies, read_cohort, subjects_by_center
     from travelling.local_trainer import LocalTrainer
-    from travelling.model_files import SPACE, cycles_to_run, read_record
+    from travelling.model_files import SPACE, cycles_to_run, pretrained_files, read_record
     from travelling.plain_run import PlainRun
     from travelling.protocol import learning_rates
     from travelling.run import Run
     from travelling.travel import travel
     from travelling.volumes import Volumes
 
-    pretrained = (settings.en, settings.pd)
+    settings.en, settings.pd = pretrained = pretrained_files(settings.en, settings.pd, settings.first_cycle)
     training_set = read_cohort(settings.fn_train)
     centers = subjects_by_center(training_set)
     cycles = cycles_to_run(*pretrained, settings.first_cycle, settings.cycles)
     inputs = {"fn_train": settings.fn_train, "en": settings.en, "pd": settings.pd}
     run = Run(settings.output_folder, "training.log", settings, inputs, images=training_set["Path"])
-    volumes = Volumes(settings.cache_gb, run.cache_folder, settings.reorient, read_record(settings.en).get(SPACE))
+    volumes = Volumes(None, run.cache_folder, settings.reorient, read_record(settings.en).get(SPACE))
     volumes.add(training_set)
 
     # TensorFlow takes seconds to import: only now that the input is known to be good.

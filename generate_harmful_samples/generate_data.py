@@ -13,7 +13,7 @@ An experiment writes the images, training_set.csv (all subjects, good and harmfu
 ones: Subject, Study, Kind, Experiment, Source). Quality control never reads truth.csv. An interrupted one goes
 on when its command is run again.
 
-The kinds, with their default strength, which --level multiplies:
+The kinds, with their strength:
 """
 
 from __future__ import annotations
@@ -41,8 +41,6 @@ Job = tuple[Path, str, Path]  # source, kind, target
 def main() -> None:
     """Make the images, and the CSVs of an experiment."""
     settings = from_command_line(HarmfulSamples, (__doc__ or "") + harm.in_words())
-    for kind in settings.kinds:
-        harm.strength_of(kind, settings.level)
     if settings.fn_train:
         make_experiment(settings.fn_train, settings)
     else:
@@ -194,7 +192,7 @@ def write_harmful(source: Path, kind: str, target: Path, settings: HarmfulSample
 
     image = harm.read_source(source, kind, settings.maximum)
     try:
-        harmful = harm.make_harmful(image, kind, settings.maximum, seed, settings.level)
+        harmful = harm.make_harmful(image, kind, settings.maximum, seed)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     write_image(harmful, target, like=source)

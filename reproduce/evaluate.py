@@ -23,8 +23,8 @@ if __name__ == "__main__":  # the package of this checkout, whatever is installe
 from evaluation.layout import PARTS
 
 from travelling import command
-from travelling.option import Options, changed, from_command_line, option
-from travelling.options import Inference
+from travelling.option import Options, from_command_line, option
+from travelling.options import AGE_EDGES
 
 
 @dataclass(kw_only=True)
@@ -32,8 +32,8 @@ class Evaluation(Options):
     """What is evaluated, and how."""
 
     study: Path = option("folder of a study", Path, metavar="STUDY_FOLDER", flag="study")
-    out: Path | None = option("for what is made (default: STUDY_FOLDER)", Path, None, metavar="FOLDER")
-    only: tuple = option("make these only (default: all)", str, PARTS, choices=PARTS, many="+")
+    output_folder: Path | None = option("for what is made (default: STUDY_FOLDER)", Path, None, metavar="FOLDER")
+    only: tuple = option("make these only (default: all)", str, PARTS, metavar="PART", choices=PARTS, many="+")
     with_images: bool = option(
         "also show slices of the images that were eliminated or flagged by mistake (may be patients' brains)",
         None, False,
@@ -42,7 +42,9 @@ class Evaluation(Options):
         "after which the diagnoses are compared (default: the last that any model was tested after)",
         command.number(int, 0), None, metavar="CYCLE",
     )  # fmt: skip
-    age_edges: tuple = changed(Inference, "age_edges", group=None)
+    age_edges: tuple = option(
+        "ages at which a new age group begins", command.number(float, 0, 120), AGE_EDGES, metavar="YEARS", many="*"
+    )
     resamples: int = option("bootstrap resamples of the test set", command.number(int, 99), 9999, metavar="N")
     seed: int = option("of the bootstrap", command.number(int, 0), 0)
 
@@ -54,7 +56,7 @@ def main() -> None:
     from evaluation.records import read_study
     from evaluation.report import evaluate
 
-    folder = told.out or told.study
+    folder = told.output_folder or told.study
     tables, figures = evaluate(
         read_study(told.study), folder, told.only, told.with_images, cycle=told.cycle, age_edges=told.age_edges,
         resamples=told.resamples, seed=told.seed,

@@ -9,9 +9,9 @@ Of one table (--cohort) half of the persons become the test set, in equal shares
 prepare_images.py found least like the template are not drawn for it: they are judged.
 
 Examples:
-    python reproduce/judge.py --cohort prepared/prepared.csv --out judged
-    python reproduce/judge.py --train training_set.csv --test test_set.csv --out judged
-    python reproduce/judge.py --train training_set.csv --test test_set.csv --out judged --dry-run
+    python reproduce/judge.py --cohort prepared/prepared.csv --output-folder judged
+    python reproduce/judge.py --train training_set.csv --test test_set.csv --output-folder judged
+    python reproduce/judge.py --train training_set.csv --test test_set.csv --output-folder judged --dry-run
 """
 
 import math
@@ -32,7 +32,7 @@ from travelling import command
 from travelling.beyond.screen import FALSE_ALARMS
 from travelling.errors import InputError
 from travelling.option import changed, from_command_line, option
-from travelling.options import Device, Evaluation, Images, Training
+from travelling.options import Device, Orientation, Training
 
 if TYPE_CHECKING:  # slow to import
     import pandas as pd
@@ -41,7 +41,7 @@ SEED = 42  # of the halves
 
 
 @dataclass(kw_only=True)
-class Judgement(Evaluation, Device, Images):
+class Judgement(Device, Orientation):
     """What the command is told: options of a study, without what is about known harm."""
 
     cohort: Path | None = option(
@@ -50,7 +50,7 @@ class Judgement(Evaluation, Device, Images):
     train: Path | None = option("the images to judge (docs/data.md), and", Path, None, metavar="CSV")
     test: Path | None = option("test set: images that you trust", Path, None, metavar="CSV")
     other_half: bool = option("of --cohort, judge what is the test set otherwise", None, False)
-    out: Path = changed(Training, "output_folder", group=None, words="for everything")
+    output_folder: Path = changed(Training, "output_folder", group=None, words="for everything")
     cycles: int | None = changed(Study, "cycles", PAPER["cycles"], words="cycles in all", group=None)
     pretrained_cycles: int = changed(Study, "pretrained_cycles", words="of these without quality control", group=None)
     width: float = changed(Study, "width", PAPER["width"], words="filters, relative to the paper's", group=None)
@@ -72,7 +72,7 @@ class Judgement(Evaluation, Device, Images):
         if self.other_half and not self.cohort:
             raise ValueError(f"{spell('other_half')}: with {spell('cohort')} only")
         if self.cohort:
-            self.train, self.test = (self.out / f"{name}_set.csv" for name in ("training", "test"))
+            self.train, self.test = (self.output_folder / f"{name}_set.csv" for name in ("training", "test"))
         self.study("evidence").check(spell)
 
     def study(self, setting: str) -> Study:
@@ -95,10 +95,10 @@ def main() -> None:
     from travelling_quality_control.auditing.run_record import read_run_record
     from travelling_quality_control.reporting.one_run import in_one_line, write_report
 
-    folder = study.out / run_folder
+    folder = study.output_folder / run_folder
     run, outcome, files = write_report(
         read_run_record(folder / "run.json"), folder / "log.csv", study.train, study.test, folder / "log_subjects.csv",
-        study.out / "report.html",
+        study.output_folder / "report.html",
     )  # fmt: skip
     print("\n".join(["", in_one_line(run, outcome), *map(str, files)]))
     sys.exit(bool(outcome.violations))
@@ -117,13 +117,15 @@ def write_halves(judgement: Judgement) -> None:
     assert judgement.test
     cohort = read_cohort(judgement.cohort)
     tested = test_half(cohort, judgement.other_half)
-    refuse_read_only(judgement.out)
+    refuse_read_only(judgement.output_folder)
     for path, half in ((judgement.train, cohort[~tested]), (judgement.test, cohort[tested])):
         if half.empty:
             raise InputError(f"{judgement.cohort}: too few images to keep half of them for the test set")
         text = half.to_csv(index=False, lineterminator="\n").encode()
         if path.is_file() and path.read_bytes() != text and not judgement.overwrite:
-            raise InputError(f"{path}: is not what becomes of {judgement.cohort} (--overwrite, or another --out)")
+            raise InputError(
+                f"{path}: is not what becomes of {judgement.cohort} (--overwrite, or another --output-folder)"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, text)
     print(f"{(~tested).sum()} images to judge, {tested.sum()} to test on: {judgement.train}, {judgement.test}")

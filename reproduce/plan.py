@@ -16,11 +16,10 @@ from travelling.option import changed, option, to_command_line
 from travelling.options import (
     Device,
     DirtyBaseline,
-    Evaluation,
     HarmfulSamples,
-    Images,
     Inference,
     LocalQualityControl,
+    Orientation,
     StandardModel,
 )
 
@@ -43,7 +42,7 @@ CONTROL = "harm and quality control"
 PAPER = {"cycles": 30, "width": 1.0, "pretraining_rate": 1e-4, "revisit": 2, "jobs": 1}
 DEMO = {
     "cycles": 12, "width": 0.125, "pretraining_rate": 1e-3, "revisit": 1, "jobs": min(4, os.cpu_count() or 1),
-    "out": Path("demo"), "shrink": 4, "spacing": 4.0,
+    "output_folder": Path("demo"), "shrink": 4, "spacing": 4.0,
 }  # fmt: skip
 PUBLISHED_SEEDS = {"train": 40, "harm": 42, "dirty": 42, "control": 42}
 # A cycle's generator has the seed plus its cycle, so seeds that are close would share the orders of many cycles.
@@ -56,24 +55,28 @@ def _default(name):
 
 
 @dataclass(kw_only=True)
-class Study(Evaluation, Device, Images):
+class Study(Device, Orientation):
     """What a study is told; options of the scripts go to them as they are. The types are those after :meth:`check`."""
 
     train: Path = option("training set (docs/data.md)", Path, None, metavar="CSV", group="study")
     test: Path = option("test set", Path, None, metavar="CSV", group="study")
     demo: bool = option("make a synthetic cohort and use that", None, False, group="study")
-    out: Path = option("for everything (default with --demo: demo)", Path, None, metavar="FOLDER", group="study")
+    output_folder: Path = option(
+        "for everything (default with --demo: demo)", Path, None, metavar="FOLDER", group="study"
+    )
     seeds: int = option(
         "how often the study is repeated on the same cohort, with other seeds", COUNT, 1, metavar="N", group="study"
     )
     experiments: tuple = option(
-        "of these; clean: quality control of the images as they are, every one of which counts as good",
-        str, layout.PAPER_EXPERIMENTS, choices=layout.EXPERIMENTS, many="+", group="study",
+        "what is done; clean: quality control of the images as they are, which all count as good",
+        str, layout.PAPER_EXPERIMENTS, metavar="NAME", choices=layout.EXPERIMENTS, many="+", group="study",
     )  # fmt: skip
-    kinds: tuple = option("of harm", str, layout.PAPER_KINDS, choices=layout.KINDS, many="+", group="study")
+    kinds: tuple = option(
+        "kinds of harm", str, layout.PAPER_KINDS, metavar="KIND", choices=layout.KINDS, many="+", group="study"
+    )
     settings: tuple = option(
         "settings of quality control to compare",
-        str, (layout.PUBLISHED,), choices=tuple(SETTINGS), many="+", group="study",
+        str, (layout.PUBLISHED,), metavar="SETTING", choices=tuple(SETTINGS), many="+", group="study",
     )  # fmt: skip
     without_dirty: bool = option("leave out the dirty baselines, which saves time", None, False, group="study")
     jobs: int = option(
@@ -109,7 +112,6 @@ class Study(Evaluation, Device, Images):
         words=f"cycles that a flagged image waits {_default('revisit')}",
     )  # fmt: skip
     allow_saturated: bool = changed(LocalQualityControl, "allow_saturated", group=CONTROL)
-    keep_every: int = changed(LocalQualityControl, "keep_every")
     shrink: int = option(
         f"divides the paper's numbers of images {_default('shrink')}", COUNT, None, metavar="N", group="demo cohort"
     )
@@ -119,7 +121,7 @@ class Study(Evaluation, Device, Images):
 
     def check(self, spell: Callable[[str], str]) -> None:
         """Check how options go together, and fill in the defaults of the paper or of the demo."""
-        for name in () if self.demo else ("train", "test", "out"):
+        for name in () if self.demo else ("train", "test", "output_folder"):
             if not getattr(self, name):
                 raise ValueError(f"{spell(name)}: is needed (or --demo)")
         for name in ("train", "test") if self.demo else ("shrink", "spacing"):
@@ -134,7 +136,7 @@ class Study(Evaluation, Device, Images):
             )
         for name in ("experiments", "kinds", "settings"):
             setattr(self, name, tuple(dict.fromkeys(getattr(self, name))))  # each once
-        for name in ("train", "test", "out", "cache_dir"):  # the scripts run in the study's folder
+        for name in ("train", "test", "output_folder"):  # the scripts run in the study's folder
             if getattr(self, name):
                 setattr(self, name, getattr(self, name).resolve())
 
@@ -173,9 +175,8 @@ def _plan_of_seed(arguments, cohort, place, seed):
 
     size, pretrained, steps = arguments.batch_size, place / "pretrained", []
     encoder, classifier = model_files(pretrained, size, arguments.pretrained_cycles - 1)
-    device, storage = given("precision", "deterministic"), given("cache_gb", "cache_dir", "reorient")
 
-    def add(target, script, values, results, model=None, storage=None, **facts):
+    def add(target, script, values, results, model=None, **facts):
         """A step; ``values`` are options that decide its results, which are what comes after the target's name.
 
         ``model`` is the folder of the run whose models it takes.
@@ -185,23 +186,21 @@ def _plan_of_seed(arguments, cohort, place, seed):
         if script in PUBLISHED_SEEDS:
             values = values | {"seed": PUBLISHED_SEEDS[script] + seed}
         line = (SCRIPTS[script], *to_command_line(OPTIONS[script], **values))
-        options = tuple(to_command_line(OPTIONS[script], **(storage or {})))
+        options = () if script == "harm" else tuple(to_command_line(OPTIONS[script], **given("reorient")))
         results = tuple(Path(f"{target}{result}") for result in results)
         steps.append(Step(str(target), line, tuple(reads), results, options, **facts))
 
     def train(target, script, values, results=(), **facts):
-        values = values | {"output_folder": target, **given("protocol"), **device}
-        add(target, script, values, ["/run.json", *results], storage=storage | given("keep_every"), **facts)
+        values = values | {"output_folder": target, **given("protocol", "precision", "deterministic")}
+        add(target, script, values, ["/run.json", *results], **facts)
 
     def go_on(target, script, csv, values, results=(), **facts):
         """Going on from the pre-trained model, and inference on the models of every cycle."""
         values = {"fn_train": csv, "en": encoder, "pd": classifier, "cycles": arguments.cycles, **values}
         train(target, script, values | given("learning_rate"), results, model=pretrained, **facts)
         values = {"fn": cohort.test_csv, "en": target, "pd": target, "o": target / "inference"}
-        add(
-            target / "inference", "infer", values | given("eval_batch_size") | device,
-            ["_run.json", "_metrics.csv", "_predictions.csv"], model=target, storage=storage, overwrites=True,
-        )  # fmt: skip
+        results = ["_run.json", "_metrics.csv", "_predictions.csv"]
+        add(target / "inference", "infer", values, results, model=target, overwrites=True)
 
     def go_on_without_control(target, csv):
         """By the script of the dirty baseline, clean images too: same start, same seed, same learning rates."""
@@ -212,7 +211,7 @@ def _plan_of_seed(arguments, cohort, place, seed):
         values = {"fn_test": cohort.test_csv, "fn_save": target / "log", **given("revisit", "error", "batch_size")}
         values |= options | (given("false_alarms") if options.get("screen") else {})
         values |= given("verify_every") if arguments.verify_every > 1 else {}  # one is the published method
-        values |= given("eval_batch_size", "allow_saturated")
+        values |= given("allow_saturated")
         go_on(target, "control", csv, values, ["/log.csv", "/log_subjects.csv"])
 
     values = {"fn_train": cohort.training_csv, "cycles": arguments.pretrained_cycles, "batch_size": size}

@@ -6,7 +6,7 @@ control, in one setting or several; tests the model of every cycle; and ends wit
 prints its plan first. What is done is not run again: the same command goes on after an interruption.
 
 Examples:
-    python reproduce/reproduce.py --train training_set.csv --test test_set.csv --out study
+    python reproduce/reproduce.py --train training_set.csv --test test_set.csv --output-folder study
     python reproduce/reproduce.py --demo
     python reproduce/reproduce.py --demo --dry-run > study.sh
     python reproduce/reproduce.py --demo --settings published evidence_screen --kinds inverted blur
@@ -36,10 +36,10 @@ def main() -> None:
     """Print the plan, run what is missing, and evaluate it."""
     arguments, start = from_command_line(Study, __doc__), time.monotonic()
     if carry_out(arguments):
-        evaluate(arguments.out, arguments)
+        evaluate(arguments.output_folder, arguments)
         minutes = (time.monotonic() - start) / 60
-        print(f"\nTables, figures and everything behind them: {arguments.out} ({minutes:.1f} minutes)")
-        print(f"Read it all: {arguments.out / 'report.html'}")
+        print(f"\nTables, figures and everything behind them: {arguments.output_folder} ({minutes:.1f} minutes)")
+        print(f"Read it all: {arguments.output_folder / 'report.html'}")
 
 
 def carry_out(arguments: Study, names: tuple = ()) -> bool:
@@ -47,7 +47,7 @@ def carry_out(arguments: Study, names: tuple = ()) -> bool:
     # Only now, so that --help answers at once.
     from travelling.files import refuse_read_only
 
-    folder = arguments.out
+    folder = arguments.output_folder
     refuse_other_layout(folder, arguments.seeds)
     refuse_read_only(folder)
     cohort = demo_cohort(arguments) if arguments.demo else read_cohort(arguments)
@@ -71,7 +71,7 @@ def read_cohort(arguments: Study) -> Cohort:
     training_set, test_set = cohort.read_cohort(arguments.train), cohort.read_cohort(arguments.test)
     cohort.refuse_overlap(training_set, test_set, arguments.train, arguments.test)
     cohort.refuse_one_class(test_set, arguments.test)
-    volumes = Volumes(0, arguments.out, arguments.reorient)
+    volumes = Volumes(0, arguments.output_folder, arguments.reorient)
     volumes.add(training_set)
     volumes.add(test_set)
     sizes = list(map(len, cohort.subjects_by_center(training_set).values()))
@@ -114,7 +114,8 @@ def refuse_changed_images(folder: Path, files: dict) -> None:
             image = Record(path, {}).changed_image(files)
         if image:
             raise InputError(
-                f"{image}: has changed since {path.parent} read it; bring back the old one, or choose another --out"
+                f"{image}: has changed since {path.parent} read it; bring back the old one, or give another "
+                "--output-folder"
             )
 
 
@@ -122,14 +123,16 @@ def refuse_other_layout(folder: Path, seeds: int) -> None:
     """Raise InputError where the folder has a study with one seed and several are asked for, or the reverse."""
     there = [path.name for path in sorted(folder.glob("seed_*"))]
     if seeds == 1 and there:
-        raise InputError(f"{folder}: has a study of several seeds ({there[0]}, ...); give --seeds or another --out")
+        raise InputError(
+            f"{folder}: has a study of several seeds ({there[0]}, ...); give --seeds or another --output-folder"
+        )
     if seeds > 1 and (folder / "pretrained").is_dir():
-        raise InputError(f"{folder}: has a study of one seed; choose another --out for --seeds {seeds}")
+        raise InputError(f"{folder}: has a study of one seed; choose another --output-folder for --seeds {seeds}")
 
 
 def describe(steps: list, left: list, arguments: Study) -> str:
     """The plan for readers; with ``--dry-run`` as a shell script that does the same, step by step."""
-    folder = arguments.out
+    folder = arguments.output_folder
     told = f"{len(left)} of {len(steps)} steps to run, {arguments.jobs} at a time, in {folder}"
     if not arguments.dry_run:
         lines = [told, *(f"  {step.name}{'' if step in left else ': done'}" for step in steps)]

@@ -35,7 +35,7 @@ def main() -> None:
     centers = subjects_by_center(training_set)
     inputs = {"fn_train": settings.fn_train}
     run = Run(settings.output_folder, "training.log", settings, inputs, images=training_set["Path"])
-    volumes = Volumes(settings.cache_gb, run.cache_folder, settings.reorient)
+    volumes = Volumes(None, run.cache_folder, settings.reorient)
     volumes.add(training_set)
     notices = volumes.decode() + copies(volumes.images, training_set)
 

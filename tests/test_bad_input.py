@@ -18,7 +18,7 @@ from conftest import Arguments, run_here, run_script, write_image
 import travelling.command
 from travelling.errors import InputError
 from travelling.metrics import performance
-from travelling.model_files import cycles_to_run, model_pairs
+from travelling.model_files import cycles_to_run, model_pairs, pretrained_files
 from travelling.nifti import read_image
 from travelling.run import Run
 from travelling.volumes import Volumes
@@ -366,10 +366,8 @@ def test_a_corrupt_test_image_stops_inference(command, cohort, tmp_path):
         ("standard", "--learning-rate", "-1"),
         ("standard", "--learning-rate", "inf"),
         ("standard", "--seed", "-1"),
-        ("standard", "--cache-gb", "nan"),
         ("standard", "--nonsense", "1"),
         ("inference", "--first-cycle", "x"),
-        ("inference", "--age-edges", "130"),
         ("generate", "--centers", "0"),
         ("generate", "--images", "-1"),
         ("generate", "--maximum", "0"),
@@ -409,10 +407,6 @@ def test_results_need_a_name(script, option, command, tmp_path):
 def test_cycles_are_the_total(script, command, tmp_path):
     line = refused(script, *command(script, {"-cycles": 8}), cwd=tmp_path, names=["-cycles 8"])
     assert "first cycle of this run, which is 8" in line
-
-
-def test_age_edges_must_increase(command, tmp_path):
-    refused("inference", *command("inference"), "--age-edges", 70, 60, cwd=tmp_path, names=["--age-edges"])
 
 
 # Models
@@ -553,7 +547,35 @@ def test_inference_needs_models_in_its_folder(command, tmp_path):
     empty.mkdir()
     refused("inference", *command("inference", {"-en": empty, "-pd": empty}), cwd=tmp_path, names=[empty])
     refused("inference", *command("inference", {"-pd": "none"}), cwd=tmp_path, names=["none"])
-    refused("inference", *command("inference"), "--first-cycle", 8, cwd=tmp_path, names=["cycles"])
+    refused("inference", *command("inference"), "--first-cycle", 8, cwd=tmp_path, names=["there are cycles 6, 7"])
+
+
+@pytest.mark.parametrize("script", ["dirty", "quality_control"])
+def test_a_folder_of_models_to_go_on_from(script, command, models, tmp_path):
+    """The last one, or that before --first-cycle; what is there is named where that one is not."""
+    folders = {"-en": models, "-pd": models}
+    line = refused(script, *command(script, {**folders, "-cycles": 8}), cwd=tmp_path, names=["-cycles 8"])
+    assert "first cycle of this run, which is 8" in line
+    line = refused(
+        script, *command(script, {**folders, "-cycles": 7}), "--first-cycle", 7, cwd=tmp_path, names=["-cycles 7"]
+    )
+    assert "which is 7" in line
+    refused(
+        script, *command(script, folders), "--first-cycle", 9, cwd=tmp_path, names=[models, "there are cycles 6, 7"]
+    )
+    refused(script, *command(script, {"-en": models}), cwd=tmp_path, names=[models, "two files or two folders"])
+
+
+def test_the_files_that_a_run_goes_on_from(models, tmp_path):
+    last = tuple(pair(models))
+    assert pretrained_files(models, models, None) == last
+    before = tuple(path.with_name(path.name.replace("_07", "_06")) for path in last)
+    assert pretrained_files(models, models, 7) == before
+    assert pretrained_files(*before, None) == before
+    assert model_pairs(*before) == {6: before}
+    unknown = tmp_path / "path_encoder.h5"
+    unknown.touch()
+    assert "tells its cycle" in input_error(model_pairs, unknown, last[1])
 
 
 @pytest.mark.parametrize(

@@ -101,13 +101,20 @@ class Study:
     """A place to run reproduce.py with such scripts."""
 
     def __init__(self, folder, cohort, monkeypatch, capsys):
-        self.folder, self.out, self._monkeypatch, self._capsys = folder, folder / "out", monkeypatch, capsys
+        self.folder, self.out, self._monkeypatch, self._capsys = folder, folder / "my study", monkeypatch, capsys
         (folder / "driver.py").write_text(DRIVER)
         for name in STUBS:
             (folder / f"{name}.py").write_text(SCRIPT)
             monkeypatch.setitem(plan.SCRIPTS, name, folder / f"{name}.py")
         monkeypatch.setattr(reproduce, "evaluate", lambda folder, arguments: print("evaluated"))
-        self.options = ["--train", cohort / "training_set.csv", "--test", cohort / "test_set.csv", "--out", self.out]
+        self.options = [
+            "--train",
+            cohort / "training_set.csv",
+            "--test",
+            cohort / "test_set.csv",
+            "--output-folder",
+            self.out,
+        ]
         self.options += ["--centers", 2, "--images", 3]
         self.order()
 
@@ -204,7 +211,7 @@ def test_the_plan_is_the_papers(monkeypatch, study):
 
 
 def test_a_step_comes_after_those_whose_results_it_reads(monkeypatch, tmp_path):
-    _, steps = planned(monkeypatch, "--demo", "--out", tmp_path)
+    _, steps = planned(monkeypatch, "--demo", "--output-folder", tmp_path)
     made = set()
     for step in steps.values():
         assert set(step.reads) <= made, step.name
@@ -219,10 +226,9 @@ def test_a_step_comes_after_those_whose_results_it_reads(monkeypatch, tmp_path):
 def test_options_reach_the_scripts_that_know_them(monkeypatch, small_cohort, tmp_path):
     _, steps = planned(
         monkeypatch, "--train", small_cohort / "training_set.csv", "--test", small_cohort / "test_set.csv",
-        "--out", tmp_path, "--precision", "bfloat16", "--deterministic", "--cache-dir", tmp_path, "--cache-gb", 3,
-        "--keep-every", 5, "--protocol", "published", "--error", 0.05, "--revisit", 3, "--maximum", 4000,
+        "--output-folder", tmp_path, "--precision", "bfloat16", "--deterministic", "--reorient", "--protocol",
+        "published", "--error", 0.05, "--revisit", 3, "--maximum", 4000,
         "--kinds", "noise", "--experiments", "single", "--allow-saturated",
-        "--eval-batch-size", 2,
     )  # fmt: skip
     assert list(steps) == [name for name in IN_ORDER if "/" not in name or name.startswith(("clean", "single_noise"))]
     for step in steps.values():
@@ -231,9 +237,8 @@ def test_options_reach_the_scripts_that_know_them(monkeypatch, small_cohort, tmp
         (told_by,) = [it for it in script.values() if isinstance(it, type) and issubclass(it, options.Options)]
         parsed = vars(options.from_command_line(told_by, ""))
         for name, value in {
-            "precision": "bfloat16", "deterministic": True, "cache_gb": 3, "cache_dir": tmp_path,
-            "keep_every": 5, "protocol": "published", "error": 0.05, "revisit": 3, "allow_saturated": True,
-            "maximum": 4000, "eval_batch_size": 2,
+            "precision": "bfloat16", "deterministic": True, "reorient": True, "protocol": "published", "error": 0.05,
+            "revisit": 3, "allow_saturated": True, "maximum": 4000,
         }.items():  # fmt: skip
             assert parsed.get(name, value) == value, (step.name, name)
 
@@ -293,7 +298,7 @@ def test_every_name_of_an_experiment_is_read_as_it_was_written():
 
 
 def test_seeds_have_folders_and_seeds_of_their_own(monkeypatch, tmp_path):
-    _, steps = planned(monkeypatch, "--demo", "--out", tmp_path, "--seeds", 3)
+    _, steps = planned(monkeypatch, "--demo", "--output-folder", tmp_path, "--seeds", 3)
     assert list(steps) == ["cohort", *(f"seed_{seed}/{name}" for seed in (1, 2, 3) for name in IN_ORDER)]
     assert [option(steps[f"seed_{seed}/pretrained"], "--seed") for seed in (1, 2, 3)] == ["40", "1040", "2040"]
     for name in ("clean", "single_noise/harmful", "single_noise/quality_control", "single_noise/dirty_baseline"):
@@ -307,9 +312,12 @@ def test_seeds_have_folders_and_seeds_of_their_own(monkeypatch, tmp_path):
     ("options", "message"),
     [
         (["--demo", "--train", "x.csv"], "--train: --demo makes its own cohort"),
-        (["--train", "x.csv", "--out", "x"], "--test: is needed"),
-        (["--train", "x.csv", "--test", "y.csv"], "--out: is needed"),
-        (["--train", "x.csv", "--test", "y.csv", "--out", "x", "--shrink", "2"], "--shrink: with --demo only"),
+        (["--train", "x.csv", "--output-folder", "x"], "--test: is needed"),
+        (["--train", "x.csv", "--test", "y.csv"], "--output-folder: is needed"),
+        (
+            ["--train", "x.csv", "--test", "y.csv", "--output-folder", "x", "--shrink", "2"],
+            "--shrink: with --demo only",
+        ),
         (["--demo", "--cycles", "10"], "--cycles: is the total"),
     ],
 )
@@ -339,9 +347,9 @@ def test_a_study_runs_in_order_and_once(study):
     assert out.startswith(f"23 of 23 steps to run, 1 at a time, in {study.out}\n  whole_centers_inverted/harmful\n")
     assert "evaluated" in out
     text = (study.out / "steps" / "clean_inference.txt").read_text()
-    assert text.startswith(f"cd {study.out}\n{sys.executable} {study.folder}/infer.py -fn ")
+    assert text.startswith(f"cd '{study.out}'\n{sys.executable} {study.folder}/infer.py -fn ")
 
-    status, out, err, journal = study.run("--cache-gb", 1)  # which decides no result
+    status, out, err, journal = study.run("--reorient")  # which decides no result
     assert (status, journal) == (0, [])
     assert "all steps are done" in out
 
@@ -410,9 +418,7 @@ def test_a_result_that_is_gone_or_read_anew_runs_again(study):
 
 
 def test_a_dry_run_prints_what_can_be_run_and_runs_nothing(study):
-    status, out, _, journal = study.run(
-        "--dry-run", "--kinds", "noise", "--experiments", "single", "--cache-dir", "a b"
-    )
+    status, out, _, journal = study.run("--dry-run", "--kinds", "noise", "--experiments", "single")
     assert (status, journal) == (0, [])
     assert not study.out.exists()
     assert "# single_noise/quality_control\n" in out
@@ -491,7 +497,7 @@ def test_a_script_that_has_not_begun_to_train_stops_at_once(study):
 
 
 def test_a_cohort_is_not_lost_to_other_options(study):
-    study.options = ["--demo", "--out", study.out, "--experiments", "single", "--kinds", "noise", "--jobs", 1]
+    study.options = ["--demo", "--output-folder", study.out, "--experiments", "single", "--kinds", "noise", "--jobs", 1]
     assert study.run("--shrink", 16)[3][:2] == ["begin cohort", "end cohort"]
     status, _, err, journal = study.run("--shrink", 8)
     assert (status, journal) == (2, [])
@@ -535,8 +541,9 @@ def test_images_beyond_the_maximum_are_found_before_anything_trains(study, monke
 def test_a_study_that_is_killed_again_and_again_ends_like_another(small_cohort, tmp_path):
     def command_line(out):
         options = [
-            "--train", small_cohort / "training_set.csv", "--test", small_cohort / "test_set.csv", "--out", out,
-            "--cycles", 3, "--pretrained-cycles", 1, "--width", 0.1, "--pretraining-rate", 0.002, "--allow-saturated",
+            "--train", small_cohort / "training_set.csv", "--test", small_cohort / "test_set.csv",
+            "--output-folder", out, "--cycles", 3, "--pretrained-cycles", 1, "--width", 0.1,
+            "--pretraining-rate", 0.002, "--allow-saturated",
             "--kinds", "inverted", "--experiments", "whole_centers", "--centers", 2, "--images", 3,
         ]  # fmt: skip
         return [sys.executable, str(ROOT / "reproduce" / "reproduce.py"), *map(str, options)]

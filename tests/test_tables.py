@@ -619,7 +619,7 @@ def test_the_script_writes_and_says_what_is_wrong(folder, tmp_path, run_script_h
     status, message = run_script_here("evaluate.py", empty)
     assert (status, message.count("\n")) == (2, 1)
     assert "empty: not a study" in message
-    assert run_script_here("evaluate.py", folder, "--resamples", 99, "--out", tmp_path / "all") == (0, "")
+    assert run_script_here("evaluate.py", folder, "--resamples", 99, "--output-folder", tmp_path / "all") == (0, "")
     assert sorted(path.name for path in (tmp_path / "all").iterdir()) == ["figures", "report.html", "tables"]
     for path in (folder / "tables").iterdir():
         assert (tmp_path / "all" / "tables" / path.name).read_bytes() == path.read_bytes()

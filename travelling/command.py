@@ -47,7 +47,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     except Exception as error:
         if not _is_lack_of_memory(error):
             raise
-        _fail(1, "error: not enough memory; smaller batches, --precision bfloat16 or a smaller --cache-gb take less")
+        _fail(1, "error: not enough memory; smaller batches or --precision bfloat16 take less")
     finally:
         sys.stdout, sys.stderr = streams
     sys.exit(0)

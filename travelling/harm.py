@@ -86,9 +86,9 @@ def strength_of(kind: str, level: float | None = None) -> float | None:
     if level is None:
         return strength
     if strength is None:
-        raise InputError(f"--level: {kind} has no strength that it could multiply")
+        raise InputError(f"level: {kind} has no strength that it could multiply")
     if level * strength >= limit:
-        raise InputError(f"--level {level:g}: {kind} needs less than {limit / strength:g}")
+        raise InputError(f"level {level:g}: {kind} needs less than {limit / strength:g}")
     return level * strength
 
 

@@ -19,36 +19,65 @@ def model_files(folder: Path, batch_size: int, cycle: int) -> list[Path]:
 
 
 def model_pairs(
-    encoder_folder: Path, classifier_folder: Path, first_cycle: int | None = None, last_cycle: int | None = None
+    encoder: Path, classifier: Path, first_cycle: int | None = None, last_cycle: int | None = None
 ) -> dict[int, tuple[Path, Path]]:
-    """The models of two folders (one and the same, as a rule): {cycle: (encoder, classifier)}, by cycle.
+    """The models of two folders (one and the same, as a rule), or of two files: {cycle: (encoder, classifier)}.
 
-    A file belongs to the cycle that its name ends with, padded with zeros or not. Raises InputError where a
-    cycle has one half only, or two of the same, or where there are no models from first to last cycle.
+    They are in the order of the cycles. A file belongs to the cycle that its record or else its name tells, padded with
+    zeros or not. Raises InputError where a cycle has one half only, or two of the same, where there are no models from
+    first to last cycle, or where one of the two is a file and the other a folder.
     """
-    encoders = _files_by_cycle(encoder_folder, "encoder")
-    classifiers = _files_by_cycle(classifier_folder, "classifier")
-    cycles = sorted(
+    encoder, classifier = Path(encoder), Path(classifier)
+    for path in (encoder, classifier):
+        if not path.exists():
+            raise InputError(f"{path}: no such file or folder")
+    if encoder.is_dir() != classifier.is_dir():
+        file, folder = (classifier, encoder) if encoder.is_dir() else (encoder, classifier)
+        raise InputError(f"{file}: a file, but {folder} is a folder; -en and -pd must be two files or two folders")
+    if not encoder.is_dir():
+        cycle = cycle_of(encoder)
+        if cycle is None:
+            raise InputError(f"{encoder}: neither its name (as in encoder_09.h5) nor a record in it tells its cycle")
+        return {cycle: (encoder, classifier)}
+    encoders, classifiers = _files_by_cycle(encoder, "encoder"), _files_by_cycle(classifier, "classifier")
+    there = sorted(encoders.keys() | classifiers.keys())
+    cycles = [
         cycle
-        for cycle in encoders.keys() | classifiers.keys()
+        for cycle in there
         if (first_cycle is None or cycle >= first_cycle) and (last_cycle is None or cycle <= last_cycle)
-    )
+    ]
     if not cycles:
-        raise InputError(f"{encoder_folder}: no models (encoder_..._<cycle>.keras or .h5) of the cycles asked for")
+        found = (
+            f"there are cycles {', '.join(map(str, there))}"
+            if there
+            else "none is named encoder_..._<cycle>.keras or .h5"
+        )
+        raise InputError(f"{encoder}: no models of the cycles asked for ({found})")
     for cycle in cycles:
-        for part, files, folder in (
-            ("encoder", encoders, encoder_folder),
-            ("classifier", classifiers, classifier_folder),
-        ):
+        for part, files, folder in (("encoder", encoders, encoder), ("classifier", classifiers, classifier)):
             if cycle not in files:
                 raise InputError(f"{folder}: no {part} of cycle {cycle}, but its other half exists")
     return {cycle: (encoders[cycle], classifiers[cycle]) for cycle in cycles}
 
 
+def pretrained_files(encoder: Path, classifier: Path, first_cycle: int | None) -> tuple[Path, Path]:
+    """The two files of the model that a run goes on from: those that are given, or of two folders the last ones.
+
+    A run whose ``first_cycle`` is given goes on from the cycle before it. Raises InputError as :func:`model_pairs`.
+    """
+    if not Path(encoder).is_dir() and not Path(classifier).is_dir():
+        return encoder, classifier
+    cycle = None if first_cycle is None else first_cycle - 1
+    return list(model_pairs(encoder, classifier, cycle, cycle).values())[-1]
+
+
+def cycle_of(encoder: Path) -> int | None:
+    """The cycle after which a model was saved: by its record or, where it has none, by the name of its encoder."""
+    match = CYCLE_AT_END.fullmatch(Path(encoder).name)
+    return read_record(encoder).get("cycle", int(match[1]) if match else None)
+
+
 def _files_by_cycle(folder, part):
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder (inference takes folders with a model for each cycle)")
     files: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):
         match = MODEL_FILE.fullmatch(path.name)
@@ -84,10 +113,9 @@ def cycles_to_run(encoder_path: Path, classifier_path: Path, first_cycle: int | 
     It begins after the model's own cycle (told by its record, or by its name where it has none) unless
     ``first_cycle`` says otherwise; ``cycles`` is the total. Raises InputError where that leaves none.
     """
-    records = [read_record(path) for path in (encoder_path, classifier_path)]
+    read_record(classifier_path)  # a damaged file is refused now
     if first_cycle is None:
-        match = CYCLE_AT_END.fullmatch(Path(encoder_path).name)
-        cycle = records[0].get("cycle", int(match[1]) if match else None)
+        cycle = cycle_of(encoder_path)
         if cycle is None:
             raise InputError(
                 f"{encoder_path}: neither its name (as in encoder_09.h5) nor a record in it tells the cycle of this "

@@ -113,13 +113,19 @@ def flag_of(field: dataclasses.Field) -> str:
     return field.metadata["flag"] or f"--{field.name.replace('_', '-')}"
 
 
+def _place(group):
+    """Where a group of options comes: the published ones first, those without a name last."""
+    return 0 if group == PUBLISHED else 2 if group is None else 1
+
+
 def add_to_parser(parser: argparse.ArgumentParser, *classes: type[Options]) -> None:
-    """Give an argparse parser the options of some classes, the published ones first."""
-    groups: dict[str | None, Any] = {None: parser}
-    for field in sorted(fields_of(*classes), key=lambda field: field.metadata["group"] != PUBLISHED):
+    """Give a parser the options of some classes, the published ones first, and a usage that names what is needed."""
+    groups: dict[str | None, Any] = {}
+    needed: list[str] = []
+    for field in sorted(fields_of(*classes), key=lambda field: _place(field.metadata["group"])):
         about = field.metadata
         if about["group"] not in groups:
-            groups[about["group"]] = parser.add_argument_group(about["group"])
+            groups[about["group"]] = parser.add_argument_group(about["group"] or "other options")
         given = {"dest": field.name, "help": about["words"]}
         if not flag_of(field).startswith("-"):
             del given["dest"]  # told by its place; it is needed
@@ -132,10 +138,15 @@ def add_to_parser(parser: argparse.ArgumentParser, *classes: type[Options]) -> N
         else:
             given |= {"type": about["parse"], "metavar": about["metavar"]}
             if about["choices"]:
-                given |= {"choices": about["choices"], "metavar": None}
+                given["choices"] = about["choices"]
             if about["many"]:
                 given["nargs"] = about["many"]
-        groups[about["group"]].add_argument(flag_of(field), **given)
+            if about["many"] and about["choices"]:  # named once, and not four times
+                given["help"] += f"; of {', '.join(about['choices'])}"
+        action = groups[about["group"]].add_argument(flag_of(field), **given)
+        if action.required:
+            needed += [*action.option_strings, str(action.metavar)]
+    parser.usage = " ".join(["%(prog)s", *needed, "[options]"])  # those that may be left out stand below
 
 
 def from_command_line(options: type[Told], text: str | None) -> Told:
@@ -252,6 +263,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
     def _get_help_string(self, action):
         if action.default in (None, False):  # nothing to show: a required option, a flag, or said in words
             return action.help
+        if isinstance(action.default, tuple):
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
         return super()._get_help_string(action)
 
 

@@ -19,12 +19,22 @@ from travelling.option import (
 )
 
 AGE_EDGES = (60.0, 70.0)  # years
+_FILE_OR_FOLDER = "a file (.keras or .h5) or a folder with one for each cycle"
 CENTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # FLARE makes folders and addresses of them
 
 
 @dataclass(kw_only=True)
-class Images(Options):
+class Orientation(Options):
     """For every script that reads images."""
+
+    reorient: bool = option(
+        "turn images whose axes are only permuted or flipped as those of the first one are", None, False
+    )
+
+
+@dataclass(kw_only=True)
+class Images(Orientation):
+    """For the sites of a federation, which may share a machine."""
 
     cache_gb: float | None = option(
         "memory for decoded images (default: half of what is free)", number(float, 0), None, metavar="GB"
@@ -35,9 +45,6 @@ class Images(Options):
         Path,
         None,
         metavar="FOLDER",
-    )
-    reorient: bool = option(
-        "turn images whose axes are only permuted or flipped as those of the first one are", None, False
     )
 
 
@@ -57,18 +64,6 @@ class Device(Options):
 
 
 @dataclass(kw_only=True)
-class Evaluation(Options):
-    """For every script that evaluates the model on a test set."""
-
-    eval_batch_size: int | None = option(
-        "test images at a time (default: as many as make two million voxels, at full size one)",
-        number(int, 1),
-        None,
-        metavar="N",
-    )
-
-
-@dataclass(kw_only=True)
 class Overwrite(Options):
     """For every script whose results may be there already."""
 
@@ -78,13 +73,10 @@ class Overwrite(Options):
 
 
 @dataclass(kw_only=True)
-class Training(settings.Travelling, Images, Overwrite):
+class Training(settings.Travelling, Orientation, Overwrite):
     """For every run that trains, wherever the images are."""
 
     output_folder: Path = option("for the models of every cycle", Path, metavar="FOLDER")
-    keep_every: int = option(
-        "keep the models of every N-th cycle (and of the last) only", number(int, 1), 1, metavar="N"
-    )
 
 
 @dataclass(kw_only=True)
@@ -98,10 +90,10 @@ class TrainingSet(Options):
 class Pretrained(Options):
     """For every run that goes on from a pre-trained model."""
 
-    en: Path = published("encoder to go on from (.keras or .h5)", "-en", Path, metavar="FILE")
-    pd: Path = published("its classifier (.keras or .h5)", "-pd", Path, metavar="FILE")
+    en: Path = published(f"encoder to go on from, {_FILE_OR_FOLDER}", "-en", Path, metavar="PATH")
+    pd: Path = published("its classifier, likewise", "-pd", Path, metavar="PATH")
     first_cycle: int | None = option(
-        "first cycle of this run (default: the one after the pre-trained model's)",
+        "first cycle of this run (default: the one after the pre-trained model's, which is the last one of a folder)",
         number(int, 0),
         None,
         metavar="CYCLE",
@@ -138,7 +130,7 @@ class DirtyBaseline(settings.WithoutControl, Training, Pretrained, TrainingSet, 
 
 
 @dataclass(kw_only=True)
-class QualityControl(settings.Control, Training, Pretrained, Evaluation, Extensible):
+class QualityControl(settings.Control, Training, Pretrained, Extensible):
     """Quality control, wherever the training images are."""
 
     fn_test: Path = published("test set, which only home holds", "-fn_test", Path, metavar="CSV")
@@ -162,26 +154,18 @@ class LocalQualityControl(QualityControl, TrainingSet, Device):
 
 
 @dataclass(kw_only=True)
-class Inference(Images, Device, Evaluation, Overwrite):
+class Inference(Orientation, Overwrite):
     """Evaluating the models of every cycle."""
 
     fn: Path = published("test set", "-fn", Path, metavar="CSV")
-    en: Path = published("encoders", "-en", Path, metavar="FOLDER")
-    pd: Path = published("classifiers", "-pd", Path, metavar="FOLDER")
+    en: Path = published(f"encoder, {_FILE_OR_FOLDER}", "-en", Path, metavar="PATH")
+    pd: Path = published("classifier, likewise", "-pd", Path, metavar="PATH")
     o: Path = published("results, without '_metrics.csv'", "-o", result_name, metavar="NAME")
     first_cycle: int | None = option(
         "first cycle to evaluate (default: first found)", number(int, 0), None, metavar="CYCLE", group="evaluation"
     )
     last_cycle: int | None = option(
         "last cycle to evaluate (default: last found)", number(int, 0), None, metavar="CYCLE", group="evaluation"
-    )
-    age_edges: tuple = option(
-        "ages at which a new age group begins",
-        number(float, 0, 120),
-        AGE_EDGES,
-        metavar="YEARS",
-        many="*",
-        group="evaluation",
     )
 
 
@@ -198,13 +182,6 @@ class HarmfulSamples(Overwrite):
         str,
         "both",
         choices=(*KINDS, "both"),
-        group="harm",
-    )
-    level: float | None = option(
-        "multiplies the strength of a kind that has one (default: 1)",
-        number(float, 1e-6),
-        None,
-        metavar="X",
         group="harm",
     )
     experiment: str = option("with -fn_train", str, "whole_centers", choices=("whole_centers", "single"), group="harm")
@@ -262,14 +239,14 @@ class Centers(Options):
 
 
 @dataclass(kw_only=True)
-class QualityControlServer(QualityControl, Centers):
+class QualityControlServer(QualityControl, Centers, Images):
     """Quality control, with the training images at the centers."""
 
     method: str = option("what the server does", str, "quality_control", choices=("quality_control",))
 
 
 @dataclass(kw_only=True)
-class StandardModelServer(FromScratch, Centers):
+class StandardModelServer(FromScratch, Centers, Images):
     """The standard travelling model, with the images at the centers."""
 
     method: str = option("what the server does", str, "standard", choices=("standard",))
@@ -305,5 +282,5 @@ class Jobs(Options):
 
 
 @dataclass(kw_only=True)
-class Simulation(QualityControl, TrainingSet, Jobs):
+class Simulation(QualityControl, TrainingSet, Jobs, Images):
     """Quality control in FLARE's simulator."""

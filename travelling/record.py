@@ -20,7 +20,7 @@ from travelling.option import Options
 
 PACKAGES = ("tensorflow", "jax", "keras", "numpy", "pandas", "scikit-learn", "SimpleITK", "nibabel", "h5py")
 # These change where results go or how fast they come, not what they are.
-INDIFFERENT = {"output_folder", "overwrite", "cache_gb", "cache_dir", "keep_every", "workers"}
+INDIFFERENT = {"output_folder", "overwrite", "cache_gb", "cache_dir", "workers"}
 
 
 def describe(arguments: Options, inputs: Mapping[str, Path], folder: Path | str) -> dict:

@@ -63,7 +63,6 @@ class Run:
         self._overwrite = arguments.overwrite
         self._reads = {Path(path).resolve() for path in inputs.values()}
         self._images = {} if images is None else dict(images)
-        self._keep_every = getattr(arguments, "keep_every", 1)
         self._checkpoints = Checkpoints(self.folder / "checkpoints")
         self._folders = {self.folder, *(file.parent for file in self._results)}
         for place in self._folders:
@@ -221,7 +220,7 @@ class Run:
                 handler.close()
 
     def save(self, model: TravellingModel, cycle: int, batch_size: int, known: dict) -> None:
-        """Save the model of a cycle under its published names; ``--keep-every`` decides which earlier ones stay.
+        """Save the model of a cycle under its published names.
 
         ``known`` is what its record says besides (:meth:`travelling.local_trainer.LocalTrainer.known`).
         """
@@ -236,10 +235,6 @@ class Run:
             for path in partial:
                 path.unlink(missing_ok=True)
             raise
-        if cycle % self._keep_every:  # then the model of the cycle before was only kept until this one is there
-            for path in model_files(self.folder, batch_size, cycle - 1):
-                if path.resolve() not in self._reads:
-                    path.unlink(missing_ok=True)
 
     def _earlier_results(self):
         files = self.folder.iterdir() if self._models and self.folder.is_dir() else ()

@@ -178,8 +178,8 @@ class Volumes:
         if self._stored:
             size = self._stored_bytes / 1e9
             notices.append(
-                f"{len(self._memory)} decoded images are in memory (--cache-gb), "
-                f"{len(self._stored)} in {self._array_files.folder} ({size:.1f} GB, --cache-dir)"
+                f"{len(self._memory)} decoded images are in memory, "
+                f"{len(self._stored)} in {self._array_files.folder} ({size:.1f} GB)"
             )
         return notices
 

@@ -106,7 +106,7 @@ def main() -> None:
     from travelling.console import progress_bar
     from travelling.controlled_run import ControlledRun, first_evaluation, open_run, refuse_unfit_test_set
     from travelling.local_trainer import LocalTrainer
-    from travelling.model_files import SPACE, cycles_to_run, read_record
+    from travelling.model_files import SPACE, cycles_to_run, pretrained_files, read_record
     from travelling.protocol import learning_rates
     from travelling.volumes import Volumes
 
@@ -114,10 +114,11 @@ def main() -> None:
     refuse_overlap(training_set, test_set, settings.fn_train, settings.fn_test)
     refuse_unfit_test_set(test_set, settings)
     centers = subjects_by_center(training_set)
+    settings.en, settings.pd = pretrained_files(settings.en, settings.pd, settings.first_cycle)
     cycles = cycles_to_run(settings.en, settings.pd, settings.first_cycle, settings.cycles)
     run = open_run(settings, ("fn_train", "fn_test", "en", "pd"), {**training_set["Path"], **test_set["Path"]})
     space = read_record(settings.en).get(SPACE)
-    volumes = Volumes(settings.cache_gb, run.cache_folder, settings.reorient, space)
+    volumes = Volumes(None, run.cache_folder, settings.reorient, space)
     volumes.add(test_set)  # first: it is needed most often
     volumes.add(training_set)
 
@@ -127,7 +128,7 @@ def main() -> None:
 
     device = backend.start(settings.seed, settings.deterministic, settings.precision)
     model, record, notices = TravellingModel.load(settings.en, settings.pd, volumes.shape)
-    trainer = LocalTrainer(model, volumes, training_set, test_set, settings.eval_batch_size)
+    trainer = LocalTrainer(model, volumes, training_set, test_set)
     volumes.read(test_set["Subject"])
     baseline, saturation = first_evaluation(run, trainer, settings)  # before all the training images are read
     notices += volumes.decode() + copies(volumes.images, training_set, test_set)

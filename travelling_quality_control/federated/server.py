@@ -219,7 +219,7 @@ class TravellingController(ModelController):
         device = backend.start(settings.seed)
         model, record, notices = TravellingModel.load(settings.en, settings.pd, volumes.shape)
         notices += volumes.decode() + copies(volumes.images, test_set)
-        trainer = FederatedTrainer(self._ask, model, volumes, test_set, settings.eval_batch_size)
+        trainer = FederatedTrainer(self._ask, model, volumes, test_set)
         baseline, saturation = first_evaluation(run, trainer, settings)
         run.begin(device, notices + trainer.strange(record) + saturation, volumes.images)
         resumed_at = run.go_on(trainer)

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from travelling.errors import InputError
+from travelling.model_files import pretrained_files
 from travelling.option import from_json
 from travelling.options import CenterSite, QualityControlServer, StandardModelServer
 
@@ -28,7 +29,10 @@ def read_server_settings(path: Path) -> Server:
     method = content.get("method", "quality_control")
     if method not in METHODS:
         raise InputError(f"{path}: method is {json.dumps(method)}, should be one of {', '.join(METHODS)}")
-    return from_json(METHODS[method], path, content)
+    settings = from_json(METHODS[method], path, content)
+    if isinstance(settings, QualityControlServer):
+        settings.en, settings.pd = pretrained_files(settings.en, settings.pd, settings.first_cycle)
+    return settings
 
 
 def read_center_settings(path: Path) -> CenterSite:
