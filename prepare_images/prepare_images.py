@@ -258,6 +258,7 @@ def prepare_all(scans: pd.DataFrame, arguments: Preparation) -> list[dict]:
                 bar.update()
             stopping.stop_if_asked()
     except BrokenProcessPool:
+        stopping.stop_if_asked()  # a SIGTERM to all processes of a job ends the workers at once
         reason = "a process was killed (not enough memory?); fewer need less, and the same command goes on"
         raise OSError(errno.ENOMEM, reason, "--workers") from None
     finally:

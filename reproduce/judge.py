@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # slow to import
     import pandas as pd
 
 SEED = 42  # of the halves
+MEASURES = ("Similarity", "Mutual_information")  # of prepare_images.py: how well an image fits the template
 
 
 @dataclass(kw_only=True)
@@ -109,14 +110,15 @@ def write_halves(judgement: Judgement) -> None:
 
     Raises InputError where another table or half is there, unless ``overwrite``.
     """
-    from travelling.cohort import read_cohort
+    from travelling.cohort import read_cohort, read_measure
     from travelling.files import refuse_read_only, write_whole
 
     assert judgement.cohort
     assert judgement.train  # check() has filled them in
     assert judgement.test
     cohort = read_cohort(judgement.cohort)
-    tested = test_half(cohort, judgement.other_half)
+    measures = {name: read_measure(judgement.cohort, cohort, name) for name in MEASURES if name in cohort}
+    tested = test_half(cohort.assign(**measures), judgement.other_half)
     refuse_read_only(judgement.output_folder)
     for path, half in ((judgement.train, cohort[~tested]), (judgement.test, cohort[tested])):
         if half.empty:
@@ -134,13 +136,14 @@ def write_halves(judgement: Judgement) -> None:
 def test_half(cohort: "pd.DataFrame", other: bool) -> "pd.Series":
     """Which images (bool, by subject) are the test set: those of every second person by class and center.
 
-    Who has an image among the tenth least like the template, by one of two measures, is not drawn in either half.
+    Who has an image among the tenth least like the template, by one of ``MEASURES``, is not drawn in either half.
+    These are numbers, NaN where nobody has measured.
     """
     from travelling.cohort import persons
 
     person_of, strange = persons(cohort), set()
-    for measure in {"Similarity", "Mutual_information"} & set(cohort):
-        strange |= set(person_of[cohort[measure].astype(float).nsmallest(math.ceil(len(cohort) / 10)).index])
+    for measure in set(MEASURES) & set(cohort):
+        strange |= set(person_of[cohort[measure].dropna().nsmallest(math.ceil(len(cohort) / 10)).index])
     order = cohort.assign(Person=person_of)[~person_of.isin(strange)].drop_duplicates("Person")
     order = order.sample(frac=1, random_state=SEED).sort_values(["Group_bin", "Study"], kind="stable")
     return person_of.isin(order["Person"].iloc[int(other) :: 2])

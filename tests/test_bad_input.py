@@ -294,6 +294,27 @@ def test_bad_image(kind, tmp_path):
     assert input_error(read_image, bad).startswith(f"{bad}: ")
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "told"),
+    [
+        ("x.nii", lambda content: content, "is compressed; its name must end in .nii.gz"),
+        ("x.nii.gz", gzip.decompress, "is not compressed; its name must end in .nii instead"),
+        ("x.nii.gz", lambda content: b"/annex/objects/MD5E-s26--00.nii.gz\n", "a pointer file of git-annex or Git LFS"),
+        ("x.nii", lambda content: b"/annex/objects/MD5E-s26--00.nii\n", "a pointer file of git-annex or Git LFS"),
+        (
+            "x.nii",
+            lambda content: b"version https://git-lfs.github.com/spec/v1\n",
+            "a pointer file of git-annex or Git LFS",
+        ),
+    ],
+)
+def test_a_file_that_is_not_what_its_name_says_is_told(name, change, told, tmp_path):
+    content = write_image(tmp_path / "good.nii.gz", noise(*SHAPE)).read_bytes()
+    path = tmp_path / name
+    path.write_bytes(change(content))
+    assert input_error(read_image, path).startswith(f"{path}: {told}")
+
+
 def test_images_of_two_shapes_are_both_named(tmp_path):
     first = write_image(tmp_path / "first.nii.gz", noise(*SHAPE))
     other = write_image(tmp_path / "other.nii.gz", noise(35, 34, 34))

@@ -61,6 +61,8 @@ def test_age_is_optional(write):
         ({"Age": ["61", "old", ""]}, 3, "Age must be years"),
         ({"Age": ["61", "-1", ""]}, 3, "Age must be years"),
         ({"Path": ["1.nii", "none.nii", "3.nii"]}, 3, "no such image ('none.nii')"),
+        ({"Path": ["1.nii", "~/2.nii", "3.nii"]}, 3, "no such image ('~' does not stand for the home folder"),
+        ({"Path": ["1.nii", "a\\2.nii", "3.nii"]}, 3, "no such image (a backslash, as of Windows"),
         ({"Path": ["1.nii", "2.nii", "./1.nii"]}, 4, "belongs to another subject"),
     ],
 )
@@ -71,6 +73,30 @@ def test_a_bad_row_is_named(write, changes, row, words):
     assert str(error.value).startswith(f"{path}, row {row}: ")
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_link_to_what_was_not_fetched_is_told(write):
+    path = write(Path=["1.nii", "link.nii", "3.nii"])
+    (path.parent / "link.nii").symlink_to(".git/annex/objects/1.nii")
+    with pytest.raises(InputError, match=r"row 3: no such image \(a link to a file that is not there; of git-annex"):
+        read_cohort(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda text: f"sep=,\n{text}", "row 1: is Excel's line 'sep=', which no CSV file has"),
+        (lambda text: f"\ufeffsep=;\n{text}", "row 1: is Excel's line 'sep=', which no CSV file has"),
+        (lambda text: text.replace(",", "\t"), "(separated by tabs? commas are needed)"),
+        (lambda text: text.replace(",", ";"), "(separated by semicolons? commas are needed)"),
+    ],
+)
+def test_another_dialect_of_csv_is_named(write, change, told):
+    path = write()
+    path.write_text(change(path.read_text()), encoding="utf-8")
+    with pytest.raises(InputError) as error:
+        read_cohort(path)
+    assert told in str(error.value)
 
 
 @pytest.mark.parametrize("column", ["Subject", "Study", "Path", "Group_bin", "Sex"])

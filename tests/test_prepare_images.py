@@ -4,9 +4,11 @@ import contextlib
 import importlib.util
 import io
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -554,11 +556,65 @@ def test_half_of_the_persons_are_tested_on(judge):
 
 def test_nobody_unlike_the_template_is_tested_on(judge):
     cohort = cohort_of(40)
-    cohort["Similarity"] = ["-0.8" if subject in ("3_0", "6_1") else "0.8" for subject in cohort["Subject"]]
-    cohort["Mutual_information"] = ["0.1" if subject == "9_0" else "0.6" for subject in cohort["Subject"]]
+    cohort["Similarity"] = [-0.8 if subject in ("3_0", "6_1") else 0.8 for subject in cohort["Subject"]]
+    cohort["Mutual_information"] = [0.1 if subject == "9_0" else 0.6 for subject in cohort["Subject"]]
     for other in (False, True):
         tested = judge.test_half(cohort, other)
         assert not set(cohort["Participant"][tested]) & {"3", "6", "9"}
+
+
+@pytest.mark.parametrize(
+    ("cells", "strange", "told"),
+    [
+        (["-0.8", "", " 0.8", "n/a", "N/A", "0.9"], "0_0", None),
+        ([""] * 6, None, None),
+        (
+            ["0.8", "0.8", "0,8", "0.8", "0,9", "0.8"],
+            None,
+            "row 4: Similarity is not a number, nor empty or n/a ('0,8'",
+        ),
+        (["0.8", "inf", "0.8", "0.8", "0.8", "0.8"], None, "row 3: Similarity is not a number"),
+    ],
+)
+def test_a_measure_that_somebody_else_wrote(judge, cells, strange, told, tmp_path):
+    table = cohort_of(6).drop_duplicates("Participant")
+    table = table.assign(Similarity=cells, Study="A", Sex="F", Path=[f"{name}.nii" for name in range(6)])
+    for name in table["Path"]:
+        (tmp_path / name).touch()
+    csv = tmp_path / "all.csv"
+    table.to_csv(csv, index=False)
+    drawn = []
+    for other in (False, True):
+        judgement = judge.Judgement(cohort=csv, out=tmp_path / f"judged_{other}", other_half=other)
+        judgement.check(str)
+        if told:
+            with pytest.raises(InputError) as error:
+                judge.write_halves(judgement)
+            assert f"{csv}, {told}" in str(error.value)
+        else:
+            judge.write_halves(judgement)
+            drawn += pd.read_csv(judgement.test)["Subject"].tolist()
+    assert sorted(drawn) == ([] if told else sorted(set(table["Subject"]) - {strange}))
+
+
+def test_a_signal_to_all_processes_is_an_interruption_and_no_lack_of_memory(
+    script, prepared_scans, monkeypatch, tmp_path
+):
+    """SLURM and systemd send SIGTERM to the workers, too."""
+    from concurrent.futures.process import BrokenProcessPool
+
+    def end_all(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise BrokenProcessPool
+
+    csv = tmp_path / "scans.csv"
+    write_scan(tmp_path / "a.nii.gz", 1)
+    csv.write_text("Subject,Study,Path,Group_bin,Sex\na,A,a.nii.gz,0,F\n")
+    monkeypatch.setattr("concurrent.futures.wait", end_all)
+    monkeypatch.setattr(sys, "argv", ["prepare_images.py", "--csv", str(csv), "--output-folder", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as end:
+        command.run(script.main)
+    assert end.value.code == 143
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,8 @@ def read_cohort(path: Path | str) -> pd.DataFrame:
                 raise InputError(f"{path}, row 1: column {other!r} must be written {column!r}")
     missing = [column for column in REQUIRED_COLUMNS if column not in table.columns]
     if missing:
-        why = " (separated by semicolons? commas are needed)" if ";" in "".join(table.columns) else ""
+        others = [words for sign, words in ((";", "semicolons"), ("\t", "tabs")) if sign in "".join(table.columns)]
+        why = f" (separated by {others[0]}? commas are needed)" if others else ""
         raise InputError(
             f"{path}: missing column(s) {', '.join(missing)}; needed are {', '.join(REQUIRED_COLUMNS)}, "
             f"there are {', '.join(map(repr, table.columns))[:200]}{why}"
@@ -67,7 +68,7 @@ def read_cohort(path: Path | str) -> pd.DataFrame:
     ages = pd.to_numeric(table["Age"], errors="coerce")
     _refuse(path, (table["Age"] != "") & ~ages.between(0, 120), "Age must be years from 0 to 120", table["Age"])
 
-    found = pd.DataFrame([_find(path.parent / name) for name in table["Path"]], table.index, ["file", "reason"])
+    found = pd.DataFrame([_find(path.parent, name) for name in table["Path"]], table.index, ["file", "reason"])
     for reason in found["reason"].unique():
         _refuse(path, (found["reason"] == reason) & (reason != ""), reason, table["Path"])
     table["Path"] = found["file"]
@@ -78,12 +79,25 @@ def read_cohort(path: Path | str) -> pd.DataFrame:
     return table.set_index("Subject", drop=False).rename_axis(None)
 
 
-def _find(file):
+def read_measure(path: Path | str, cohort: pd.DataFrame, column: str) -> pd.Series:
+    """A further column of numbers of a cohort, which :func:`read_cohort` has read: floats by Subject.
+
+    NaN where it is empty or n/a; raises InputError for anything else that is no number.
+    """
+    text = _read_text_table(Path(path))[column].str.strip()
+    numbers = pd.to_numeric(text, errors="coerce")
+    told = ~text.str.lower().isin(["", "n/a", "nan"])
+    _refuse(path, told & ~np.isfinite(numbers), f"{column} is not a number, nor empty or n/a", text)
+    return numbers.set_axis(cohort.index)
+
+
+def _find(folder, name):
     """The absolute path of a file as text, and why it cannot be read (empty where it can)."""
+    file = folder / name
     try:
         file = Path(os.path.abspath(file))  # links stay: in some stores, what they lead to has no ending
         os.fsencode(file)  # is_file() would take what cannot be encoded for missing
-        return str(file), "" if file.is_file() else "no such image"
+        return str(file), "" if file.is_file() else _why_missing(file, name)
     except PermissionError as error:
         return str(file), f"the image cannot be read, {error.strerror}"
     except UnicodeEncodeError:
@@ -91,6 +105,16 @@ def _find(file):
         return str(file), f"the image cannot be found, {reason}"
     except (OSError, RuntimeError):  # a name too long, or links in a circle
         return str(file), "no such image"
+
+
+def _why_missing(file, name):
+    if file.is_symlink():
+        return "no such image (a link to a file that is not there; of git-annex or DataLad: not fetched yet?)"
+    if name.startswith("~"):
+        return "no such image ('~' does not stand for the home folder here: write the whole path)"
+    if "\\" in name:
+        return "no such image (a backslash, as of Windows, separates no folders here: write '/')"
+    return "no such image"
 
 
 def refuse_look_alikes(path: Path, names: pd.Series) -> None:
@@ -117,6 +141,8 @@ def _read_text_table(path):
         if b"\0" in content:  # what follows it in a cell, pandas would cut off
             raise ValueError("it holds a zero byte")
         header = [name.strip() for name in next(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline="")), [])]
+        if header[:1] and header[0].lower().startswith("sep="):
+            raise InputError(f"{path}, row 1: is Excel's line 'sep=', which no CSV file has; remove it")
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # pandas would cut off surplus cells
             table = pd.read_csv(

@@ -116,6 +116,7 @@ def read_header(path: Path | str) -> Header:
     if not str(path).endswith((".nii", ".nii.gz")):
         raise InputError(f"{path}: not a .nii or .nii.gz file")
     try:
+        _refuse_other_files(path)
         with _open_bytes(path) as file:
             content = file.read(348)
         most = os.stat(path).st_size * (GZIP_RATIO if str(path).endswith(".gz") else 1)
@@ -127,6 +128,19 @@ def read_header(path: Path | str) -> Header:
         raise InputError(f"{path}: not a NIfTI image (it does not begin with a header)")
     with np.errstate(all="ignore"):  # of numbers in a damaged header
         return _checked_header(path, content, most)
+
+
+def _refuse_other_files(path):
+    """Raise InputError where a file is not what its name says, or stands for one that is elsewhere."""
+    with open(path, "rb") as file:
+        start = file.read(64)
+    if start.startswith((b"/annex/objects/", b"version https://git-lfs")):
+        raise InputError(f"{path}: a pointer file of git-annex or Git LFS, a line of text; the image was not fetched")
+    is_compressed, says_so = start.startswith(b"\x1f\x8b"), str(path).endswith(".gz")
+    if is_compressed and not says_so:
+        raise InputError(f"{path}: is compressed; its name must end in .nii.gz")
+    if says_so and (348).to_bytes(4, "little") in (start[:4], start[3::-1]):
+        raise InputError(f"{path}: is not compressed; its name must end in .nii instead of .nii.gz")
 
 
 def _checked_header(path, content, most):
