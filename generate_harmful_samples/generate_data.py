@@ -26,10 +26,11 @@ from typing import TYPE_CHECKING
 if __name__ == "__main__":  # the package of this checkout, whatever is installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from travelling import command, harm, stopping
 from travelling.errors import InputError
+from travelling.images import harm
 from travelling.option import from_command_line
-from travelling.options import HarmfulSamples
+from travelling.runs import command, stopping
+from travelling.runs.options import HarmfulSamples
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,9 +63,9 @@ def make_experiment(training_csv: Path, settings: HarmfulSamples) -> None:
     import numpy as np
     import pandas as pd
 
-    from travelling.cohort import read_cohort
     from travelling.files import write_csv
-    from travelling.run import Run
+    from travelling.images.cohort import read_cohort
+    from travelling.runs.run import Run
 
     folder, kind = settings.output_folder, settings.kind
     good = read_cohort(training_csv)
@@ -166,7 +167,7 @@ def check_images(jobs: list[Job], maximum: float) -> list[dict]:
     Returns what a record says of them, a list.
     """
     from travelling.console import progress_bar
-    from travelling.volumes import read_with_content
+    from travelling.images.volumes import read_with_content
 
     contents = []
     for source, kind, _ in progress_bar(jobs, desc="checking images", unit="image"):
@@ -188,7 +189,7 @@ def write_images(jobs: list[Job], settings: HarmfulSamples, finished: Collection
 
 def write_harmful(source: Path, kind: str, target: Path, settings: HarmfulSamples, seed: tuple[int, ...]) -> None:
     """Make one harmful image; ``target`` appears only when it is complete."""
-    from travelling.nifti import write_image
+    from travelling.images.nifti import write_image
 
     image = harm.read_source(source, kind, settings.maximum)
     try:

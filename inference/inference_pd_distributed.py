@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 if __name__ == "__main__":  # the package of this checkout, whatever is installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from travelling import command, stopping
 from travelling.errors import InputError
 from travelling.option import from_command_line
-from travelling.options import AGE_EDGES, Inference
+from travelling.runs import command, stopping
+from travelling.runs.options import AGE_EDGES, Inference
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,14 +34,14 @@ def main() -> None:
     # Only now, so that --help answers at once.
     import pandas as pd
 
-    from travelling.cohort import copies, read_cohort
     from travelling.console import progress_bar
     from travelling.files import write_csv
-    from travelling.local_trainer import LocalTrainer
-    from travelling.metrics import diagnose, metrics_by_subgroup, subgroups
-    from travelling.model_files import SPACE, model_pairs, read_record
-    from travelling.run import Run
-    from travelling.volumes import Volumes
+    from travelling.images.cohort import copies, read_cohort
+    from travelling.images.local_trainer import LocalTrainer
+    from travelling.images.volumes import Volumes
+    from travelling.method.metrics import diagnose, metrics_by_subgroup, subgroups
+    from travelling.network.model_files import SPACE, model_pairs, read_record
+    from travelling.runs.run import Run
 
     test_set = read_cohort(settings.fn)
     for column in PREDICTION_COLUMNS:
@@ -74,8 +74,8 @@ def main() -> None:
     volumes.add(test_set)
 
     # TensorFlow takes seconds to import: only now that the input is known to be good.
-    from travelling import backend
-    from travelling.model import TravellingModel
+    from travelling.network import backend
+    from travelling.network.model import TravellingModel
 
     device = backend.start(seed=0)
     cycles = list(models)

@@ -22,9 +22,9 @@ if __name__ == "__main__":  # the package of this checkout, whatever is installe
 
 from evaluation.layout import PARTS
 
-from travelling import command
 from travelling.option import Options, from_command_line, option
-from travelling.options import AGE_EDGES
+from travelling.runs import command
+from travelling.runs.options import AGE_EDGES
 
 
 @dataclass(kw_only=True)

@@ -28,11 +28,11 @@ from evaluation.layout import CLEAN, control_folder
 from plan import PAPER, Study
 
 from reproduce import carry_out
-from travelling import command
 from travelling.beyond.screen import FALSE_ALARMS
 from travelling.errors import InputError
 from travelling.option import changed, from_command_line, option
-from travelling.options import Device, Orientation, Training
+from travelling.runs import command
+from travelling.runs.options import Device, Orientation, Training
 
 if TYPE_CHECKING:  # slow to import
     import pandas as pd
@@ -110,8 +110,8 @@ def write_halves(judgement: Judgement) -> None:
 
     Raises InputError where another table or half is there, unless ``overwrite``.
     """
-    from travelling.cohort import read_cohort, read_measure
     from travelling.files import refuse_read_only, write_whole
+    from travelling.images.cohort import read_cohort, read_measure
 
     assert judgement.cohort
     assert judgement.train  # check() has filled them in
@@ -139,7 +139,7 @@ def test_half(cohort: "pd.DataFrame", other: bool) -> "pd.Series":
     Who has an image among the tenth least like the template, by one of ``MEASURES``, is not drawn in either half.
     These are numbers, NaN where nobody has measured.
     """
-    from travelling.cohort import persons
+    from travelling.images.cohort import persons
 
     person_of, strange = persons(cohort), set()
     for measure in set(MEASURES) & set(cohort):
@@ -152,7 +152,7 @@ def test_half(cohort: "pd.DataFrame", other: bool) -> "pd.Series":
 def setting_for(judgement: Judgement) -> str:
     """The setting that docs/settings.md recommends for a test set of this size; says so if it has no screen."""
     from travelling.beyond.screen.scores import limit_rank
-    from travelling.cohort import read_cohort
+    from travelling.images.cohort import read_cohort
 
     if judgement.false_alarms:  # then the user wants the screen
         return "evidence_screen"

@@ -50,10 +50,10 @@ from typing import TYPE_CHECKING, Any
 if __name__ == "__main__":  # the package of this checkout, whatever is installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from travelling.command import Parser, number, run
+from prepare_images.template import BRAIN_CENTER, FIELD_OF_VIEW, empty_image, image_size, load_templates, to_lps
 from travelling.errors import InputError
-from travelling.sfcn import MINIMUM_VOXELS
-from travelling.template import BRAIN_CENTER, FIELD_OF_VIEW, empty_image, image_size, load_templates, to_lps
+from travelling.network.sfcn import MINIMUM_VOXELS
+from travelling.runs.command import Parser, number, run
 
 if TYPE_CHECKING:  # they take a second to import, so functions import what they use, and --help answers at once
     import numpy as np
@@ -209,7 +209,7 @@ def generator(seed: int, name: str) -> np.random.Generator:
 
 # ---------------------------------------------------------------------------------------------------------
 # Images. SimpleITK counts sizes and points x, y, z and its world is LPS (x to the left, y to the back); its
-# arrays are z, y, x. MNI coordinates are RAS. Both turns are made only in travelling.template and in mni_axes.
+# arrays are z, y, x. MNI coordinates are RAS. Both turns are made only in prepare_images.template and in mni_axes.
 
 
 def mni_axes(image: sitk.Image) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -365,7 +365,7 @@ def brain_maps(path: Path, spacing: float) -> list[sitk.Image]:
     import SimpleITK as sitk
     from scipy.ndimage import binary_fill_holes
 
-    from travelling.nifti import read_image
+    from travelling.images.nifti import read_image
 
     _, template, nuclei, thinning = template_maps(spacing)
     resampled = sitk.Resample(read_image(path), template, sitk.Transform(), sitk.sitkLinear, 0.0, sitk.sitkFloat32)
@@ -486,7 +486,7 @@ def write_subject(row: Row, folder: Path, spacing: float, effect: float, seed: i
     """Make and write one subject; returns its row for the CSV. Runs in a worker process."""
     import SimpleITK as sitk
 
-    from travelling.nifti import write_image
+    from travelling.images.nifti import write_image
 
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # the processes are the parallelism
     traits, rng = draw_subject(row, effect, seed)

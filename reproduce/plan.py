@@ -9,11 +9,11 @@ from evaluation import layout
 from evaluation.layout import CLEAN, DIRTY, HARM, SETTINGS, condition_name, conditions_of, control_folder
 from steps import Step
 
-from travelling import command
 from travelling.beyond.groups import GroupOptions
 from travelling.beyond.screen import ScreenOptions
 from travelling.option import changed, option, to_command_line
-from travelling.options import (
+from travelling.runs import command
+from travelling.runs.options import (
     Device,
     DirtyBaseline,
     HarmfulSamples,
@@ -168,7 +168,7 @@ def plan(arguments: Study, cohort: Cohort) -> list:
 
 def _plan_of_seed(arguments, cohort, place, seed):
     """The steps of one seed, in the folder ``place``; ``seed`` is added to the published ones."""
-    from travelling.model_files import model_files
+    from travelling.network.model_files import model_files
 
     def given(*names):
         return {name: getattr(arguments, name) for name in names}

@@ -29,8 +29,8 @@ from make_demo_cohort import (
     write_all,
 )
 
+from prepare_images.template import BRAIN_CENTER, template_image, to_lps
 from travelling.errors import InputError
-from travelling.template import BRAIN_CENTER, template_image, to_lps
 
 if TYPE_CHECKING:
     import numpy as np
@@ -171,7 +171,7 @@ def write_head(row: Row, folder: Path, spacing: float, effect: float, seed: int)
     import SimpleITK as sitk
 
     from travelling.files import replace_whole
-    from travelling.harm import make_harmful
+    from travelling.images.harm import make_harmful
 
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     traits, rng = draw_subject(row, effect, seed)

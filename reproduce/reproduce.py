@@ -26,10 +26,10 @@ from evaluation.layout import PAPER_KINDS, PUBLISHED, SETTINGS
 from plan import Cohort, Study, plan
 from steps import missing, refuse_other_results, run_steps, stop_on_signals
 
-from travelling import command
 from travelling.beyond.screen import FALSE_ALARMS
 from travelling.errors import InputError
 from travelling.option import from_command_line
+from travelling.runs import command
 
 
 def main() -> None:
@@ -65,8 +65,8 @@ def carry_out(arguments: Study, names: tuple = ()) -> bool:
 
 def read_cohort(arguments: Study) -> Cohort:
     """The user's cohort; raises InputError for what the scripts would refuse, some of them after days."""
-    from travelling import cohort
-    from travelling.volumes import Volumes
+    from travelling.images import cohort
+    from travelling.images.volumes import Volumes
 
     training_set, test_set = cohort.read_cohort(arguments.train), cohort.read_cohort(arguments.test)
     cohort.refuse_overlap(training_set, test_set, arguments.train, arguments.test)
@@ -94,7 +94,7 @@ def demo_cohort(arguments: Study) -> Cohort:
 def refuse_unfit_cohort(cohort: Cohort, arguments: Study) -> None:
     """Raise InputError where there is too little for the harmful images, or for the screen."""
     from travelling.beyond.screen.scores import limit_rank
-    from travelling.harm import refuse_too_few
+    from travelling.images.harm import refuse_too_few
 
     for experiment in arguments.experiments:
         refuse_too_few(experiment, arguments.centers, arguments.images, cohort.centers)
@@ -106,7 +106,7 @@ def refuse_unfit_cohort(cohort: Cohort, arguments: Study) -> None:
 
 def refuse_changed_images(folder: Path, files: dict) -> None:
     """Raise InputError where the image of a subject is not what it was when a step of this study read it."""
-    from travelling.record import Record
+    from travelling.runs.record import Record
 
     image = None
     for path in sorted(folder.rglob("*run.json")):

@@ -21,7 +21,7 @@ if __name__ == "__main__":  # the package of this checkout, whatever is installe
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from travelling.errors import InputError, Stopped
-from travelling.stopping import STOP_SIGNALS
+from travelling.runs.stopping import STOP_SIGNALS
 
 PAUSE = 0.05  # seconds between two looks at the scripts that run
 _running: dict[subprocess.Popen, tuple] = {}  # processes of scripts: their steps, and when they began

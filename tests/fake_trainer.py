@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from travelling.metrics import Evaluation
-from travelling.options import QualityControl as QualityControlOptions
-from travelling.protocol import PROTOCOLS
-from travelling.quality_control import QualityControl
-from travelling.settings import WithoutControl
+from travelling.method.metrics import Evaluation
+from travelling.method.protocol import PROTOCOLS
+from travelling.method.quality_control import QualityControl
+from travelling.method.settings import WithoutControl
+from travelling.runs.options import QualityControl as QualityControlOptions
 from travelling_quality_control.enc_PD_quality_control import travel
 
 HEALTHY, PATIENTS = 50, 100

@@ -23,19 +23,20 @@ from conftest import ROOT
 from fake_trainer import FakeTrainer, NoFiles, settings_of
 from study_maker import write_record
 
-from travelling import rule
 from travelling.beyond import evidence
 from travelling.beyond.evidence import possible_p_values
 from travelling.beyond.screen import Screen, ScreenOptions, is_strange
+from travelling.beyond.screen.labels import center_p_value
 from travelling.beyond.screen.looks import LOOKS
-from travelling.beyond.screen_labels import LabelScreen, center_p_value
+from travelling.beyond.screen_labels import LabelScreen
 from travelling.errors import VisitFailed
 from travelling.files import write_csv
-from travelling.log_file import LogFile
-from travelling.metrics import Evaluation
-from travelling.protocol import Protocol
-from travelling.quality_control import QualityControl, log_columns
-from travelling.verification_log import LOG_COLUMNS
+from travelling.method import rule
+from travelling.method.metrics import Evaluation
+from travelling.method.protocol import Protocol
+from travelling.method.quality_control import QualityControl, log_columns
+from travelling.method.verification_log import LOG_COLUMNS
+from travelling.runs.log_file import LogFile
 from travelling_quality_control.enc_PD_quality_control import travel
 
 AUDIT = ROOT / "travelling_quality_control" / "audit.py"

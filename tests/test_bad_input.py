@@ -15,13 +15,13 @@ import pytest
 import SimpleITK as sitk
 from conftest import Arguments, run_here, run_script, write_image
 
-import travelling.command
+import travelling.runs.command
 from travelling.errors import InputError
-from travelling.metrics import performance
-from travelling.model_files import cycles_to_run, model_pairs, pretrained_files
-from travelling.nifti import read_image
-from travelling.run import Run
-from travelling.volumes import Volumes
+from travelling.images.nifti import read_image
+from travelling.images.volumes import Volumes
+from travelling.method.metrics import performance
+from travelling.network.model_files import cycles_to_run, model_pairs, pretrained_files
+from travelling.runs.run import Run
 
 SHAPE = (35, 34, 33)  # of the toy cohort's images: z, y, x
 NO_PROC = "/proc/none/below"  # cannot be made, not even by root
@@ -67,8 +67,8 @@ def some_rows(source, target, rows=slice(None), **changes):
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Folder of tiny untrained models: those of cycles 6 and 7, which call everybody PD (FPR = 1)."""
-    from travelling import backend
-    from travelling.model import TravellingModel
+    from travelling.network import backend
+    from travelling.network.model import TravellingModel
 
     backend.start(seed=1)
     folder = tmp_path_factory.mktemp("models")
@@ -505,7 +505,7 @@ def two_cycles(folder):
     ],
 )
 def test_bad_model(spoil, models, tmp_path):
-    from travelling.model import TravellingModel
+    from travelling.network.model import TravellingModel
 
     folder = shutil.copytree(models, tmp_path / "models")
     TravellingModel.load(*pair(folder), SHAPE)
@@ -514,7 +514,7 @@ def test_bad_model(spoil, models, tmp_path):
 
 
 def test_a_model_must_fit_the_images(models):
-    from travelling.model import TravellingModel
+    from travelling.network.model import TravellingModel
 
     encoder, classifier = pair(models)
     message = input_error(TravellingModel.load, encoder, classifier, tuple(reversed(SHAPE)))
@@ -787,7 +787,7 @@ def test_what_the_machine_lacks_is_one_line(error, status, capsys):
         raise error
 
     with pytest.raises(SystemExit) as end:
-        travelling.command.run(main)
+        travelling.runs.command.run(main)
     assert end.value.code == status
     line = capsys.readouterr().err
     assert line.count("\n") == 1
@@ -796,7 +796,7 @@ def test_what_the_machine_lacks_is_one_line(error, status, capsys):
 
 def test_what_nobody_foresaw_keeps_its_traceback():
     with pytest.raises(RuntimeError, match="unforeseen"):
-        travelling.command.run(lambda: (_ for _ in ()).throw(RuntimeError("unforeseen")))
+        travelling.runs.command.run(lambda: (_ for _ in ()).throw(RuntimeError("unforeseen")))
 
 
 # Quality control that could see no harm

@@ -23,7 +23,7 @@ FOLDERS = ("travelling", "travelling_quality_control", "generate_harmful_samples
 STOPPED_EARLY = """
 import runpy
 import sys
-from travelling import stopping
+from travelling.runs import stopping
 
 del sys.argv[0]
 finish, steps = stopping.stop_if_asked, []
@@ -40,7 +40,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 SERVER_AND_PLAN = """
 from pathlib import Path
 from travelling.option import from_json, to_command_line
-from travelling.options import LocalQualityControl, QualityControlServer
+from travelling.runs.options import LocalQualityControl, QualityControlServer
 
 files = dict.fromkeys(("en", "pd", "fn_test", "fn_save"), "x")
 told = from_json(QualityControlServer, Path("server.json"), files | {"centers": ["a", "b"], "drift": 0.02})
@@ -56,10 +56,10 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 from test_audit import FakeScreen, consistent, make_run, read_rows
-from travelling.model import TravellingModel
+from travelling.network.model import TravellingModel
 from travelling.beyond.screen.eyes import Eyes
 from travelling.beyond.screen.scores import Scores
-from travelling.local_trainer import LocalTrainer
+from travelling.images.local_trainer import LocalTrainer
 
 folder = Path(sys.argv[1])
 make_run(folder, screen=FakeScreen(0))
@@ -85,9 +85,9 @@ TRAIN_SAVE_LOAD = """
 import sys
 from pathlib import Path
 import numpy as np
-from travelling.inference_network import can_fold
-from travelling.model import TravellingModel
-from travelling.sfcn import MINIMUM_VOXELS, width_of
+from travelling.network.inference_network import can_fold
+from travelling.network.model import TravellingModel
+from travelling.network.sfcn import MINIMUM_VOXELS, width_of
 
 shape = (MINIMUM_VOXELS, 9, 10)
 model = TravellingModel.build(shape, 0.5, 0.001)
@@ -228,7 +228,7 @@ def test_a_look_is_scored_logged_and_audited(extended, tmp_path):
 
 
 def test_a_kind_of_harm_makes_an_image(extended, tmp_path):
-    from travelling.nifti import read_voxels
+    from travelling.images.nifti import read_voxels
 
     run = extended("Add a kind of harm")
     good = write_image(tmp_path / "a.nii.gz", np.random.default_rng(0).uniform(1, 2, (9, 10, 11)).astype(np.float32))

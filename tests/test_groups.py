@@ -8,7 +8,7 @@ from fake_trainer import HEALTHY, FakeTrainer, NoFiles, control_over, extension_
 
 from travelling.beyond.groups import Groups
 from travelling.errors import VisitFailed
-from travelling.metrics import evaluate
+from travelling.method.metrics import evaluate
 from travelling_quality_control.enc_PD_quality_control import travel
 
 CENTERS = {center: [f"{center}{number}" for number in range(7)] for center in "abcdefgh"}  # batches of 5 and of 2

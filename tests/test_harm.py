@@ -8,8 +8,8 @@ import pytest
 import SimpleITK as sitk
 from conftest import ROOT, run_here, write_image
 
-from travelling import harm
 from travelling.errors import InputError
+from travelling.images import harm
 
 NEW = [kind for kind in harm.KINDS if kind not in harm.PUBLISHED]
 MOVED = ("rotation", "shift", "failed_registration")

@@ -24,15 +24,15 @@ from travelling.beyond.evidence import Evidence, EvidenceOptions, auroc_fell, mo
 from travelling.beyond.screen import Screen, is_strange
 from travelling.beyond.screen.looks import LOOKS, Distance, Mirrored
 from travelling.beyond.screen.scores import Scores, by_others, limit_rank
-from travelling.cohort import related
 from travelling.errors import InputError, VisitFailed
-from travelling.metrics import Evaluation, evaluate
-from travelling.order import travelling_order
-from travelling.protocol import PROTOCOLS
-from travelling.quality_control import QualityControl, log_columns
-from travelling.rule import saturation as saturation_of
-from travelling.travel import travel
-from travelling.verification_log import LOG_COLUMNS
+from travelling.images.cohort import related
+from travelling.method.metrics import Evaluation, evaluate
+from travelling.method.order import travelling_order
+from travelling.method.protocol import PROTOCOLS
+from travelling.method.quality_control import QualityControl, log_columns
+from travelling.method.rule import saturation as saturation_of
+from travelling.method.travel import travel
+from travelling.method.verification_log import LOG_COLUMNS
 from travelling_quality_control.enc_PD_quality_control import travel as control_quality
 
 

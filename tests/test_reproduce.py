@@ -21,9 +21,10 @@ from evaluation.layout import EXPERIMENTS, KINDS, condition_name, conditions_of,
 from steps import missing
 
 import reproduce
-from travelling import command, harm, options
 from travelling.errors import InputError
+from travelling.images import harm
 from travelling.option import from_command_line
+from travelling.runs import command, options
 from travelling_quality_control.auditing import run_record
 from travelling_quality_control.reporting import one_run
 
@@ -32,7 +33,8 @@ STUBS = ("cohort", "train", "harm", "dirty", "control", "infer")
 DRIVER = f"""
 from pathlib import Path
 import plan, reproduce
-from travelling import command, harm
+from travelling.runs import command
+from travelling.images import harm
 
 reproduce.evaluate = lambda folder, arguments: print("evaluated")
 plan.SCRIPTS.update((name, Path(__file__).with_name(f"{{name}}.py")) for name in {STUBS})
@@ -42,7 +44,8 @@ if __name__ == "__main__":
 SCRIPT = """
 import json, os, sys, time
 from pathlib import Path
-from travelling import command, harm, stopping
+from travelling.runs import command, stopping
+from travelling.images import harm
 from travelling.errors import Stopped
 
 name, words = Path(sys.argv[0]).stem, sys.argv[1:]
@@ -649,7 +652,7 @@ def test_the_screen_is_used_where_the_test_set_tells_its_limit_or_the_user_asks(
     judgement = from_command_line(judge.Judgement, "")
     table = pd.read_csv(judgement.test)
     for subjects, setting in ((98, "evidence"), (99, "evidence_screen")):
-        monkeypatch.setattr("travelling.cohort.read_cohort", lambda path, number=subjects: [None] * number)
+        monkeypatch.setattr("travelling.images.cohort.read_cohort", lambda path, number=subjects: [None] * number)
         assert judge.setting_for(judgement) == setting
     monkeypatch.undo()
     judgement.false_alarms = 0.25

@@ -13,15 +13,17 @@ import pytest
 from conftest import Arguments, run_here
 from fake_trainer import FakeTrainer, NoFiles, plain_settings, settings_of
 
-from travelling import files, nifti, options, stopping
-from travelling.checkpoint import Checkpoints
-from travelling.controlled_run import ControlledRun, first_evaluation, open_run
+from travelling import files
 from travelling.errors import AlreadyDone, InputError
 from travelling.files import write_whole
-from travelling.log_file import LogFile
-from travelling.quality_control import QualityControl, log_columns
-from travelling.run import Run
-from travelling.travel import travel
+from travelling.images import nifti
+from travelling.method.quality_control import QualityControl, log_columns
+from travelling.method.travel import travel
+from travelling.runs import options, stopping
+from travelling.runs.checkpoint import Checkpoints
+from travelling.runs.controlled_run import ControlledRun, first_evaluation, open_run
+from travelling.runs.log_file import LogFile
+from travelling.runs.run import Run
 from travelling_quality_control.enc_PD_quality_control import travel as control_quality
 
 CENTERS = {f"c{number}": [f"s{number}{i}" for i in range(size)] for number, size in enumerate((7, 1, 5, 3, 12, 2))}

@@ -26,8 +26,8 @@ from test_audit import FakeScreen, RandomTrainer, change_record, make_run, read_
 from travelling.beyond import screen, screen_labels
 from travelling.beyond.screen import looks as measured
 from travelling.beyond.screen.looks import LOOKS
-from travelling.nifti import read_upright
-from travelling.quality_control import methods
+from travelling.images.nifti import read_upright
+from travelling.method.quality_control import methods
 from travelling_quality_control.reporting import drawing, one_run, pages
 
 SCRIPT = ROOT / "travelling_quality_control" / "report.py"

@@ -7,12 +7,12 @@ from fake_trainer import FakeTrainer, control_over, run_cycles
 from sklearn.covariance import LedoitWolf
 
 from travelling.beyond.screen.eyes import Eyes
+from travelling.beyond.screen.labels import center_p_value, p_values, reference_of
 from travelling.beyond.screen.looks import LOOKS, Distance, Mirrored, asymmetry, spectrum
 from travelling.beyond.screen.scores import beside_others, by_others
-from travelling.beyond.screen_labels import center_p_value, p_values, reference_of
-from travelling.local_trainer import LocalTrainer
-from travelling.metrics import evaluate
-from travelling.volumes import Volumes
+from travelling.images.local_trainer import LocalTrainer
+from travelling.images.volumes import Volumes
+from travelling.method.metrics import evaluate
 
 
 @pytest.fixture

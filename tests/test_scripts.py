@@ -18,8 +18,8 @@ import pytest
 import SimpleITK as sitk
 from conftest import ROOT, SCRIPTS, run_here, run_script
 
-from travelling import cache
-from travelling.harm import KINDS
+from travelling.images import cache
+from travelling.images.harm import KINDS
 
 QC_COLUMNS = [
     "Cycle", "Subject", "Study", "ACC", "FP", "FN", "PFP", "PFN", "Ignored",
@@ -153,7 +153,7 @@ def test_same_seed_same_models(cohort, tmp_path):
             "--output-folder", name, cwd=tmp_path,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-    from travelling.model import TravellingModel
+    from travelling.network.model import TravellingModel
 
     states = []
     for name in ("first", "second"):

@@ -11,11 +11,11 @@ from fake_trainer import HEALTHY, PATIENTS, FakeTrainer, NoFiles, control_over, 
 from study_maker import write_record
 
 from travelling.errors import VisitFailed
-from travelling.log_file import LogFile
-from travelling.quality_control import QualityControl
-from travelling.sfcn import FILTERS, filters, width_of
-from travelling.travel import travel
-from travelling.verification_log import LOG_COLUMNS
+from travelling.method.quality_control import QualityControl
+from travelling.method.travel import travel
+from travelling.method.verification_log import LOG_COLUMNS
+from travelling.network.sfcn import FILTERS, filters, width_of
+from travelling.runs.log_file import LogFile
 
 CENTERS = {"a": ["a0", "a1"], "b": ["b0", "bad", "b2"], "c": ["c0"]}
 

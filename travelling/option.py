@@ -96,7 +96,8 @@ class Options:
         parts = [make(part) for part in cls.more()] if names else []
         for part in parts:
             part.check(spell)
-        found.take(parts, spell)
+        if parts:
+            found.take(parts, spell)
         return found
 
 

@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING
 if __name__ == "__main__":  # the package of this checkout, whatever is installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from travelling import command, stopping
 from travelling.errors import VisitFailed
 from travelling.option import from_command_line
-from travelling.options import LocalQualityControl
+from travelling.runs import command, stopping
+from travelling.runs.options import LocalQualityControl
 
 if TYPE_CHECKING:
-    from travelling.quality_control import QualityControl, Step
-    from travelling.trainer import Files
+    from travelling.method.quality_control import QualityControl, Step
+    from travelling.method.trainer import Files
 
 
 def travel(
@@ -43,7 +43,7 @@ def travel(
 
     ``learning_rate(cycle)`` gives Adam's, and ``resumed_at`` is what the last checkpoint of ``files`` told.
     """
-    from travelling.order import start_of_cycle, travelling_order
+    from travelling.method.order import start_of_cycle, travelling_order
 
     for cycle, order, generator in travelling_order(control.centers, control.settings.seed, cycles, resumed_at):
         control.trainer.learning_rate = learning_rate(cycle)
@@ -102,13 +102,13 @@ def main() -> None:
     """Run the experiment."""
     settings = from_command_line(LocalQualityControl, __doc__)
     # Only now, so that --help answers at once.
-    from travelling.cohort import copies, read_cohort, refuse_overlap, subjects_by_center
     from travelling.console import progress_bar
-    from travelling.controlled_run import ControlledRun, first_evaluation, open_run, refuse_unfit_test_set
-    from travelling.local_trainer import LocalTrainer
-    from travelling.model_files import SPACE, cycles_to_run, pretrained_files, read_record
-    from travelling.protocol import learning_rates
-    from travelling.volumes import Volumes
+    from travelling.images.cohort import copies, read_cohort, refuse_overlap, subjects_by_center
+    from travelling.images.local_trainer import LocalTrainer
+    from travelling.images.volumes import Volumes
+    from travelling.method.protocol import learning_rates
+    from travelling.network.model_files import SPACE, cycles_to_run, pretrained_files, read_record
+    from travelling.runs.controlled_run import ControlledRun, first_evaluation, open_run, refuse_unfit_test_set
 
     training_set, test_set = read_cohort(settings.fn_train), read_cohort(settings.fn_test)
     refuse_overlap(training_set, test_set, settings.fn_train, settings.fn_test)
@@ -123,8 +123,8 @@ def main() -> None:
     volumes.add(training_set)
 
     # TensorFlow takes seconds to import: only now that the input is known to be good.
-    from travelling import backend
-    from travelling.model import TravellingModel
+    from travelling.network import backend
+    from travelling.network.model import TravellingModel
 
     device = backend.start(settings.seed, settings.deterministic, settings.precision)
     model, record, notices = TravellingModel.load(settings.en, settings.pd, volumes.shape)

@@ -19,7 +19,7 @@ from pathlib import Path
 if __name__ == "__main__":  # the package of this checkout, whatever is installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from travelling import command
+from travelling.runs import command
 from travelling_quality_control.auditing.run_record import add_arguments, run_of
 
 

@@ -13,10 +13,10 @@ import pandas as pd
 from evaluation import layout
 from evaluation.layout import CLEAN, CONTROL_FOLDERS, DIRTY, HARM, PUBLISHED, SETTINGS
 from travelling.errors import InputError
-from travelling.extensible import Extensible
-from travelling.metrics import performance
+from travelling.method.metrics import performance
+from travelling.method.verification_log import SEPARATOR
 from travelling.option import fields_of
-from travelling.verification_log import SEPARATOR
+from travelling.runs.extensible import Extensible
 from travelling_quality_control.auditing import audit_log
 from travelling_quality_control.auditing.run_record import read_run_record, refuse_wrong_options
 from travelling_quality_control.reporting.runs import (

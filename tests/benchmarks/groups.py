@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from travelling import command, options
-from travelling.settings import WithoutControl
+from travelling.method.settings import WithoutControl
+from travelling.runs import command, options
 
 COLUMNS = (
     "seed", "condition", "rule", "screen", "every", "learning_rate",
@@ -46,7 +46,7 @@ def parse_arguments():
 def main():
     """Run what is not there yet."""
     arguments = parse_arguments()
-    from travelling import backend
+    from travelling.network import backend
 
     backend.start(0)
     done = set()
@@ -80,8 +80,8 @@ class Bench:
     """The images and the pre-trained model of one condition of a study."""
 
     def __init__(self, arguments, place, condition):
-        from travelling.cohort import read_cohort
-        from travelling.volumes import Volumes
+        from travelling.images.cohort import read_cohort
+        from travelling.images.volumes import Volumes
 
         self.arguments, self.place = arguments, place
         record = json.loads((place / "pretrained" / "run.json").read_text(encoding="utf-8"))
@@ -105,9 +105,9 @@ class Bench:
     def make_trainer(self):
         """A trainer with the pre-trained model, with all functions compiled."""
         from travelling.beyond.screen.eyes import Eyes
-        from travelling.local_trainer import LocalTrainer
-        from travelling.model import TravellingModel
-        from travelling.model_files import model_pairs
+        from travelling.images.local_trainer import LocalTrainer
+        from travelling.network.model import TravellingModel
+        from travelling.network.model_files import model_pairs
 
         pairs = model_pairs(self.place / "pretrained", self.place / "pretrained", None, None)
         self.cycle = max(pairs) + 1
@@ -122,11 +122,11 @@ class Bench:
 
     def run(self, rule, every):
         """The cells of a run after the first six."""
-        from travelling.cohort import subjects_by_center
-        from travelling.metrics import performance
-        from travelling.protocol import learning_rates
-        from travelling.quality_control import QualityControl
-        from travelling.travel import travel as travel_plainly
+        from travelling.images.cohort import subjects_by_center
+        from travelling.method.metrics import performance
+        from travelling.method.protocol import learning_rates
+        from travelling.method.quality_control import QualityControl
+        from travelling.method.travel import travel as travel_plainly
         from travelling_quality_control.enc_PD_quality_control import travel
 
         arguments, trainer, rows = self.arguments, self.trainer, []

@@ -15,9 +15,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from travelling import command
 from travelling.beyond.screen import FALSE_ALARMS
-from travelling.harm import KINDS
+from travelling.images.harm import KINDS
+from travelling.runs import command
 
 LARGE_SCANNER = 20  # images, from which on a scanner has a row of its own
 
@@ -44,11 +44,11 @@ def main() -> None:
     arguments = parse_arguments()
     import pandas as pd
 
-    from travelling import backend
-    from travelling.cohort import read_cohort
     from travelling.console import progress_bar
     from travelling.files import write_csv
-    from travelling.volumes import Volumes
+    from travelling.images.cohort import read_cohort
+    from travelling.images.volumes import Volumes
+    from travelling.network import backend
 
     cohort = arguments.study / "cohort"
     sets = [read_cohort(cohort / f"{name}_set.csv") for name in ("training", "test")]
@@ -78,9 +78,9 @@ def look_with(folder: Path, volumes: Any, arguments: argparse.Namespace, trainin
     from travelling.beyond.screen import is_strange
     from travelling.beyond.screen.eyes import Eyes
     from travelling.beyond.screen.scores import Scores
-    from travelling.local_trainer import LocalTrainer
-    from travelling.model import TravellingModel
-    from travelling.model_files import model_pairs
+    from travelling.images.local_trainer import LocalTrainer
+    from travelling.network.model import TravellingModel
+    from travelling.network.model_files import model_pairs
 
     pairs = model_pairs(folder, folder)
     model, _, _ = TravellingModel.load(*pairs[max(pairs)], volumes.shape)
@@ -150,8 +150,8 @@ class Harmed:
         import numpy as np
 
         from travelling.errors import InputError
-        from travelling.harm import make_harmful
-        from travelling.nifti import read_image, to_array
+        from travelling.images.harm import make_harmful
+        from travelling.images.nifti import read_image, to_array
 
         self.shape, self.upright = volumes.shape, volumes.upright
         self._images = {}
@@ -167,13 +167,13 @@ class Harmed:
         self.possible = list(self._images)
 
     def batch(self, subjects: list) -> Any:
-        """As :meth:`travelling.volumes.Volumes.batch`."""
+        """As :meth:`travelling.images.volumes.Volumes.batch`."""
         import numpy as np
 
         return np.stack([self._images[subject] for subject in subjects])
 
     def batches(self, groups: list) -> Any:
-        """As :meth:`travelling.volumes.Volumes.batches`."""
+        """As :meth:`travelling.images.volumes.Volumes.batches`."""
         return map(self.batch, groups)
 
 

@@ -20,8 +20,8 @@ from pathlib import Path
 import pandas as pd
 from deployment import ROOT, Deployment
 
-from travelling.model_files import model_pairs
-from travelling.order import travelling_order
+from travelling.method.order import travelling_order
+from travelling.network.model_files import model_pairs
 
 PUBLISHED_SEED = 42
 CONNECTED = "Successfully registered client"

@@ -34,7 +34,7 @@ from nvflare.private.fed.utils.fed_utils import fobs_initialize
 from travelling.beyond.screen.looks import LOOKS
 from travelling.errors import AlreadyDone, InputError, VisitFailed
 from travelling.option import from_command_line
-from travelling.options import LocalQualityControl, StandardModel
+from travelling.runs.options import LocalQualityControl, StandardModel
 from travelling_quality_control.federated.center import CenterExecutor, Pseudonyms
 from travelling_quality_control.federated.job import refuse_complete, run_jobs
 from travelling_quality_control.federated.prepare_site import configure_center
@@ -62,7 +62,7 @@ def hospitals(study, tmp_path_factory):
     for center in CENTERS:
         table[table["Study"] == center].to_csv(folder / f"{center}.csv", index=False)
         configure_center(folder, center, folder / f"{center}.csv", folder / center, {})
-    from travelling.model import TravellingModel  # only now: it imports TensorFlow
+    from travelling.network.model import TravellingModel  # only now: it imports TensorFlow
 
     # One network for all centers, as compiling takes seconds; each takes over a whole state before every step.
     build = mock.patch.object(TravellingModel, "build", functools.cache(TravellingModel.build))
@@ -135,7 +135,7 @@ class Federation:
 @pytest.fixture(scope="module")
 def loaded(study):
     """The pre-trained model, and its state: compiling it takes seconds, and every job would do it anew."""
-    from travelling.model import TravellingModel
+    from travelling.network.model import TravellingModel
 
     model, record, notices = TravellingModel.load(study.encoder, study.classifier, (35, 34, 33))
     return model, model.export_state(), record, notices
@@ -143,7 +143,7 @@ def loaded(study):
 
 @pytest.fixture
 def federation(study, hospitals, loaded, tmp_path, monkeypatch):
-    from travelling.model import TravellingModel
+    from travelling.network.model import TravellingModel
 
     def load(*_):
         model, state, record, notices = loaded

@@ -7,19 +7,19 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from travelling.auditor import Auditor, Row, differs, shown
 from travelling.beyond import ExtensionOptions
-from travelling.extension import Extension
+from travelling.method.auditor import Auditor, Row, differs, shown
+from travelling.method.extension import Extension
+from travelling.method.protocol import ROUNDING, Protocol
+from travelling.method.rule import risen
 from travelling.option import BEYOND, option
-from travelling.protocol import ROUNDING, Protocol
-from travelling.rule import risen
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike
 
-    from travelling.metrics import Evaluation
-    from travelling.quality_control import QualityControl
+    from travelling.method.metrics import Evaluation
+    from travelling.method.quality_control import QualityControl
 
 
 @dataclass(kw_only=True)
@@ -159,7 +159,7 @@ def more_misdiagnosed(labels: ArrayLike, before: ArrayLike, after: ArrayLike) ->
     import numpy as np
     from scipy.stats import binomtest
 
-    from travelling.metrics import misdiagnosed
+    from travelling.method.metrics import misdiagnosed
 
     labels = np.asarray(labels)
     was, now = misdiagnosed(labels, before), misdiagnosed(labels, after)

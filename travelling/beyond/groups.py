@@ -8,15 +8,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from travelling.auditor import Auditor, Replayed, Step, Steps
 from travelling.beyond import ExtensionOptions
 from travelling.errors import VisitFailed
-from travelling.extension import Extension, Verify
+from travelling.method.auditor import Auditor, Replayed, Step, Steps
+from travelling.method.extension import Extension, Verify
 from travelling.option import BEYOND, number, option
 
 if TYPE_CHECKING:
-    from travelling.quality_control import QualityControl
-    from travelling.trainer import Files
+    from travelling.method.quality_control import QualityControl
+    from travelling.method.trainer import Files
 
 
 @dataclass(kw_only=True)

@@ -16,25 +16,19 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
-from travelling.auditor import Auditor, Replayed, Row, all_empty, differs, shown
 from travelling.beyond import ExtensionOptions
 from travelling.beyond.screen import OfLooks, Screen, is_strange
-from travelling.extension import Extension
+from travelling.method.auditor import Auditor, Replayed, Row, all_empty, differs, shown
+from travelling.method.extension import Extension
 from travelling.option import BEYOND, option
 
 if TYPE_CHECKING:
     import numpy as np
-    from numpy.typing import ArrayLike
 
-    from travelling.metrics import Evaluation
-    from travelling.quality_control import QualityControl
+    from travelling.beyond.screen.labels import Reference
+    from travelling.method.quality_control import QualityControl
 
-LEAST_AUROC = 0.8  # a model below knows too little to doubt a label
-LEAST_IMAGES = 3  # of a center
 ALPHA = 0.05  # that any center is suspected at a look, if all labels are right
-RESEMBLANCE = 0.04  # correlation of the normal scores at one center
-
-Reference = dict[str, list[float]]  # "0" (HC), "1" (PD) -> probabilities of the right label, ascending
 
 
 @dataclass(kw_only=True)
@@ -70,6 +64,8 @@ class LabelScreen(OfLooks):
 
     def calibrate(self, control: QualityControl, centers: int) -> None:
         """As :meth:`OfLooks.calibrate`."""
+        from travelling.beyond.screen.labels import reference_of  # only now, so that --help answers at once
+
         self._reference, self._centers = reference_of(control.accepted), centers
 
     def question(self) -> dict[str, Any]:
@@ -78,6 +74,8 @@ class LabelScreen(OfLooks):
 
     def add_cells(self, found: list[dict], looks: dict[str, np.ndarray]) -> None:
         """As :meth:`OfLooks.add_cells`; the cells are empty where the model knows too little."""
+        from travelling.beyond.screen.labels import center_p_value
+
         p_values = looks["labels"][:, 0].tolist() if self._reference else [None] * len(found)
         usual = [p for p, cells in zip(p_values, found, strict=True) if p is not None and not is_strange(cells)]
         about = center_p_value(usual), ALPHA / self._centers
@@ -94,6 +92,8 @@ class LabelScreen(OfLooks):
 
     def methods(self, extensions: Sequence[Extension]) -> str:
         """As :meth:`Extension.methods`."""
+        from travelling.beyond.screen.labels import LEAST_AUROC, LEAST_IMAGES, RESEMBLANCE
+
         return (
             "Labels were examined by center at the same looks. The conformal p-value of a label was the share of test "
             "subjects of its class whose label the model found no more probable; those of a center, without images "
@@ -111,46 +111,6 @@ class LabelScreen(OfLooks):
             name: "" if math.isnan(row[column]) else f"{row[column]:.3g}"
             for name, column in zip(names, self.columns, strict=True)
         }
-
-
-def reference_of(accepted: Evaluation) -> Reference | None:
-    """What right labels look like to the model of an Evaluation of the test set; None where it knows too little."""
-    import numpy as np
-
-    from travelling.metrics import performance
-
-    labels = np.array(accepted.labels)
-    if not performance(labels, accepted.predictions)["AUC_ROC"] >= LEAST_AUROC:
-        return None
-    right = probability_of_label(labels, accepted.predictions)
-    return {str(label): np.sort(right[labels == label]).tolist() for label in (0, 1)}
-
-
-def probability_of_label(labels: ArrayLike, predictions: ArrayLike) -> np.ndarray:
-    """Labels and probabilities of PD -> probabilities of the label, all of shape (subjects,)."""
-    import numpy as np
-
-    return np.where(np.asarray(labels) == 1, predictions, 1 - np.asarray(predictions))
-
-
-def p_values(reference: Reference, labels: ArrayLike, predictions: ArrayLike) -> np.ndarray:
-    """Conformal p-values of labels, (subjects,)."""
-    import numpy as np
-
-    right = probability_of_label(labels, predictions)
-    usual = [np.array(reference[str(label)]) for label in np.asarray(labels)]
-    return np.array([(1 + np.sum(test <= value)) / (len(test) + 1) for test, value in zip(usual, right, strict=True)])
-
-
-def center_p_value(labels_p: list[float]) -> float | None:
-    """The p-value of a center from those of its labels; None where they are too few."""
-    number = len(labels_p)
-    if number < LEAST_IMAGES:
-        return None
-    normal = NormalDist()
-    # A p-value of 1 would outweigh all others, and one of 0 is infinitely far.
-    scores = [normal.inv_cdf(1 - min(max(value, 1e-9), 0.999)) for value in labels_p]
-    return 1 - normal.cdf(sum(scores) / (number + RESEMBLANCE * number**2) ** 0.5)
 
 
 class LabelAuditor(Auditor):

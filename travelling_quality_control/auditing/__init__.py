@@ -1,7 +1,7 @@
 """The audit of a log of quality control: from the method's description and two CSVs it derives what must stand there.
 
 No image is needed, and no line of code that made the decisions is shared: of an extension it asks only for what checks
-its part of a log (:mod:`travelling.auditor`), which is written apart from how it decides.
+its part of a log (:mod:`travelling.method.auditor`), which is written apart from how it decides.
 
     tables          reads the CSVs
     replay          which step must come next
@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from travelling.extensible import extensions_in
+from travelling.runs.extensible import extensions_in
 from travelling_quality_control.auditing.checks import Audit
 from travelling_quality_control.auditing.tables import read_cohorts, read_log, read_subject_table
 

@@ -3,8 +3,8 @@
 import itertools
 from collections.abc import Sequence
 
-from travelling.auditor import ROUNDING, Auditor, differs, same, shown
-from travelling.extension import Extension
+from travelling.method.auditor import ROUNDING, Auditor, differs, same, shown
+from travelling.method.extension import Extension
 from travelling.words import some
 from travelling_quality_control.auditing.replay import Replay, RunOptions
 from travelling_quality_control.auditing.tables import COLUMNS, FAILURES, LIMITS, TABLE_COLUMNS, Table

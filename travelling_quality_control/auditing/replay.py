@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Protocol
 
-from travelling.auditor import Auditor, Step, Steps
+from travelling.method.auditor import Auditor, Step, Steps
 from travelling_quality_control.auditing.tables import FAILURES
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from travelling.errors import InputError
-from travelling.extensible import extensions_in
+from travelling.runs.extensible import extensions_in
 from travelling_quality_control.auditing.replay import RunOptions
 from travelling_quality_control.auditing.tables import LARGEST
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from travelling.auditor import Auditor
 from travelling.errors import InputError
+from travelling.method.auditor import Auditor
 
 LIMITS = ("Tolerance", "Reference_PFP", "Reference_PFN")  # empty in the baseline row
 COLUMNS = (
@@ -86,8 +86,8 @@ def always(row: dict) -> bool:
 def read_cohorts(train: Path, test: Path, centers: Sequence[str] | None = None) -> tuple[dict, tuple[int, int]]:
     """The two CSVs: each center's subjects, in order of first appearance, and the test set's numbers of HC and PD.
 
-    ``centers`` are all of them, in that order: some may have told no subjects. Read here and not by travelling.cohort,
-    which wants to see the images.
+    ``centers`` are all of them, in that order: some may have told no subjects. Read here and not by
+    travelling.images.cohort, which wants to see the images.
     """
     training_set = Table(train, ("Subject", "Study"), strip=True)
     test_set = Table(test, ("Subject", "Group_bin"), strip=True)

@@ -40,11 +40,11 @@ from nvflare.apis.signal import Signal
 from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
-from travelling.cohort import copies, read_cohort
 from travelling.errors import InputError
 from travelling.files import write_csv
-from travelling.options import CenterSite
-from travelling.verification_log import LOG_COLUMNS, SEPARATOR
+from travelling.images.cohort import copies, read_cohort
+from travelling.method.verification_log import LOG_COLUMNS, SEPARATOR
+from travelling.runs.options import CenterSite
 from travelling_quality_control.federated.settings import center_file, read_center_settings
 from travelling_quality_control.federated.wire import digest, note_visit, pack, unpack
 
@@ -145,12 +145,12 @@ class Center:
         if self._prepared == (meta["filters"], meta["space"]):
             return
         # Only now: TensorFlow takes seconds to import, and the images to read.
-        from travelling import backend
         from travelling.beyond.screen.eyes import Eyes
-        from travelling.local_trainer import LocalTrainer
-        from travelling.model import TravellingModel
-        from travelling.sfcn import width_of
-        from travelling.volumes import Volumes
+        from travelling.images.local_trainer import LocalTrainer
+        from travelling.images.volumes import Volumes
+        from travelling.network import backend
+        from travelling.network.model import TravellingModel
+        from travelling.network.sfcn import width_of
 
         settings = self._settings
         folder = settings.cache_dir or self._folder / "image_cache"

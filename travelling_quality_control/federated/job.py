@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING
 if __name__ == "__main__":  # the package of this checkout, whatever is installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from travelling import command
 from travelling.errors import AlreadyDone, InputError
 from travelling.option import add_to_parser
-from travelling.options import Jobs
+from travelling.runs import command
+from travelling.runs.options import Jobs
 from travelling_quality_control.federated.settings import Server
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def refuse_complete(settings: Server, overwrite: str) -> None:
 
     ``overwrite`` is what the user is told to say to have that replaced.
     """
-    from travelling.record import Record, describe, differences
+    from travelling.runs.record import Record, describe, differences
     from travelling_quality_control.federated.settings import INPUT_FILES
 
     path = settings.output_folder / "run.json"
@@ -92,8 +92,8 @@ class Progress:
     """How far a run has come, as its folder tells: ``finished``, and ``place``, which changes with every visit."""
 
     def __init__(self, settings: Server):
-        from travelling.checkpoint import Checkpoints
-        from travelling.record import Record
+        from travelling.runs.checkpoint import Checkpoints
+        from travelling.runs.record import Record
         from travelling_quality_control.federated.server import ERROR_FILE
 
         folder, found, self.finished = settings.output_folder, None, False

@@ -14,29 +14,29 @@ from nvflare.apis.wf_comm_spec import WFCommSpec
 from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.workflows.model_controller import ModelController
 
-from travelling import stopping
 from travelling.beyond.screen.eyes import Eyes
+from travelling.beyond.screen.labels import Reference
 from travelling.beyond.screen.looks import LOOKS
-from travelling.beyond.screen_labels import Reference
-from travelling.cohort import copies, read_cohort
-from travelling.controlled_run import ControlledRun, first_evaluation, open_run, refuse_unfit_test_set
 from travelling.errors import AlreadyDone, InputError, Stopped, VisitFailed
-from travelling.local_trainer import LocalTrainer
-from travelling.model_files import SPACE, cycles_to_run, read_record
-from travelling.plain_run import PlainRun
-from travelling.protocol import learning_rates
-from travelling.quality_control import FAILURES
-from travelling.run import Run
-from travelling.travel import travel as travel_plainly
-from travelling.verification_log import SEPARATOR
-from travelling.volumes import Volumes
+from travelling.images.cohort import copies, read_cohort
+from travelling.images.local_trainer import LocalTrainer
+from travelling.images.volumes import Volumes
+from travelling.method.protocol import learning_rates
+from travelling.method.quality_control import FAILURES
+from travelling.method.travel import travel as travel_plainly
+from travelling.method.verification_log import SEPARATOR
+from travelling.network.model_files import SPACE, cycles_to_run, read_record
+from travelling.runs import stopping
+from travelling.runs.controlled_run import ControlledRun, first_evaluation, open_run, refuse_unfit_test_set
+from travelling.runs.plain_run import PlainRun
+from travelling.runs.run import Run
 from travelling_quality_control.enc_PD_quality_control import travel
 from travelling_quality_control.federated.center import ERRORS, PSEUDONYM_LETTERS, REPORTED
 from travelling_quality_control.federated.settings import INPUT_FILES, SERVER_FILE, read_server_settings
 from travelling_quality_control.federated.wire import digest, note_visit, pack, unpack
 
 if TYPE_CHECKING:
-    from travelling.model import TravellingModel
+    from travelling.network.model import TravellingModel
 
 Ask = Callable[[str, str, list[np.ndarray], dict], tuple[list[np.ndarray], dict]]  # of FederatedTrainer
 ERROR_FILE = "error.txt"  # in the run folder: why a job ended without having gone on
@@ -213,8 +213,8 @@ class TravellingController(ModelController):
         volumes = Volumes(settings.cache_gb, run.cache_folder, settings.reorient, space)
         volumes.add(test_set)
 
-        from travelling import backend
-        from travelling.model import TravellingModel
+        from travelling.network import backend
+        from travelling.network.model import TravellingModel
 
         device = backend.start(settings.seed)
         model, record, notices = TravellingModel.load(settings.en, settings.pd, volumes.shape)
@@ -239,8 +239,8 @@ class TravellingController(ModelController):
         cycles = range(settings.cycles)
         run = Run(settings.output_folder, "training.log", settings, inputs={})
 
-        from travelling import backend
-        from travelling.model import TravellingModel
+        from travelling.network import backend
+        from travelling.network.model import TravellingModel
 
         device = backend.start(settings.seed)
         model = TravellingModel.build(settings.shape, settings.width, settings.learning_rate)

@@ -1,16 +1,16 @@
 """The configuration files of server and centers: JSON, in the folder ``local`` of a FLARE site, written by its people.
 
-They know the same options as the scripts (:mod:`travelling.options`). A job carries none of it: no path ever leaves the
-site that it belongs to.
+They know the same options as the scripts (:mod:`travelling.runs.options`). A job carries none of it: no path ever
+leaves the site that it belongs to.
 """
 
 import json
 from pathlib import Path
 
 from travelling.errors import InputError
-from travelling.model_files import pretrained_files
+from travelling.network.model_files import pretrained_files
 from travelling.option import from_json
-from travelling.options import CenterSite, QualityControlServer, StandardModelServer
+from travelling.runs.options import CenterSite, QualityControlServer, StandardModelServer
 
 Server = QualityControlServer | StandardModelServer
 SERVER_FILE = "travelling_server.json"

@@ -22,17 +22,17 @@ if __name__ == "__main__":  # the package of this checkout, whatever is installe
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], *filter(None, [os.environ.get("PYTHONPATH")])])
 
-from travelling import command
 from travelling.option import from_command_line, to_json
-from travelling.options import Images, QualityControlServer, Simulation
+from travelling.runs import command
+from travelling.runs.options import Images, QualityControlServer, Simulation
 
 
 def main() -> None:
     """Make the centers, and run job after job."""
     settings = from_command_line(Simulation, __doc__)
-    from travelling.cache import memory_for_images
-    from travelling.cohort import read_cohort, refuse_overlap
-    from travelling.controlled_run import refuse_unfit_test_set
+    from travelling.images.cache import memory_for_images
+    from travelling.images.cohort import read_cohort, refuse_overlap
+    from travelling.runs.controlled_run import refuse_unfit_test_set
     from travelling_quality_control.federated import prepare_site
     from travelling_quality_control.federated.job import refuse_complete, run_jobs, travelling_recipe
     from travelling_quality_control.federated.settings import SERVER_FILE, read_server_settings

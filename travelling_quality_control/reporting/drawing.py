@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from travelling.nifti import read_upright
+from travelling.images.nifti import read_upright
 from travelling.words import some, was
 from travelling_quality_control.reporting.runs import LoggedRun
 

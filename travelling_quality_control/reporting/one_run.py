@@ -11,9 +11,9 @@ import pandas as pd
 
 from travelling.errors import InputError
 from travelling.files import write_whole
-from travelling.metrics import age_groups
-from travelling.nifti import read_upright, shape_in_words
-from travelling.options import AGE_EDGES
+from travelling.images.nifti import read_upright, shape_in_words
+from travelling.method.metrics import age_groups
+from travelling.runs.options import AGE_EDGES
 from travelling.words import some
 from travelling_quality_control.auditing import Outcome, audit_log
 from travelling_quality_control.reporting.drawing import Picture, rates_along_run, show_volume

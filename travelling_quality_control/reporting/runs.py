@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from travelling import rule
 from travelling.errors import InputError
-from travelling.extensible import extensions_in
+from travelling.method import rule
+from travelling.method.quality_control import FAILURES, log_columns, methods
+from travelling.method.settings import Control
+from travelling.method.verification_log import LOG_COLUMNS, SEPARATOR
 from travelling.option import fields_of
-from travelling.quality_control import FAILURES, log_columns, methods
-from travelling.settings import Control
-from travelling.verification_log import LOG_COLUMNS, SEPARATOR
+from travelling.runs.extensible import extensions_in
 from travelling.words import some, was
 
 TEXT_COLUMNS = ("Subject", "Study", "Phase", "Subjects")  # of a log; all others are numbers

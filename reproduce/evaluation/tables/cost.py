@@ -8,7 +8,7 @@ from evaluation.records import Study
 from evaluation.render import count, number, view
 from evaluation.tables import Diagnoses, table
 from travelling.beyond.screen import PHASE as SCREEN
-from travelling.verification_log import SEPARATOR
+from travelling.method.verification_log import SEPARATOR
 
 PHASES = {"batch": "batches", "group": "groups", "subject": "subjects", "revisit": "revisits"}
 COLUMNS = (

@@ -8,6 +8,7 @@ taken with the model of its beginning: beside a test set that another model has 
     looks     what is measured of an image, and how strange that is
     eyes      looks at images on this machine
     scores    the limit of a cycle, and the scores of images
+    labels    how probable labels are (travelling.beyond.screen_labels)
     audit     what a log must say of it
 """
 
@@ -18,10 +19,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from travelling.auditor import Auditor
 from travelling.beyond import ExtensionOptions
 from travelling.errors import VisitFailed
-from travelling.extension import Extension
+from travelling.method.auditor import Auditor
+from travelling.method.extension import Extension
 from travelling.option import BEYOND, number, option
 from travelling.words import some, was
 
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from travelling.beyond.screen.scores import Scores
-    from travelling.quality_control import QualityControl
-    from travelling.trainer import Trainer
+    from travelling.method.quality_control import QualityControl
+    from travelling.method.trainer import Trainer
 
 FALSE_ALARMS = 0.01  # unless told otherwise
 # Standard deviations of the test set: an image that two looks suspect, with scores whose mean is above it, is

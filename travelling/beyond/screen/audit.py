@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from travelling.auditor import Auditor, Replayed, Row, Step, Steps, all_empty, differs, shown
+from travelling.method.auditor import Auditor, Replayed, Row, Step, Steps, all_empty, differs, shown
 from travelling.words import some
 
 

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from travelling.beyond.screen.labels import Reference, p_values
 from travelling.beyond.screen.looks import LOOKS
-from travelling.beyond.screen_labels import Reference, p_values
-from travelling.cohort import related
+from travelling.images.cohort import related
 
 if TYPE_CHECKING:
-    from travelling.local_trainer import LocalTrainer
+    from travelling.images.local_trainer import LocalTrainer
 
 
 @runtime_checkable
@@ -56,5 +56,5 @@ class Eyes:
         return self._measured[subject]
 
     def related(self) -> tuple[np.ndarray, str]:
-        """Which test subjects share person, anatomy or scanner, see :func:`travelling.cohort.related`."""
+        """Which test subjects share person, anatomy or scanner, see :func:`travelling.images.cohort.related`."""
         return related(self._trainer.test_set)

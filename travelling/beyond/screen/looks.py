@@ -1,7 +1,7 @@
 """What the screen sees of one image, and how strange that is beside the test set.
 
 A *look* is what is measured of an image: numbers under a name, each of :data:`LOOKS`. The network measures some of
-them (:func:`travelling.inference_network.look_function`), the others need the image alone. To add one, write a
+them (:func:`travelling.network.inference_network.look_function`), the others need the image alone. To add one, write a
 function of an image here and name it in ``LOOKS``: log, audit and federation follow (docs/extending.md).
 
 Every look has a *yardstick*: it is made of the looks of some images and tells how strange others are. A yardstick knows

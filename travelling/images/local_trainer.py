@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from travelling.errors import InputError
-from travelling.metrics import Evaluation, evaluate
-from travelling.model_files import SPACE
+from travelling.method.metrics import Evaluation, evaluate
+from travelling.network.model_files import SPACE
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from travelling.model import TravellingModel
-    from travelling.volumes import Volumes
+    from travelling.images.volumes import Volumes
+    from travelling.network.model import TravellingModel
 
 KNOWN = "distances_of_training_images"  # key in a model's record
 DISTANCES = 2  # numbers that it holds
@@ -89,7 +89,7 @@ class LocalTrainer:
         return self._per_subject(self.test_set["Subject"], self._model.predict)
 
     def seen(self, subjects: list[str]) -> np.ndarray:
-        """What the network sees of the subjects' images, see :meth:`travelling.model.TravellingModel.look`.
+        """What the network sees of the subjects' images, see :meth:`travelling.network.model.TravellingModel.look`.
 
         (subjects, numbers), of which the last is the probability of PD.
         """
@@ -162,7 +162,7 @@ class LocalTrainer:
         ]
 
     def evaluate(self) -> Evaluation:
-        """Misdiagnoses on the test set: a :class:`travelling.metrics.Evaluation`."""
+        """Misdiagnoses on the test set: a :class:`travelling.method.metrics.Evaluation`."""
         return evaluate(self.test_set["Group_bin"], self.predict())
 
     def keep(self) -> list:

@@ -104,8 +104,8 @@ class Record:
 
         ``files`` maps subjects to them; only those are read of which the file system knows another thing.
         """
-        from travelling.cache import checksum, identity
-        from travelling.nifti import read_upright
+        from travelling.images.cache import checksum, identity
+        from travelling.images.nifti import read_upright
 
         for subject, image in (self.read() or {}).get("images", {}).items():
             path = files.get(subject)

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from travelling.errors import VisitFailed
-from travelling.order import batches, position, start_of_cycle, travelling_order
-from travelling.protocol import PROTOCOLS
-from travelling.settings import WithoutControl
-from travelling.trainer import Trainer
+from travelling.method.order import batches, position, start_of_cycle, travelling_order
+from travelling.method.protocol import PROTOCOLS
+from travelling.method.settings import WithoutControl
+from travelling.method.trainer import Trainer
 
 
 class PlainFiles(Protocol):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from travelling.option import Options, fields_of, from_json
 
 if TYPE_CHECKING:
-    from travelling.extension import Extension
+    from travelling.method.extension import Extension
 
 
 @dataclass(kw_only=True)

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-from travelling import backend  # first: it prepares Keras
 from travelling.errors import InputError, name_file
+from travelling.network import backend  # first: it prepares Keras
 
 # isort: split
 import h5py
@@ -25,9 +25,9 @@ import keras
 import numpy as np
 from numpy.typing import ArrayLike
 
-from travelling.inference_network import look_function, prediction_function
-from travelling.model_files import RECORD, read_record
-from travelling.sfcn import build_classifier, build_encoder, width_of
+from travelling.network.inference_network import look_function, prediction_function
+from travelling.network.model_files import RECORD, read_record
+from travelling.network.sfcn import build_classifier, build_encoder, width_of
 
 HDF5_TIMEOUT = 60  # seconds for a file of at most some 100 MB
 _READ_ALL = """
@@ -133,7 +133,7 @@ class TravellingModel:
         """What the network sees of each of images (batch, z, y, x, 1), beside what BatchNorm has learned of.
 
         Float32 of shape (batch, 2 x sum of :attr:`channels` + 1), see
-        :func:`travelling.inference_network.look_function`; ``largest_batch`` as in :meth:`predict`.
+        :func:`travelling.network.inference_network.look_function`; ``largest_batch`` as in :meth:`predict`.
         """
         if self._look is None:
             self._look = backend.compile_prediction(

@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from travelling.cohort import refuse_one_class
 from travelling.errors import InputError
 from travelling.files import write_csv
-from travelling.log_file import LogFile
-from travelling.metrics import Evaluation
-from travelling.options import QualityControl as Settings
-from travelling.protocol import PROTOCOLS
-from travelling.quality_control import QualityControl, Step, log_columns
-from travelling.rule import saturation
-from travelling.run import Run
-from travelling.trainer import Trainer
+from travelling.images.cohort import refuse_one_class
+from travelling.method.metrics import Evaluation
+from travelling.method.protocol import PROTOCOLS
+from travelling.method.quality_control import QualityControl, Step, log_columns
+from travelling.method.rule import saturation
+from travelling.method.trainer import Trainer
+from travelling.runs.log_file import LogFile
+from travelling.runs.options import QualityControl as Settings
+from travelling.runs.run import Run
 
 if TYPE_CHECKING:
-    from travelling.model import TravellingModel
+    from travelling.network.model import TravellingModel
 
 
 def refuse_unfit_test_set(test_set: pd.DataFrame, settings: Settings) -> None:
@@ -34,7 +34,7 @@ def open_run(settings: Settings, inputs: tuple, images: dict) -> Run:
     """The folder of a run of quality control; its ``files`` are the log and the table of subjects.
 
     ``inputs`` are the names of the options that are files to be read, ``images`` maps subjects to the files of the
-    images that are. Raises what :class:`travelling.run.Run` raises.
+    images that are. Raises what :class:`travelling.runs.run.Run` raises.
     """
     log, table, text_log = (
         settings.fn_save.with_name(settings.fn_save.name + ending) for ending in (".csv", "_subjects.csv", ".log")
@@ -63,10 +63,11 @@ def first_evaluation(run: Run, trainer: Trainer, settings: Settings) -> tuple[Ev
 
 
 class ControlledRun:
-    """Keeps on disk what :attr:`control` (:class:`travelling.quality_control.QualityControl`) decides.
+    """Keeps on disk what :attr:`control` (:class:`travelling.method.quality_control.QualityControl`) decides.
 
-    ``run`` has begun, and ``resumed_at`` is what its :meth:`travelling.run.Run.go_on` gave; ``model`` is the trainer's,
-    ``baseline`` its first evaluation, ``centers`` maps each center to its subjects. ``on_step`` as in QualityControl.
+    ``run`` has begun, and ``resumed_at`` is what its :meth:`travelling.runs.run.Run.go_on` gave; ``model`` is the
+    trainer's, ``baseline`` its first evaluation, ``centers`` maps each center to its subjects. ``on_step`` as in
+    QualityControl.
     """
 
     def __init__(

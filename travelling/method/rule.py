@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from travelling.protocol import Protocol
+from travelling.method.protocol import Protocol
 
 if TYPE_CHECKING:
-    from travelling.metrics import Evaluation
+    from travelling.method.metrics import Evaluation
 
 LEGEND = (  # of FPR and FNR in a report
     "FPR and FNR: from the reference to the rate after the step, which was undone if one of the two rose by more than "

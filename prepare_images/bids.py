@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from travelling.cohort import RELATED, refuse_look_alikes
 from travelling.errors import InputError
+from travelling.images.cohort import RELATED, refuse_look_alikes
 
 # Columns by their common names, in lower case; the first one that is there counts.
 COLUMNS = {

@@ -10,11 +10,11 @@ import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
-from travelling import stopping
 from travelling.console import Output
 from travelling.errors import AlreadyDone, InputError, Stopped
 from travelling.option import Parser as Parser
 from travelling.option import number as number
+from travelling.runs import stopping
 
 
 def run(main: Callable[[], None]) -> NoReturn:

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from travelling.metrics import Evaluation
-from travelling.protocol import Protocol
+from travelling.method.metrics import Evaluation
+from travelling.method.protocol import Protocol
 
 LOG_COLUMNS = (
     "Cycle", "Subject", "Study", "ACC", "FP", "FN", "PFP", "PFN", "Ignored",  # as published

@@ -12,11 +12,11 @@ import pandas as pd
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import aff2axcodes, inv_ornt_aff, io_orientation, ornt_transform
 
-from travelling.cache import ArrayFiles, checksum, identity, memory_for_images
 from travelling.console import progress_bar
 from travelling.errors import InputError
-from travelling.nifti import apart, read_header, read_upright, read_voxels, shape_in_words, turned
-from travelling.sfcn import MINIMUM_VOXELS
+from travelling.images.cache import ArrayFiles, checksum, identity, memory_for_images
+from travelling.images.nifti import apart, read_header, read_upright, read_voxels, shape_in_words, turned
+from travelling.network.sfcn import MINIMUM_VOXELS
 
 SAME_SCALE = 10  # times by which the mean intensity of an image may differ from that of the median image
 _AS_IT_IS = [[0, 1], [1, 1], [2, 1]]  # nibabel's orientation of what need not be turned
@@ -49,7 +49,7 @@ class Volumes:
     with, where they are elsewhere. Decoded images are kept in their own data type: in
     memory up to ``cache_gb`` (10^9 bytes; None: half of what is free), as a rule those that were added first, the
     others in files in ``cache_folder``, which is made when the first one needs it. ``images`` (after
-    :meth:`decode`) tells for each subject, in dicts, ``path``, ``file`` (its :func:`travelling.cache.identity`)
+    :meth:`decode`) tells for each subject, in dicts, ``path``, ``file`` (its :func:`travelling.images.cache.identity`)
     and ``sha256``, the checksum of its voxels in one orientation, whatever that of the file is.
     """
 

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from travelling.errors import InputError, name_file
-from travelling.verification_log import LOG_COLUMNS
+from travelling.method.verification_log import LOG_COLUMNS
 
 
 class LogFile:

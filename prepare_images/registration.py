@@ -19,11 +19,11 @@ import SimpleITK as sitk
 from nibabel.filebasedimages import ImageFileError
 from scipy.linalg import polar
 
-from travelling.cache import identity
+from prepare_images.template import BRAIN_CENTER, NAME, empty_image, image_size, load_templates, to_lps
 from travelling.errors import InputError
 from travelling.files import write_whole
-from travelling.nifti import as_image, read_header, read_image, to_array, write_image
-from travelling.template import BRAIN_CENTER, NAME, empty_image, image_size, load_templates, to_lps
+from travelling.images.cache import identity
+from travelling.images.nifti import as_image, read_header, read_image, to_array, write_image
 
 FINE, COARSE, BIAS = 2.0, 8.0, 4.0  # mm: voxels of the registration, of its start, and of the fit of the bias field
 RIM = 5.0  # mm around the template's brain that count in the end: fluid and skull are dark, and the template is 0 there

@@ -5,9 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from travelling import settings
-from travelling.extensible import Extensible
-from travelling.harm import KINDS, PUBLISHED
+from travelling.images.harm import KINDS, PUBLISHED
+from travelling.method import settings
 from travelling.option import (
     METHOD,
     Options,
@@ -17,6 +16,7 @@ from travelling.option import (
     published,
     result_name,
 )
+from travelling.runs.extensible import Extensible
 
 AGE_EDGES = (60.0, 70.0)  # years
 _FILE_OR_FOLDER = "a file (.keras or .h5) or a folder with one for each cycle"

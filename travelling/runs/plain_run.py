@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from travelling import stopping
 from travelling.console import progress_bar
-from travelling.options import DirtyBaseline, FromScratch
-from travelling.run import Run
-from travelling.trainer import Trainer
+from travelling.method.trainer import Trainer
+from travelling.runs import stopping
+from travelling.runs.options import DirtyBaseline, FromScratch
+from travelling.runs.run import Run
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from travelling.model import TravellingModel
+    from travelling.network.model import TravellingModel
 
 
 class PlainRun:
-    """Keeps on disk what :func:`travelling.travel.travel` makes: checkpoints, and the model of every cycle.
+    """Keeps on disk what :func:`travelling.method.travel.travel` makes: checkpoints, and the model of every cycle.
 
     ``run`` has begun; ``model`` is the trainer's.
     """
@@ -40,7 +40,7 @@ class PlainRun:
         self._bar: tqdm | None = None
 
     def begin_cycle(self, cycle: int, cycles: Sequence[int], order: list[str]) -> None:
-        """As :meth:`travelling.travel.PlainFiles.begin_cycle`."""
+        """As :meth:`travelling.method.travel.PlainFiles.begin_cycle`."""
         epochs = self._settings.epochs
         if self._bar is None:
             self._bar = progress_bar(total=len(cycles) * epochs * self._images, unit="image")
@@ -49,7 +49,7 @@ class PlainRun:
         self._bar.update((cycles.index(cycle) * self._images + visited) * epochs - self._bar.n)  # of earlier sessions
 
     def trained(self, cycle: int, center: str, subjects: list[str], loss: float) -> None:
-        """As :meth:`travelling.travel.PlainFiles.trained`."""
+        """As :meth:`travelling.method.travel.PlainFiles.trained`."""
         if self._bar:
             self._bar.set_postfix(cycle=cycle, center=center, loss=f"{loss:.3f}", refresh=False)
             self._bar.update(len(subjects))

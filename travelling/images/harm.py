@@ -56,7 +56,7 @@ def make_harmful(
 
 def read_source(path: Path, kind: str, maximum: float) -> sitk.Image:
     """Read an image to be harmed, as a SimpleITK image; raises what :func:`refuse_unfit` raises."""
-    from travelling.nifti import read_image, to_array
+    from travelling.images.nifti import read_image, to_array
 
     image = read_image(path)
     refuse_unfit(path, to_array(image), kind, maximum)

@@ -1,9 +1,9 @@
 """What decentralized quality control remembers: who was flagged, who waits, who is eliminated, what was accepted last.
 
 The method itself is on one screen in ``travelling_quality_control/enc_PD_quality_control.py``; this has its memory and
-its log. No label of harmfulness is known. The trainer (see :mod:`travelling.trainer`) decides where training happens,
-in this process or at a hospital. Whatever goes beyond the published method is an
-:class:`travelling.extension.Extension`.
+its log. No label of harmfulness is known. The trainer (see :mod:`travelling.method.trainer`) decides where training
+happens, in this process or at a hospital. Whatever goes beyond the published method is an
+:class:`travelling.method.extension.Extension`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 
-from travelling import rule
 from travelling.errors import VisitFailed
-from travelling.extension import Extension, Verify
-from travelling.metrics import Evaluation
-from travelling.order import batches, position
-from travelling.protocol import PROTOCOLS
-from travelling.settings import Control
-from travelling.trainer import Files, Trainer
-from travelling.verification_log import LOG_COLUMNS, VerificationLog
+from travelling.method import rule
+from travelling.method.extension import Extension, Verify
+from travelling.method.metrics import Evaluation
+from travelling.method.order import batches, position
+from travelling.method.protocol import PROTOCOLS
+from travelling.method.settings import Control
+from travelling.method.trainer import Files, Trainer
+from travelling.method.verification_log import LOG_COLUMNS, VerificationLog
 from travelling.words import some, was
 
 _STATE = ("flags", "revisits", "waiting", "eliminated", "absent", "counts")

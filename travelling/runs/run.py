@@ -15,20 +15,20 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from travelling import stopping
-from travelling.checkpoint import Checkpoints
 from travelling.console import AboveTheBar
 from travelling.errors import AlreadyDone, InputError, name_file
 from travelling.files import refuse_read_only, replace_whole, write_whole
-from travelling.model_files import MODEL_FILE, model_files
-from travelling.options import Overwrite
-from travelling.record import Record, describe, differences
+from travelling.network.model_files import MODEL_FILE, model_files
+from travelling.runs import stopping
+from travelling.runs.checkpoint import Checkpoints
+from travelling.runs.options import Overwrite
+from travelling.runs.record import Record, describe, differences
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from travelling.model import TravellingModel
-    from travelling.trainer import Trainer
+    from travelling.method.trainer import Trainer
+    from travelling.network.model import TravellingModel
 
 
 class Run:
@@ -140,8 +140,8 @@ class Run:
     def begin(self, device: str, notices: Iterable[str] = (), images: dict[str, dict] | None = None) -> logging.Logger:
         """Remove an earlier run's results or go on with this one's; returns the log (a ``logging.Logger``).
 
-        ``images`` is what :attr:`travelling.volumes.Volumes.images` tells of all that the run reads. Raises InputError
-        where one is not what it was when the run began.
+        ``images`` is what :attr:`travelling.images.volumes.Volumes.images` tells of all that the run reads. Raises
+        InputError where one is not what it was when the run began.
         """
         for folder in self._folders:
             folder.mkdir(parents=True, exist_ok=True)
@@ -222,7 +222,7 @@ class Run:
     def save(self, model: TravellingModel, cycle: int, batch_size: int, known: dict) -> None:
         """Save the model of a cycle under its published names.
 
-        ``known`` is what its record says besides (:meth:`travelling.local_trainer.LocalTrainer.known`).
+        ``known`` is what its record says besides (:meth:`travelling.images.local_trainer.LocalTrainer.known`).
         """
         whole = model_files(self.folder, batch_size, cycle)
         partial = [path.with_name(f".{path.name}.part.keras") for path in whole]

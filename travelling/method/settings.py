@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from travelling.method.protocol import PROTOCOLS
 from travelling.option import METHOD, Options, changed, number, option, published
-from travelling.protocol import PROTOCOLS
 
 
 @dataclass(kw_only=True)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from travelling.auditor import Auditor
+from travelling.method.auditor import Auditor
 from travelling.option import Options
 
 if TYPE_CHECKING:
-    from travelling.metrics import Evaluation
-    from travelling.protocol import Protocol
-    from travelling.quality_control import QualityControl
-    from travelling.trainer import Files, Trainer
+    from travelling.method.metrics import Evaluation
+    from travelling.method.protocol import Protocol
+    from travelling.method.quality_control import QualityControl
+    from travelling.method.trainer import Files, Trainer
 
 Verify = Callable[..., bool]  # of the loop: verify(control, phase, batches, cells of the log)
 

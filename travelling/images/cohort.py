@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from travelling.errors import InputError
-from travelling.verification_log import SEPARATOR
+from travelling.method.verification_log import SEPARATOR
 
 REQUIRED_COLUMNS = ("Subject", "Study", "Path", "Group_bin", "Sex")
 RELATED = ("Participant", "Anatomy", "Scanner")  # columns: who shares one of these looks alike for reasons of his own
@@ -210,7 +210,8 @@ def persons(cohort: pd.DataFrame) -> pd.Series:
 def copies(images: dict[str, dict], training_set: pd.DataFrame, test_set: pd.DataFrame | None = None) -> list[str]:
     """What to tell of images that are there twice under different names: a list of lines.
 
-    ``images`` is :attr:`travelling.volumes.Volumes.images`. Raises InputError where the same image is in both sets.
+    ``images`` is :attr:`travelling.images.volumes.Volumes.images`. Raises InputError where the same image is in both
+    sets.
     """
     owners: dict[str, str] = {}
     pairs = []

@@ -6,13 +6,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from travelling.metrics import Evaluation
+from travelling.method.metrics import Evaluation
 
 
 class Trainer(Protocol):
     """What the travel loops ask of a trainer; they speak of subjects only, and never see an image or a weight.
 
-    :class:`travelling.local_trainer.LocalTrainer` says of each what it is.
+    :class:`travelling.images.local_trainer.LocalTrainer` says of each what it is.
     """
 
     learning_rate: float

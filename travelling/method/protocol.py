@@ -22,8 +22,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from travelling.metrics import Evaluation
-    from travelling.settings import Travelling
+    from travelling.method.metrics import Evaluation
+    from travelling.method.settings import Travelling
 
 DECAY = 0.1  # the learning rate is multiplied by exp(-DECAY) after every cycle
 ROUNDING = 1e-9  # rates are ratios of counts: a smaller difference is floating-point noise, not a misdiagnosis
@@ -40,7 +40,7 @@ class Protocol:
     rounding: float  # what a rate may exceed its limit by without harm
 
     def rates(self, counts: Evaluation) -> tuple[float, float]:
-        """Rates of misdiagnosis (FPR, FNR) of a :class:`travelling.metrics.Evaluation`."""
+        """Rates of misdiagnosis (FPR, FNR) of a :class:`travelling.method.metrics.Evaluation`."""
         if self.rates_by_own_class:
             return counts.false_positives / counts.healthy, counts.false_negatives / counts.patients
         return counts.false_positives / counts.patients, counts.false_negatives / counts.healthy

@@ -9,7 +9,7 @@ from travelling.errors import InputError
 
 MODEL_FILE = re.compile(r"(encoder|classifier)_.*_(\d+)\.(keras|h5)")  # ..._<cycle>.<format>
 CYCLE_AT_END = re.compile(r"encoder_.*_(\d+)(\.\w+)?")  # of the file of an encoder
-SPACE = "space"  # key in a model's record: where its images lie (travelling.volumes.Volumes.space)
+SPACE = "space"  # key in a model's record: where its images lie (travelling.images.volumes.Volumes.space)
 RECORD = "travelling.json"  # in a .keras file, beside what Keras writes: what else a model must carry
 
 
