@@ -136,6 +136,9 @@ class Center:
         return after, {"loss": loss}
 
     def _look(self, state, name, subjects, labels):
+        from travelling.beyond.screen.eyes import Eyes  # only where a run has the screen
+
+        self._eyes = self._eyes or Eyes(self._trainer)
         looks = self._eyes.look(subjects, labels)
         self._states = {name: state}
         return [], {"looks": {look: rows.astype(float).tolist() for look, rows in looks.items()}}
@@ -145,7 +148,6 @@ class Center:
         if self._prepared == (meta["filters"], meta["space"]):
             return
         # Only now: TensorFlow takes seconds to import, and the images to read.
-        from travelling.beyond.screen.eyes import Eyes
         from travelling.images.local_trainer import LocalTrainer
         from travelling.images.volumes import Volumes
         from travelling.network import backend
@@ -161,7 +163,7 @@ class Center:
         for notice in volumes.decode() + copies(volumes.images, self._cohort) + self._changes(volumes.images):
             self._log.info("notice: %s", notice)
         self._trainer = LocalTrainer(model, volumes, self._cohort)
-        self._eyes = Eyes(self._trainer)
+        self._eyes = None
         self._trainer.train([self._cohort["Subject"].iloc[0]])  # compiles; the next state replaces this one
         self._prepared = (meta["filters"], meta["space"])
 

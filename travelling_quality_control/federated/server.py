@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -14,9 +14,6 @@ from nvflare.apis.wf_comm_spec import WFCommSpec
 from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.workflows.model_controller import ModelController
 
-from travelling.beyond.screen.eyes import Eyes
-from travelling.beyond.screen.labels import Reference
-from travelling.beyond.screen.looks import LOOKS
 from travelling.errors import AlreadyDone, InputError, Stopped, VisitFailed
 from travelling.images.cohort import copies, read_cohort
 from travelling.images.local_trainer import LocalTrainer
@@ -36,6 +33,7 @@ from travelling_quality_control.federated.settings import INPUT_FILES, SERVER_FI
 from travelling_quality_control.federated.wire import digest, note_visit, pack, unpack
 
 if TYPE_CHECKING:
+    from travelling.beyond.screen.labels import Reference
     from travelling.network.model import TravellingModel
 
 Ask = Callable[[str, str, list[np.ndarray], dict], tuple[list[np.ndarray], dict]]  # of FederatedTrainer
@@ -65,6 +63,7 @@ class FederatedTrainer(LocalTrainer):
         self.center_of: dict[str, str] = {}
         # What a center needs to know of the network and of the home's images.
         self.preparation = {"filters": model.filters, "space": volumes.space}
+        self._here: Any = None  # looks at the test set
         self._states: dict[str, set[str]] = {}  # center -> digests of the states that it still holds
 
     def train(self, subjects: list[str]) -> float:
@@ -80,10 +79,10 @@ class FederatedTrainer(LocalTrainer):
         self._states[center] = {name, digest(arrays)}
         return meta["loss"]
 
-    def look(self, subjects: list[str] | None = None, labels: Reference | None = None) -> dict[str, np.ndarray]:
+    def look(self, subjects: list[str] | None = None, labels: "Reference | None" = None) -> dict[str, np.ndarray]:
         """As :meth:`Eyes.look`; measured at the subjects' center. Raises VisitFailed."""
         if subjects is None:
-            return Eyes(self).look()
+            return self._eyes().look()
         center, name, _, meta = self._ask_in(self.export_state(), "look", subjects[0], subjects=subjects, labels=labels)
         looks = meta.get("looks")
         refuse_bad_looks(looks, len(subjects), 2 * sum(self._model.channels), bool(labels))
@@ -92,7 +91,13 @@ class FederatedTrainer(LocalTrainer):
 
     def related(self) -> tuple[np.ndarray, str]:
         """As :meth:`Eyes.related`."""
-        return Eyes(self).related()
+        return self._eyes().related()
+
+    def _eyes(self):
+        from travelling.beyond.screen.eyes import Eyes  # only where a run has the screen
+
+        self._here = self._here or Eyes(self)
+        return self._here
 
     def known(self, subjects: list[str]) -> dict:
         """Where images lie; centers are not asked how far they are from each other, unless for the screen."""
@@ -128,6 +133,8 @@ def refuse_bad_looks(looks: object, subjects: int, numbers: int, labels: bool) -
 
     ``numbers`` are those of a look that the network measures; ``labels`` tells whether labels were asked for, too.
     """
+    from travelling.beyond.screen.looks import LOOKS  # only where a run has the screen
+
     lengths = {name: look.numbers or numbers for name, look in LOOKS.items()} | ({"labels": 1} if labels else {})
     if not isinstance(looks, dict) or looks.keys() != lengths.keys():
         raise VisitFailed("invalid", f"its looks are not {', '.join(lengths)}")

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from travelling.beyond import ExtensionOptions
 from travelling.errors import VisitFailed
@@ -29,7 +29,9 @@ from travelling.words import some, was
 if TYPE_CHECKING:
     import numpy as np
 
+    from travelling.beyond.screen.eyes import Looking
     from travelling.beyond.screen.scores import Scores
+    from travelling.images.local_trainer import LocalTrainer
     from travelling.method.quality_control import QualityControl
     from travelling.method.trainer import Trainer
 
@@ -256,11 +258,11 @@ def is_surely_strange(looks: list[dict]) -> bool:
     return all(map(is_strange, looks)) and not mean <= SURE
 
 
-def eyes_of(trainer: Any) -> Any:
-    """What looks at images: the trainer, where it knows how (:class:`travelling.beyond.screen.eyes.Looking`)."""
+def eyes_of(trainer: Trainer) -> Looking:
+    """What looks at images: the trainer, where it knows how, else its network and its images on this machine."""
     from travelling.beyond.screen.eyes import Eyes, Looking
 
-    return trainer if isinstance(trainer, Looking) else Eyes(trainer)
+    return trainer if isinstance(trainer, Looking) else Eyes(cast("LocalTrainer", trainer))
 
 
 def _number(value):
