@@ -23,6 +23,7 @@ from travelling.runs import options, stopping
 from travelling.runs.checkpoint import Checkpoints
 from travelling.runs.controlled_run import ControlledRun, first_evaluation, open_run
 from travelling.runs.log_file import LogFile
+from travelling.runs.record import differences
 from travelling.runs.run import Run
 from travelling_quality_control.enc_PD_quality_control import travel as control_quality
 
@@ -404,3 +405,15 @@ def test_a_damaged_record_is_one_error(new_run, tmp_path):
         new_run(error=0.02)
     stopping.end()
     assert not new_run(error=0.02, overwrite=True).resumes
+
+
+def test_what_is_not_used_beyond_the_method_makes_no_difference():
+    """A run that names the published rule is the same one; one that goes beyond it is another, either way."""
+    plain, named = settings_of().told(), settings_of(rule="published", verify_every=1, label_screen=False).told()
+    assert plain == named
+    assert not {"rule", "screen", "verify_every"} & plain.keys()
+    used = settings_of(screen=True, verify_every=4).told()
+    assert used == plain | {"screen": True, "false_alarms": 0.01, "verify_every": 4}
+    for there, here, words in ((plain, used, "None there and 4 here"), (used, plain, "4 there and None here")):
+        told = [{"script": "x", "options": told, "inputs_sha256": {}} for told in (there, here)]
+        assert f"verify_every is {words}" in differences(*told)
