@@ -72,7 +72,7 @@ def main() -> None:
     from travelling import backend
     from travelling.model import TravellingModel
 
-    device = backend.start(seed=0)
+    device = backend.start(0)
     cycles = list(models)
     model, record, _ = TravellingModel.load(*models[cycles[0]], volumes.shape)
     notices = volumes.decode() + copies(volumes.images, test_set)

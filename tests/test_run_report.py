@@ -3,27 +3,23 @@
 The logs are made by quality control itself, with a trainer by chance (test_audit.py); what it remembered is the truth.
 """
 
-import contextlib
 import html.parser
-import io
 import json
 import re
-import runpy
 import shutil
 import sys
 from collections import Counter
-from unittest import mock
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, write_image
+from conftest import ROOT, run_here, write_image
 from study_maker import REPRODUCE
-from test_audit import FakeScreen, RandomTrainer, change_record, make_run, read_rows, write_rows
+from test_audit import CountRule, FakeScreen, RandomTrainer, change_record, make_run, read_rows, write_rows
 
 from travelling.looks import LOOKS
 from travelling.nifti import read_upright
-from travelling.rules import RULES, Rule
+from travelling.rules import RULES
 from travelling_quality_control.reporting import drawing, one_run, pages
 
 SCRIPT = ROOT / "travelling_quality_control" / "report.py"
@@ -46,15 +42,8 @@ def make(folder, wait=2, **options):
 def report(folder, *options, train="train.csv", log="log.csv"):
     """Run the script in this process; returns (exit status, stdout, stderr)."""
     words = [folder / log, "--train", folder / train, "--test", folder / "test.csv", *options]
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        mock.patch.object(sys, "argv", [str(SCRIPT), *map(str, words)]),
-        pytest.raises(SystemExit) as end,
-    ):
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    return end.value.code, out.getvalue(), err.getvalue()
+    done = run_here(SCRIPT, *words)
+    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture(autouse=True)
@@ -446,20 +435,6 @@ def test_a_federation_with_pseudonyms_and_failed_visits(tmp_path):
     assert "The training set does not tell them." in page.words
     assert "HC" not in page.tables["Every image that was flagged or eliminated"][0].values()
     assert "Up to 4 batches were trained" in page.words
-
-
-class CountRule(Rule):
-    """As in docs/extending.md."""
-
-    name, words, columns = "count", "FP and FN together rise by more than three", ("Rise",)
-
-    def judge(self, before, after, tolerance, protocol):
-        was, now = (one.false_positives + one.false_negatives for one in (before, after))
-        return now - was > 3, {"Rise": now - was}
-
-    def audit_step(self, row, accepted, risen, test_set):
-        rise = row["FP"] + row["FN"] - accepted["FP"] - accepted["FN"]
-        return rise > 3, [] if row["Rise"] == rise else [(("Rise",), f"should be {rise}")]
 
 
 def test_a_rule_that_was_added_is_reported_with_its_own_columns(tmp_path, monkeypatch):

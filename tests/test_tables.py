@@ -1,7 +1,6 @@
 """The paper's tables against numbers computed by hand, on a study made for that."""
 
 import json
-import runpy
 import shutil
 import sys
 from types import SimpleNamespace
@@ -9,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import run_here
 from study_maker import (
     CLEAN,
     LABELS,
@@ -62,17 +62,10 @@ def made(folder, **options):
     return make_tables(study, Diagnoses(study, resamples=199, **options))
 
 
-@pytest.fixture
-def run_script_here(monkeypatch, capsys):
-    """Function: run a script of reproduce/ in this process; returns (exit status, stderr)."""
-
-    def run(script, *arguments):
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(REPRODUCE / script), run_name="__main__")
-        return end.value.code, capsys.readouterr().err
-
-    return run
+def run_script_here(script, *arguments):
+    """Run a script of reproduce/ in this process; returns (exit status, stderr)."""
+    done = run_here(REPRODUCE / script, *arguments)
+    return done.returncode, done.stderr
 
 
 def in_words(table):
@@ -594,7 +587,7 @@ def test_a_table_more_is_one_file_more(folder, monkeypatch, tmp_path):
     assert (table.caption, table.section, len(table.frame)) == ("The seeds after cycle 12.", "cost", 1)
 
 
-def test_the_script_writes_and_says_what_is_wrong(folder, tmp_path, run_script_here):
+def test_the_script_writes_and_says_what_is_wrong(folder, tmp_path):
     assert run_script_here("evaluate.py", folder, "--resamples", 99, "--only", "tables") == (0, "")
     assert not (folder / "report.html").exists()
     assert not (folder / "figures").exists()
