@@ -77,7 +77,7 @@ def main() -> None:
     from travelling.network import backend
     from travelling.network.model import TravellingModel
 
-    device = backend.start(seed=0)
+    device = backend.start(0)
     cycles = list(models)
     model, record, _ = TravellingModel.load(*models[cycles[0]], volumes.shape)
     notices = volumes.decode() + copies(volumes.images, test_set)

@@ -7,7 +7,7 @@ Reads a folder as reproduce/reproduce.py makes it, or one with such a layout in 
     report.html  summary in plain words, tables that can be sorted, figures, what happened at every center and to every
                  eliminated subject, the records of the runs, and a paragraph for a paper's methods; needs no network
 
-What is not there is n/a, and notes say why. They hold ids, and images only with --with-images.
+What is not there is n/a, and notes say why. They hold ids and no images; report.py --with-images shows those of a run.
 
 Example:
     python reproduce/evaluate.py demo
@@ -34,10 +34,6 @@ class Evaluation(Options):
     study: Path = option("folder of a study", Path, metavar="STUDY_FOLDER", flag="study")
     output_folder: Path | None = option("for what is made (default: STUDY_FOLDER)", Path, None, metavar="FOLDER")
     only: tuple = option("make these only (default: all)", str, PARTS, metavar="PART", choices=PARTS, many="+")
-    with_images: bool = option(
-        "also show slices of the images that were eliminated or flagged by mistake (may be patients' brains)",
-        None, False,
-    )  # fmt: skip
     cycle: int | None = option(
         "after which the diagnoses are compared (default: the last that any model was tested after)",
         command.number(int, 0), None, metavar="CYCLE",
@@ -58,7 +54,7 @@ def main() -> None:
 
     folder = told.output_folder or told.study
     tables, figures = evaluate(
-        read_study(told.study), folder, told.only, told.with_images, cycle=told.cycle, age_edges=told.age_edges,
+        read_study(told.study), folder, told.only, cycle=told.cycle, age_edges=told.age_edges,
         resamples=told.resamples, seed=told.seed,
     )  # fmt: skip
     made = {

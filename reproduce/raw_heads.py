@@ -9,12 +9,12 @@ from __future__ import annotations
 import functools
 import json
 import math
-from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from make_demo_cohort import (
     CENTERS_FILE,
+    DemoCohort,
     Row,
     anatomy_transform,
     draw_acquisition,
@@ -238,7 +238,7 @@ def plan(shrink: int, seed: int) -> list[Row]:
     ]
 
 
-def make(arguments: Namespace) -> None:
+def make(arguments: DemoCohort) -> None:
     """Make the cohort: ``bids/`` and, for tests alone, ``truth.csv``."""
     import pandas as pd
 

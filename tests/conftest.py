@@ -39,9 +39,9 @@ def run_script(name, *arguments, cwd):
     )
 
 
-def run_here(name, *arguments, cwd):
-    """The same as run_script, in this process."""
-    command_line = [str(SCRIPTS[name]), *map(str, arguments)]
+def run_here(name, *arguments, cwd="."):
+    """The same as run_script, in this process; also of the script at another path."""
+    command_line = [str(SCRIPTS.get(name, name)), *map(str, arguments)]
     out, err = io.StringIO(), io.StringIO()
     with (
         contextlib.chdir(cwd),

@@ -3,23 +3,19 @@
 The logs are made by quality control itself, with a fake trainer. No image exists: the audit needs none.
 """
 
-import contextlib
 import csv
 import hashlib
-import io
 import itertools
 import json
-import runpy
 import shutil
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_here
 from fake_trainer import FakeTrainer, NoFiles, settings_of
 from study_maker import write_record
 
@@ -197,15 +193,8 @@ def audit(folder, *options, **other):
     if other:
         change_record(folder, **other)
     files = [folder / "log.csv", "--train", folder / "train.csv", "--test", folder / "test.csv"]
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        mock.patch.object(sys, "argv", [str(AUDIT), *map(str, files), *map(str, options)]),
-        pytest.raises(SystemExit) as end,
-    ):
-        runpy.run_path(str(AUDIT), run_name="__main__")
-    return end.value.code, out.getvalue().splitlines(), err.getvalue()
+    done = run_here(AUDIT, *files, *options)
+    return done.returncode, done.stdout.splitlines(), done.stderr
 
 
 def consistent(folder, **other):
@@ -802,8 +791,7 @@ def test_at_most_so_many_violations_are_printed(run):
 
 def audit_alone(folder, *options, cwd=ROOT):
     """Only the log is named."""
-    words = [sys.executable, AUDIT, folder / "log.csv", *options]
-    done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, check=False)
+    done = run_here(AUDIT, folder / "log.csv", *options, cwd=cwd)
     return done.returncode, done.stdout, done.stderr
 
 

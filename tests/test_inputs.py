@@ -25,7 +25,6 @@ from conftest import ROOT, SCRIPTS, Arguments, run_here, run_script
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from travelling.errors import InputError
-from travelling.images import cache
 from travelling.images.cohort import copies, read_cohort, refuse_overlap
 from travelling.images.local_trainer import KNOWN, LocalTrainer
 from travelling.images.nifti import read_image, read_upright, read_voxels, to_array
@@ -828,7 +827,7 @@ def test_nothing_that_only_linux_has_is_needed(cohort, last_model, tmp_path, mon
         Path, "read_text", lambda path, *more, **named: no_proc(path) or read_text(path, *more, **named)
     )
     monkeypatch.setattr("builtins.open", lambda path, *more, **named: no_proc(path) or opened(path, *more, **named))
-    monkeypatch.setattr(cache, "SHARE", 0)
+    monkeypatch.setattr("travelling.images.volumes.memory_for_images", lambda gigabytes: 0)  # psutil reads /proc itself
     done = run_here(
         "dirty", "-fn_train", cohort / "training_set.csv", *last_model, "-cycles", 9,
         "--output-folder", tmp_path / "run", cwd=tmp_path,

@@ -631,7 +631,7 @@ def test_a_study_in_the_same_folder_goes_on_where_judging_ended(judged, monkeypa
     for name in STUBS:
         monkeypatch.setitem(plan.SCRIPTS, name, study.folder / f"{name}.py")
     steps = plan.plan(arguments, reproduce.read_cohort(arguments))
-    left = [step.name for step in missing(steps, arguments.out)]
+    left = [step.name for step in missing(steps, arguments.output_folder)]
     assert "pretrained" not in left
     assert "clean/quality_control_evidence" not in left
     assert "clean/quality_control" in left

@@ -3,22 +3,18 @@
 The logs are made by quality control itself, with a trainer by chance (test_audit.py); what it remembered is the truth.
 """
 
-import contextlib
 import html.parser
-import io
 import json
 import re
-import runpy
 import shutil
 import sys
 from collections import Counter
 from types import SimpleNamespace
-from unittest import mock
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, write_image
+from conftest import ROOT, run_here, write_image
 from fake_trainer import settings_of
 from study_maker import REPRODUCE
 from test_audit import FakeScreen, RandomTrainer, change_record, make_run, read_rows, write_rows
@@ -50,15 +46,8 @@ def make(folder, wait=2, **options):
 def report(folder, *options, train="train.csv", log="log.csv"):
     """Run the script in this process; returns (exit status, stdout, stderr)."""
     words = [folder / log, "--train", folder / train, "--test", folder / "test.csv", *options]
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        mock.patch.object(sys, "argv", [str(SCRIPT), *map(str, words)]),
-        pytest.raises(SystemExit) as end,
-    ):
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    return end.value.code, out.getvalue(), err.getvalue()
+    done = run_here(SCRIPT, *words)
+    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture(autouse=True)

@@ -126,7 +126,8 @@ def add_to_parser(parser: argparse.ArgumentParser, *classes: type[Options]) -> N
     for field in sorted(fields_of(*classes), key=lambda field: _place(field.metadata["group"])):
         about = field.metadata
         if about["group"] not in groups:
-            groups[about["group"]] = parser.add_argument_group(about["group"] or "other options")
+            named = about["group"] or ("other options" if groups else None)
+            groups[about["group"]] = parser.add_argument_group(named) if named else parser
         given = {"dest": field.name, "help": about["words"]}
         if not flag_of(field).startswith("-"):
             del given["dest"]  # told by its place; it is needed

@@ -14,7 +14,6 @@ from travelling.files import write_whole
 from travelling_quality_control.reporting.drawing import Picture, of_run, rates_along_run, render, show_slices
 
 DRAWN_METRICS = ("AUC_ROC", "accuracy", "sensitivity", "specificity")
-MOST_IMAGES = 24  # slices in one figure; more cannot be seen
 LONGEST_NAME = 30  # characters of a center's name beside a map; the tables have all of them
 MOST_COLUMNS = 6  # experiments side by side; more get another figure
 TRIANGLE, ELLIPSIS = "\N{BLACK DOWN-POINTING TRIANGLE}", "\N{HORIZONTAL ELLIPSIS}"
@@ -23,11 +22,8 @@ TRIANGLE, ELLIPSIS = "\N{BLACK DOWN-POINTING TRIANGLE}", "\N{HORIZONTAL ELLIPSIS
 _LOOKS = ("green", "o", ":"), ("orange", "s", "--"), ("blue", "D", "-")
 
 
-def make_figures(study: Study, with_images: bool = False) -> list:
-    """All figures of a study, a list of :class:`Picture`.
-
-    ``with_images`` adds slices of images, which must exist then: InputError names one that does not.
-    """
+def make_figures(study: Study) -> list:
+    """All figures of a study, a list of :class:`Picture`."""
     figures = []
     if any(model.predictions is not None for model in study.models):
         conditions = study.conditions or [("", "")]
@@ -35,7 +31,6 @@ def make_figures(study: Study, with_images: bool = False) -> list:
         figures = [metrics_by_cycle(study, part, number) for number, part in enumerate(parts, 1)]
     for run in study.shown_controls:
         figures += [rates_along_run(run), flags_by_center(run)]
-        figures += slices_of_images(run) if with_images else []
     return figures
 
 
@@ -144,31 +139,6 @@ def flags_by_center(run: ControlRun) -> Picture:
 
 def _short(name):
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + ELLIPSIS
-
-
-def slices_of_images(run: ControlRun) -> list:
-    """Axial and sagittal middle slices of images eliminated, and of good images flagged: up to two pictures."""
-    groups = {"eliminated": run.images[run.images["Eliminated"]], "falsely_flagged": run.good[run.good["Flagged"]]}
-    return [_slices(run, name, group) for name, group in groups.items() if len(group)]
-
-
-def _slices(run, name, group):
-    shown, words = group["Path"][:MOST_IMAGES], f"{name.replace('_', ' ')} images"
-    rows = -(-len(shown) // 4)
-
-    def draw(figure, colors):
-        axes = figure.subplots(rows, 8, squeeze=False)
-        for axis in axes.flat:
-            axis.axis("off")
-        for pair, (subject, path) in zip(axes.reshape(-1, 2), shown.items(), strict=False):
-            show_slices(pair, path, subject)
-
-    caption = (
-        f"Axial and sagittal middle slices of {len(shown)} of {len(group)} {words} ({run.words}), each from its "
-        "smallest to its largest intensity."
-    )
-    alternative, size = f"Slices of the {words} of {', '.join(shown.index)}.", (11, 0.2 + 1.6 * rows)
-    return of_run(name, words.capitalize(), run, caption, alternative, size, draw, has_images=True)
 
 
 def overview(study: Study) -> Picture:

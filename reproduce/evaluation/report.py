@@ -22,14 +22,14 @@ FOLDER = Path(__file__).resolve().parent
 TEMPLATE = "report.html.jinja"
 
 
-def evaluate(study: Study, folder: Path, parts: tuple = PARTS, with_images: bool = False, **options: Any) -> tuple:
+def evaluate(study: Study, folder: Path, parts: tuple = PARTS, **options: Any) -> tuple:
     """Write parts of the evaluation of a study to a folder; returns (tables, figures), empty where no part needs them.
 
     ``options`` are those of :class:`evaluation.diagnoses.Diagnoses`.
     """
     diagnoses = Diagnoses(study, **options)
     tables = make_tables(study, diagnoses) if {"tables", "report"} & set(parts) else {}
-    figures = make_figures(study, with_images) if {"figures", "report"} & set(parts) else []
+    figures = make_figures(study) if {"figures", "report"} & set(parts) else []
     folder.mkdir(parents=True, exist_ok=True)
     if "tables" in parts:
         write_tables(tables, folder / "tables")
