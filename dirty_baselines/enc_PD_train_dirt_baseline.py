@@ -13,34 +13,36 @@ from pathlib import Path
 if __name__ == "__main__":  # the package of this checkout, whatever is installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from travelling import command
-from travelling.options import DirtyBaseline, from_command_line
+from travelling.option import from_command_line
+from travelling.runs import command
+from travelling.runs.options import DirtyBaseline
 
 
 def main() -> None:
     """Run the experiment."""
     settings = from_command_line(DirtyBaseline, __doc__)
     # Only now, so that --help answers at once.
-    from travelling.cohort import copies, read_cohort, subjects_by_center
-    from travelling.model_files import SPACE, cycles_to_run, read_record
-    from travelling.protocol import learning_rates
-    from travelling.run import Run
-    from travelling.trainer import LocalTrainer
-    from travelling.travel import PlainRun, travel
-    from travelling.volumes import Volumes
+    from travelling.images.cohort import copies, read_cohort, subjects_by_center
+    from travelling.images.local_trainer import LocalTrainer
+    from travelling.images.volumes import Volumes
+    from travelling.method.protocol import learning_rates
+    from travelling.method.travel import travel
+    from travelling.network.model_files import SPACE, cycles_to_run, pretrained_files, read_record
+    from travelling.runs.plain_run import PlainRun
+    from travelling.runs.run import Run
 
-    pretrained = (settings.en, settings.pd)
+    settings.en, settings.pd = pretrained = pretrained_files(settings.en, settings.pd, settings.first_cycle)
     training_set = read_cohort(settings.fn_train)
     centers = subjects_by_center(training_set)
     cycles = cycles_to_run(*pretrained, settings.first_cycle, settings.cycles)
     inputs = {"fn_train": settings.fn_train, "en": settings.en, "pd": settings.pd}
     run = Run(settings.output_folder, "training.log", settings, inputs, images=training_set["Path"])
-    volumes = Volumes(settings.cache_gb, run.cache_folder, settings.reorient, read_record(settings.en).get(SPACE))
+    volumes = Volumes(None, run.cache_folder, settings.reorient, read_record(settings.en).get(SPACE))
     volumes.add(training_set)
 
     # TensorFlow takes seconds to import: only now that the input is known to be good.
-    from travelling import backend
-    from travelling.model import TravellingModel
+    from travelling.network import backend
+    from travelling.network.model import TravellingModel
 
     device = backend.start(settings.seed, settings.deterministic, settings.precision)
     model, record, notices = TravellingModel.load(*pretrained, volumes.shape)

@@ -13,7 +13,7 @@ An experiment writes the images, training_set.csv (all subjects, good and harmfu
 ones: Subject, Study, Kind, Experiment, Source). Quality control never reads truth.csv. An interrupted one goes
 on when its command is run again.
 
-The kinds, with their default strength, which --level multiplies:
+The kinds, with their strength:
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ from typing import TYPE_CHECKING
 if __name__ == "__main__":  # the package of this checkout, whatever is installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from travelling import command, harm, stopping
 from travelling.errors import InputError
-from travelling.options import HarmfulSamples, from_command_line
+from travelling.images import harm
+from travelling.option import from_command_line
+from travelling.runs import command, stopping
+from travelling.runs.options import HarmfulSamples
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,8 +42,6 @@ Job = tuple[Path, str, Path]  # source, kind, target
 def main() -> None:
     """Make the images, and the CSVs of an experiment."""
     settings = from_command_line(HarmfulSamples, (__doc__ or "") + harm.in_words())
-    for kind in settings.kinds:
-        harm.strength_of(kind, settings.level)
     if settings.fn_train:
         make_experiment(settings.fn_train, settings)
     else:
@@ -63,9 +63,9 @@ def make_experiment(training_csv: Path, settings: HarmfulSamples) -> None:
     import numpy as np
     import pandas as pd
 
-    from travelling.cohort import read_cohort
     from travelling.files import write_csv
-    from travelling.run import Run
+    from travelling.images.cohort import read_cohort
+    from travelling.runs.run import Run
 
     folder, kind = settings.output_folder, settings.kind
     good = read_cohort(training_csv)
@@ -167,7 +167,7 @@ def check_images(jobs: list[Job], maximum: float) -> list[dict]:
     Returns what a record says of them, a list.
     """
     from travelling.console import progress_bar
-    from travelling.volumes import read_with_content
+    from travelling.images.volumes import read_with_content
 
     contents = []
     for source, kind, _ in progress_bar(jobs, desc="checking images", unit="image"):
@@ -189,11 +189,11 @@ def write_images(jobs: list[Job], settings: HarmfulSamples, finished: Collection
 
 def write_harmful(source: Path, kind: str, target: Path, settings: HarmfulSamples, seed: tuple[int, ...]) -> None:
     """Make one harmful image; ``target`` appears only when it is complete."""
-    from travelling.nifti import write_image
+    from travelling.images.nifti import write_image
 
     image = harm.read_source(source, kind, settings.maximum)
     try:
-        harmful = harm.make_harmful(image, kind, settings.maximum, seed, settings.level)
+        harmful = harm.make_harmful(image, kind, settings.maximum, seed)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     write_image(harmful, target, like=source)

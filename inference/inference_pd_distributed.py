@@ -3,8 +3,8 @@
 Example:
     python inference_pd_distributed.py -fn ./test_set.csv -en ./path_encoder -pd ./path_classifier -o filename_to_save
 
--en and -pd are folders (one and the same, as a rule) with an encoder and a classifier for each cycle. Writes
-<o>_metrics.csv (one row per cycle), <o>_predictions.csv (one row per cycle and subject) and <o>.log.
+-en and -pd are folders (one and the same, as a rule) with an encoder and a classifier for each cycle, or two files.
+Writes <o>_metrics.csv (one row per cycle), <o>_predictions.csv (one row per cycle and subject) and <o>.log.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 if __name__ == "__main__":  # the package of this checkout, whatever is installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from travelling import command, stopping
 from travelling.errors import InputError
-from travelling.options import Inference, from_command_line
+from travelling.option import from_command_line
+from travelling.runs import command, stopping
+from travelling.runs.options import AGE_EDGES, Inference
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,16 +34,15 @@ def main() -> None:
     # Only now, so that --help answers at once.
     import pandas as pd
 
-    from travelling.cohort import copies, read_cohort
     from travelling.console import progress_bar
     from travelling.files import write_csv
-    from travelling.metrics import diagnose, metrics_by_subgroup, refuse_unordered_ages, subgroups
-    from travelling.model_files import SPACE, model_pairs, read_record
-    from travelling.run import Run
-    from travelling.trainer import LocalTrainer
-    from travelling.volumes import Volumes
+    from travelling.images.cohort import copies, read_cohort
+    from travelling.images.local_trainer import LocalTrainer
+    from travelling.images.volumes import Volumes
+    from travelling.method.metrics import diagnose, metrics_by_subgroup, subgroups
+    from travelling.network.model_files import SPACE, model_pairs, read_record
+    from travelling.runs.run import Run
 
-    refuse_unordered_ages(settings.age_edges)
     test_set = read_cohort(settings.fn)
     for column in PREDICTION_COLUMNS:
         if column in test_set.columns:
@@ -69,22 +69,21 @@ def main() -> None:
         record=f"{name}_run.json",
         images=test_set["Path"],
     )
-    volumes = Volumes(
-        settings.cache_gb, run.cache_folder, settings.reorient, read_record(models[min(models)][0]).get(SPACE)
-    )
+    space = read_record(models[min(models)][0]).get(SPACE)
+    volumes = Volumes(None, run.cache_folder, settings.reorient, space)
     volumes.add(test_set)
 
     # TensorFlow takes seconds to import: only now that the input is known to be good.
-    from travelling import backend
-    from travelling.model import TravellingModel
+    from travelling.network import backend
+    from travelling.network.model import TravellingModel
 
-    device = backend.start(0, settings.deterministic, settings.precision)
+    device = backend.start(0)
     cycles = list(models)
     model, record, _ = TravellingModel.load(*models[cycles[0]], volumes.shape)
     notices = volumes.decode() + copies(volumes.images, test_set)
-    trainer = LocalTrainer(model, volumes, test_set=test_set, evaluation_batch=settings.eval_batch_size)
+    trainer = LocalTrainer(model, volumes, test_set=test_set)
     log = run.begin(device, notices + trainer.strange(record), volumes.images)
-    groups = subgroups(test_set, settings.age_edges)
+    groups = subgroups(test_set, AGE_EDGES)
     for name, members in {"test set": (test_set["Sex"] != "").to_numpy(), **groups}.items():
         healthy, patients = (int((test_set["Group_bin"][members] == group).sum()) for group in (0, 1))
         if not healthy or not patients:

@@ -33,9 +33,10 @@ from typing import TYPE_CHECKING, Any
 if __name__ == "__main__":  # the package of this checkout, whatever is installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from travelling import command, stopping
 from travelling.errors import InputError
-from travelling.options import Overwrite, changed, from_command_line, option
+from travelling.option import changed, from_command_line, option
+from travelling.runs import command, stopping
+from travelling.runs.options import Overwrite
 
 if TYPE_CHECKING:  # slow to import
     import numpy as np
@@ -83,7 +84,7 @@ class Preparation(Overwrite):
     overwrite: bool = changed(Overwrite, "overwrite", words="replace the tables of an earlier run", group="output")
 
     def check(self, spell: Callable[[str], str]) -> None:
-        """As :meth:`travelling.options.Options.check`."""
+        """As :meth:`travelling.option.Options.check`."""
         if (self.bids is None) == (self.csv is None):
             raise ValueError(f"one of {spell('bids')} and {spell('csv')} is needed, and not both")
         if self.mask_pattern is None:
@@ -102,10 +103,10 @@ def main() -> None:
     """Find the scans, prepare them, and write the tables and the page of pictures."""
     arguments = from_command_line(Preparation, __doc__)
     # Only now, so that --help answers at once.
-    from travelling.bids import participants_file
-    from travelling.cohort import read_cohort
+    from prepare_images.bids import participants_file
     from travelling.files import write_csv, write_whole
-    from travelling.run import Run
+    from travelling.images.cohort import read_cohort
+    from travelling.runs.run import Run
 
     folder = arguments.output_folder
     prepared_csv, registration_csv, overview = (
@@ -143,9 +144,9 @@ def main() -> None:
 
 def find_scans(arguments: Preparation) -> pd.DataFrame:
     """A row per scan: the columns of prepared.csv, Mask (a file, "stripped" or "template"), Target and Reason."""
-    from travelling.bids import HC_VALUES, PD_VALUES, read_bids
-    from travelling.cohort import read_cohort
-    from travelling.registration import STRIPPED, TEMPLATE
+    from prepare_images.bids import HC_VALUES, PD_VALUES, read_bids
+    from prepare_images.registration import STRIPPED, TEMPLATE
+    from travelling.images.cohort import read_cohort
 
     if arguments.csv:
         scans, base = read_cohort(arguments.csv).assign(Reason=""), arguments.csv.absolute().parent
@@ -178,7 +179,7 @@ def mask_file(row: dict, pattern: str) -> str:
 
 def targets(scans: pd.DataFrame) -> list[str]:
     """Where the prepared images lie, relative to the output folder: names as BIDS has them, letters and digits."""
-    from travelling.template import NAME
+    from prepare_images.template import NAME
 
     found, seen = [], dict[tuple, int]()
     for subject in scans["Subject"]:
@@ -194,7 +195,7 @@ def targets(scans: pd.DataFrame) -> list[str]:
 
 def coarse_masks(scans: pd.DataFrame) -> list[str]:
     """What to tell of scans without a mask of their own, a list of lines."""
-    from travelling.registration import TEMPLATE
+    from prepare_images.registration import TEMPLATE
 
     coarse = int((scans["Mask"] == TEMPLATE).sum())
     return [
@@ -223,7 +224,7 @@ def describe_derivative(folder: Path, arguments: Preparation) -> None:
 
 
 def prepare_all(scans: pd.DataFrame, arguments: Preparation) -> list[dict]:
-    """Prepare every scan, several at a time; their measures (:func:`travelling.registration.prepare_file`), a list."""
+    """Prepare every scan, several at a time: a list of their measures (:func:`registration.prepare_file`)."""
     import errno
     import multiprocessing
     from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -231,9 +232,9 @@ def prepare_all(scans: pd.DataFrame, arguments: Preparation) -> list[dict]:
 
     import SimpleITK as sitk
 
+    from prepare_images.registration import Job, prepare_file
     from travelling import __version__
     from travelling.console import progress_bar
-    from travelling.registration import Job, prepare_file
 
     versions = {"travelling": __version__, "SimpleITK": sitk.Version_VersionString()}
     measures = [{"Reason": reason} for reason in scans["Reason"]]
@@ -280,7 +281,7 @@ def registration_table(scans: pd.DataFrame, measures: list[dict]) -> pd.DataFram
     """registration.csv: every scan with its measures, or the reason why it could not be prepared."""
     import pandas as pd
 
-    from travelling.registration import MASKS, MEASURES
+    from prepare_images.registration import MASKS, MEASURES
 
     measures = [{"Reason": "", "Notices": "", **scan} for scan in measures]
     table = pd.DataFrame(measures, columns=["Reason", *MEASURES, "Notices"])
@@ -299,8 +300,8 @@ def overview_page(registration: pd.DataFrame, images: list[Path], spacing: float
 
     from scipy.ndimage import binary_erosion
 
+    from prepare_images.registration import white_matter
     from travelling.console import progress_bar
-    from travelling.registration import white_matter
 
     white = white_matter(spacing)  # z, y, x
     border = white & ~binary_erosion(white)
@@ -325,7 +326,7 @@ def picture_of(image: Path, border: np.ndarray) -> str:
     import numpy as np
     from matplotlib.image import imsave
 
-    from travelling.nifti import read_upright
+    from travelling.images.nifti import read_upright
 
     voxels = read_upright(image)  # z, y, x
     colors = np.stack([np.where(border, 255, voxels), *[np.where(border, 0, voxels)] * 2], axis=-1)

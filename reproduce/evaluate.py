@@ -2,12 +2,12 @@
 
 Reads a folder as reproduce/reproduce.py makes it, or one with such a layout in each of seed_1, seed_2, ..., and writes
 
-    tables/      as CSV (all numbers, one case a row), Markdown and LaTeX (for readers)
+    tables/      as CSV (all numbers, one case a row) and LaTeX (for readers)
     figures/     as PNG and PDF, one style, safe for the colour-blind
     report.html  summary in plain words, tables that can be sorted, figures, what happened at every center and to every
                  eliminated subject, the records of the runs, and a paragraph for a paper's methods; needs no network
 
-What is not there is n/a, and notes say why. They hold ids, and images only with --with-images.
+What is not there is n/a, and notes say why. They hold ids and no images; report.py --with-images shows those of a run.
 
 Example:
     python reproduce/evaluate.py demo
@@ -22,8 +22,9 @@ if __name__ == "__main__":  # the package of this checkout, whatever is installe
 
 from evaluation.layout import PARTS
 
-from travelling import command
-from travelling.options import Inference, Options, changed, from_command_line, option
+from travelling.option import Options, from_command_line, option
+from travelling.runs import command
+from travelling.runs.options import AGE_EDGES
 
 
 @dataclass(kw_only=True)
@@ -31,17 +32,15 @@ class Evaluation(Options):
     """What is evaluated, and how."""
 
     study: Path = option("folder of a study", Path, metavar="STUDY_FOLDER", flag="study")
-    out: Path | None = option("for what is made (default: STUDY_FOLDER)", Path, None, metavar="FOLDER")
-    only: tuple = option("make these only (default: all)", str, PARTS, choices=PARTS, many="+")
-    with_images: bool = option(
-        "also show slices of the images that were eliminated or flagged by mistake (may be patients' brains)",
-        None, False,
-    )  # fmt: skip
+    output_folder: Path | None = option("for what is made (default: STUDY_FOLDER)", Path, None, metavar="FOLDER")
+    only: tuple = option("make these only (default: all)", str, PARTS, metavar="PART", choices=PARTS, many="+")
     cycle: int | None = option(
         "after which the diagnoses are compared (default: the last that any model was tested after)",
         command.number(int, 0), None, metavar="CYCLE",
     )  # fmt: skip
-    age_edges: tuple = changed(Inference, "age_edges", group=None)
+    age_edges: tuple = option(
+        "ages at which a new age group begins", command.number(float, 0, 120), AGE_EDGES, metavar="YEARS", many="*"
+    )
     resamples: int = option("bootstrap resamples of the test set", command.number(int, 99), 9999, metavar="N")
     seed: int = option("of the bootstrap", command.number(int, 0), 0)
 
@@ -53,13 +52,13 @@ def main() -> None:
     from evaluation.records import read_study
     from evaluation.report import evaluate
 
-    folder = told.out or told.study
+    folder = told.output_folder or told.study
     tables, figures = evaluate(
-        read_study(told.study), folder, told.only, told.with_images, cycle=told.cycle, age_edges=told.age_edges,
+        read_study(told.study), folder, told.only, cycle=told.cycle, age_edges=told.age_edges,
         resamples=told.resamples, seed=told.seed,
     )  # fmt: skip
     made = {
-        "tables": f"{len(tables)} tables as CSV, Markdown and LaTeX: {folder / 'tables'}",
+        "tables": f"{len(tables)} tables as CSV and LaTeX: {folder / 'tables'}",
         "figures": f"{len(figures)} figures as PNG and PDF: {folder / 'figures'}",
         "report": f"report: {folder / 'report.html'}",
     }

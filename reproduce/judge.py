@@ -2,16 +2,16 @@
 
 Trains the standard travelling model on the cohort, goes on from it with quality control in the recommended setting
 (--rule evidence --screen; without the screen where the test set is too small for its limit), and writes the report of
-that run: which images were eliminated, flagged and came back, and why. It prints its plan with an estimate of the time
-first. What is done is not run again: the same command goes on after an interruption.
+that run: which images were eliminated, flagged and came back, and why. It prints its plan first. What is done is not
+run again: the same command goes on after an interruption.
 
 Of one table (--cohort) half of the persons become the test set, in equal shares of class and center. Images that
 prepare_images.py found least like the template are not drawn for it: they are judged.
 
 Examples:
-    python reproduce/judge.py --cohort prepared/prepared.csv --out judged
-    python reproduce/judge.py --train training_set.csv --test test_set.csv --out judged
-    python reproduce/judge.py --train training_set.csv --test test_set.csv --out judged --dry-run
+    python reproduce/judge.py --cohort prepared/prepared.csv --output-folder judged
+    python reproduce/judge.py --train training_set.csv --test test_set.csv --output-folder judged
+    python reproduce/judge.py --train training_set.csv --test test_set.csv --output-folder judged --dry-run
 """
 
 import math
@@ -28,18 +28,11 @@ from evaluation.layout import CLEAN, control_folder
 from plan import PAPER, Study
 
 from reproduce import carry_out
-from travelling import command
+from travelling.beyond.screen import FALSE_ALARMS
 from travelling.errors import InputError
-from travelling.options import (
-    FALSE_ALARMS,
-    Device,
-    Evaluation,
-    Images,
-    Training,
-    changed,
-    from_command_line,
-    option,
-)
+from travelling.option import changed, from_command_line, option
+from travelling.runs import command
+from travelling.runs.options import Device, Orientation, Training
 
 if TYPE_CHECKING:  # slow to import
     import pandas as pd
@@ -49,7 +42,7 @@ MEASURES = ("Similarity", "Mutual_information")  # of prepare_images.py: how wel
 
 
 @dataclass(kw_only=True)
-class Judgement(Evaluation, Device, Images):
+class Judgement(Device, Orientation):
     """What the command is told: options of a study, without what is about known harm."""
 
     cohort: Path | None = option(
@@ -58,7 +51,7 @@ class Judgement(Evaluation, Device, Images):
     train: Path | None = option("the images to judge (docs/data.md), and", Path, None, metavar="CSV")
     test: Path | None = option("test set: images that you trust", Path, None, metavar="CSV")
     other_half: bool = option("of --cohort, judge what is the test set otherwise", None, False)
-    out: Path = changed(Training, "output_folder", group=None, words="for everything")
+    output_folder: Path = changed(Training, "output_folder", group=None, words="for everything")
     cycles: int | None = changed(Study, "cycles", PAPER["cycles"], words="cycles in all", group=None)
     pretrained_cycles: int = changed(Study, "pretrained_cycles", words="of these without quality control", group=None)
     width: float = changed(Study, "width", PAPER["width"], words="filters, relative to the paper's", group=None)
@@ -72,7 +65,7 @@ class Judgement(Evaluation, Device, Images):
     overwrite: bool = changed(Study, "overwrite", group=None)
 
     def check(self, spell: Callable[[str], str]) -> None:
-        """As :meth:`travelling.options.Options.check`."""
+        """As :meth:`travelling.option.Options.check`."""
         if self.cohort and (self.train or self.test):
             raise ValueError(f"{spell('cohort')}: takes the place of {spell('train')} and {spell('test')}")
         if not self.cohort and not (self.train and self.test):
@@ -80,7 +73,7 @@ class Judgement(Evaluation, Device, Images):
         if self.other_half and not self.cohort:
             raise ValueError(f"{spell('other_half')}: with {spell('cohort')} only")
         if self.cohort:
-            self.train, self.test = (self.out / f"{name}_set.csv" for name in ("training", "test"))
+            self.train, self.test = (self.output_folder / f"{name}_set.csv" for name in ("training", "test"))
         self.study("evidence").check(spell)
 
     def study(self, setting: str) -> Study:
@@ -100,13 +93,13 @@ def main() -> None:
     if not carry_out(study, ("pretrained", run_folder)):  # without the models that a study compares with
         return
     # Only now, so that --help answers at once.
+    from travelling_quality_control.auditing.run_record import read_run_record
     from travelling_quality_control.reporting.one_run import in_one_line, write_report
-    from travelling_quality_control.reporting.runs import read_record
 
-    folder = study.out / run_folder
+    folder = study.output_folder / run_folder
     run, outcome, files = write_report(
-        folder / "log.csv", study.train, study.test, study.out / "report.html", read_record(folder / "run.json"),
-        subjects_csv=folder / "log_subjects.csv",
+        read_run_record(folder / "run.json"), folder / "log.csv", study.train, study.test, folder / "log_subjects.csv",
+        study.output_folder / "report.html",
     )  # fmt: skip
     print("\n".join(["", in_one_line(run, outcome), *map(str, files)]))
     sys.exit(bool(outcome.violations))
@@ -117,8 +110,8 @@ def write_halves(judgement: Judgement) -> None:
 
     Raises InputError where another table or half is there, unless ``overwrite``.
     """
-    from travelling.cohort import read_cohort, read_measure
     from travelling.files import refuse_read_only, write_whole
+    from travelling.images.cohort import read_cohort, read_measure
 
     assert judgement.cohort
     assert judgement.train  # check() has filled them in
@@ -126,13 +119,15 @@ def write_halves(judgement: Judgement) -> None:
     cohort = read_cohort(judgement.cohort)
     measures = {name: read_measure(judgement.cohort, cohort, name) for name in MEASURES if name in cohort}
     tested = test_half(cohort.assign(**measures), judgement.other_half)
-    refuse_read_only(judgement.out)
+    refuse_read_only(judgement.output_folder)
     for path, half in ((judgement.train, cohort[~tested]), (judgement.test, cohort[tested])):
         if half.empty:
             raise InputError(f"{judgement.cohort}: too few images to keep half of them for the test set")
         text = half.to_csv(index=False, lineterminator="\n").encode()
         if path.is_file() and path.read_bytes() != text and not judgement.overwrite:
-            raise InputError(f"{path}: is not what becomes of {judgement.cohort} (--overwrite, or another --out)")
+            raise InputError(
+                f"{path}: is not what becomes of {judgement.cohort} (--overwrite, or another --output-folder)"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, text)
     print(f"{(~tested).sum()} images to judge, {tested.sum()} to test on: {judgement.train}, {judgement.test}")
@@ -144,7 +139,7 @@ def test_half(cohort: "pd.DataFrame", other: bool) -> "pd.Series":
     Who has an image among the tenth least like the template, by one of ``MEASURES``, is not drawn in either half.
     These are numbers, NaN where nobody has measured.
     """
-    from travelling.cohort import persons
+    from travelling.images.cohort import persons
 
     person_of, strange = persons(cohort), set()
     for measure in set(MEASURES) & set(cohort):
@@ -156,8 +151,8 @@ def test_half(cohort: "pd.DataFrame", other: bool) -> "pd.Series":
 
 def setting_for(judgement: Judgement) -> str:
     """The setting that docs/settings.md recommends for a test set of this size; says so if it has no screen."""
-    from travelling.cohort import read_cohort
-    from travelling.screen import limit_rank
+    from travelling.beyond.screen.scores import limit_rank
+    from travelling.images.cohort import read_cohort
 
     if judgement.false_alarms:  # then the user wants the screen
         return "evidence_screen"

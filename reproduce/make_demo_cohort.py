@@ -41,19 +41,21 @@ import os
 import shutil
 import sys
 import zlib
-from argparse import Namespace
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":  # the package of this checkout, whatever is installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from travelling.command import Parser, number, run
+from prepare_images.template import BRAIN_CENTER, FIELD_OF_VIEW, empty_image, image_size, load_templates, to_lps
 from travelling.errors import InputError
-from travelling.sfcn import MINIMUM_VOXELS
-from travelling.template import BRAIN_CENTER, FIELD_OF_VIEW, empty_image, image_size, load_templates, to_lps
+from travelling.network.sfcn import MINIMUM_VOXELS
+from travelling.option import changed, from_command_line, number, option
+from travelling.runs.command import run
+from travelling.runs.options import Overwrite
 
 if TYPE_CHECKING:  # they take a second to import, so functions import what they use, and --help answers at once
     import numpy as np
@@ -109,38 +111,31 @@ NOISE_SD = (0.25, 0.10)  # of the logarithm
 WHITE_PERCENTILE = 99.5  # of the brain; becomes 1.0
 
 
-def parse_arguments() -> Namespace:
-    """The command line, as an argparse namespace."""
-    parser = Parser(__doc__)
-    parser.add_argument(
-        "--output-folder", type=Path, required=True, metavar="FOLDER", help="where the cohort is written"
+@dataclass(kw_only=True)
+class DemoCohort(Overwrite):
+    """What is made."""
+
+    output_folder: Path = option("where the cohort is written", Path, metavar="FOLDER")
+    raw: bool = option("whole heads in a BIDS folder of six centers, as prepare_images.py takes them", None, False)
+    anatomies: Path | None = option(
+        "brains in MNI space, in the template's place (not with --raw)", Path, None, metavar="FOLDER"
     )
-    parser.add_argument(
-        "--raw",
-        action="store_true",
-        help="whole heads in a BIDS folder of six centers, as prepare_images.py takes them",
-    )
-    parser.add_argument(
-        "--anatomies", type=Path, metavar="FOLDER", help="brains in MNI space, in the template's place (not with --raw)"
-    )
-    parser.add_argument("--spacing", type=float, metavar="MM", help="size of a voxel in mm (default: 4; --raw: 2)")
-    parser.add_argument(
-        "--shrink", type=number(int, 1), metavar="N", help="divide the real numbers by this (default: 4; --raw: 16)"
-    )
-    parser.add_argument(
-        "--effect", type=number(float, 0), default=1.0, metavar="X", help="strength of the disease; 0: none"
-    )
-    parser.add_argument(
-        "--seed", type=number(int, 0), default=42, metavar="N", help="of everything that is drawn at random"
-    )
-    parser.add_argument(
-        "--workers", type=number(int, 1), default=min(os.cpu_count() or 1, 8), metavar="N", help="processes"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace a cohort that is already there")
-    arguments = parser.parse_args()
-    arguments.spacing = (2.0 if arguments.raw else 4.0) if arguments.spacing is None else arguments.spacing
-    arguments.shrink = (16 if arguments.raw else 4) if arguments.shrink is None else arguments.shrink
-    return arguments
+    spacing: float = option("size of a voxel in mm (default: 4; --raw: 2)", float, None, metavar="MM")
+    shrink: int = option("divide the real numbers by this (default: 4; --raw: 16)", number(int, 1), None, metavar="N")
+    effect: float = option("strength of the disease; 0: none", number(float, 0), 1.0, metavar="X")
+    seed: int = option("of everything that is drawn at random", number(int, 0), 42, metavar="N")
+    workers: int = option("processes", number(int, 1), min(os.cpu_count() or 1, 8), metavar="N")
+    overwrite: bool = changed(Overwrite, "overwrite", words="replace a cohort that is already there")
+
+    def check(self, spell: Callable[[str], str]) -> None:
+        """As :meth:`travelling.option.Options.check`."""
+        if self.raw and self.anatomies:
+            raise ValueError(
+                f"{spell('anatomies')}: not with {spell('raw')}, whose heads are drawn around the template"
+            )
+        if self.spacing is None:
+            self.spacing = 2.0 if self.raw else 4.0
+        self.shrink = self.shrink or (16 if self.raw else 4)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -209,7 +204,7 @@ def generator(seed: int, name: str) -> np.random.Generator:
 
 # ---------------------------------------------------------------------------------------------------------
 # Images. SimpleITK counts sizes and points x, y, z and its world is LPS (x to the left, y to the back); its
-# arrays are z, y, x. MNI coordinates are RAS. Both turns are made only in travelling.template and in mni_axes.
+# arrays are z, y, x. MNI coordinates are RAS. Both turns are made only in prepare_images.template and in mni_axes.
 
 
 def mni_axes(image: sitk.Image) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -365,7 +360,7 @@ def brain_maps(path: Path, spacing: float) -> list[sitk.Image]:
     import SimpleITK as sitk
     from scipy.ndimage import binary_fill_holes
 
-    from travelling.nifti import read_image
+    from travelling.images.nifti import read_image
 
     _, template, nuclei, thinning = template_maps(spacing)
     resampled = sitk.Resample(read_image(path), template, sitk.Transform(), sitk.sitkLinear, 0.0, sitk.sitkFloat32)
@@ -486,7 +481,7 @@ def write_subject(row: Row, folder: Path, spacing: float, effect: float, seed: i
     """Make and write one subject; returns its row for the CSV. Runs in a worker process."""
     import SimpleITK as sitk
 
-    from travelling.nifti import write_image
+    from travelling.images.nifti import write_image
 
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # the processes are the parallelism
     traits, rng = draw_subject(row, effect, seed)
@@ -522,31 +517,21 @@ def prepare_folder(folder: Path, overwrite: bool, *earlier: str) -> None:
         raise InputError(f"--output-folder {folder}: cannot be written: {error.strerror}") from error
 
 
-def write_all(write: Callable, rows: list[Row], arguments: Namespace) -> list:
+def write_all(write: Callable, rows: list[Row], arguments: DemoCohort) -> list:
     """What `write` returns of every row, on several processes."""
     from travelling.console import progress_bar
 
-    write_one = functools.partial(
-        write,
-        folder=arguments.output_folder,
-        spacing=arguments.spacing,
-        effect=arguments.effect,
-        seed=arguments.seed,
-    )
+    told = {"spacing": arguments.spacing, "effect": arguments.effect, "seed": arguments.seed}
+    write_one = functools.partial(write, folder=arguments.output_folder, **told)
     with ProcessPoolExecutor(arguments.workers) as pool:
         return list(progress_bar(pool.map(write_one, rows), total=len(rows), unit="image"))
 
 
 def main() -> None:
     """Plan the cohort, make its images on several processes, write the two CSV files."""
-    arguments = parse_arguments()
+    arguments = from_command_line(DemoCohort, __doc__ or "")
     check_spacing(arguments.spacing)
-    if not math.isfinite(arguments.effect):
-        raise InputError(f"--effect {arguments.effect:g}: must be a finite number")
-
     if arguments.raw:
-        if arguments.anatomies:
-            raise InputError("--anatomies: not with --raw, whose heads are drawn around the template")
         import raw_heads  # beside this script
 
         return raw_heads.make(arguments)

@@ -8,21 +8,19 @@ from pathlib import Path
 from evaluation import layout
 from evaluation.layout import CLEAN, DIRTY, HARM, SETTINGS, condition_name, conditions_of, control_folder
 from steps import Step
-from timing import control_work, inference_work, training_work
 
-from travelling import command
-from travelling.options import (
+from travelling.beyond.groups import GroupOptions
+from travelling.beyond.screen import ScreenOptions
+from travelling.option import changed, option, to_command_line
+from travelling.runs import command
+from travelling.runs.options import (
     Device,
     DirtyBaseline,
-    Evaluation,
     HarmfulSamples,
-    Images,
     Inference,
     LocalQualityControl,
+    Orientation,
     StandardModel,
-    changed,
-    option,
-    to_command_line,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,7 +42,7 @@ CONTROL = "harm and quality control"
 PAPER = {"cycles": 30, "width": 1.0, "pretraining_rate": 1e-4, "revisit": 2, "jobs": 1}
 DEMO = {
     "cycles": 12, "width": 0.125, "pretraining_rate": 1e-3, "revisit": 1, "jobs": min(4, os.cpu_count() or 1),
-    "out": Path("demo"), "shrink": 4, "spacing": 4.0,
+    "output_folder": Path("demo"), "shrink": 4, "spacing": 4.0,
 }  # fmt: skip
 PUBLISHED_SEEDS = {"train": 40, "harm": 42, "dirty": 42, "control": 42}
 # A cycle's generator has the seed plus its cycle, so seeds that are close would share the orders of many cycles.
@@ -57,24 +55,28 @@ def _default(name):
 
 
 @dataclass(kw_only=True)
-class Study(Evaluation, Device, Images):
+class Study(Device, Orientation):
     """What a study is told; options of the scripts go to them as they are. The types are those after :meth:`check`."""
 
     train: Path = option("training set (docs/data.md)", Path, None, metavar="CSV", group="study")
     test: Path = option("test set", Path, None, metavar="CSV", group="study")
     demo: bool = option("make a synthetic cohort and use that", None, False, group="study")
-    out: Path = option("for everything (default with --demo: demo)", Path, None, metavar="FOLDER", group="study")
+    output_folder: Path = option(
+        "for everything (default with --demo: demo)", Path, None, metavar="FOLDER", group="study"
+    )
     seeds: int = option(
         "how often the study is repeated on the same cohort, with other seeds", COUNT, 1, metavar="N", group="study"
     )
     experiments: tuple = option(
-        "of these; clean: quality control of the images as they are, every one of which counts as good",
-        str, layout.PAPER_EXPERIMENTS, choices=layout.EXPERIMENTS, many="+", group="study",
+        "what is done; clean: quality control of the images as they are, which all count as good",
+        str, layout.PAPER_EXPERIMENTS, metavar="NAME", choices=layout.EXPERIMENTS, many="+", group="study",
     )  # fmt: skip
-    kinds: tuple = option("of harm", str, layout.PAPER_KINDS, choices=layout.KINDS, many="+", group="study")
+    kinds: tuple = option(
+        "kinds of harm", str, layout.PAPER_KINDS, metavar="KIND", choices=layout.KINDS, many="+", group="study"
+    )
     settings: tuple = option(
         "settings of quality control to compare",
-        str, (layout.PUBLISHED,), choices=tuple(SETTINGS), many="+", group="study",
+        str, (layout.PUBLISHED,), metavar="SETTING", choices=tuple(SETTINGS), many="+", group="study",
     )  # fmt: skip
     without_dirty: bool = option("leave out the dirty baselines, which saves time", None, False, group="study")
     jobs: int = option(
@@ -103,14 +105,13 @@ class Study(Evaluation, Device, Images):
     images: int = changed(HarmfulSamples, "images", group=CONTROL)
     maximum: float = changed(HarmfulSamples, "maximum", group=CONTROL, words="largest intensity that an image may have")
     error: float = changed(LocalQualityControl, "error", flag=None, group=CONTROL)
-    false_alarms: float | None = changed(LocalQualityControl, "false_alarms", group=CONTROL)
-    verify_every: int = changed(LocalQualityControl, "verify_every", group=CONTROL)
+    false_alarms: float | None = changed(ScreenOptions, "false_alarms", group=CONTROL)
+    verify_every: int = changed(GroupOptions, "verify_every", group=CONTROL)
     revisit: int = changed(
         LocalQualityControl, "revisit", None, flag=None, group=CONTROL,
         words=f"cycles that a flagged image waits {_default('revisit')}",
     )  # fmt: skip
     allow_saturated: bool = changed(LocalQualityControl, "allow_saturated", group=CONTROL)
-    keep_every: int = changed(LocalQualityControl, "keep_every")
     shrink: int = option(
         f"divides the paper's numbers of images {_default('shrink')}", COUNT, None, metavar="N", group="demo cohort"
     )
@@ -120,7 +121,7 @@ class Study(Evaluation, Device, Images):
 
     def check(self, spell: Callable[[str], str]) -> None:
         """Check how options go together, and fill in the defaults of the paper or of the demo."""
-        for name in () if self.demo else ("train", "test", "out"):
+        for name in () if self.demo else ("train", "test", "output_folder"):
             if not getattr(self, name):
                 raise ValueError(f"{spell(name)}: is needed (or --demo)")
         for name in ("train", "test") if self.demo else ("shrink", "spacing"):
@@ -135,21 +136,19 @@ class Study(Evaluation, Device, Images):
             )
         for name in ("experiments", "kinds", "settings"):
             setattr(self, name, tuple(dict.fromkeys(getattr(self, name))))  # each once
-        for name in ("train", "test", "out", "cache_dir"):  # the scripts run in the study's folder
+        for name in ("train", "test", "output_folder"):  # the scripts run in the study's folder
             if getattr(self, name):
                 setattr(self, name, getattr(self, name).resolve())
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """What must be known of a cohort before the study: CSVs, images of each training center, test set, shape."""
+    """What must be known of a cohort before the study: CSVs, images of each training center and of the test set."""
 
     training_csv: Path
     test_csv: Path
     centers: list
     tested: int
-    shape: tuple
-    image: Path | None  # one of them, if there are any
     files: dict  # of all images, by subject
 
 
@@ -159,8 +158,8 @@ def plan(arguments: Study, cohort: Cohort) -> list:
     if arguments.demo:
         size = to_command_line(Study, shrink=arguments.shrink, spacing=arguments.spacing)
         line = (SCRIPTS["cohort"], "--output-folder", str(cohort.training_csv.parent), *size)
-        results, work = (cohort.training_csv, cohort.test_csv), {"make": sum(cohort.centers) + cohort.tested}
-        steps.append(Step("cohort", line, results=results, overwrites=True, keeps_record=False, alone=True, work=work))
+        results = cohort.training_csv, cohort.test_csv
+        steps.append(Step("cohort", line, results=results, overwrites=True, keeps_record=False, alone=True))
     for seed in range(arguments.seeds):
         place = Path() if arguments.seeds == 1 else Path(f"seed_{seed + 1}")
         steps += _plan_of_seed(arguments, cohort, place, seed * BETWEEN_SEEDS)
@@ -169,17 +168,15 @@ def plan(arguments: Study, cohort: Cohort) -> list:
 
 def _plan_of_seed(arguments, cohort, place, seed):
     """The steps of one seed, in the folder ``place``; ``seed`` is added to the published ones."""
-    from travelling.model_files import model_files
+    from travelling.network.model_files import model_files
 
     def given(*names):
         return {name: getattr(arguments, name) for name in names}
 
     size, pretrained, steps = arguments.batch_size, place / "pretrained", []
     encoder, classifier = model_files(pretrained, size, arguments.pretrained_cycles - 1)
-    further = arguments.cycles - arguments.pretrained_cycles
-    device, storage = given("precision", "deterministic"), given("cache_gb", "cache_dir", "reorient")
 
-    def add(target, script, values, results, model=None, storage=None, **facts):
+    def add(target, script, values, results, model=None, **facts):
         """A step; ``values`` are options that decide its results, which are what comes after the target's name.
 
         ``model`` is the folder of the run whose models it takes.
@@ -189,55 +186,52 @@ def _plan_of_seed(arguments, cohort, place, seed):
         if script in PUBLISHED_SEEDS:
             values = values | {"seed": PUBLISHED_SEEDS[script] + seed}
         line = (SCRIPTS[script], *to_command_line(OPTIONS[script], **values))
-        options = tuple(to_command_line(OPTIONS[script], **(storage or {})))
+        options = () if script == "harm" else tuple(to_command_line(OPTIONS[script], **given("reorient")))
         results = tuple(Path(f"{target}{result}") for result in results)
         steps.append(Step(str(target), line, tuple(reads), results, options, **facts))
 
     def train(target, script, values, results=(), **facts):
-        values = values | {"output_folder": target, **given("protocol"), **device}
-        add(target, script, values, ["/run.json", *results], storage=storage | given("keep_every"), **facts)
+        values = values | {"output_folder": target, **given("protocol", "precision", "deterministic")}
+        add(target, script, values, ["/run.json", *results], **facts)
 
     def go_on(target, script, csv, values, results=(), **facts):
         """Going on from the pre-trained model, and inference on the models of every cycle."""
         values = {"fn_train": csv, "en": encoder, "pd": classifier, "cycles": arguments.cycles, **values}
         train(target, script, values | given("learning_rate"), results, model=pretrained, **facts)
         values = {"fn": cohort.test_csv, "en": target, "pd": target, "o": target / "inference"}
-        add(
-            target / "inference", "infer", values | given("eval_batch_size") | device,
-            ["_run.json", "_metrics.csv", "_predictions.csv"], model=target, storage=storage, overwrites=True,
-            work=inference_work(cohort.tested, further),
-        )  # fmt: skip
+        results = ["_run.json", "_metrics.csv", "_predictions.csv"]
+        add(target / "inference", "infer", values, results, model=target, overwrites=True)
 
-    def go_on_without_control(target, csv, centers):
+    def go_on_without_control(target, csv):
         """By the script of the dirty baseline, clean images too: same start, same seed, same learning rates."""
-        go_on(target, "dirty", csv, {"batch_size": size}, work=training_work(centers, further))
+        go_on(target, "dirty", csv, {"batch_size": size})
 
-    def control(target, csv, centers, setting):
+    def control(target, csv, setting):
         options = SETTINGS[setting]
         values = {"fn_test": cohort.test_csv, "fn_save": target / "log", **given("revisit", "error", "batch_size")}
         values |= options | (given("false_alarms") if options.get("screen") else {})
-        values |= given("verify_every") if arguments.verify_every > 1 else {}  # as in version 0.2 otherwise
-        values |= given("eval_batch_size", "allow_saturated")
-        work = control_work(centers, size, cohort.tested, further)
-        go_on(target, "control", csv, values, ["/log.csv", "/log_subjects.csv"], work=work)
+        values |= given("verify_every") if arguments.verify_every > 1 else {}  # one is the published method
+        values |= given("allow_saturated")
+        go_on(target, "control", csv, values, ["/log.csv", "/log_subjects.csv"])
 
     values = {"fn_train": cohort.training_csv, "cycles": arguments.pretrained_cycles, "batch_size": size}
     values |= given("width") | {"learning_rate": arguments.pretraining_rate}
     models = [f"/{half.name}" for half in (encoder, classifier)]
-    work = training_work(cohort.centers, arguments.pretrained_cycles)
-    train(pretrained, "train", values, models, alone=True, work=work)
-    go_on_without_control(place / CLEAN, cohort.training_csv, cohort.centers)
-    for experiment, kind in conditions_of(arguments.experiments, arguments.kinds):
-        target, csv, centers = place / condition_name(experiment, kind), cohort.training_csv, cohort.centers
+    conditions = conditions_of(arguments.experiments, arguments.kinds)
+    for experiment, kind in conditions:  # first: what they would refuse is known before anything trains
         if experiment != CLEAN:
-            values = {"fn_train": csv, "experiment": experiment, "kind": kind, **given("centers", "images", "maximum")}
-            values["output_folder"] = target / HARM
-            added = [arguments.images if experiment == "whole_centers" else 1] * arguments.centers
-            results = ["/training_set.csv", "/truth.csv", "/run.json"]
-            add(target / HARM, "harm", values, results, work={"harm": sum(added)})
-            csv, centers = target / HARM / "training_set.csv", [*centers, *added]
+            target = place / condition_name(experiment, kind) / HARM
+            harm = {"fn_train": cohort.training_csv, "experiment": experiment, "kind": kind, "output_folder": target}
+            harm |= given("centers", "images", "maximum")
+            add(target, "harm", harm, ["/training_set.csv", "/truth.csv", "/run.json"])
+    train(pretrained, "train", values, models, alone=True)
+    go_on_without_control(place / CLEAN, cohort.training_csv)
+    for experiment, kind in conditions:
+        target, csv = place / condition_name(experiment, kind), cohort.training_csv
+        if experiment != CLEAN:
+            csv = target / HARM / "training_set.csv"
             if not arguments.without_dirty:
-                go_on_without_control(target / DIRTY, csv, centers)
+                go_on_without_control(target / DIRTY, csv)
         for setting in arguments.settings:
-            control(target / control_folder(setting), csv, centers, setting)
+            control(target / control_folder(setting), csv, setting)
     return steps

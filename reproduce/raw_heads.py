@@ -9,12 +9,12 @@ from __future__ import annotations
 import functools
 import json
 import math
-from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from make_demo_cohort import (
     CENTERS_FILE,
+    DemoCohort,
     Row,
     anatomy_transform,
     draw_acquisition,
@@ -29,8 +29,8 @@ from make_demo_cohort import (
     write_all,
 )
 
+from prepare_images.template import BRAIN_CENTER, template_image, to_lps
 from travelling.errors import InputError
-from travelling.template import BRAIN_CENTER, template_image, to_lps
 
 if TYPE_CHECKING:
     import numpy as np
@@ -171,7 +171,7 @@ def write_head(row: Row, folder: Path, spacing: float, effect: float, seed: int)
     import SimpleITK as sitk
 
     from travelling.files import replace_whole
-    from travelling.harm import make_harmful
+    from travelling.images.harm import make_harmful
 
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     traits, rng = draw_subject(row, effect, seed)
@@ -238,7 +238,7 @@ def plan(shrink: int, seed: int) -> list[Row]:
     ]
 
 
-def make(arguments: Namespace) -> None:
+def make(arguments: DemoCohort) -> None:
     """Make the cohort: ``bids/`` and, for tests alone, ``truth.csv``."""
     import pandas as pd
 

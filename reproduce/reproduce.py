@@ -3,11 +3,10 @@
 Trains the pre-trained model (cycles 0 to 9) and goes on from it on the clean images; then, for every experiment (whole
 centers or single images) and kind of harm (inverted, noise), adds harmful images and goes on with and without quality
 control, in one setting or several; tests the model of every cycle; and ends with tables, figures and a report. It
-prints its plan with an estimate of the time first. What is done is not run again: the same command goes on after an
-interruption.
+prints its plan first. What is done is not run again: the same command goes on after an interruption.
 
 Examples:
-    python reproduce/reproduce.py --train training_set.csv --test test_set.csv --out study
+    python reproduce/reproduce.py --train training_set.csv --test test_set.csv --output-folder study
     python reproduce/reproduce.py --demo
     python reproduce/reproduce.py --demo --dry-run > study.sh
     python reproduce/reproduce.py --demo --settings published evidence_screen --kinds inverted blur
@@ -24,23 +23,23 @@ if __name__ == "__main__":  # the package of this checkout, whatever is installe
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluation.layout import PAPER_KINDS, PUBLISHED, SETTINGS
-from plan import SCRIPTS, Cohort, Study, plan
-from steps import duration_text, missing, refuse_other_results, run_apart, run_steps, stop_on_signals
-from timing import estimate, measure
+from plan import Cohort, Study, plan
+from steps import missing, refuse_other_results, run_steps, stop_on_signals
 
-from travelling import command
+from travelling.beyond.screen import FALSE_ALARMS
 from travelling.errors import InputError
-from travelling.options import FALSE_ALARMS, from_command_line
+from travelling.option import from_command_line
+from travelling.runs import command
 
 
 def main() -> None:
     """Print the plan, run what is missing, and evaluate it."""
     arguments, start = from_command_line(Study, __doc__), time.monotonic()
     if carry_out(arguments):
-        evaluate(arguments.out, arguments)
+        evaluate(arguments.output_folder, arguments)
         minutes = (time.monotonic() - start) / 60
-        print(f"\nTables, figures and everything behind them: {arguments.out} ({minutes:.1f} minutes)")
-        print(f"Read it all: {arguments.out / 'report.html'}")
+        print(f"\nTables, figures and everything behind them: {arguments.output_folder} ({minutes:.1f} minutes)")
+        print(f"Read it all: {arguments.output_folder / 'report.html'}")
 
 
 def carry_out(arguments: Study, names: tuple = ()) -> bool:
@@ -48,7 +47,7 @@ def carry_out(arguments: Study, names: tuple = ()) -> bool:
     # Only now, so that --help answers at once.
     from travelling.files import refuse_read_only
 
-    folder = arguments.out
+    folder = arguments.output_folder
     refuse_other_layout(folder, arguments.seeds)
     refuse_read_only(folder)
     cohort = demo_cohort(arguments) if arguments.demo else read_cohort(arguments)
@@ -58,57 +57,44 @@ def carry_out(arguments: Study, names: tuple = ()) -> bool:
         refuse_other_results(steps, folder)
     refuse_changed_images(folder, cohort.files)
     stop_on_signals()
-    left = missing(steps, folder)
-    if left and not arguments.demo:
-        refuse_unfit_images([step for step in left if step.line[0] == SCRIPTS["harm"]], arguments)
-    seconds, device = dict.fromkeys([step.name for step in steps], 0.0), "nothing"
-    if left:
-        print("measuring how long a training step and an evaluation take ...", file=sys.stderr)
-        costs = run_apart(
-            measure, cohort.shape, arguments.batch_size, arguments.width, arguments.precision,
-            arguments.deterministic, cohort.image, arguments.spacing,
-        )  # fmt: skip
-        seconds, device = seconds | estimate(left, costs), costs["device"]
-    print(describe(steps, left, seconds, device, arguments), flush=True)
+    print(describe(steps, missing(steps, folder), arguments), flush=True)
     if not arguments.dry_run:
-        run_steps(steps, folder, arguments.jobs, seconds, arguments.overwrite)
+        run_steps(steps, folder, arguments.jobs, arguments.overwrite)
     return not arguments.dry_run
 
 
 def read_cohort(arguments: Study) -> Cohort:
     """The user's cohort; raises InputError for what the scripts would refuse, some of them after days."""
-    from travelling import cohort
-    from travelling.volumes import Volumes
+    from travelling.images import cohort
+    from travelling.images.volumes import Volumes
 
     training_set, test_set = cohort.read_cohort(arguments.train), cohort.read_cohort(arguments.test)
     cohort.refuse_overlap(training_set, test_set, arguments.train, arguments.test)
     cohort.refuse_one_class(test_set, arguments.test)
-    volumes = Volumes(0, arguments.out, arguments.reorient)
+    volumes = Volumes(0, arguments.output_folder, arguments.reorient)
     volumes.add(training_set)
     volumes.add(test_set)
     sizes = list(map(len, cohort.subjects_by_center(training_set).values()))
-    image = Path(training_set["Path"].iloc[0])
     files = {**training_set["Path"], **test_set["Path"]}
-    return Cohort(arguments.train, arguments.test, sizes, len(test_set), volumes.shape, image, files)
+    return Cohort(arguments.train, arguments.test, sizes, len(test_set), files)
 
 
 def demo_cohort(arguments: Study) -> Cohort:
     """The demo cohort, which may not be made yet."""
     import pandas as pd
-    from make_demo_cohort import CENTERS_FILE, check_spacing, image_size, plan_cohort
+    from make_demo_cohort import CENTERS_FILE, check_spacing, plan_cohort
 
     check_spacing(arguments.spacing)
     training, test = plan_cohort(pd.read_csv(CENTERS_FILE), arguments.shrink)
     place = Path("cohort")
     sizes = list(Counter(row["Study"] for row in training).values())
-    shape = tuple(reversed(image_size(arguments.spacing)))  # x, y, z -> z, y, x
-    return Cohort(place / "training_set.csv", place / "test_set.csv", sizes, len(test), shape, None, {})
+    return Cohort(place / "training_set.csv", place / "test_set.csv", sizes, len(test), {})
 
 
 def refuse_unfit_cohort(cohort: Cohort, arguments: Study) -> None:
     """Raise InputError where there is too little for the harmful images, or for the screen."""
-    from travelling.harm import refuse_too_few
-    from travelling.screen import limit_rank
+    from travelling.beyond.screen.scores import limit_rank
+    from travelling.images.harm import refuse_too_few
 
     for experiment in arguments.experiments:
         refuse_too_few(experiment, arguments.centers, arguments.images, cohort.centers)
@@ -118,29 +104,9 @@ def refuse_unfit_cohort(cohort: Cohort, arguments: Study) -> None:
         raise InputError("--false-alarms: is an option of the screen; --settings has no setting with one")
 
 
-def refuse_unfit_images(steps: list, arguments: Study) -> None:
-    """Raise InputError for an image that one of ``steps`` would refuse, which may be after days: all are read."""
-    from travelling import cohort, harm
-    from travelling.volumes import for_each_image, read_with_content
-
-    training_set, test_set = cohort.read_cohort(arguments.train), cohort.read_cohort(arguments.test)
-    trained = dict(zip(training_set["Path"], training_set.index, strict=True))
-    subjects = trained | dict(zip(test_set["Path"], test_set.index, strict=True))
-    kinds = [kind for step in steps for kind in harm.PUBLISHED if kind in step.line]
-    contents: dict[str, dict] = {}
-
-    def read(path):
-        voxels, contents[subjects[path]] = read_with_content(path)
-        if kinds and path in trained:  # every one may be drawn
-            harm.refuse_unfit(path, voxels, kinds[0], arguments.maximum)
-
-    for_each_image(read, list(subjects), "checking images")
-    cohort.copies(contents, training_set, test_set)
-
-
 def refuse_changed_images(folder: Path, files: dict) -> None:
     """Raise InputError where the image of a subject is not what it was when a step of this study read it."""
-    from travelling.record import Record
+    from travelling.runs.record import Record
 
     image = None
     for path in sorted(folder.rglob("*run.json")):
@@ -148,7 +114,8 @@ def refuse_changed_images(folder: Path, files: dict) -> None:
             image = Record(path, {}).changed_image(files)
         if image:
             raise InputError(
-                f"{image}: has changed since {path.parent} read it; bring back the old one, or choose another --out"
+                f"{image}: has changed since {path.parent} read it; bring back the old one, or give another "
+                "--output-folder"
             )
 
 
@@ -156,24 +123,24 @@ def refuse_other_layout(folder: Path, seeds: int) -> None:
     """Raise InputError where the folder has a study with one seed and several are asked for, or the reverse."""
     there = [path.name for path in sorted(folder.glob("seed_*"))]
     if seeds == 1 and there:
-        raise InputError(f"{folder}: has a study of several seeds ({there[0]}, ...); give --seeds or another --out")
+        raise InputError(
+            f"{folder}: has a study of several seeds ({there[0]}, ...); give --seeds or another --output-folder"
+        )
     if seeds > 1 and (folder / "pretrained").is_dir():
-        raise InputError(f"{folder}: has a study of one seed; choose another --out for --seeds {seeds}")
+        raise InputError(f"{folder}: has a study of one seed; choose another --output-folder for --seeds {seeds}")
 
 
-def describe(steps: list, left: list, seconds: dict, device: str, arguments: Study) -> str:
+def describe(steps: list, left: list, arguments: Study) -> str:
     """The plan for readers; with ``--dry-run`` as a shell script that does the same, step by step."""
-    folder, total = arguments.out, duration_text(sum(seconds.values()))
-    lines = [f"{len(left)} of {len(steps)} steps to run, {arguments.jobs} at a time, in {folder}"]
-    lines.append(f"estimated time: {total} on {device}" if left else "all steps are done")
-    width = max(len(step.name) for step in steps)
-    told = {step: f"about {duration_text(seconds[step.name])}" if step in left else "done" for step in steps}
+    folder = arguments.output_folder
+    told = f"{len(left)} of {len(steps)} steps to run, {arguments.jobs} at a time, in {folder}"
     if not arguments.dry_run:
-        return "\n".join([*lines, *(f"  {step.name:{width}}  {told[step]}" for step in steps)])
-    lines = ["#!/bin/sh", *(f"# {line}" for line in lines), "set -e"]
+        lines = [told, *(f"  {step.name}{'' if step in left else ': done'}" for step in steps)]
+        return "\n".join(lines if left else [*lines, "all steps are done"])
+    lines = ["#!/bin/sh", f"# {told}", "set -e"]
     lines.append(f"mkdir -p {shlex.quote(str(folder))} && cd {shlex.quote(str(folder))}")
     for step in steps:
-        lines.append(f"\n# {step.name}: {told[step]}")
+        lines.append(f"\n# {step.name}{'' if step in left else ': done'}")
         if step in left:
             lines.append(shlex.join([sys.executable, *step.command(arguments.overwrite)]))
     return "\n".join(lines)

@@ -6,7 +6,6 @@ and whatever its script refuses is refused here. Everything is relative to the s
 
 import errno
 import hashlib
-import multiprocessing
 import os
 import runpy
 import shlex
@@ -15,18 +14,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 if __name__ == "__main__":  # the package of this checkout, whatever is installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from travelling.errors import InputError, Stopped
-from travelling.stopping import STOP_SIGNALS
+from travelling.runs.stopping import STOP_SIGNALS
 
 PAUSE = 0.05  # seconds between two looks at the scripts that run
 _running: dict[subprocess.Popen, tuple] = {}  # processes of scripts: their steps, and when they began
@@ -39,8 +34,7 @@ class Step:
     ``options`` are those that do not (where it keeps what). ``reads`` and ``results`` are files, relative to the
     study's folder; together with the line, the content of those that it reads tells whether the step is done.
     ``overwrites``: replacing its earlier results costs little. ``keeps_record``: the script itself refuses to
-    replace the results of other options. ``alone``: so much waits for it that it gets all cores. ``work`` is what takes
-    time, {unit: number} (see timing).
+    replace the results of other options. ``alone``: so much waits for it that it gets all cores.
     """
 
     name: str
@@ -51,7 +45,6 @@ class Step:
     overwrites: bool = False
     keeps_record: bool = True
     alone: bool = False
-    work: dict = field(default_factory=dict, compare=False, hash=False)
 
     def command(self, overwrite: bool = False) -> list:
         """The whole command line, a list of words."""
@@ -106,17 +99,8 @@ def refuse_other_results(steps: list, folder: Path) -> None:
             )
 
 
-def times_before_the_end(steps: list, seconds: dict) -> dict:
-    """How long each step and the longest chain of steps behind it take, by name: what to begin with."""
-    times: dict[str, float] = {}
-    for number, step in reversed(list(enumerate(steps))):
-        behind = [times[other.name] for other in steps[number + 1 :] if other.needs([step])]
-        times[step.name] = seconds[step.name] + max(behind, default=0)
-    return times
-
-
-def run_steps(steps: list, folder: Path, jobs: int, seconds: dict, overwrite: bool = False) -> None:
-    """Run all steps that are not done, ``jobs`` of them at once; ``seconds`` estimates each, by its name.
+def run_steps(steps: list, folder: Path, jobs: int, overwrite: bool = False) -> None:
+    """Run all steps that are not done, ``jobs`` of them at once, in their order; a bar counts them.
 
     ``folder`` is absolute. Raises InputError or OSError where a script ends with status 2 or another one; the scripts
     beside it then finish what they are at.
@@ -124,21 +108,14 @@ def run_steps(steps: list, folder: Path, jobs: int, seconds: dict, overwrite: bo
     from travelling.console import progress_bar
 
     waiting = missing(steps, folder)
-    total = max(1, round(sum(seconds[step.name] for step in waiting)))
-    looks = "{percentage:3.0f}%|{bar}| {elapsed} of about " + duration_text(total)
-    if jobs > 1:  # otherwise nothing is gained by another order than the paper's
-        times = times_before_the_end(waiting, seconds)
-        waiting.sort(key=lambda step: -times[step.name])
-    with progress_bar(total=total, bar_format=looks) as bar:
+    with progress_bar(total=len(steps), initial=len(steps) - len(waiting), unit="step") as bar:
         try:
             while waiting or _running:
                 _begin_steps(waiting, folder, jobs, overwrite, bar)
+                bar.set_postfix_str(", ".join(step.name for step, _ in _running.values()), refresh=False)
                 time.sleep(PAUSE)
                 _end_steps(folder, bar)
-                left = sum(seconds[step.name] for step in waiting)
-                for step, begun in _running.values():  # an estimate may be too low: nothing that runs counts as done
-                    left += max(0.05 * seconds[step.name], seconds[step.name] - (time.monotonic() - begun))
-                bar.update(max(0, round(total - left) - bar.n))
+                bar.update(len(steps) - len(waiting) - len(_running) - bar.n)
         finally:
             for process in [*_running]:
                 process.wait()
@@ -147,16 +124,17 @@ def run_steps(steps: list, folder: Path, jobs: int, seconds: dict, overwrite: bo
 
 def _begin_steps(waiting, folder, jobs, overwrite, bar):
     """Start steps while fewer than ``jobs`` run, each as soon as nothing that it needs is left."""
-    left = [*waiting, *(step for step, _ in _running.values())]
-    alone = jobs > 1 and any(step.alone for step in left)
-    for step in [step for step in waiting if (step.alone or not alone) and not step.needs(left)]:
-        if len(_running) == (1 if alone else jobs):
+    for step in [*waiting]:
+        running = [other for other, _ in _running.values()]
+        if len(running) == jobs or any(other.alone for other in running) or (step.alone and running):
             return
+        if step.needs([*waiting, *running]):
+            continue
         waiting.remove(step)
         if not step.is_done(folder):  # as it is where what it needs ran again, but to the same result
             bar.write(f"{step.name} ...", file=sys.stderr)
             step.note(folder).unlink(missing_ok=True)
-            process = _start(step.command(overwrite), folder, step.output(folder), 1 if alone else jobs)
+            process = _start(step.command(overwrite), folder, step.output(folder), 1 if step.alone else jobs)
             _running[process] = step, time.monotonic()
 
 
@@ -193,31 +171,6 @@ def _start(line, folder, output, jobs):
         )  # fmt: skip
 
 
-def duration_text(seconds: float) -> str:
-    """A duration that is an estimate: "40 s", "9 minutes", "14 hours", "3 days"."""
-    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(1, seconds):.0f} s"
-
-
-def run_apart(function: Callable, *arguments: Any) -> Any:
-    """Call a function in a process of its own, so that this one never holds a GPU; returns what it returns."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, initializer=_stand_apart) as pool:
-        try:
-            return pool.submit(function, *arguments).result()
-        except BrokenProcessPool:
-            raise OSError(errno.EIO, f"the process of {function.__name__}() died") from None
-
-
-def _stand_apart():
-    """In the process of a function: Ctrl-C does not reach it, and it does not outlive its parent."""
-    os.setpgrp()
-    if parent := multiprocessing.parent_process():
-        _end_after(parent.join)
-
-
 def _end_after(wait):
     """End this process when ``wait()`` returns."""
 
@@ -241,8 +194,7 @@ def stop_on_signals() -> None:
 
 def _stop_scripts():
     """Ask the scripts that run to finish what they are at and stop; asked again, they stop at once."""
-    running: list[Any] = [*_running, *multiprocessing.active_children()]
-    for process in running:
+    for process in _running:
         process.terminate()
 
 

@@ -5,6 +5,7 @@ import io
 import runpy
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 from unittest import mock
 
@@ -24,6 +25,13 @@ SCRIPTS = {
 SIZE = (33, 34, 35)  # x, y, z: all different, so that a mixed-up axis shows
 
 
+class Arguments(Namespace):
+    """Any options of a run."""
+
+    def told(self):
+        return vars(self)
+
+
 def run_script(name, *arguments, cwd):
     """Run a script as a user does; returns the finished process (returncode, stdout, stderr)."""
     return subprocess.run(
@@ -31,9 +39,9 @@ def run_script(name, *arguments, cwd):
     )
 
 
-def run_here(name, *arguments, cwd):
-    """The same as run_script, in this process."""
-    command_line = [str(SCRIPTS[name]), *map(str, arguments)]
+def run_here(name, *arguments, cwd="."):
+    """The same as run_script, in this process; also of the script at another path."""
+    command_line = [str(SCRIPTS.get(name, name)), *map(str, arguments)]
     out, err = io.StringIO(), io.StringIO()
     with (
         contextlib.chdir(cwd),

@@ -1,12 +1,15 @@
 """A trainer without images or network, for tests of what decides: what travels, who is fitted, what is undone."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
-from travelling import options
-from travelling.metrics import Evaluation
-from travelling.quality_control import QualityControl
+from travelling.method.metrics import Evaluation
+from travelling.method.protocol import PROTOCOLS
+from travelling.method.quality_control import QualityControl
+from travelling.method.settings import WithoutControl
+from travelling.runs.options import QualityControl as QualityControlOptions
 from travelling_quality_control.enc_PD_quality_control import travel
 
 HEALTHY, PATIENTS = 50, 100
@@ -80,17 +83,36 @@ class FakeTrainer:
 
 
 def settings_of(**changes):
-    """The options of quality control and of plain training, at their defaults but for ``changes``."""
-    files = dict.fromkeys(("en", "pd", "fn_test", "fn_save"))
-    return SimpleNamespace(**vars(options.QualityControl(**files)) | {"epochs": 1} | changes)
+    """The options of quality control and its extensions, at their defaults but for ``changes``."""
+    files = {"en": Path("en"), "pd": Path("pd"), "fn_test": Path("test.csv"), "fn_save": Path("qc")}
+    return QualityControlOptions.made_of(files | changes, str)
+
+
+def plain_settings(**changes):
+    """The options of plain training, at their defaults but for ``changes``."""
+    return WithoutControl.made_of(changes, str)
 
 
 def control_over(centers, trainer, **changes):
     """Quality control with that trainer and those options, started, and the rows that it logs."""
     rows = []
-    control = QualityControl(settings_of(**changes), trainer, centers, rows.append)
+    settings = settings_of(**changes)
+    control = QualityControl(settings, trainer, centers, rows.append, extensions=settings.extensions)
     control.start(trainer.evaluate())
     return control, rows
+
+
+def extension_of(control, kind):
+    """The one of a class, which quality control has."""
+    (found,) = [extension for extension in control.extensions if isinstance(extension, kind)]
+    return found
+
+
+def judged(before, after, tolerance, batches=1):
+    """What the rule of evidence says of a step on one batch, or several, between two evaluations."""
+    (rule,) = settings_of(rule="evidence").extensions
+    control = SimpleNamespace(accepted=before, protocol=PROTOCOLS["corrected"], tolerance=lambda batches: tolerance)
+    return rule.judge(control, [[]] * batches, after)
 
 
 class NoFiles:
@@ -103,6 +125,12 @@ class NoFiles:
 
     def checkpoint(self, place):
         self.places.append(place)
+
+    def begin_cycle(self, *about):
+        pass
+
+    def trained(self, *about):
+        pass
 
     def after_cycle(self, *about):
         self.cycles.append(about)

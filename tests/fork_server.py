@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-import travelling.nifti
-import travelling.record
-import travelling.run
-import travelling.trainer
-import travelling.volumes
+import travelling.images.nifti
+import travelling.images.volumes
+import travelling.method.trainer
+import travelling.runs.record
+import travelling.runs.run
 from travelling.errors import name_file
 
 CAP_DAC_OVERRIDE = 1  # Linux: what makes root ignore the permissions of files
@@ -150,12 +150,12 @@ def run(err, argv, cwd, fault=None, pause=0.0):
 
 def serve():
     """Answer requests until stdin ends."""
-    backend, model = types.ModuleType("travelling.backend"), types.ModuleType("travelling.model")
+    backend, model = types.ModuleType("travelling.network.backend"), types.ModuleType("travelling.network.model")
     backend.start = lambda *_: "no device"
     model.TravellingModel = FakeModel
-    sys.modules.update({"travelling.backend": backend, "travelling.model": model})
-    travelling.backend, travelling.model = backend, model
-    travelling.record.git_state = lambda: (None, None, None)  # takes longer than the run, and so does
+    sys.modules.update({"travelling.network.backend": backend, "travelling.network.model": model})
+    travelling.network.backend, travelling.network.model = backend, model
+    travelling.runs.record.git_state = lambda: (None, None, None)  # takes longer than the run, and so does
     os.fsync = lambda file: None
     pipes = {}
     for line in sys.stdin:

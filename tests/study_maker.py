@@ -134,7 +134,8 @@ def write_record(path, finished="2026-01-01T00:16:00+00:00", **options):
     """``run.json``."""
     session = {"started": "2026-01-01T00:00:00+00:00", "command_line": "script.py -x", "device": "CPU"}
     session |= {"python": "3.12.1", "platform": "Linux", "packages": {"keras": "3.15.1"}, "git_commit": "abc"}
-    told = {"revisit": 1, "error": ERROR, "seed": 42, "batch_size": 5, "protocol": "corrected", **options}
+    told = {"revisit": 1, "error": ERROR, "seed": 42, "batch_size": 5, "protocol": "corrected", "rule": "published"}
+    told |= {"screen": False, "label_screen": False, "verify_every": 1, **options}
     content = {"script": "script.py", "options": told, "inputs_sha256": {}, "seed": 42}
     content |= {"started": session["started"], "sessions": [session], "finished": finished}
     path.write_text(json.dumps(content))

@@ -3,32 +3,36 @@
 The logs are made by quality control itself, with a fake trainer. No image exists: the audit needs none.
 """
 
-import contextlib
 import csv
-import io
+import hashlib
 import itertools
-import runpy
+import json
 import shutil
 import subprocess
 import sys
 from collections import Counter
-from unittest import mock
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_here
 from fake_trainer import FakeTrainer, NoFiles, settings_of
+from study_maker import write_record
 
-from travelling import label_screen, rules
+from travelling.beyond import evidence
+from travelling.beyond.evidence import possible_p_values
+from travelling.beyond.screen import Screen, ScreenOptions, is_strange
+from travelling.beyond.screen.labels import center_p_value
+from travelling.beyond.screen.looks import LOOKS
+from travelling.beyond.screen_labels import LabelScreen
 from travelling.errors import VisitFailed
 from travelling.files import write_csv
-from travelling.label_screen import center_p_value
-from travelling.metrics import Evaluation
-from travelling.protocol import Protocol
-from travelling.quality_control import QualityControl
-from travelling.rules import RULES, possible_p_values
-from travelling.screen import COMPONENTS, is_strange
-from travelling.verification_log import LOG_COLUMNS, LogFile, log_columns
+from travelling.method import rule
+from travelling.method.metrics import Evaluation
+from travelling.method.protocol import Protocol
+from travelling.method.quality_control import QualityControl, log_columns
+from travelling.method.verification_log import LOG_COLUMNS
+from travelling.runs.log_file import LogFile
 from travelling_quality_control.enc_PD_quality_control import travel
 
 AUDIT = ROOT / "travelling_quality_control" / "audit.py"
@@ -80,40 +84,40 @@ class RandomTrainer:
         self.counts = kept
 
 
-class FakeScreen:
+class FakeScreen(Screen):
     """Scores by chance; bad subjects are suspects more often than others."""
 
     limit = 2.5
-    cycle = None
 
     def __init__(self, seed, fails=0.0, labels=False):
+        super().__init__(ScreenOptions(screen=True, false_alarms=0.01))
         self.random = np.random.RandomState(seed)
         self.fails = fails
         self.labels = labels
 
-    def calibrate(self, cycle, accepted, centers):
-        self.cycle, self.centers = cycle, centers
+    def calibrate(self, control, centers):
+        self.centers = centers
 
-    def cells(self, subjects):
+    def cells(self, control, subjects):
         if self.fails and self.random.uniform() < self.fails:
             raise VisitFailed("unreachable", "away")
-        away, others = [4, 0, 0], [-5.0] * (len(COMPONENTS) - 3)  # the first looks decide
+        away, others = [4, 0, 0], [-5.0] * (len(LOOKS) - 3)  # the first looks decide
         looks = [
             [*(self.random.normal(size=3) + (np.array(away) if subject in BAD else 0)).tolist(), *others]
             for subject in subjects
         ]
         cells = [
-            {"Screen_score": max(look), "Screen_limit": self.limit} | dict(zip(COMPONENTS, look, strict=True))
+            {"Screen_score": max(look), "Screen_limit": self.limit} | dict(zip(self.columns[2:], look, strict=True))
             for look in looks
         ]
         if self.labels and self.cycle % 5 == 4:  # the model knows too little
-            cells = [found | dict.fromkeys(label_screen.COLUMNS) for found in cells]
+            cells = [found | dict.fromkeys(LabelScreen.columns) for found in cells]
         elif self.labels:
             p_values = self.random.uniform(0, 0.3 if self.random.uniform() < 0.3 else 1, len(subjects))
             usual = [p for p, found in zip(p_values, cells, strict=True) if not is_strange(found)]
             for p, found in zip(p_values, cells, strict=True):
                 about = p, center_p_value(usual), 0.05 / self.centers
-                found |= dict(zip(label_screen.COLUMNS, about, strict=True))
+                found |= dict(zip(LabelScreen.columns, about, strict=True))
         return cells
 
 
@@ -142,7 +146,7 @@ def make_run(
     screen=None,
     verify_every=1,
 ):
-    """The CSVs, log and subject table of a run; returns its QualityControl."""
+    """The CSVs, log, subject table and record of a run; returns its QualityControl."""
     centers = {f"c{number}": [f"c{number}_{i}" for i in range(size)] for number, size in enumerate(SIZES)}
     subjects = [(subject, center) for center, members in centers.items() for subject in members]
     subjects = [subjects[i] for i in np.random.RandomState(1).permutation(len(subjects))]  # centers interleave
@@ -160,42 +164,49 @@ def make_run(
     trainer = trainer or RandomTrainer(seed)
     settings = settings_of(
         protocol=protocol, revisit=wait, error=error, rule=rule, verify_every=verify_every,
-        screen=screen is not None, label_screen=bool(screen and screen.labels), false_alarms=0.01,
+        **{"screen": True, "label_screen": screen.labels} if screen else {},
     )  # fmt: skip
-    log = LogFile(folder / "log.csv", log_columns(RULES[rule], settings.screen, settings.label_screen))
-    control = QualityControl(settings, trainer, centers, log)
-    control.screen = screen
+    extensions = [screen if type(one) is Screen else one for one in settings.extensions]
+    log = LogFile(folder / "log.csv", log_columns(extensions))
+    control = QualityControl(settings, trainer, centers, log, extensions=extensions)
     control.start(trainer.evaluate())
     files = NoFiles(lambda cycle: write_csv(control.subject_table(), folder / "log_subjects.csv"))
     travel(control, cycles, lambda cycle: 1e-4, files)
     log.close()
+    (folder / "log_run").mkdir()
+    inputs = {"fn_save": "log", "fn_train": str(folder / "train.csv"), "fn_test": str(folder / "test.csv")}
+    told = {name: value for name, value in settings.told().items() if not isinstance(value, Path)}
+    write_record(folder / "log_run" / "run.json", **told | inputs)
     return control
 
 
-def audit(folder, *options, log="log.csv", train="train.csv", test="test.csv"):
-    """Run the script in this process; returns (exit status, lines of stdout, stderr)."""
-    files = [folder / log, "--train", folder / train, "--test", folder / test]
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        mock.patch.object(sys, "argv", [str(AUDIT), *map(str, files), *map(str, options)]),
-        pytest.raises(SystemExit) as end,
-    ):
-        runpy.run_path(str(AUDIT), run_name="__main__")
-    return end.value.code, out.getvalue().splitlines(), err.getvalue()
+def change_record(folder, finished="2026", **options):
+    """Another record than the run's own."""
+    path = folder / "log_run" / "run.json"
+    record = json.loads(path.read_text()) | {"finished": finished}
+    record["options"] |= options
+    path.write_text(json.dumps(record))
 
 
-def consistent(folder, *options):
-    status, lines, err = audit(folder, *options)
+def audit(folder, *options, **other):
+    """Run the script in this process; returns (exit status, lines of stdout, stderr). ``other`` changes the record."""
+    if other:
+        change_record(folder, **other)
+    files = [folder / "log.csv", "--train", folder / "train.csv", "--test", folder / "test.csv"]
+    done = run_here(AUDIT, *files, *options)
+    return done.returncode, done.stdout.splitlines(), done.stderr
+
+
+def consistent(folder, **other):
+    status, lines, err = audit(folder, **other)
     assert (status, len(lines), err) == (0, 1, ""), lines[:5]
     assert lines[0].startswith("consistent: ")
     return lines[0]
 
 
-def found(folder, *options, file="log.csv"):
+def found(folder, *options, file="log.csv", **other):
     """What follows "FILE, row " in every line, of an audit that must find something."""
-    status, lines, err = audit(folder, *options)
+    status, lines, err = audit(folder, *options, **other)
     assert (status, err) == (1, ""), lines
     start = f"{folder / file}, row "
     assert lines[0].startswith(start), lines[0]
@@ -215,8 +226,7 @@ def finished(tmp_path_factory):
 @pytest.fixture
 def run(finished, tmp_path):
     """A copy of it, to tamper with: (folder, rows of the log as text)."""
-    for name in ("train.csv", "test.csv", "log.csv", "log_subjects.csv"):
-        (tmp_path / name).write_bytes((finished / name).read_bytes())
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     return tmp_path, read_rows(tmp_path / "log.csv")
 
 
@@ -236,7 +246,7 @@ def test_it_agrees_with_quality_control(tmp_path, protocol, wait, seed):
     control = make_run(tmp_path, protocol, wait, seed)
     rows = read_rows(tmp_path / "log.csv")[1:]
     phases = Counter(row["Phase"] for row in rows)
-    line = consistent(tmp_path, "--protocol", protocol, "--revisit", wait)
+    line = consistent(tmp_path)
     assert line == (
         f"consistent: 6 cycles (10 to 15), {len(rows)} verifications ({phases['batch']} batch, {phases['subject']} "
         f"subject, {phases['revisit']} revisit), {sum(row['Ignored'] == '1' for row in rows)} steps undone; subjects: "
@@ -250,7 +260,7 @@ def test_it_agrees_with_quality_control(tmp_path, protocol, wait, seed):
 def test_it_decides_ties_as_the_protocol_does(tmp_path, protocol):
     """A rise of exactly the tolerance: harmful where floats say so, under the published protocol alone."""
     make_run(tmp_path, protocol, error=0.05, seed=2)
-    consistent(tmp_path, "--protocol", protocol, "--error", 0.05)
+    consistent(tmp_path)
     rows = read_rows(tmp_path / "log.csv")
     ties = [
         number
@@ -261,9 +271,6 @@ def test_it_decides_ties_as_the_protocol_does(tmp_path, protocol):
     ]
     assert ties
     assert all(rows[number]["Ignored"] == str(int(protocol == "published")) for number in ties)
-
-
-BETTER = ("--rule", "evidence", "--screen")
 
 
 @pytest.fixture(scope="module")
@@ -288,30 +295,28 @@ def better(tmp_path_factory):
 
 
 @pytest.mark.parametrize("protocol", ["corrected", "published"])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ["published", "evidence"])
 @pytest.mark.parametrize("screened", [False, True])
 def test_it_agrees_with_every_setting(tmp_path, protocol, rule, screened):
     make_run(tmp_path, protocol, rule=rule, screen=FakeScreen(1) if screened else None)
-    options = ["--protocol", protocol] + ["--rule", rule] + (["--screen"] if screened else [])
-    line = consistent(tmp_path, *options)
-    assert ("looks of the screen" in line) == screened
-    status, _, _ = audit(tmp_path, "--screen")  # consistent only where that is how it was run
+    assert ("looks of the screen" in consistent(tmp_path)) == screened
+    status, _, _ = audit(
+        tmp_path, screen=True, rule="published", protocol="corrected"
+    )  # consistent only where that is how it was run
     assert status == (0 if (screened and rule == "published" and protocol == "corrected") else 1)
 
 
 @pytest.mark.parametrize("every", [2, 5, 16])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ["published", "evidence"])
 @pytest.mark.parametrize("screened", [False, True])
 def test_it_replays_groups_and_how_they_are_searched(tmp_path, every, rule, screened):
     screen = FakeScreen(1, fails=0.2) if screened else None
     make_run(tmp_path, rule=rule, screen=screen, verify_every=every)
-    options = ["--rule", rule, "--verify-every", every] + (["--screen"] if screened else [])
     phases = Counter(row["Phase"] for row in read_rows(tmp_path / "log.csv"))
     assert phases["group"] > 5
     assert screened or phases["subject"] > 5
-    assert f", {phases['group']} group)" in consistent(tmp_path, *options)
-    options[3] = 1
-    assert audit(tmp_path, *options)[0] == 1
+    assert f", {phases['group']} group)" in consistent(tmp_path)
+    assert audit(tmp_path, verify_every=1)[0] == 1
 
 
 @pytest.mark.parametrize(
@@ -331,7 +336,7 @@ def test_a_group_that_was_tampered_with_is_found(tmp_path, column, text, names):
     index = first_index(rows, "group", Ignored="0")
     rows[index][column] = text
     write_rows(tmp_path / "log.csv", rows)
-    lines = found(tmp_path, "--verify-every", 8)
+    lines = found(tmp_path)
     assert any(line.startswith(f"{index + 2}: ") and names in line for line in lines), lines
 
 
@@ -348,9 +353,9 @@ def test_a_group_that_was_tampered_with_is_found(tmp_path, column, text, names):
 )
 def test_it_knows_the_screen_of_labels(tmp_path, column, text, names):
     make_run(tmp_path, screen=FakeScreen(3, fails=0.05, labels=True), verify_every=4)
-    options = ("--screen", "--label-screen", "--verify-every", 4)
-    consistent(tmp_path, *options)
-    assert audit(tmp_path, "--screen", "--verify-every", 4)[0] == 1
+    consistent(tmp_path)
+    assert audit(tmp_path, label_screen=False)[0] == 1
+    change_record(tmp_path, label_screen=True)
     rows = read_rows(tmp_path / "log.csv")
     failed = {(row["Cycle"], row["Study"]) for row in rows if row["Phase"] in ("unreachable", "invalid")}
     doubted = [
@@ -367,17 +372,17 @@ def test_it_knows_the_screen_of_labels(tmp_path, column, text, names):
     assert row["Label_p"] != text
     row[column] = text
     write_rows(tmp_path / "log.csv", rows)
-    assert any(names in line for line in found(tmp_path, *options))
+    assert any(names in line for line in found(tmp_path))
 
 
 def test_centers_that_are_away_when_their_images_are_screened(tmp_path):
     make_run(tmp_path, screen=FakeScreen(1, fails=0.3))
-    assert "visits failed" in consistent(tmp_path, "--screen")
+    assert "visits failed" in consistent(tmp_path)
     rows = read_rows(tmp_path / "log.csv")
     index = next(i for i, row in enumerate(rows) if row["Phase"] == "unreachable" and ";" in row["Subjects"])
     rows[index]["Subjects"] = rows[index]["Subjects"].rpartition(";")[0]
     write_rows(tmp_path / "log.csv", rows)
-    assert found(tmp_path, "--screen")[0].startswith(f"{index + 2}: ")
+    assert found(tmp_path)[0].startswith(f"{index + 2}: ")
 
 
 def test_a_center_cannot_answer_a_look_by_half(tmp_path):
@@ -393,7 +398,7 @@ def test_a_center_cannot_answer_a_look_by_half(tmp_path):
     kept = [row for index, row in enumerate(rows) if index not in own[1:]]
     kept.insert(own[0] + 1, failure)
     write_rows(tmp_path / "log.csv", kept)
-    assert found(tmp_path, "--screen")[0].startswith(f"{own[0] + 3}: Phase, Subjects: unreachable")
+    assert found(tmp_path)[0].startswith(f"{own[0] + 3}: Phase, Subjects: unreachable")
 
 
 @pytest.mark.parametrize("score", ["inf", "nan"])
@@ -403,19 +408,19 @@ def test_an_image_whose_score_is_no_number(better, tmp_path, score):
     index = first_index(rows, "screen", Ignored="1")
     rows[index].update(Screen_score=score, Screen_spectrum=score)
     write_rows(tmp_path / "log.csv", rows)
-    consistent(tmp_path, *BETTER)
+    consistent(tmp_path)
     rows[index].update(Screen_spectrum="1")
     write_rows(tmp_path / "log.csv", rows)
-    assert "Screen_score is" in found(tmp_path, *BETTER)[0]
+    assert "Screen_score is" in found(tmp_path)[0]
 
 
-def test_a_log_of_the_first_screen_is_told(better, tmp_path):
+def test_a_log_without_the_scores_of_looks_is_refused(better, tmp_path):
     shutil.copytree(better, tmp_path, dirs_exist_ok=True)
     rows = [
-        {name: cell for name, cell in row.items() if name not in COMPONENTS} for row in read_rows(tmp_path / "log.csv")
+        {name: cell for name, cell in row.items() if name[7:] not in LOOKS} for row in read_rows(tmp_path / "log.csv")
     ]
     write_rows(tmp_path / "log.csv", rows)
-    assert "no column has the score of a look" in found(tmp_path, *BETTER)[0]
+    assert "should be Cycle, " in found(tmp_path)[0]
 
 
 def test_a_first_row_that_claims_to_be_the_screens(better, tmp_path):
@@ -423,7 +428,7 @@ def test_a_first_row_that_claims_to_be_the_screens(better, tmp_path):
     rows = read_rows(tmp_path / "log.csv")
     rows[0].update(Phase="screen", FP="")
     write_rows(tmp_path / "log.csv", rows)
-    status, _, err = audit(tmp_path, *BETTER)
+    status, _, err = audit(tmp_path)
     assert (status, err.count("\n")) == (2, 1)
     assert "row 2: FP '' is not a whole number" in err
 
@@ -440,7 +445,7 @@ def test_a_first_row_that_claims_to_be_the_screens(better, tmp_path):
         ("screen", {"Ignored": "0"}, "FP", "3", "FP is 3, should be empty"),
         ("screen", {"Ignored": "0"}, "Screen_score", "", "empty, should be a number"),
         ("revisit", {"FP": ""}, "Eliminated", "0", "Eliminated is 0, should be 1"),
-        ("revisit", {"FP": ""}, "Screen_score", "1", "its looks are not sure and the image must train"),
+        ("revisit", {"FP": ""}, "Screen_score", "1", "no extension is sure and the image must train"),
         ("revisit", {"Ignored": "0"}, "Screen_score", "30", "is sure, as the first was, but it trained"),
         ("batch", {"Ignored": "1"}, "P_AUROC", "0.9", "P_AUROC is 0.9, but AUROC was"),
         ("batch", {"Ignored": "0"}, "P_AUROC", "1e-3", "Ignored is 0, should be 1 (PFP"),
@@ -456,7 +461,7 @@ def test_a_first_row_that_claims_to_be_the_screens(better, tmp_path):
 )
 def test_tampering_with_what_the_better_rules_say_is_found(better, tmp_path, phase, cells, column, text, names):
     shutil.copytree(better, tmp_path, dirs_exist_ok=True)
-    consistent(tmp_path, *BETTER)
+    consistent(tmp_path)
     rows = read_rows(tmp_path / "log.csv")
     index = next(  # not the first of its cycle: that one states the limit
         number
@@ -465,37 +470,8 @@ def test_tampering_with_what_the_better_rules_say_is_found(better, tmp_path, pha
     )  # fmt: skip
     rows[index][column] = text
     write_rows(tmp_path / "log.csv", rows)
-    lines = found(tmp_path, *BETTER)
+    lines = found(tmp_path)
     assert any(line.startswith(f"{index + 2}: ") and names in line for line in lines), lines
-
-
-class CountRule(rules.Rule):
-    """A third rule."""
-
-    name, words = "count", "more than three misdiagnoses more"
-    columns = ("Rise",)
-
-    def judge(self, before, after, tolerance, protocol):
-        rise = sum((after.false_positives, after.false_negatives, -before.false_positives, -before.false_negatives))
-        return rise > 3, {"Rise": rise}
-
-    def audit_step(self, row, accepted, risen, test_set):
-        rise = row["FP"] + row["FN"] - accepted["FP"] - accepted["FN"]
-        return rise > 3, [] if row["Rise"] == rise else [(("Rise",), f"should be {rise}")]
-
-
-def test_a_rule_is_one_class(tmp_path, monkeypatch):
-    monkeypatch.setitem(rules.RULES, CountRule.name, CountRule)
-    make_run(tmp_path, rule="count", screen=FakeScreen(0))
-    rows = read_rows(tmp_path / "log.csv")
-    assert any(int(row["Rise"]) > 3 for row in rows if row["Rise"])
-    assert consistent(tmp_path, "--rule", "count", "--screen")
-    found(tmp_path, "--screen")  # it does not decide as the published rule does
-    rows[first_index(rows, "batch")]["Rise"] = "0.5"
-    write_rows(tmp_path / "log.csv", rows)
-    assert "Rise is 0.5, should be " in found(tmp_path, "--rule", "count", "--screen")[0]
-    _, lines, _ = audit(tmp_path, "--help")
-    assert CountRule.words in " ".join(" ".join(lines).split())
 
 
 def test_a_baseline_without_auroc_is_found(better, tmp_path):
@@ -503,7 +479,7 @@ def test_a_baseline_without_auroc_is_found(better, tmp_path):
     rows = read_rows(tmp_path / "log.csv")
     rows[0]["AUROC"] = ""
     write_rows(tmp_path / "log.csv", rows)
-    assert found(tmp_path, *BETTER)[0] == "2: AUROC is empty, should be from 0 to 1"
+    assert found(tmp_path)[0] == "2: AUROC is empty, should be from 0 to 1"
 
 
 def test_a_rise_that_the_counts_prove_cannot_be_called_chance(tmp_path):
@@ -515,17 +491,17 @@ def test_a_rise_that_the_counts_prove_cannot_be_called_chance(tmp_path):
         assert (min(values) <= 0.5) == (after > before)
 
 
-def test_published_spellings_and_no_subject_table(tmp_path):
+def test_without_a_subject_table(tmp_path):
     make_run(tmp_path, wait=3, error=0.05)
     (tmp_path / "log_subjects.csv").unlink()
-    assert consistent(tmp_path, "-revisit", 3, "-error", 0.05).endswith("; no subject table")
+    assert consistent(tmp_path).endswith("; no subject table")
 
 
 def test_cycles_in_which_everybody_waits_have_no_rows(tmp_path):
     everybody = [f"c{number}_{i}" for number, size in enumerate(SIZES) for i in range(size)]
     make_run(tmp_path, wait=3, trainer=RandomTrainer(0, bad=everybody, harm=30, often=1))
     assert {row["Cycle"] for row in read_rows(tmp_path / "log.csv")} == {"0", "10", "13"}
-    assert f"{len(everybody)} eliminated" in consistent(tmp_path, "--revisit", 3)
+    assert f"{len(everybody)} eliminated" in consistent(tmp_path)
 
 
 def change(column, phase, text, **cells):
@@ -719,19 +695,19 @@ def test_what_is_wrong_with_a_row_is_named_beside_its_place(run):
 @pytest.mark.parametrize(
     ("options", "row", "names"),
     [
-        (("--error", 0.03), 3, "Tolerance is "),
-        (("--seed", 41), 3, "Phase, Subjects: batch "),
-        (("--protocol", "published"), 2, "PFP is "),
-        (("--batch-size", 4), None, "Phase, Subjects: batch "),
-        (("--revisit", 1), None, "Phase, Subjects: batch "),
-        (("--revisit", 3), None, "Phase, Subjects: revisit "),
+        ({"error": 0.03}, 3, "Tolerance is "),
+        ({"seed": 41}, 3, "Phase, Subjects: batch "),
+        ({"protocol": "published"}, 2, "PFP is "),
+        ({"batch_size": 4}, None, "Phase, Subjects: batch "),
+        ({"revisit": 1}, None, "Phase, Subjects: batch "),
+        ({"revisit": 3}, None, "Phase, Subjects: revisit "),
     ],
 )
 def test_other_options_than_the_runs_do_not_fit(run, options, row, names):
     folder, rows = run
-    first = found(folder, *options)[0]
-    if options[0] == "--revisit":  # noticed where the first revisit is missing, or comes
-        place = first_index(rows, "batch", Cycle="12") if options[1] == 1 else first_index(rows, "revisit")
+    first = found(folder, **options)[0]
+    if "revisit" in options:  # noticed where the first revisit is missing, or comes
+        place = first_index(rows, "batch", Cycle="12") if options["revisit"] == 1 else first_index(rows, "revisit")
         row = place + 2
     assert names in first
     assert row is None or first.startswith(f"{row}: ")
@@ -744,7 +720,7 @@ def test_an_interrupted_run(run, rows_left):
     (folder / "log_subjects.csv").unlink()
     place = "before the first cycle" if rows_left == 1 else f"in the middle of cycle {rows[rows_left - 1]['Cycle']}"
     assert found(folder)[0].startswith(f"{rows_left + 1}: the log ends {place}")
-    line = consistent(folder, "--unfinished")
+    line = consistent(folder, finished=None)
     assert ("ends in the middle" in line) == (rows_left > 1)
 
 
@@ -759,12 +735,12 @@ def test_the_subject_table_of_an_interrupted_run_is_that_of_the_last_whole_cycle
     end = first_index(rows, "batch", Cycle="13")
     write_rows(folder / "log.csv", rows[: end + 3])
     if cycles_in_table == 3:
-        consistent(folder, "--unfinished")
+        consistent(folder, finished=None)
     else:
-        assert found(folder, "--unfinished", file="log_subjects.csv")
+        assert found(folder, finished=None, file="log_subjects.csv")
     write_rows(folder / "log.csv", rows[:end])  # of cycle 12 all rows are there, the table perhaps not
-    consistent(folder, "--unfinished")
-    assert audit(folder)[0] == (1 if cycles_in_table == 2 else 0)
+    consistent(folder, finished=None)
+    assert audit(folder, finished="2026")[0] == (1 if cycles_in_table == 2 else 0)
 
 
 @pytest.mark.parametrize(
@@ -783,9 +759,8 @@ def test_a_tampered_subject_table_is_found(run, column, text):
     write_rows(folder / "log_subjects.csv", table)
     (line,) = found(folder, file="log_subjects.csv")  # one a row
     assert line.startswith(f"{index + 2}: {column} is ")
-    elsewhere = (folder / "log_subjects.csv").rename(folder / "elsewhere.csv")
+    (folder / "log_subjects.csv").unlink()
     consistent(folder)  # no table beside the log
-    found(folder, "--subjects", elsewhere, file="elsewhere.csv")
 
 
 def test_rows_of_the_subject_table(run):
@@ -812,6 +787,52 @@ def test_at_most_so_many_violations_are_printed(run):
     assert len(found(folder)) == 11
     assert found(folder, "--show", 29)[-1] == "and 1 more violation (--show N prints more)"
     assert len(found(folder, "--show", 30)) == 30
+
+
+def audit_alone(folder, *options, cwd=ROOT):
+    """Only the log is named."""
+    done = run_here(AUDIT, folder / "log.csv", *options, cwd=cwd)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_record_names_the_files_relative_to_where_the_run_was_started(run):
+    folder, _ = run
+    path = folder / "log_run" / "run.json"
+    record = json.loads(path.read_text())
+    record["options"] |= {"fn_train": "train.csv", "fn_test": "test.csv"}
+    digests = {f"fn_{name}": hashlib.sha256((folder / f"{name}.csv").read_bytes()) for name in ("train", "test")}
+    record["inputs_sha256"] = {name: digest.hexdigest() for name, digest in digests.items()}
+    record["sessions"][0]["folder"] = str(folder)
+    path.write_text(json.dumps(record))
+    assert audit_alone(folder)[0] == 0
+    record["sessions"][0]["folder"] = str(folder / "moved")  # as the folder has been since
+    path.write_text(json.dumps(record))
+    status, _, err = audit_alone(folder)
+    assert (status, err) == (2, f"error: train.csv: no such file, but {path} names it (--train tells where it is)\n")
+    assert audit_alone(folder, cwd=folder)[0] == 0
+    with open(folder / "test.csv", "a") as file:
+        file.write("\n")
+    status, _, err = audit_alone(folder, cwd=folder)
+    told = f"error: test.csv: has changed since the run read it, by {path} (--test takes it as it is)\n"
+    assert (status, err) == (2, told)
+    assert audit_alone(folder, "--test", folder / "test.csv", cwd=folder)[0] == 0
+
+
+def test_a_federations_subjects_are_those_of_its_table(run):
+    folder, _ = run
+    path = folder / "log_run" / "run.json"
+    record = json.loads(path.read_text())
+    del record["options"]["fn_train"]
+    path.write_text(json.dumps(record))
+    assert audit_alone(folder)[2] == f"error: {path}: names no fn_train (--train is needed)\n"
+    order = list(dict.fromkeys(row["Study"] for row in read_rows(folder / "train.csv")))
+    change_record(folder, centers=order)
+    status, out, err = audit_alone(folder)
+    assert (status, err) == (0, ""), out
+    change_record(folder, centers=order[:-1])
+    assert f": {order[-1]} is none of the centers that run.json names" in audit_alone(folder)[2]
+    (folder / "log_subjects.csv").unlink()
+    assert audit_alone(folder)[0] == 2
 
 
 def test_columns_in_another_order(run):
@@ -845,16 +866,27 @@ def overwrite(name, content):
     return spoil
 
 
+def record(**options):
+    return lambda folder: change_record(folder, **options) or ()
+
+
 @pytest.mark.parametrize(
     ("spoil", "names"),
     [
         (remove("log.csv"), "log.csv: no such file"),
         (remove("train.csv"), "train.csv: no such file"),
         (remove("test.csv"), "test.csv: no such file"),
-        (lambda folder: ("--subjects", folder / "none.csv"), "none.csv: no such file"),
-        (lambda folder: ("--subjects", folder), "Is a directory"),
-        (lambda folder: ("--error", "two"), "'two' is not a number"),
-        (lambda folder: ("--revisit", "0"), "'0' is not a whole number"),
+        (lambda folder: ("--record", folder / "none.json"), "none.json: no such file"),
+        (lambda folder: ("--record", folder / "log.csv"), "log.csv: not a record of a run"),
+        (remove("log_run/run.json"), "log.csv: found no run.json of its run"),
+        (overwrite("log_run/run.json", b'{"options": {}, "sessions": [], "finished": ""}'), "found no run.json of"),
+        (record(error="two"), 'error is "two", should be of type float'),
+        (record(screen="yes"), 'screen: "yes" is not one of False, True'),
+        (record(batch_size=2.5), "batch_size is 2.5, should be of type int"),
+        (record(batch_size=0), "batch_size is 0, should be at least 1"),
+        (record(seed=-1), "seed is -1, should be at least 0"),
+        (record(rule="none"), 'rule: "none" is not one of published, evidence'),
+        (record(protocol="none"), "protocol is none, should be one of corrected, published"),
         (overwrite("log.csv", b""), "log.csv: missing column(s) Cycle"),
         (overwrite("log.csv", b"\xff\xfe\x00"), "log.csv: not a CSV file"),
         (overwrite("log.csv", (",".join(LOG_COLUMNS) + "\n").encode()), "log.csv: has no rows"),
@@ -891,30 +923,35 @@ def test_it_shares_no_code_with_quality_control(finished):
     """As a user runs it, and what it imported by then."""
     command = f"import runpy, sys\ntry:\n    runpy.run_path({str(AUDIT)!r}, run_name='__main__')\n"
     command += "finally:\n    print(*sys.modules)"
-    files = [finished / "log.csv", "--train", finished / "train.csv", "--test", finished / "test.csv"]
     done = subprocess.run(
-        [sys.executable, "-c", command, *map(str, files)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", command, finished / "log.csv"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     line, modules = done.stdout.splitlines()
     assert line.startswith("consistent: ")
     shared = {name for name in modules.split() if name.split(".")[0] == "travelling"}
-    names = ("", ".command", ".console", ".errors", ".protocol", ".rules", ".stopping", ".words")
+    names = (
+        "", ".auditor", ".command", ".console", ".errors", ".extensible", ".extension", ".option", ".protocol", ".rule",
+        ".stopping", ".words", ".beyond", ".beyond.evidence", ".beyond.groups", ".beyond.screen",
+        ".beyond.screen_labels",
+    )  # fmt: skip
     assert shared == {f"travelling{name}" for name in names}
 
 
 def test_it_asks_nothing_that_made_decisions(better, monkeypatch):
-    """Of the rules it runs what they say of a log, and nothing that they decide by."""
+    """Of extensions it runs what they say of a log, and nothing that they decide by."""
 
     def decides(*_):
         raise AssertionError
 
     for owner, names in (
-        (rules, ("risen", "more_misdiagnosed", "auroc_fell", "placements")),
-        (RULES["evidence"], ("judge", "describe", "saturation", "locked_up")),
+        (evidence, ("risen", "more_misdiagnosed", "auroc_fell", "placements")),
+        (rule, ("risen", "saturation")),
+        (evidence.Evidence, ("judge", "start", "saturation", "lock_up")),
+        (Screen, ("before_cycle", "at_revisit", "cells")),
         (Protocol, ("rates", "exceeds", "largest_rates")),
     ):
         for name in names:
             monkeypatch.setattr(owner, name, decides)
-    monkeypatch.setattr(RULES["evidence"], "ALPHA", 0.5)
-    consistent(better, *BETTER)
+    monkeypatch.setattr(evidence.Evidence, "ALPHA", 0.5)
+    consistent(better)

@@ -8,21 +8,20 @@ import csv
 import gzip
 import os
 import shutil
-from argparse import Namespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
-from conftest import run_here, run_script, write_image
+from conftest import Arguments, run_here, run_script, write_image
 
-import travelling.command
+import travelling.runs.command
 from travelling.errors import InputError
-from travelling.metrics import performance
-from travelling.model_files import cycles_to_run, model_pairs
-from travelling.nifti import read_image
-from travelling.run import Run
-from travelling.volumes import Volumes
+from travelling.images.nifti import read_image
+from travelling.images.volumes import Volumes
+from travelling.method.metrics import performance
+from travelling.network.model_files import cycles_to_run, model_pairs, pretrained_files
+from travelling.runs.run import Run
 
 SHAPE = (35, 34, 33)  # of the toy cohort's images: z, y, x
 NO_PROC = "/proc/none/below"  # cannot be made, not even by root
@@ -68,8 +67,8 @@ def some_rows(source, target, rows=slice(None), **changes):
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Folder of tiny untrained models: those of cycles 6 and 7, which call everybody PD (FPR = 1)."""
-    from travelling import backend
-    from travelling.model import TravellingModel
+    from travelling.network import backend
+    from travelling.network.model import TravellingModel
 
     backend.start(seed=1)
     folder = tmp_path_factory.mktemp("models")
@@ -388,10 +387,8 @@ def test_a_corrupt_test_image_stops_inference(command, cohort, tmp_path):
         ("standard", "--learning-rate", "-1"),
         ("standard", "--learning-rate", "inf"),
         ("standard", "--seed", "-1"),
-        ("standard", "--cache-gb", "nan"),
         ("standard", "--nonsense", "1"),
         ("inference", "--first-cycle", "x"),
-        ("inference", "--age-edges", "130"),
         ("generate", "--centers", "0"),
         ("generate", "--images", "-1"),
         ("generate", "--maximum", "0"),
@@ -431,10 +428,6 @@ def test_results_need_a_name(script, option, command, tmp_path):
 def test_cycles_are_the_total(script, command, tmp_path):
     line = refused(script, *command(script, {"-cycles": 8}), cwd=tmp_path, names=["-cycles 8"])
     assert "first cycle of this run, which is 8" in line
-
-
-def test_age_edges_must_increase(command, tmp_path):
-    refused("inference", *command("inference"), "--age-edges", 70, 60, cwd=tmp_path, names=["--age-edges"])
 
 
 # Models
@@ -512,7 +505,7 @@ def two_cycles(folder):
     ],
 )
 def test_bad_model(spoil, models, tmp_path):
-    from travelling.model import TravellingModel
+    from travelling.network.model import TravellingModel
 
     folder = shutil.copytree(models, tmp_path / "models")
     TravellingModel.load(*pair(folder), SHAPE)
@@ -521,7 +514,7 @@ def test_bad_model(spoil, models, tmp_path):
 
 
 def test_a_model_must_fit_the_images(models):
-    from travelling.model import TravellingModel
+    from travelling.network.model import TravellingModel
 
     encoder, classifier = pair(models)
     message = input_error(TravellingModel.load, encoder, classifier, tuple(reversed(SHAPE)))
@@ -575,7 +568,35 @@ def test_inference_needs_models_in_its_folder(command, tmp_path):
     empty.mkdir()
     refused("inference", *command("inference", {"-en": empty, "-pd": empty}), cwd=tmp_path, names=[empty])
     refused("inference", *command("inference", {"-pd": "none"}), cwd=tmp_path, names=["none"])
-    refused("inference", *command("inference"), "--first-cycle", 8, cwd=tmp_path, names=["cycles"])
+    refused("inference", *command("inference"), "--first-cycle", 8, cwd=tmp_path, names=["there are cycles 6, 7"])
+
+
+@pytest.mark.parametrize("script", ["dirty", "quality_control"])
+def test_a_folder_of_models_to_go_on_from(script, command, models, tmp_path):
+    """The last one, or that before --first-cycle; what is there is named where that one is not."""
+    folders = {"-en": models, "-pd": models}
+    line = refused(script, *command(script, {**folders, "-cycles": 8}), cwd=tmp_path, names=["-cycles 8"])
+    assert "first cycle of this run, which is 8" in line
+    line = refused(
+        script, *command(script, {**folders, "-cycles": 7}), "--first-cycle", 7, cwd=tmp_path, names=["-cycles 7"]
+    )
+    assert "which is 7" in line
+    refused(
+        script, *command(script, folders), "--first-cycle", 9, cwd=tmp_path, names=[models, "there are cycles 6, 7"]
+    )
+    refused(script, *command(script, {"-en": models}), cwd=tmp_path, names=[models, "two files or two folders"])
+
+
+def test_the_files_that_a_run_goes_on_from(models, tmp_path):
+    last = tuple(pair(models))
+    assert pretrained_files(models, models, None) == last
+    before = tuple(path.with_name(path.name.replace("_07", "_06")) for path in last)
+    assert pretrained_files(models, models, 7) == before
+    assert pretrained_files(*before, None) == before
+    assert model_pairs(*before) == {6: before}
+    unknown = tmp_path / "path_encoder.h5"
+    unknown.touch()
+    assert "tells its cycle" in input_error(model_pairs, unknown, last[1])
 
 
 @pytest.mark.parametrize(
@@ -635,9 +656,9 @@ def test_each_result_of_another_run_counts(name, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / name).write_text("precious")
-    message = input_error(Run, folder, "training.log", Namespace(overwrite=False), {}, [folder / "more.csv"])
+    message = input_error(Run, folder, "training.log", Arguments(overwrite=False), {}, [folder / "more.csv"])
     assert message.startswith(f"{folder / name}: ")
-    Run(folder, "training.log", Namespace(overwrite=True), {}, [folder / "more.csv"])
+    Run(folder, "training.log", Arguments(overwrite=True), {}, [folder / "more.csv"])
     assert (folder / name).read_text() == "precious"  # until the run begins
 
 
@@ -648,7 +669,7 @@ def test_the_model_a_run_starts_from_is_never_removed(command, models, tmp_path)
     assert "starts from it" in line
     (tmp_path / "link").symlink_to(folder)
     inputs = dict(zip(("en", "pd"), pair(folder), strict=True))
-    message = input_error(Run, tmp_path / "link", "training.log", Namespace(overwrite=True), inputs)
+    message = input_error(Run, tmp_path / "link", "training.log", Arguments(overwrite=True), inputs)
     assert "starts from it" in message
 
 
@@ -669,7 +690,7 @@ def test_a_run_never_replaces_its_own_cohort(script, option, name, data, command
 
 
 def test_a_refused_run_leaves_no_empty_folder(tmp_path):
-    Run(tmp_path / "run", "training.log", Namespace(overwrite=False), {})
+    Run(tmp_path / "run", "training.log", Arguments(overwrite=False), {})
     assert not (tmp_path / "run").exists()  # before the run begins
 
 
@@ -766,7 +787,7 @@ def test_what_the_machine_lacks_is_one_line(error, status, capsys):
         raise error
 
     with pytest.raises(SystemExit) as end:
-        travelling.command.run(main)
+        travelling.runs.command.run(main)
     assert end.value.code == status
     line = capsys.readouterr().err
     assert line.count("\n") == 1
@@ -775,7 +796,7 @@ def test_what_the_machine_lacks_is_one_line(error, status, capsys):
 
 def test_what_nobody_foresaw_keeps_its_traceback():
     with pytest.raises(RuntimeError, match="unforeseen"):
-        travelling.command.run(lambda: (_ for _ in ()).throw(RuntimeError("unforeseen")))
+        travelling.runs.command.run(lambda: (_ for _ in ()).throw(RuntimeError("unforeseen")))
 
 
 # Quality control that could see no harm

@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 from conftest import write_image
 
-from travelling import cache, volumes
-from travelling.cache import ArrayFiles, free_memory
 from travelling.errors import InputError
-from travelling.trainer import LocalTrainer
-from travelling.volumes import Volumes
+from travelling.images import cache, volumes
+from travelling.images.cache import ArrayFiles, free_memory
+from travelling.images.local_trainer import LocalTrainer
+from travelling.images.volumes import Volumes
 
 SHAPE = (33, 34, 35)
 SUBJECTS = ["float", "byte", "short"]

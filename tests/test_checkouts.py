@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from conftest import ROOT, make_cohort
 
-from travelling import __version__, record
+from travelling import __version__
+from travelling.runs import record
 
 SCRIPTS = sorted(
     str(path.relative_to(ROOT))
@@ -142,8 +143,8 @@ def test_a_git_that_does_not_answer_is_told_in_log_and_record(program, reason, t
 
 
 def test_the_notice_is_in_the_log_of_a_run(tmp_path, monkeypatch):
-    from travelling.options import Overwrite
-    from travelling.run import Run
+    from travelling.runs.options import Overwrite
+    from travelling.runs.run import Run
 
     monkeypatch.setattr(record, "git_state", lambda: (None, None, "it refuses"))
     run = Run(tmp_path / "run", "a.log", Overwrite(), {}, models=False)

@@ -4,16 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from travelling.cohort import (
-    batches,
-    read_cohort,
-    refuse_one_class,
-    refuse_overlap,
-    subjects_by_center,
-    travelling_order,
-)
 from travelling.errors import InputError
-from travelling.protocol import PROTOCOLS
+from travelling.images.cohort import read_cohort, refuse_one_class, refuse_overlap, subjects_by_center
+from travelling.method.order import batches, travelling_order
+from travelling.method.protocol import PROTOCOLS
 
 GOOD = {
     "Subject": ["007", "NA", "b"],

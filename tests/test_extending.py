@@ -1,6 +1,8 @@
 """docs/extending.md: every recipe, added to the file that it names in a copy of the repository, does what it says."""
 
 import ast
+import csv
+import json
 import os
 import re
 import shutil
@@ -18,22 +20,34 @@ RECIPES = {title: (file, code) for title, file, code in RECIPE.findall(PAGE.read
 FOLDERS = ("travelling", "travelling_quality_control", "generate_harmful_samples", "reproduce")
 
 # What each is tried with, in the copy.
-JUDGE_LOG_AUDIT = """
-from pathlib import Path
+STOPPED_EARLY = """
+import runpy
 import sys
-from test_audit import FakeScreen, RandomTrainer, consistent, found, make_run, read_rows, write_rows
+from travelling.runs import stopping
 
-folder = Path(sys.argv[1])
-make_run(folder, rule="count", screen=FakeScreen(3), trainer=RandomTrainer(3, harm=3))
-rows = read_rows(folder / "log.csv")
-verified = [row for row in rows if row["Rise"]]
-assert {int(row["Rise"]) for row in verified} >= {3, 4}
-assert all((row["Ignored"] == "1") == (int(row["Rise"]) > 3) for row in verified)
-assert consistent(folder, "--rule", "count", "--screen")
-row = verified[0]
-row["Rise"] = int(row["Rise"]) + 1
-write_rows(folder / "log.csv", rows)
-assert "Rise is" in found(folder, "--rule", "count", "--screen")[0]
+del sys.argv[0]
+finish, steps = stopping.stop_if_asked, []
+
+def stop_after_a_while():
+    steps.append(1)
+    if len(steps) == 17:
+        stopping._asked.append(15)
+    finish()
+
+stopping.stop_if_asked = stop_after_a_while
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+SERVER_AND_PLAN = """
+from pathlib import Path
+from travelling.option import from_json, to_command_line
+from travelling.runs.options import LocalQualityControl, QualityControlServer
+
+files = dict.fromkeys(("en", "pd", "fn_test", "fn_save"), "x")
+told = from_json(QualityControlServer, Path("server.json"), files | {"centers": ["a", "b"], "drift": 0.02})
+(guard,) = told.extensions
+assert (type(guard).__name__, guard.options.drift, told.told()["drift"]) == ("DriftGuard", 0.02, 0.02)
+assert "drift" not in from_json(QualityControlServer, Path("server.json"), files | {"centers": ["a", "b"]}).told()
+assert to_command_line(LocalQualityControl, drift=0.02) == ["--drift", "0.02"]
 """
 SCREEN_LOG_AUDIT = """
 import sys
@@ -42,14 +56,15 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 from test_audit import FakeScreen, consistent, make_run, read_rows
-from travelling.model import TravellingModel
-from travelling.screen import Screen
-from travelling.trainer import LocalTrainer
+from travelling.network.model import TravellingModel
+from travelling.beyond.screen.eyes import Eyes
+from travelling.beyond.screen.scores import Scores
+from travelling.images.local_trainer import LocalTrainer
 
 folder = Path(sys.argv[1])
 make_run(folder, screen=FakeScreen(0))
 assert all(row["Screen_grain"] for row in read_rows(folder / "log.csv") if row["Phase"] == "screen")
-assert consistent(folder, "--screen")
+assert consistent(folder)
 
 random = np.random.default_rng(0)
 images = random.uniform(size=(12, 1, 9, 9, 9, 1)).astype(np.float32)
@@ -61,18 +76,18 @@ volumes.batch = lambda subjects: np.concatenate([images[subject] for subject in 
 volumes.batches = lambda groups: map(volumes.batch, groups)
 cohort = pd.DataFrame({"Subject": range(12), "Group_bin": [0, 1] * 6})
 model = TravellingModel.build(volumes.shape, 0.05, 0.001)
-screen = Screen(LocalTrainer(model, volumes, cohort, cohort[:10]), 0.2)
-screen.calibrate(0, None, 1)
-usual, grainy = screen.cells([10, 11])
+screen = Scores(Eyes(LocalTrainer(model, volumes, cohort, cohort[:10])), 0.2)
+screen.calibrate()
+usual, grainy = screen.cells([10, 11])[0]
 assert usual["Screen_grain"] < 3 < grainy["Screen_grain"]
 """
 TRAIN_SAVE_LOAD = """
 import sys
 from pathlib import Path
 import numpy as np
-from travelling.inference_network import can_fold
-from travelling.model import TravellingModel
-from travelling.sfcn import MINIMUM_VOXELS, width_of
+from travelling.network.inference_network import can_fold
+from travelling.network.model import TravellingModel
+from travelling.network.sfcn import MINIMUM_VOXELS, width_of
 
 shape = (MINIMUM_VOXELS, 9, 10)
 model = TravellingModel.build(shape, 0.5, 0.001)
@@ -129,7 +144,7 @@ def extended(tmp_path):
         add(title, tmp_path / "copy")
         return run
 
-    def run(*arguments):
+    def run(*arguments, status=0):
         places = os.pathsep.join(map(str, (tmp_path / "copy", ROOT / "tests")))
         done = subprocess.run(
             [sys.executable, *map(str, arguments)],
@@ -139,7 +154,7 @@ def extended(tmp_path):
             text=True,
             check=False,
         )
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.returncode == status, done.stdout + done.stderr
         return done.stdout
 
     return extend
@@ -166,10 +181,45 @@ def test_all_recipes_together_pass_what_every_change_must_pass(tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_rule_is_judged_logged_and_audited(extended, tmp_path):
-    run = extended("Add a rule")
-    assert "--rule {published,evidence,count}" in run("travelling_quality_control/enc_PD_quality_control.py", "--help")
-    run("-c", JUDGE_LOG_AUDIT, tmp_path)
+def test_an_extension_is_one_file(extended, control_options, tmp_path):
+    """It is told, judges, logs, goes on after a stop, is audited and reported; nothing else was changed for it."""
+    run = extended("Add an extension")
+    scripts = "travelling_quality_control"
+    script = f"{scripts}/enc_PD_quality_control.py"
+    assert "--drift" in run(script, "--help")
+    run("-c", SERVER_AND_PLAN)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    options = [*control_options[: control_options.index("-fn_save")], "--learning-rate", 0.0005, "--drift", 0.02]
+    options += ["-error", 1, "--allow-saturated"]  # the published rule alone would undo nothing
+    run(script, *options, "-fn_save", whole / "qc")
+    run("-c", STOPPED_EARLY, script, *options, "-fn_save", stopped / "qc", status=143)
+    run(script, *options, "-fn_save", stopped / "qc")
+    for name in ("qc.csv", "qc_subjects.csv"):
+        assert (stopped / name).read_bytes() == (whole / name).read_bytes()
+    assert "going on in cycle" in (stopped / "qc.log").read_text()
+
+    first, *rows = csv.DictReader((whole / "qc.csv").open())
+    drifts = [max(abs(float(row[rate]) - float(first[rate])) for rate in ("PFP", "PFN")) for row in rows]
+    assert [float(row["Drift"]) for row in rows] == pytest.approx(drifts)
+    risen = [
+        any(float(row[rate]) > float(row[f"Reference_{rate}"]) + float(row["Tolerance"]) for rate in ("PFP", "PFN"))
+        for row in rows
+    ]
+    far = [drift > 0.02 for drift in drifts]
+    assert [row["Ignored"] == "1" for row in rows] == [up or away for up, away in zip(risen, far, strict=True)]
+    assert any(away and not up for up, away in zip(risen, far, strict=True))  # it has decided alone
+    assert json.loads((whole / "qc_run" / "run.json").read_text())["options"]["drift"] == 0.02
+
+    assert run(f"{scripts}/audit.py", whole / "qc.csv").startswith("consistent: ")
+    run(f"{scripts}/report.py", whole / "qc.csv")
+    page = (whole / "qc_report.html").read_text()
+    assert "A step was undone, too, where FPR or FNR was more than 0.02 from the first one." in page
+    assert "Drift: distance of FPR or FNR, whichever is farther" in page
+    assert '<button type="button">drift</button>' in page
+    log = (whole / "qc.csv").read_text().splitlines()
+    log[3] = log[3].rpartition(",")[0] + ",0.5"
+    (whole / "qc.csv").write_text("\n".join(log) + "\n")
+    assert "row 4: Drift is 0.5, should be " in run(f"{scripts}/audit.py", whole / "qc.csv", status=1)
 
 
 def test_a_look_is_scored_logged_and_audited(extended, tmp_path):
@@ -178,7 +228,7 @@ def test_a_look_is_scored_logged_and_audited(extended, tmp_path):
 
 
 def test_a_kind_of_harm_makes_an_image(extended, tmp_path):
-    from travelling.nifti import read_voxels
+    from travelling.images.nifti import read_voxels
 
     run = extended("Add a kind of harm")
     good = write_image(tmp_path / "a.nii.gz", np.random.default_rng(0).uniform(1, 2, (9, 10, 11)).astype(np.float32))
@@ -203,5 +253,5 @@ def test_a_table_is_in_the_evaluation(extended, tmp_path):
     run("reproduce/evaluate.py", study, "--only", "tables", "report", "--resamples", 99)
     table = pd.read_csv(study / "tables" / "waiting.csv")
     assert table[["flagged", "revisits"]].to_numpy().tolist() == [[3, 3]]  # h1, h2 and, by mistake, b1
-    assert "Images that were flagged at least once" in (study / "tables" / "waiting.md").read_text(encoding="utf-8")
+    assert "Images that were flagged at least once" in (study / "tables" / "waiting.tex").read_text(encoding="utf-8")
     assert "images flagged" in (study / "report.html").read_text(encoding="utf-8")

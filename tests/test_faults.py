@@ -29,12 +29,12 @@ import SimpleITK as sitk
 from conftest import SCRIPTS, run_script, write_image
 from hypothesis import strategies as st
 
-from travelling.checkpoint import Checkpoints
-from travelling.cohort import read_cohort
 from travelling.errors import InputError
-from travelling.model_files import RECORD, read_record
-from travelling.nifti import read_image
-from travelling.volumes import Volumes
+from travelling.images.cohort import read_cohort
+from travelling.images.nifti import read_image
+from travelling.images.volumes import Volumes
+from travelling.network.model_files import RECORD, read_record
+from travelling.runs.checkpoint import Checkpoints
 
 hypothesis.configuration.set_hypothesis_home_dir(tempfile.gettempdir())  # nothing in the repository
 
@@ -379,7 +379,7 @@ def test_nothing_is_read_as_an_image_that_is_no_single_file(plain_image, tmp_pat
 BILLIONS = {"dim1": 32767, "dim2": 32767, "dim3": 32767}
 LOOK = """
 import sys
-from travelling import nifti
+from travelling.images import nifti
 from travelling.errors import InputError
 
 try:
@@ -422,8 +422,8 @@ def test_a_header_that_claims_too_much_takes_no_memory(name, make, words, plain_
 @pytest.fixture(scope="module")
 def saved_model(tmp_path_factory):
     """Folder with a tiny encoder and its classifier, .keras, and with those that TensorFlow 2.10 saved, .h5."""
-    from travelling import backend
-    from travelling.model import TravellingModel
+    from travelling.network import backend
+    from travelling.network.model import TravellingModel
 
     backend.start(seed=1)
     folder = tmp_path_factory.mktemp("model")
@@ -437,8 +437,8 @@ def saved_model(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("examples", [300])
 def test_a_damaged_model_is_the_model_or_one_error(examples, kind, shape, saved_model, tmp_path):
-    from travelling import model
-    from travelling.model import TravellingModel
+    from travelling.network import model
+    from travelling.network.model import TravellingModel
 
     good, classifier, bad = (
         saved_model / f"encoder.{kind}",

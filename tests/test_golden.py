@@ -7,7 +7,7 @@ from unittest import mock
 
 from conftest import run_here
 
-from travelling import sfcn
+from travelling.network import sfcn
 
 GOLDEN = Path(__file__).parent / "golden"
 COLUMNS = ("Cycle", "Subject", "Study", "ACC", "FP", "FN", "PFP", "PFN", "Ignored")

@@ -4,12 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from fake_trainer import HEALTHY, FakeTrainer, NoFiles, control_over, run_cycles
+from fake_trainer import HEALTHY, FakeTrainer, NoFiles, control_over, extension_of, judged, run_cycles
 
+from travelling.beyond.groups import Groups
 from travelling.errors import VisitFailed
-from travelling.metrics import evaluate
-from travelling.protocol import PROTOCOLS
-from travelling.rules import RULES
+from travelling.method.metrics import evaluate
 from travelling_quality_control.enc_PD_quality_control import travel
 
 CENTERS = {center: [f"{center}{number}" for number in range(7)] for center in "abcdefgh"}  # batches of 5 and of 2
@@ -112,7 +111,7 @@ def test_the_batches_of_a_center_that_fails_are_dropped_and_the_others_train(que
         subject for subject in sum(CENTERS.values(), []) if subject[0] != "c"
     }
     assert control.accepted.false_positives == 0
-    assert "c" not in {batch[0][0] for batch in control.queue}
+    assert "c" not in {batch[0][0] for batch in extension_of(control, Groups).queue}
 
 
 @pytest.mark.parametrize("harm", [{}, {"a0": (9, 0), "c3": (HEALTHY, 0), "e4": (0, 60)}])
@@ -157,9 +156,7 @@ def test_a_group_is_suspect_before_a_step_is_harmful():
     labels = np.repeat([0, 1], 25)
     before = np.random.RandomState(1).normal(labels, 0.7)
     worse = before - 0.25 * labels + np.random.RandomState(2).normal(0, 0.3, 50)
-    rule, corrected = RULES["evidence"](), PROTOCOLS["corrected"]
-    judged, cells = rule.judge(evaluate(labels, before), evaluate(labels, worse), 1, corrected)
+    tried, cells = judged(evaluate(labels, before), evaluate(labels, worse), 1)
     assert 0.01 < cells["P_AUROC"] < 0.05
-    assert not judged
-    assert rule.suspect(evaluate(labels, before), evaluate(labels, worse), 1, corrected) == (True, cells)
-    assert RULES["published"]().suspect(evaluate(labels, before), evaluate(labels, worse), 1, corrected) == (False, {})
+    assert not tried
+    assert judged(evaluate(labels, before), evaluate(labels, worse), 1, batches=2) == (True, cells)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from travelling.metrics import age_groups, diagnose, evaluate, metrics_by_subgroup, performance
+from travelling.method.metrics import age_groups, diagnose, evaluate, metrics_by_subgroup, performance
 
 LABELS = [0, 0, 0, 0, 1, 1]
 PREDICTIONS = [0.1, 0.5, 0.2, 0.9, 0.8, 0.3]  # HC: 2 of 4 right; PD: 1 of 2

@@ -26,12 +26,13 @@ sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 
 from registration_error import brain_points, error, synthetic  # noqa: E402
 
-from travelling import bids, command, registration  # noqa: E402
-from travelling.cohort import read_cohort  # noqa: E402
+from prepare_images import bids, registration  # noqa: E402
+from prepare_images.registration import Job  # noqa: E402
+from prepare_images.template import empty_image, image_size  # noqa: E402
 from travelling.errors import InputError  # noqa: E402
-from travelling.nifti import read_header, read_image, read_voxels  # noqa: E402
-from travelling.registration import Job  # noqa: E402
-from travelling.template import empty_image, image_size  # noqa: E402
+from travelling.images.cohort import read_cohort  # noqa: E402
+from travelling.images.nifti import read_header, read_image, read_voxels  # noqa: E402
+from travelling.runs import command  # noqa: E402
 
 sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # as the script's processes: then equal scans give equal images
 SCRIPT = ROOT / "prepare_images" / "prepare_images.py"

@@ -13,20 +13,26 @@ from fake_trainer import (
     FakeTrainer,
     NoFiles,
     control_over,
+    extension_of,
+    judged,
+    plain_settings,
     run_cycles,
     settings_of,
 )
 
-from travelling.cohort import related, travelling_order
+from travelling.beyond.evidence import Evidence, EvidenceOptions, auroc_fell, more_misdiagnosed
+from travelling.beyond.screen import Screen, is_strange
+from travelling.beyond.screen.looks import LOOKS, Distance, Mirrored
+from travelling.beyond.screen.scores import Scores, by_others, limit_rank
 from travelling.errors import InputError, VisitFailed
-from travelling.looks import LOOKS, Distance, Mirrored
-from travelling.metrics import Evaluation, evaluate
-from travelling.protocol import PROTOCOLS
-from travelling.quality_control import QualityControl
-from travelling.rules import EvidenceRule, PublishedRule, auroc_fell, more_misdiagnosed
-from travelling.screen import Screen, by_others, is_strange, limit_rank
-from travelling.travel import travel
-from travelling.verification_log import LOG_COLUMNS, SCREEN_COLUMNS
+from travelling.images.cohort import related
+from travelling.method.metrics import Evaluation, evaluate
+from travelling.method.order import travelling_order
+from travelling.method.protocol import PROTOCOLS
+from travelling.method.quality_control import QualityControl, log_columns
+from travelling.method.rule import saturation as saturation_of
+from travelling.method.travel import travel
+from travelling.method.verification_log import LOG_COLUMNS
 from travelling_quality_control.enc_PD_quality_control import travel as control_quality
 
 
@@ -35,7 +41,7 @@ def test_the_model_travels_through_all_centers_in_order():
     trainer = FakeTrainer()
     saved = []
     files = NoFiles(lambda cycle, rate, loss: saved.append((cycle, trainer.weight, loss, rate, trainer.learning_rate)))
-    travel(trainer, centers, range(3), settings_of(seed=40, epochs=2), lambda cycle: 1 / (1 + cycle), files)
+    travel(trainer, centers, range(3), plain_settings(seed=40, epochs=2), lambda cycle: 1 / (1 + cycle), files)
     steps = 2 * (1 + 1 + 2)  # epochs x batches of the three centers
     # One weight goes through all; a model is saved with the learning rate of the next cycle.
     assert saved == [
@@ -64,7 +70,7 @@ def test_at_every_center_the_next_one_is_expected(controlled):
         control_quality(control, range(2), lambda cycle: 1 / (1 + cycle), files)
         assert saved == [1 / 2, 1 / 3]  # of the next cycle
     else:
-        travel(trainer, centers, range(2), settings_of(), lambda cycle: 1, NoFiles())
+        travel(trainer, centers, range(2), plain_settings(), lambda cycle: 1, NoFiles())
     expected = []
     for _, order, _ in travelling_order(centers, 42, range(2)):
         expected += [centers[center] for center in order[1:]] + [[]]
@@ -230,7 +236,7 @@ def test_published_rates_have_the_other_class_below():
     ],
 )
 def test_saturation_is_noticed(protocol, start, saturation):
-    directions = PublishedRule().saturation(Evaluation(*start, HEALTHY, PATIENTS), 5 * 0.02, PROTOCOLS[protocol])
+    directions = saturation_of(Evaluation(*start, HEALTHY, PATIENTS), 5 * 0.02, PROTOCOLS[protocol])
     assert [direction[:3] for direction in directions] == saturation
 
 
@@ -304,11 +310,9 @@ def test_evidence_is_a_worse_ranking_wherever_the_threshold_lies(change, harmful
     labels = np.repeat([0, 1], 25)
     before = random.normal(labels, 0.7)
     after = change(labels, before)
-    verdict, cells = EvidenceRule().judge(
-        evaluate(labels, before), evaluate(labels, after), 0.02, PROTOCOLS["corrected"]
-    )
+    verdict, cells = judged(evaluate(labels, before), evaluate(labels, after), 0.02)
     assert verdict == harmful
-    assert tuple(cells) == EvidenceRule.columns
+    assert tuple(cells) == Evidence.columns
     assert (min(cells["P_AUROC"], cells["P_FP"], cells["P_FN"]) < 0.01) == harmful
 
 
@@ -317,9 +321,7 @@ def test_a_rise_of_the_rates_must_be_beyond_the_tolerance_too():
     before = np.random.RandomState(1).normal(labels, 0.7)
     after = before + 0.15  # 7 % of the HC more are PD now
     for tolerance, harmful in ((0.01, True), (0.1, False)):
-        verdict, cells = EvidenceRule().judge(
-            evaluate(labels, before), evaluate(labels, after), tolerance, PROTOCOLS["corrected"]
-        )
+        verdict, cells = judged(evaluate(labels, before), evaluate(labels, after), tolerance)
         assert verdict == harmful
         assert cells["P_FP"] < 0.01
         assert cells["P_AUROC"] == 1
@@ -336,12 +338,13 @@ def test_the_exact_test_of_mcnemar():
 
 def test_a_pre_trained_model_that_ranks_nobody_is_blind():
     labels = np.repeat([0, 1], 25)
+    evidence = Evidence(EvidenceOptions(rule="evidence"))
     good = np.random.RandomState(1).normal(labels, 0.7)
     bad = np.random.RandomState(1).normal(0, 1, 50)
-    assert EvidenceRule().saturation(evaluate(labels, good), 0.1, PROTOCOLS["corrected"]) == []
-    (words,) = EvidenceRule().saturation(evaluate(labels, bad), 0.1, PROTOCOLS["corrected"])
+    assert evidence.saturation(evaluate(labels, good), 0.1, PROTOCOLS["corrected"]) == []
+    (words,) = evidence.saturation(evaluate(labels, bad), 0.1, PROTOCOLS["corrected"])
     assert words.startswith("AUROC 0.")
-    (words,) = EvidenceRule().saturation(evaluate([0, 0, 0, 1, 1, 1], [0, 1, 2, 3, 4, 5]), 0.1, PROTOCOLS["corrected"])
+    (words,) = evidence.saturation(evaluate([0, 0, 0, 1, 1, 1], [0, 1, 2, 3, 4, 5]), 0.1, PROTOCOLS["corrected"])
     assert "chance alone" in words
 
 
@@ -359,13 +362,13 @@ def test_the_rule_decides_what_is_undone_and_against_whom():
     rows = []
     trainer = Ranks(harm={"bad": (2, 0), "a0": (0, 0)})
     settings = settings_of(error=0, revisit=1, rule="evidence")
-    control = QualityControl(settings, trainer, centers, rows.append)
+    control = QualityControl(settings, trainer, centers, rows.append, extensions=settings.extensions)
     control.start(trainer.evaluate())
     run_cycles(control, [10, 11])
     assert control.eliminated == {"bad": 11}
     assert [row["P_AUROC"] < 0.01 for row in rows if row["Ignored"]] == [True] * 3
     assert all(row["AUROC"] > 0.5 for row in rows if not row["Ignored"] and row["Phase"] != "baseline")
-    other = QualityControl(settings, trainer, centers, rows.append)
+    other = QualityControl(settings, trainer, centers, rows.append, extensions=settings.extensions)
     other.import_state(control.export_state())
     assert other.accepted == control.accepted
 
@@ -387,7 +390,7 @@ def test_a_suspect_never_trains_and_is_eliminated_at_its_revisit():
     assert decisions == [(10, "screen", 1, 0), (11, "revisit", 1, 1)]
     assert all(row[column] is None for row in unmeasured for column in ("ACC", "FP", "FN", "PFP", "PFN", "Tolerance"))
     assert all(row["Screen_score"] > row["Screen_limit"] for row in unmeasured)
-    assert all(tuple(row) == (*LOG_COLUMNS, *SCREEN_COLUMNS) for row in rows)
+    assert all(tuple(row) == log_columns(control.extensions) for row in rows)
     assert trainer.looked_at.count(None) == 3  # the test set, once in a cycle
     for cycle, others in ((10, ["strange"]), (11, []), (12, [])):
         phases = [(row["Phase"], row["Subject"]) for row in rows if row["Cycle"] == cycle]
@@ -431,7 +434,7 @@ def test_a_second_look_alone_does_not_eliminate():
         trainer = FakeTrainer(harm={"strange": (harm, 0)})
         control, rows = screened_control(centers, trainer)
         trainer.strange = {"strange": looks[0]}
-        control.begin_cycle(10, ["a"])
+        control.begin_cycle(10, ["a"], np.random.RandomState(0))
         if looks[0] < 1:
             control.flag("strange")  # by verification
         control.end_cycle()
@@ -473,8 +476,8 @@ def test_an_image_that_harms_the_rates_is_found_behind_the_screen_as_well():
 
 def test_the_limit_is_the_test_sets_quantile_each_measured_by_the_others():
     trainer = FakeTrainer()
-    screen = Screen(trainer, 0.1)
-    screen.calibrate(10, None, 1)
+    screen = Scores(trainer, 0.1)
+    screen.calibrate()
     looks = trainer.look()
     scores, units = [], {}
     for name, look in LOOKS.items():
@@ -487,7 +490,7 @@ def test_the_limit_is_the_test_sets_quantile_each_measured_by_the_others():
         scores.append([(one - some.mean()) / max(some.std(ddof=1), least) for one, some in pairs])
     assert screen.limit == pytest.approx(np.sort(np.max(scores, axis=0))[108])  # rank 109 of 120: 0.9 x 121, rounded up
     trainer.strange = {"somebody": 3}
-    (cells,) = screen.cells(["somebody"])
+    ((cells,), _) = screen.cells(["somebody"])
     seen = trainer.look(["somebody"])
     for name, look in LOOKS.items():
         mean, sd = units[name]
@@ -541,9 +544,9 @@ def test_as_many_good_images_are_suspected_as_stated(subjects, stated, runs):
 
     shares = []
     for _ in range(runs):
-        screen = Screen(Chance(), stated)
-        screen.calibrate(0, None, 1)
-        shares.append(np.mean([is_strange(cells) for cells in screen.cells(range(100))]))
+        screen = Scores(Chance(), stated)
+        screen.calibrate()
+        shares.append(np.mean([is_strange(cells) for cells in screen.cells(range(100))[0]]))
     assert 0.5 * stated < np.mean(shares) < 1.25 * stated
 
 
@@ -553,18 +556,18 @@ def test_a_test_set_whose_looks_are_all_the_same_is_no_reason_to_stop():
     trainer.look = lambda subjects=None, labels=None: (
         look(subjects, labels) | ({"asymmetry": np.zeros((TEST_IMAGES, 2))} if subjects is None else {})
     )
-    screen = Screen(trainer, 0.1)
-    screen.calibrate(10, None, 1)
-    assert [cells["Screen_asymmetry"] for cells in screen.cells(["a"])] == [0]
+    screen = Scores(trainer, 0.1)
+    screen.calibrate()
+    assert [cells["Screen_asymmetry"] for cells in screen.cells(["a"])[0]] == [0]
 
 
 def test_what_an_image_alone_tells_is_measured_once(monkeypatch):
     made = []
     make = Distance.__init__
     monkeypatch.setattr(Distance, "__init__", lambda self, *about: made.append(type(self)) or make(self, *about))
-    screen = Screen(FakeTrainer(), 0.1)
-    for cycle in (10, 11):
-        screen.calibrate(cycle, None, 1)
+    screen = Scores(FakeTrainer(), 0.1)
+    for _ in (10, 11):
+        screen.calibrate()
     assert made.count(Distance) == 2 * (1 + TEST_IMAGES)
     assert made.count(Mirrored) == len(HALVES) * (1 + TEST_IMAGES)
 
@@ -586,7 +589,7 @@ def test_state_of_the_screen_goes_on_where_it_was():
     run_cycles(control, [10])
     other, _ = screened_control(centers, trainer)
     other.import_state(control.export_state())
-    assert other.screen.export_state() == control.screen.export_state()
+    assert extension_of(other, Screen).export_state() == extension_of(control, Screen).export_state()
     assert other.accepted == control.accepted
     looked = trainer.looked_at.count(None)
     run_cycles(other, [10])  # the same cycle: not calibrated anew

@@ -12,47 +12,40 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-import SimpleITK as sitk
-from conftest import ROOT, SCRIPTS, SIZE, make_cohort
+from conftest import ROOT, SCRIPTS, make_cohort
 
 sys.path.insert(0, str(ROOT / "reproduce"))
 import judge
 import plan
 from evaluation.layout import EXPERIMENTS, KINDS, condition_name, conditions_of, split_condition
-from steps import duration_text, missing, times_before_the_end
-from timing import estimate, measure
+from steps import missing
 
 import reproduce
-from travelling import command, harm, options
 from travelling.errors import InputError
-from travelling.options import from_command_line
-from travelling_quality_control.reporting import one_run, runs
+from travelling.images import harm
+from travelling.option import from_command_line
+from travelling.runs import command, options
+from travelling_quality_control.auditing import run_record
+from travelling_quality_control.reporting import one_run
 
 STUBS = ("cohort", "train", "harm", "dirty", "control", "infer")
-COSTS = {"start": 1.0, "train": 0.1, "predict": 0.01, "read": 0.0, "make": 0.1, "harm": 0.1, "device": "abacus"}
-# For a process of its own: reproduce.py with scripts that only note that they ran, and nothing to measure or evaluate.
+# For a process of its own: reproduce.py with scripts that only note that they ran, and nothing to evaluate.
 DRIVER = f"""
-import json, time
 from pathlib import Path
-import reproduce
-from travelling import command, harm
+import plan, reproduce
+from travelling.runs import command
+from travelling.images import harm
 
-def measure(*arguments):
-    if "measure" in json.loads(Path(__file__).with_name("orders.json").read_text()):
-        Path(__file__).with_name("journal").write_text("begin measure\\n")
-        time.sleep(60)
-    return {COSTS}
-
-reproduce.measure = measure
 reproduce.evaluate = lambda folder, arguments: print("evaluated")
-reproduce.SCRIPTS.update((name, Path(__file__).with_name(f"{{name}}.py")) for name in {STUBS})
+plan.SCRIPTS.update((name, Path(__file__).with_name(f"{{name}}.py")) for name in {STUBS})
 if __name__ == "__main__":
     command.run(reproduce.main)
 """
 SCRIPT = """
 import json, os, sys, time
 from pathlib import Path
-from travelling import command, harm, stopping
+from travelling.runs import command, stopping
+from travelling.images import harm
 from travelling.errors import Stopped
 
 name, words = Path(sys.argv[0]).stem, sys.argv[1:]
@@ -111,14 +104,20 @@ class Study:
     """A place to run reproduce.py with such scripts."""
 
     def __init__(self, folder, cohort, monkeypatch, capsys):
-        self.folder, self.out, self._monkeypatch, self._capsys = folder, folder / "out", monkeypatch, capsys
+        self.folder, self.out, self._monkeypatch, self._capsys = folder, folder / "my study", monkeypatch, capsys
         (folder / "driver.py").write_text(DRIVER)
         for name in STUBS:
             (folder / f"{name}.py").write_text(SCRIPT)
-            monkeypatch.setitem(reproduce.SCRIPTS, name, folder / f"{name}.py")
-        monkeypatch.setattr(reproduce, "run_apart", lambda *arguments: COSTS)
+            monkeypatch.setitem(plan.SCRIPTS, name, folder / f"{name}.py")
         monkeypatch.setattr(reproduce, "evaluate", lambda folder, arguments: print("evaluated"))
-        self.options = ["--train", cohort / "training_set.csv", "--test", cohort / "test_set.csv", "--out", self.out]
+        self.options = [
+            "--train",
+            cohort / "training_set.csv",
+            "--test",
+            cohort / "test_set.csv",
+            "--output-folder",
+            self.out,
+        ]
         self.options += ["--centers", 2, "--images", 3]
         self.order()
 
@@ -182,16 +181,12 @@ def option(step, name):
     return words[words.index(name) + 1]
 
 
+CONDITIONS = [f"{experiment}_{kind}" for experiment in ("whole_centers", "single") for kind in ("inverted", "noise")]
+CONDITION_PARTS = ("dirty_baseline", "dirty_baseline/inference", "quality_control", "quality_control/inference")
 IN_ORDER = [
+    *(f"{condition}/harmful" for condition in CONDITIONS),
     "pretrained", "clean", "clean/inference",
-    *(
-        f"{experiment}_{kind}/{part}"
-        for experiment in ("whole_centers", "single")
-        for kind in ("inverted", "noise")
-        for part in (
-            "harmful", "dirty_baseline", "dirty_baseline/inference", "quality_control", "quality_control/inference",
-        )
-    ),
+    *(f"{condition}/{part}" for condition in CONDITIONS for part in CONDITION_PARTS),
 ]  # fmt: skip
 
 
@@ -219,7 +214,7 @@ def test_the_plan_is_the_papers(monkeypatch, study):
 
 
 def test_a_step_comes_after_those_whose_results_it_reads(monkeypatch, tmp_path):
-    _, steps = planned(monkeypatch, "--demo", "--out", tmp_path)
+    _, steps = planned(monkeypatch, "--demo", "--output-folder", tmp_path)
     made = set()
     for step in steps.values():
         assert set(step.reads) <= made, step.name
@@ -234,10 +229,9 @@ def test_a_step_comes_after_those_whose_results_it_reads(monkeypatch, tmp_path):
 def test_options_reach_the_scripts_that_know_them(monkeypatch, small_cohort, tmp_path):
     _, steps = planned(
         monkeypatch, "--train", small_cohort / "training_set.csv", "--test", small_cohort / "test_set.csv",
-        "--out", tmp_path, "--precision", "bfloat16", "--deterministic", "--cache-dir", tmp_path, "--cache-gb", 3,
-        "--keep-every", 5, "--protocol", "published", "--error", 0.05, "--revisit", 3, "--maximum", 4000,
+        "--output-folder", tmp_path, "--precision", "bfloat16", "--deterministic", "--reorient", "--protocol",
+        "published", "--error", 0.05, "--revisit", 3, "--maximum", 4000,
         "--kinds", "noise", "--experiments", "single", "--allow-saturated",
-        "--eval-batch-size", 2,
     )  # fmt: skip
     assert list(steps) == [name for name in IN_ORDER if "/" not in name or name.startswith(("clean", "single_noise"))]
     for step in steps.values():
@@ -246,9 +240,8 @@ def test_options_reach_the_scripts_that_know_them(monkeypatch, small_cohort, tmp
         (told_by,) = [it for it in script.values() if isinstance(it, type) and issubclass(it, options.Options)]
         parsed = vars(options.from_command_line(told_by, ""))
         for name, value in {
-            "precision": "bfloat16", "deterministic": True, "cache_gb": 3, "cache_dir": tmp_path,
-            "keep_every": 5, "protocol": "published", "error": 0.05, "revisit": 3, "allow_saturated": True,
-            "maximum": 4000, "eval_batch_size": 2,
+            "precision": "bfloat16", "deterministic": True, "reorient": True, "protocol": "published", "error": 0.05,
+            "revisit": 3, "allow_saturated": True, "maximum": 4000,
         }.items():  # fmt: skip
             assert parsed.get(name, value) == value, (step.name, name)
 
@@ -283,9 +276,10 @@ def test_settings_of_quality_control_have_folders_and_options_of_their_own(monke
 def test_more_kinds_of_harm_the_clean_images_and_no_dirty_baseline(monkeypatch, study):
     options = ["--kinds", "blur", "swapped_label", "--settings", "screen", "--without-dirty", "--false-alarms", "0.02"]
     _, steps = planned(monkeypatch, *study.options, *options, "--experiments", "whole_centers", "clean")
-    parts = ("harmful", "quality_control_screen", "quality_control_screen/inference")
+    parts = ("quality_control_screen", "quality_control_screen/inference")
     assert list(steps) == [
-        "pretrained", "clean", "clean/inference",
+        *(f"whole_centers_{kind}/harmful" for kind in ("blur", "swapped_label")), "pretrained", "clean",
+        "clean/inference",
         *(f"whole_centers_{kind}/{part}" for kind in ("blur", "swapped_label") for part in parts),
         "clean/quality_control_screen", "clean/quality_control_screen/inference",
     ]  # fmt: skip
@@ -307,7 +301,7 @@ def test_every_name_of_an_experiment_is_read_as_it_was_written():
 
 
 def test_seeds_have_folders_and_seeds_of_their_own(monkeypatch, tmp_path):
-    _, steps = planned(monkeypatch, "--demo", "--out", tmp_path, "--seeds", 3)
+    _, steps = planned(monkeypatch, "--demo", "--output-folder", tmp_path, "--seeds", 3)
     assert list(steps) == ["cohort", *(f"seed_{seed}/{name}" for seed in (1, 2, 3) for name in IN_ORDER)]
     assert [option(steps[f"seed_{seed}/pretrained"], "--seed") for seed in (1, 2, 3)] == ["40", "1040", "2040"]
     for name in ("clean", "single_noise/harmful", "single_noise/quality_control", "single_noise/dirty_baseline"):
@@ -321,9 +315,12 @@ def test_seeds_have_folders_and_seeds_of_their_own(monkeypatch, tmp_path):
     ("options", "message"),
     [
         (["--demo", "--train", "x.csv"], "--train: --demo makes its own cohort"),
-        (["--train", "x.csv", "--out", "x"], "--test: is needed"),
-        (["--train", "x.csv", "--test", "y.csv"], "--out: is needed"),
-        (["--train", "x.csv", "--test", "y.csv", "--out", "x", "--shrink", "2"], "--shrink: with --demo only"),
+        (["--train", "x.csv", "--output-folder", "x"], "--test: is needed"),
+        (["--train", "x.csv", "--test", "y.csv"], "--output-folder: is needed"),
+        (
+            ["--train", "x.csv", "--test", "y.csv", "--output-folder", "x", "--shrink", "2"],
+            "--shrink: with --demo only",
+        ),
         (["--demo", "--cycles", "10"], "--cycles: is the total"),
     ],
 )
@@ -350,19 +347,53 @@ def test_a_study_runs_in_order_and_once(study):
     status, out, err, journal = study.run()
     assert status == 0, err
     assert journal == [f"{what} {name}" for name in IN_ORDER for what in ("begin", "end")]
-    assert out.startswith(f"23 of 23 steps to run, 1 at a time, in {study.out}\nestimated time: ")
-    assert "abacus" in out
+    assert out.startswith(f"23 of 23 steps to run, 1 at a time, in {study.out}\n  whole_centers_inverted/harmful\n")
     assert "evaluated" in out
     text = (study.out / "steps" / "clean_inference.txt").read_text()
-    assert text.startswith(f"cd {study.out}\n{sys.executable} {study.folder}/infer.py -fn ")
+    assert text.startswith(f"cd '{study.out}'\n{sys.executable} {study.folder}/infer.py -fn ")
 
-    status, out, err, journal = study.run("--cache-gb", 1)  # which decides no result
+    status, out, err, journal = study.run("--reorient")  # which decides no result
     assert (status, journal) == (0, [])
     assert "all steps are done" in out
 
 
+def test_a_bar_counts_the_steps_that_are_done_and_names_those_that_run(study, monkeypatch):
+    bars = []
+
+    class Bar:
+        def __init__(self, total, initial, unit):
+            self.total, self.n, self.running = total, initial, []
+            bars.append((initial, self))
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def set_postfix_str(self, text, refresh):
+            self.running.append([name for name in text.split(", ") if name])
+
+        def write(self, text, file):
+            pass
+
+        def update(self, number):
+            self.n += number
+
+    monkeypatch.setattr("travelling.console.progress_bar", Bar)
+    study.run("--jobs", 2)
+    (study.out / "clean" / "inference_metrics.csv").unlink()
+    study.run()
+    (none, first), (some, second) = bars
+    assert (none, some) == (0, 22)
+    assert (first.total, first.n, second.total, second.n) == (23, 23, 23, 23)
+    assert {name for names in first.running for name in names} == set(IN_ORDER)
+    assert max(map(len, first.running)) == 2
+    assert {name for names in second.running for name in names} == {"clean/inference"}
+
+
 def test_what_was_made_with_other_options_is_the_scripts_to_refuse(study, monkeypatch):
-    monkeypatch.setitem(reproduce.SCRIPTS, "harm", SCRIPTS["generate"])
+    monkeypatch.setitem(plan.SCRIPTS, "harm", SCRIPTS["generate"])
     options = ["--kinds", "noise", "--experiments", "whole_centers"]
     assert study.run(*options)[0] == 0
     status, _, err, journal = study.run(*options, "--images", 2)
@@ -390,13 +421,10 @@ def test_a_result_that_is_gone_or_read_anew_runs_again(study):
 
 
 def test_a_dry_run_prints_what_can_be_run_and_runs_nothing(study):
-    status, out, _, journal = study.run(
-        "--dry-run", "--kinds", "noise", "--experiments", "single", "--cache-dir", "a b"
-    )
+    status, out, _, journal = study.run("--dry-run", "--kinds", "noise", "--experiments", "single")
     assert (status, journal) == (0, [])
     assert not study.out.exists()
-    assert "# estimated time: " in out
-    assert "# single_noise/quality_control: about " in out
+    assert "# single_noise/quality_control\n" in out
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     subprocess.run(["sh"], input=out, text=True, check=True, env=environment, capture_output=True)
     scripts = [name for name in IN_ORDER if "/" not in name or name.startswith(("clean", "single_noise"))]
@@ -459,26 +487,6 @@ def test_after_an_interruption_the_same_command_goes_on(number, status, study):
     assert before == len(study.journal()) - len(journal)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_measuring_stops_at_once(number, study):
-    study.order(measure="wait")
-    process = study.start()
-    study.wait_for("begin measure")
-    process.send_signal(number)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 128 + number
-    assert "Traceback" not in err
-    assert not study.out.exists()
-
-
-def test_what_measures_does_not_outlive_the_study(study):
-    study.order(measure="wait")
-    process = study.start()
-    study.wait_for("begin measure")
-    process.kill()
-    process.communicate(timeout=30)  # the other end of its stdout is closed only when nobody is left
-
-
 def test_a_script_that_has_not_begun_to_train_stops_at_once(study):
     study.order(clean="read")
     process = study.start()
@@ -492,7 +500,7 @@ def test_a_script_that_has_not_begun_to_train_stops_at_once(study):
 
 
 def test_a_cohort_is_not_lost_to_other_options(study):
-    study.options = ["--demo", "--out", study.out, "--experiments", "single", "--kinds", "noise", "--jobs", 1]
+    study.options = ["--demo", "--output-folder", study.out, "--experiments", "single", "--kinds", "noise", "--jobs", 1]
     assert study.run("--shrink", 16)[3][:2] == ["begin cohort", "end cohort"]
     status, _, err, journal = study.run("--shrink", 8)
     assert (status, journal) == (2, [])
@@ -525,76 +533,20 @@ def test_what_a_script_would_refuse_later_is_refused_at_once(options, message, s
     assert message in err
 
 
-@pytest.mark.parametrize(("kinds", "status"), [(["noise", "inverted"], 2), (["blur"], 0)])
-def test_images_beyond_the_maximum_are_found_before_anything_runs(kinds, status, study, small_cohort):
-    """The step that makes harmful images would find them, after the pre-training; only published kinds mind."""
-    last = small_cohort / pd.read_csv(small_cohort / "training_set.csv")["Path"].iloc[-1]
-    image = sitk.ReadImage(str(last))
-    original = last.read_bytes()
-    sitk.WriteImage(image * 2000.0, str(last))
-    try:
-        found, _, err, journal = study.run("--kinds", *kinds, "--dry-run")
-    finally:
-        last.write_bytes(original)
-    assert (found, journal) == (status, [])
-    assert (f"{last}: intensities from " in err and "beyond 0 to 255 (see --maximum)" in err) == (status == 2)
-
-
-def test_estimates_multiply_what_was_measured(monkeypatch, study):
-    _, steps = planned(monkeypatch, *study.options)  # 10 images in centers of 6, 1 and 3; 2 tested; 2 x 3 harmful
-    costs = {"start": 1000, "train": 1, "predict": 0.001, "read": 0, "make": 0, "harm": 7}
-    seconds = estimate(steps.values(), costs)
-    assert seconds["pretrained"] == 1000 + 10 * 10
-    assert seconds["single_noise/dirty_baseline"] == 1000 + 20 * (10 + 2)
-    assert seconds["whole_centers_noise/harmful"] == 6 * 7
-    assert seconds["clean/inference"] == 1000 + 20 * 2 * 0.001
-    batches = 2 + 1 + 1 + 2
-    assert seconds["whole_centers_noise/quality_control"] == pytest.approx(
-        1000 + 1.1 * 20 * 16 + 2 * (1.1 * batches * 20 + 1) * 0.001
-    )
-
-
-@pytest.mark.slow
-def test_what_is_measured(small_cohort, monkeypatch):
-    from travelling.model import TravellingModel
-
-    image = next((small_cohort / "images").iterdir())
-    costs = measure(tuple(reversed(SIZE)), 5, 0.05, "float32", False, image, None)
-    assert set(costs) == set(COSTS)
-    assert all(costs[unit] > 0 for unit in ("start", "train", "predict", "read", "harm"))
-    assert costs["predict"] < costs["train"]
-
-    def build(*arguments):
-        raise MemoryError("too large\nby far")
-
-    monkeypatch.setattr(TravellingModel, "build", build)
-    with pytest.raises(InputError, match=r"training fails on this machine: too large$"):
-        measure(tuple(reversed(SIZE)), 5, 0.05, "float32", False, image, None)
-
-
-def test_durations_in_words():
-    assert [duration_text(seconds) for seconds in (0, 100, 130, 7200, 200000)] == [
-        "1 s", "100 s", "2 minutes", "2 hours", "2 days",
-    ]  # fmt: skip
-
-
-def test_what_the_longest_wait_for_is_run_first(study, monkeypatch):
-    _, steps = planned(monkeypatch, *study.options, "--experiments", "single", "--kinds", "noise")
-    seconds = dict.fromkeys(steps, 1) | {"single_noise/quality_control": 100, "clean": 50}
-    times = times_before_the_end(list(steps.values()), seconds)
-    assert times["single_noise/quality_control"] == 101
-    assert times["single_noise/harmful"] == 102
-    assert times["clean"] == 51
-    assert times["pretrained"] == 102
-    assert times["clean/inference"] == 1
+def test_images_beyond_the_maximum_are_found_before_anything_trains(study, monkeypatch):
+    monkeypatch.setitem(plan.SCRIPTS, "harm", SCRIPTS["generate"])
+    status, _, err, journal = study.run("--kinds", "noise", "--maximum", 0.01)
+    assert (status, journal) == (2, [])
+    assert "beyond 0 to 0.01 (see --maximum)" in err
 
 
 @pytest.mark.slow
 def test_a_study_that_is_killed_again_and_again_ends_like_another(small_cohort, tmp_path):
     def command_line(out):
         options = [
-            "--train", small_cohort / "training_set.csv", "--test", small_cohort / "test_set.csv", "--out", out,
-            "--cycles", 3, "--pretrained-cycles", 1, "--width", 0.1, "--pretraining-rate", 0.002, "--allow-saturated",
+            "--train", small_cohort / "training_set.csv", "--test", small_cohort / "test_set.csv",
+            "--output-folder", out, "--cycles", 3, "--pretrained-cycles", 1, "--width", 0.1,
+            "--pretraining-rate", 0.002, "--allow-saturated",
             "--kinds", "inverted", "--experiments", "whole_centers", "--centers", 2, "--images", 3,
         ]  # fmt: skip
         return [sys.executable, str(ROOT / "reproduce" / "reproduce.py"), *map(str, options)]
@@ -627,14 +579,14 @@ def judged(study, monkeypatch):
     """The study's place for judge.py: ``judged(*options)`` gives what :meth:`Study.run` does, and what was reported."""
     reports = []
 
-    def write_report(log, train, test, page, record, subjects_csv):
+    def write_report(record, log, train, test, subjects_csv, page):
         reports.append([log, train, test, page, subjects_csv])
         return None, SimpleNamespace(violations=violations), [page]
 
     violations = []
     monkeypatch.setattr(one_run, "write_report", write_report)
     monkeypatch.setattr(one_run, "in_one_line", lambda run, outcome: "28 images")
-    monkeypatch.setattr(runs, "read_record", lambda path: {})
+    monkeypatch.setattr(run_record, "read_run_record", lambda path: {})
     study.options = study.options[:6]
     monkeypatch.setattr(reproduce, "main", judge.main)  # which is what study.run() runs
     return study, reports, violations
@@ -646,7 +598,7 @@ def test_a_cohort_is_judged_by_two_steps_and_reported(judged, small_cohort):
     assert status == 0
     target = "clean/quality_control_evidence"
     assert journal == ["begin pretrained", "end pretrained", f"begin {target}", f"end {target}"]
-    assert out.index("2 of 2 steps to run") < out.index("estimated time: ") < out.index("28 images")
+    assert out.index("2 of 2 steps to run") < out.index("28 images")
     assert (
         "notice: without the screen (--false-alarms 0.01: a test set of 2 subjects" in " ".join(err.split())
         or "too small" in err
@@ -677,9 +629,9 @@ def test_a_study_in_the_same_folder_goes_on_where_judging_ended(judged, monkeypa
     arguments = from_command_line(plan.Study, "")
     arguments.experiments, arguments.settings = ("clean",), ("published", "evidence")
     for name in STUBS:
-        monkeypatch.setitem(reproduce.SCRIPTS, name, study.folder / f"{name}.py")
+        monkeypatch.setitem(plan.SCRIPTS, name, study.folder / f"{name}.py")
     steps = plan.plan(arguments, reproduce.read_cohort(arguments))
-    left = [step.name for step in missing(steps, arguments.out)]
+    left = [step.name for step in missing(steps, arguments.output_folder)]
     assert "pretrained" not in left
     assert "clean/quality_control_evidence" not in left
     assert "clean/quality_control" in left
@@ -690,7 +642,7 @@ def test_a_plan_of_judging_runs_and_writes_nothing(judged):
     status, out, _, journal = study.run("--dry-run")
     assert (status, journal, reports) == (0, [], [])
     assert out.startswith("#!/bin/sh")
-    assert out.count("\n# ") - out.count("# estimated") == 3
+    assert out.count("\n# ") == 3
     assert not study.out.exists()
 
 
@@ -700,7 +652,7 @@ def test_the_screen_is_used_where_the_test_set_tells_its_limit_or_the_user_asks(
     judgement = from_command_line(judge.Judgement, "")
     table = pd.read_csv(judgement.test)
     for subjects, setting in ((98, "evidence"), (99, "evidence_screen")):
-        monkeypatch.setattr("travelling.cohort.read_cohort", lambda path, number=subjects: [None] * number)
+        monkeypatch.setattr("travelling.images.cohort.read_cohort", lambda path, number=subjects: [None] * number)
         assert judge.setting_for(judgement) == setting
     monkeypatch.undo()
     judgement.false_alarms = 0.25

@@ -5,25 +5,26 @@ import errno
 import json
 import os
 import random
-from argparse import Namespace
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
-from conftest import run_here
-from fake_trainer import FakeTrainer, NoFiles, settings_of
+from conftest import Arguments, run_here
+from fake_trainer import FakeTrainer, NoFiles, plain_settings, settings_of
 
-from travelling import files, nifti, options, stopping
-from travelling.checkpoint import Checkpoints
-from travelling.controlled_run import ControlledRun, first_evaluation, open_run
+from travelling import files
 from travelling.errors import AlreadyDone, InputError
 from travelling.files import write_whole
-from travelling.quality_control import QualityControl
-from travelling.rules import RULES, EvidenceRule
-from travelling.run import Run
-from travelling.travel import travel
-from travelling.verification_log import LogFile, log_columns
+from travelling.images import nifti
+from travelling.method.quality_control import QualityControl, log_columns
+from travelling.method.travel import travel
+from travelling.runs import options, stopping
+from travelling.runs.checkpoint import Checkpoints
+from travelling.runs.controlled_run import ControlledRun, first_evaluation, open_run
+from travelling.runs.log_file import LogFile
+from travelling.runs.record import differences
+from travelling.runs.run import Run
 from travelling_quality_control.enc_PD_quality_control import travel as control_quality
 
 CENTERS = {f"c{number}": [f"s{number}{i}" for i in range(size)] for number, size in enumerate((7, 1, 5, 3, 12, 2))}
@@ -63,9 +64,9 @@ def control(folder, dies_at=None, dies_saving=None, **changes):
     found = checkpoints.load()
     resumed_at = found[0] if found else None
     settings = settings_of(revisit=1, **changes)
-    columns = log_columns(RULES[settings.rule], settings.screen)
+    columns = log_columns(settings.extensions)
     log = LogFile(folder / "qc.csv", columns, resumed_at["log_length"] if resumed_at else 0)
-    quality = QualityControl(settings, trainer, CENTERS, log)
+    quality = QualityControl(settings, trainer, CENTERS, log, extensions=settings.extensions)
     if resumed_at:
         quality.import_state(resumed_at["control"])
         trainer.import_state(found[1])
@@ -144,7 +145,7 @@ def test_the_travelling_model_killed_at_any_step_ends_as_if_it_had_not_been(tmp_
 
         saving = Files(lambda cycle, rate, loss: losses.append((cycle, trainer.weight)))
         try:
-            travel(trainer, CENTERS, CYCLES, settings_of(epochs=2), lambda cycle: 1 / cycle, saving, resumed_at)
+            travel(trainer, CENTERS, CYCLES, plain_settings(epochs=2), lambda cycle: 1 / cycle, saving, resumed_at)
         except Killed:
             return trainer, losses, kept
         return trainer, losses, None
@@ -226,7 +227,7 @@ def test_a_log_that_is_not_its_checkpoints_is_refused(tmp_path):
     with pytest.raises(InputError, match="shorter than when its run stopped"):
         LogFile(tmp_path / "qc.csv", length=10_000)
     with pytest.raises(InputError, match="other columns"):
-        LogFile(tmp_path / "qc.csv", log_columns(EvidenceRule, False), length=length)
+        LogFile(tmp_path / "qc.csv", log_columns(settings_of(rule="evidence").extensions), length=length)
 
 
 @pytest.mark.parametrize("kind", ["inverted", "noise"])
@@ -277,7 +278,7 @@ def new_run(tmp_path):
 
     def make(content="a", overwrite=False, **options):
         source.write_text(content)
-        arguments = Namespace(fn_train=source, overwrite=overwrite, cache_gb=random.random(), **options)
+        arguments = Arguments(fn_train=source, overwrite=overwrite, cache_gb=random.random(), **options)
         return Run(tmp_path / "run", "training.log", arguments, {"fn_train": source})
 
     yield make
@@ -293,7 +294,7 @@ def interrupted(run):
 
 def begun_or_refused(**paths):
     """A session of quality control whose options name these files: "resumes", "done", or why it is refused."""
-    settings = Namespace(overwrite=False, error=0.02, **{name: Path(path) for name, path in paths.items()})
+    settings = Arguments(overwrite=False, error=0.02, **{name: Path(path) for name, path in paths.items()})
     try:
         return "resumes" if open_run(settings, (), {}).resumes else "new"
     except AlreadyDone:
@@ -309,7 +310,7 @@ def test_a_run_is_the_same_by_another_spelling_and_after_its_folder_moved(finish
     monkeypatch.chdir(tmp_path)
     Path("here").mkdir()
     Path("models").mkdir()
-    settings = Namespace(
+    settings = Arguments(
         overwrite=False, error=0.02, output_folder=Path("here/run"), fn_save=Path("here/log"), masks=Path("models")
     )
     run = open_run(settings, (), {})
@@ -404,3 +405,15 @@ def test_a_damaged_record_is_one_error(new_run, tmp_path):
         new_run(error=0.02)
     stopping.end()
     assert not new_run(error=0.02, overwrite=True).resumes
+
+
+def test_what_is_not_used_beyond_the_method_makes_no_difference():
+    """A run that names the published rule is the same one; one that goes beyond it is another, either way."""
+    plain, named = settings_of().told(), settings_of(rule="published", verify_every=1, label_screen=False).told()
+    assert plain == named
+    assert not {"rule", "screen", "verify_every"} & plain.keys()
+    used = settings_of(screen=True, verify_every=4).told()
+    assert used == plain | {"screen": True, "false_alarms": 0.01, "verify_every": 4}
+    for there, here, words in ((plain, used, "None there and 4 here"), (used, plain, "4 there and None here")):
+        told = [{"script": "x", "options": told, "inputs_sha256": {}} for told in (there, here)]
+        assert f"verify_every is {words}" in differences(*told)

@@ -3,31 +3,28 @@
 The logs are made by quality control itself, with a trainer by chance (test_audit.py); what it remembered is the truth.
 """
 
-import contextlib
 import html.parser
-import io
 import json
 import re
-import runpy
 import shutil
 import sys
 from collections import Counter
 from types import SimpleNamespace
-from unittest import mock
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, write_image
-from study_maker import REPRODUCE, write_record
-from test_audit import FakeScreen, RandomTrainer, make_run, read_rows, write_rows
+from conftest import ROOT, run_here, write_image
+from fake_trainer import settings_of
+from study_maker import REPRODUCE
+from test_audit import FakeScreen, RandomTrainer, change_record, make_run, read_rows, write_rows
 
-from travelling import label_screen, screen
-from travelling.looks import LOOKS
-from travelling.nifti import read_upright
-from travelling.rules import RULES, Rule
+from travelling.beyond import screen, screen_labels
+from travelling.beyond.screen import looks as measured
+from travelling.beyond.screen.looks import LOOKS
+from travelling.images.nifti import read_upright
+from travelling.method.quality_control import methods
 from travelling_quality_control.reporting import drawing, one_run, pages
-from travelling_quality_control.reporting.runs import LoggedRun
 
 SCRIPT = ROOT / "travelling_quality_control" / "report.py"
 ALONE = {"subject": "tried alone", "screen": "screened", "revisit": "revisited"}
@@ -36,32 +33,21 @@ TITLES = {"eliminated": "Eliminated", "waiting": "Waiting for a revisit", "came_
 
 
 def make(folder, wait=2, **options):
-    """A run whose training set tells all that a report can tell, and its record; returns its QualityControl."""
+    """A run whose training set tells all that a report can tell; returns its QualityControl."""
     folder.mkdir(parents=True, exist_ok=True)
     control = make_run(folder, wait=wait, **options)
     table = pd.read_csv(folder / "train.csv")
     table["Group_bin"], table["Sex"] = table.index % 2, [("M", "F")[number % 3 == 0] for number in table.index]
     table["Age"], table["Scanner"] = 50 + table.index, ["", "X", "Y"] * (len(table) // 3)
     table.to_csv(folder / "train.csv", index=False)
-    (folder / "log_run").mkdir()
-    names = ("protocol", "revisit", "error", "seed", "batch_size", "rule", "verify_every")
-    told = {name: getattr(control.settings, name) for name in names} | {"screen": control.screen is not None}
-    write_record(folder / "log_run" / "run.json", fn_save=str(folder / "log"), **told)
     return control
 
 
 def report(folder, *options, train="train.csv", log="log.csv"):
     """Run the script in this process; returns (exit status, stdout, stderr)."""
     words = [folder / log, "--train", folder / train, "--test", folder / "test.csv", *options]
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        mock.patch.object(sys, "argv", [str(SCRIPT), *map(str, words)]),
-        pytest.raises(SystemExit) as end,
-    ):
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    return end.value.code, out.getvalue(), err.getvalue()
+    done = run_here(SCRIPT, *words)
+    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture(autouse=True)
@@ -134,7 +120,7 @@ def rows_alone(rows, name):
 
 SETTINGS = [
     {"rule": rule, "screen": screen, "verify_every": every, "protocol": protocol}
-    for rule in RULES
+    for rule in ("published", "evidence")
     for screen, every, protocol in ((False, 1, "corrected"), (True, 1, "corrected"), (True, 5, "published"))
 ]
 
@@ -181,7 +167,7 @@ def test_every_number_is_that_of_the_log(tmp_path, setting):
             for rate, column in (("FPR", "PFP"), ("FNR", "PFN")):
                 told = f"{float(row[f'Reference_{column}']):.3f} to {float(row[column]):.3f}" if row[column] else ""
                 assert cells[rate] == told
-            columns = dict.fromkeys(RULES[setting["rule"]].columns)
+            columns = ("AUROC", "P_AUROC", "P_FP", "P_FN") if setting["rule"] == "evidence" else ()
             columns = dict(zip(columns, columns, strict=True)) or {"tolerated rise": "Tolerance"}
             columns |= {"score": "Screen_score", "limit": "Screen_limit"} if screen else {}
             for label, column in columns.items():
@@ -269,7 +255,7 @@ def test_the_first_screen_tells_the_audit_and_the_last_the_settings(run):
     assert "Audit: consistent 6 cycles (10 to 15), " in page.words
     assert page.words.index("Audit: consistent") < page.words.index("Every image that was")
     assert "refuse" not in page.words
-    assert "in cycles 10 to 15, in batches of 5." in page.words
+    assert "in cycles 10 to 15, in batches of 5, with Adam at 0.0001 in cycle 0." in page.words
     assert "revisited 2 cycles later" in page.words
     assert "lowered the AUROC (paired DeLong test" in page.words
     assert "with a mean score of the two above 4, was eliminated without a training step" in page.words
@@ -406,27 +392,29 @@ def test_images_are_opened_and_shown_only_on_demand(run, monkeypatch):
 def test_slices_are_drawn(run, monkeypatch):
     with_images(run)
     monkeypatch.setattr(pages, "render", drawing.render)
-    assert report(run, "--with-images", "--out", run / "there" / "page.html")[0] == 0
+    assert report(run, "--with-images", "--output-folder", run / "there")[0] == 0
     assert (run / "there" / "log_exclude.txt").is_file()
     assert (
         len(
-            set(re.findall(r'<img src="data:image/png;base64,([^"]{200,})"', (run / "there" / "page.html").read_text()))
+            set(
+                re.findall(
+                    r'<img src="data:image/png;base64,([^"]{200,})"', (run / "there" / "log_report.html").read_text()
+                )
+            )
         )
         > 3
     )
 
 
-def test_without_a_record_options_are_those_of_the_command_line(tmp_path):
-    make(tmp_path, wait=3)
-    assert report(tmp_path)[0] == 0
-    assert "What this report cannot tell" not in Page(tmp_path / "log_report.html").words
-    shutil.rmtree(tmp_path / "log_run")
-    assert report(tmp_path)[0] == 1  # -revisit was 3
-    assert report(tmp_path, "--revisit", 3)[0] == 0
-    page = Page(tmp_path / "log_report.html")
-    assert "No run.json was found" in page.words
-    assert "device: not known" in page.words
-    assert "revisited 3 cycles later" in page.words
+def test_a_record_that_tells_the_options_alone_is_enough(run):
+    path = run / "log_run" / "run.json"
+    options = json.loads(path.read_text())["options"]
+    path.write_text(json.dumps({"options": options, "sessions": [], "finished": True}))
+    assert report(run)[0] == 0
+    assert "device: not known" in Page(run / "log_report.html").words
+    path.unlink()
+    status, _, err = report(run)
+    assert (status, "log.csv: found no run.json of its run" in err) == (2, True)
 
 
 def test_a_record_beside_the_log_counts_only_if_it_is_its_own(run):
@@ -435,8 +423,8 @@ def test_a_record_beside_the_log_counts_only_if_it_is_its_own(run):
     record = json.loads((run / "run.json").read_text())
     record["options"]["fn_save"] = "another"
     (run / "run.json").write_text(json.dumps(record))
-    assert report(run)[0] == 1
-    assert report(run, "--run-folder", run)[0] == 0  # where the user says so
+    assert report(run)[0] == 2
+    assert report(run, "--record", run / "run.json")[0] == 0  # where the user says so
 
 
 def test_files_that_are_not_those_of_the_run_are_told(run):
@@ -457,10 +445,11 @@ def test_an_unfinished_run_and_one_that_has_not_begun(run):
     (run / "log_subjects.csv").unlink()
     write_rows(run / "log.csv", rows[:-3])
     assert report(run)[0] == 1
-    assert report(run, "--unfinished")[0] == 0
+    change_record(run, finished=None)
+    assert report(run)[0] == 0
     assert "ends in the middle of cycle 15" in Page(run / "log_report.html").words
     write_rows(run / "log.csv", rows[:1])
-    assert report(run, "--unfinished")[0] == 0
+    assert report(run)[0] == 0
     words = Page(run / "log_report.html").words
     assert "No cycle has begun." in words
     assert "None was flagged." in words
@@ -469,12 +458,11 @@ def test_an_unfinished_run_and_one_that_has_not_begun(run):
 
 def test_a_federation_with_pseudonyms_and_failed_visits(tmp_path):
     make(tmp_path, screen=FakeScreen(1, fails=0.3), verify_every=4)
-    status, _, err = report(
-        tmp_path, "--centers", *(f"c{i}" for i in (2, 5, 0, 4, 3, 7, 1, 6)), train="log_subjects.csv"
-    )
     order = list(dict.fromkeys(pd.read_csv(tmp_path / "log_subjects.csv")["Study"]))
-    status, _, err = report(tmp_path, "--centers", *order, train="log_subjects.csv")
-    assert (status, err) == (0, "")
+    for centers, expected in ((order[::-1], 1), (order, 0)):  # a server's record names them
+        change_record(tmp_path, centers=centers)
+        status, _, err = report(tmp_path, train="log_subjects.csv")
+        assert (status, err) == (expected, "")
     page, rows = Page(tmp_path / "log_report.html"), read_rows(tmp_path / "log.csv")
     failed = Counter(row["Study"] for row in rows if row["Phase"] == "unreachable")
     shown = page.tables["Visits to centers that failed"]
@@ -482,11 +470,6 @@ def test_a_federation_with_pseudonyms_and_failed_visits(tmp_path):
     assert "The training set does not tell them." in page.words
     assert "HC" not in page.tables["Every image that was flagged or eliminated"][0].values()
     assert "Up to 4 batches were trained" in page.words
-    record = json.loads((tmp_path / "log_run" / "run.json").read_text())
-    for centers, expected in ((order, 0), (order[::-1], 1)):  # a server's record names them
-        record["options"]["centers"] = centers
-        (tmp_path / "log_run" / "run.json").write_text(json.dumps(record))
-        assert report(tmp_path, train="log_subjects.csv")[0] == expected
 
 
 PARTS = {  # of the paragraph for a paper: what tells each, and an option with which it ran
@@ -508,7 +491,11 @@ def test_the_methods_for_a_paper_are_those_that_ran(rule, verify_every, screened
         "protocol": "published", "rule": rule, "error": 0.07, "revisit": 1, "verify_every": verify_every,
         "screen": screened, "label_screen": labels, "false_alarms": 0.03,
     }  # fmt: skip
-    told = LoggedRun.methods(SimpleNamespace(options=options, screens=screened, labels=labels))
+    used = {"screen": ("screen", "false_alarms"), "label_screen": ("label_screen",)}
+    given = {name: options[name] for name in ("rule", "verify_every")}
+    given |= {name: options[name] for switch, names in used.items() if options[switch] for name in names}
+    settings = settings_of(**given, **{name: options[name] for name in ("protocol", "error", "revisit")})
+    told = methods(settings, settings.extensions)
     assert {words for words in PARTS if words in told} == {
         words for words, option in PARTS.items() if option.items() <= options.items()
     }
@@ -522,38 +509,13 @@ def test_the_methods_for_a_paper_are_those_that_ran(rule, verify_every, screened
 
 def test_the_methods_follow_the_numbers_of_the_code(monkeypatch):
     monkeypatch.setattr(screen, "SURE", 7.5)
-    monkeypatch.setattr(label_screen, "ALPHA", 0.0125)
-    monkeypatch.setattr(screen, "LOOKS", {"grain": LOOKS["spectrum"]._replace(words="how grainy it is")})
-    told = screen.methods({"false_alarms": 0.01}) + label_screen.methods()
+    monkeypatch.setattr(screen_labels, "ALPHA", 0.0125)
+    monkeypatch.setattr(measured, "LOOKS", {"grain": LOOKS["spectrum"]._replace(words="how grainy it is")})
+    settings = settings_of(screen=True, label_screen=True)
+    told = methods(settings, settings.extensions)
     assert "by 1 look: (1) how grainy it is. Its" in told
     assert "the two above 7.5, was eliminated" in told
     assert "below 0.0125 divided by the number of centers" in told
-
-
-class CountRule(Rule):
-    """As in docs/extending.md."""
-
-    name, words, columns = "count", "FP and FN together rise by more than three", ("Rise",)
-
-    def judge(self, before, after, tolerance, protocol):
-        was, now = (one.false_positives + one.false_negatives for one in (before, after))
-        return now - was > 3, {"Rise": now - was}
-
-    def audit_step(self, row, accepted, risen, test_set):
-        rise = row["FP"] + row["FN"] - accepted["FP"] - accepted["FN"]
-        return rise > 3, [] if row["Rise"] == rise else [(("Rise",), f"should be {rise}")]
-
-
-def test_a_rule_that_was_added_is_reported_with_its_own_columns(tmp_path, monkeypatch):
-    monkeypatch.setitem(RULES, "count", CountRule)
-    make(tmp_path, rule="count")
-    assert report(tmp_path)[0] == 0
-    page, rows = Page(tmp_path / "log_report.html"), read_rows(tmp_path / "log.csv")
-    shown = [row for caption, table in page.tables.items() if caption.startswith("Rows of the log") for row in table]
-    assert len(shown) > 4
-    assert all(row["Rise"] == rows[int(row["log row"]) - 2]["Rise"] for row in shown)
-    assert "A step was undone where FP and FN together rise by more than three." in page.words
-    assert "a step that made that FP and FN together rise by more than three was undone" in page.words
 
 
 def test_a_lock_up_is_told(tmp_path):
@@ -580,17 +542,13 @@ def other_cohort(run):
     return [], "train.csv: missing column"
 
 
-def no_run_folder(run):
-    return ["--run-folder", run / "nowhere"], "run.json: no such file"
+def no_record(run):
+    return ["--record", run / "nowhere.json"], "nowhere.json: no such file"
 
 
 def broken_record(run):
     (run / "log_run" / "run.json").write_text("{")
     return [], "run.json: not a record of a run"
-
-
-def other_option(run):
-    return ["--revisit", 3], "--revisit 3: the run had 2"
 
 
 def unknown_age(run):
@@ -611,10 +569,7 @@ def test_the_images_least_like_the_template_are_named(run):
 
 
 def test_a_run_that_may_begin_saturated_is_told(run):
-    record = run / "log_run" / "run.json"
-    told = json.loads(record.read_text())
-    told["options"]["allow_saturated"] = True
-    record.write_text(json.dumps(told))
+    change_record(run, allow_saturated=True)
     assert report(run)[0] == 0
     assert "saturated (FPR 0." in Page(run / "log_report.html").words
 
@@ -637,12 +592,12 @@ def other_shape(run):
 
 
 def no_place(run):
-    return ["--out", run / "log.csv" / "there"], "there"
+    return ["--output-folder", run / "log.csv" / "there"], "there"
 
 
 @pytest.mark.parametrize(
     "damage",
-    [no_log, no_table, other_cohort, no_run_folder, broken_record, other_option, unknown_age, no_paths, no_image,
+    [no_log, no_table, other_cohort, no_record, broken_record, unknown_age, no_paths, no_image,
      other_shape, no_place],
 )  # fmt: skip
 def test_bad_input_is_one_line(run, damage, monkeypatch):

@@ -6,12 +6,13 @@ import pytest
 from fake_trainer import FakeTrainer, control_over, run_cycles
 from sklearn.covariance import LedoitWolf
 
-from travelling.label_screen import center_p_value, p_values, reference_of
-from travelling.looks import LOOKS, Distance, Mirrored, asymmetry, spectrum
-from travelling.metrics import evaluate
-from travelling.screen import beside_others, by_others
-from travelling.trainer import LocalTrainer
-from travelling.volumes import Volumes
+from travelling.beyond.screen.eyes import Eyes
+from travelling.beyond.screen.labels import center_p_value, p_values, reference_of
+from travelling.beyond.screen.looks import LOOKS, Distance, Mirrored, asymmetry, spectrum
+from travelling.beyond.screen.scores import beside_others, by_others
+from travelling.images.local_trainer import LocalTrainer
+from travelling.images.volumes import Volumes
+from travelling.method.metrics import evaluate
 
 
 @pytest.fixture
@@ -115,12 +116,12 @@ def test_looks_are_taken_upright_and_once(head, tmp_path):
             asked.append(len(images))
             return np.full((len(images), 3), 0.25 * len(asked))
 
-    trainer = LocalTrainer(Model(), volumes, cohort.set_index("Subject", drop=False), cohort)
-    looks = trainer.look(["a"], {"0": [0.5], "1": [0.1, 0.2, 0.9]})
+    eyes = Eyes(LocalTrainer(Model(), volumes, cohort.set_index("Subject", drop=False), cohort))
+    looks = eyes.look(["a"], {"0": [0.5], "1": [0.1, 0.2, 0.9]})
     np.testing.assert_allclose(looks["asymmetry"], [asymmetry(head)], atol=1e-5)
     np.testing.assert_allclose(looks["channels"], [[0.25, 0.25]])
     assert looks["labels"] == (1 + 2) / 4  # PD with probability 0.25
-    again = trainer.look(["a"])
+    again = eyes.look(["a"])
     assert "labels" not in again
     assert again["spectrum"] is not looks["spectrum"]
     np.testing.assert_array_equal(again["spectrum"], looks["spectrum"])

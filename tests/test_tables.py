@@ -1,7 +1,6 @@
 """The paper's tables against numbers computed by hand, on a study made for that."""
 
 import json
-import runpy
 import shutil
 import sys
 from types import SimpleNamespace
@@ -9,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import run_here
 from study_maker import (
     CLEAN,
     LABELS,
@@ -24,18 +24,17 @@ from study_maker import (
 )
 
 from travelling.errors import InputError
-from travelling.metrics import METRICS, performance
+from travelling.method.metrics import METRICS, performance
 
 sys.path.insert(0, str(REPRODUCE))
 from evaluation import records
 from evaluation.diagnoses import Diagnoses
 from evaluation.intervals import metric_replicates, paired_p_value, percentile_interval, wilson_interval
 from evaluation.records import read_study
-from evaluation.render import to_latex, to_markdown, write_tables
+from evaluation.render import to_latex, write_tables
 from evaluation.tables import Table, make_tables
 from evaluation.tables.detection import summary_of_detection
 from evaluation.tables.performance import summary_of_performance
-from evaluation.tables.thresholds import detection_by_threshold
 
 CONDITION = "whole_centers_noise"
 DIRTY, CONTROLLED = "dirty_baseline", "quality_control"
@@ -63,17 +62,16 @@ def made(folder, **options):
     return make_tables(study, Diagnoses(study, resamples=199, **options))
 
 
-@pytest.fixture
-def run_script_here(monkeypatch, capsys):
-    """Function: run a script of reproduce/ in this process; returns (exit status, stderr)."""
+def run_script_here(script, *arguments):
+    """Run a script of reproduce/ in this process; returns (exit status, stderr)."""
+    done = run_here(REPRODUCE / script, *arguments)
+    return done.returncode, done.stderr
 
-    def run(script, *arguments):
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(REPRODUCE / script), run_name="__main__")
-        return end.value.code, capsys.readouterr().err
 
-    return run
+def in_words(table):
+    """All that a reader sees of a table."""
+    lines = [line for view in table.views.values() for line in (view.columns, *view.to_numpy())]
+    return "\n".join([*(f"| {' | '.join(map(str, line))} |" for line in lines), table.caption, *table.notes])
 
 
 def cell(table, column, **where):
@@ -173,20 +171,10 @@ def test_centers_by_hand(tables):
 
 
 def test_losses_by_subgroup_by_hand(tables):
-    frame = tables["elimination"].frame.set_index("subgroup")
-    # b1 is the second image: a woman of 52; 1 of 8 HC against 0 of 5 PD leaves Fisher's p at 1
-    assert frame["flagged"][["HC", "PD", "male", "female", "age_below_60", "age_60_to_70"]].tolist() == [
-        1,
-        0,
-        0,
-        1,
-        1,
-        0,
-    ]
-    assert frame["number"][["male", "female", "age_below_60"]].tolist() == [7, 6, 5]
-    assert frame["flagged_p_value"]["HC"] == 1
-    assert frame["flagged_p_value"]["male"] == pytest.approx(6 / 13)
-    assert np.isnan(frame["eliminated_p_value"]["male"])
+    frame = tables["false_alarms"].frame.set_index("group")
+    # b1 is the second image: a woman of 52, HC
+    groups = {"HC": (8, 1), "PD": (5, 0), "male": (7, 0), "female": (6, 1), "age_below_60": (5, 1)}
+    assert {name: tuple(frame.loc[name, ["number", "flagged"]]) for name in groups} == groups
 
 
 def test_cost_by_hand(tables):
@@ -203,60 +191,6 @@ def test_cost_by_hand(tables):
     assert [cost(f"{phase}_undone") for phase in ("batch", "subject", "revisit")] == [3, 3, 2]
     assert cost("good_batches_undone") == 1
     assert cost("cycles") == 3
-
-
-def test_detection_by_threshold_by_hand(whole):
-    table = detection_by_threshold(read_study(whole).controls[0]).set_index("threshold")
-    # first cycle, rise per image: h1;h2 as a batch 0.8 / 2 = 0.4, alone 0.7 and 0; b1;b2;b3 0.25 / 3, alone 0.25, 0, 0
-    assert table.index.tolist() == pytest.approx([0, 0.05, 0.25 / 3, 0.25, 0.4, 0.7])
-    assert table["harmful_flagged"].tolist() == [0.5, 0.5, 0.5, 0.5, 0, 0]
-    assert table["good_flagged"].tolist() == pytest.approx([1 / 13, 1 / 13, 0, 0, 0, 0])
-    # at its revisit h1 rose by 0.7, b1 by nothing; h2 was flagged in the next cycle, which is not counted
-    assert table["harmful_eliminated"].tolist() == [0.5, 0.5, 0.5, 0.5, 0, 0]
-    assert table["good_eliminated"].tolist() == [0] * 6
-    for name in ("harmful_flagged", "good_flagged", "harmful_eliminated", "good_eliminated"):
-        assert (table[f"{name}_at_most"] == table[name]).all()
-
-
-@pytest.mark.parametrize("protocol", ["corrected", "published"])
-def test_a_threshold_that_is_exactly_the_rise_is_decided_as_the_protocol_does(protocol, tmp_path):
-    """0.2 + 0.7 is a little less than 0.9 in floats, and h1 rises from 0.2 to 0.9."""
-    steps = [(10, "batch", "a1", 0.2, 0.25), (10, "batch", "h1;h2", 1.9, 0.25), (10, "subject", "h1", 0.9, 0.25)]
-    steps += [(10, "subject", "h2", 0.2, 0.25), (11, "revisit", "h1", 0.2, 0.25)]
-    folder = make_study(tmp_path / "study", steps=steps)
-    write_record(folder / "whole_centers_noise" / "quality_control" / "run.json", protocol=protocol)
-    table = detection_by_threshold(read_study(folder).controls[0], [0.69, 0.7, 0.71])
-    assert list(table["harmful_flagged"]) == [0.5, 0.5 if protocol == "published" else 0.0, 0.0]
-
-
-def test_what_a_log_does_not_tell_about_a_threshold_is_a_range(tmp_path):
-    # c6;c7 rise by 0.04 per image, below the run's 0.05, so nobody tried them alone; the run ends before any revisit
-    first = [step for step in STEPS if step[0] == 10]
-    steps = [(cycle, phase, who, 0.28 if who == "c6;c7" else fpr, fnr) for cycle, phase, who, fpr, fnr in first]
-    frame = made(make_study(tmp_path / "study", steps=steps))["thresholds"].frame.set_index("threshold")
-    assert frame.index.tolist() == [0.005, 0.01, 0.02, 0.05, 0.1]
-    assert frame["of_this_study"].tolist() == [False, False, False, True, False]
-    assert frame["good_flagged"].tolist() == pytest.approx([1 / 13] * 4 + [0])
-    assert frame["good_flagged_at_most"].tolist() == pytest.approx([3 / 13] * 3 + [1 / 13, 0])
-    assert frame["harmful_eliminated"].tolist() == [0] * 5
-    assert frame["harmful_eliminated_at_most"].tolist() == [0.5] * 5
-    assert frame["good_eliminated_at_most"].tolist() == pytest.approx([3 / 13] * 3 + [1 / 13, 0])
-
-
-def test_thresholds_by_hand(tables, tmp_path):
-    assert cell(tables["thresholds"], "good_flagged", threshold=0.05) == pytest.approx(1 / 13)
-    assert cell(tables["thresholds"], "good_flagged", threshold=0.1) == 0
-    assert cell(tables["thresholds"], "revisit", threshold=0.1) == "1"
-    for name in ("seed_1", "seed_2"):
-        make_study(tmp_path / name)
-    steps = [(*step[:3], 0.2, 0.25) if step[:3] == (10, "subject", "b1") else step for step in STEPS]
-    steps = [step for step in steps if step[:3] != (11, "revisit", "b1")]
-    make_study(tmp_path / "seed_2", steps=steps)
-    table = made(tmp_path)["thresholds"]
-    assert cell(table, "good_flagged", threshold=0.05) == pytest.approx((1 / 13 + 0) / 2)
-    assert cell(table, "good_flagged_sd_over_seeds", threshold=0.05) == pytest.approx(1 / 13 / np.sqrt(2))
-    assert cell(table, "harmful_flagged", threshold=0.05) == 0.5
-    assert "| 0.05 (as run) | 0.500 ± 0.000 |" in to_markdown(table)
 
 
 def test_every_number_depends_on_the_records(folder):
@@ -308,7 +242,7 @@ def test_settings_compared_by_hand(two_settings):
     assert of(SETTING, *shares[2:], experiment="clean") == pytest.approx([200 / 13, 100 / 13])
     assert np.isnan(of(SETTING, *shares[:2], "difference_to_dirty", experiment="clean")).all()
     assert of("published", "seeds", experiment="clean") == [0]
-    text = to_markdown(table)
+    text = in_words(table)
     assert (
         "| whole centers | noise | evidence, screen | 2 | 100.0 | 100.0 | 13 | 15.4 | 7.7 | 2.0 | 27.3 | 0.771 |"
         in text
@@ -332,7 +266,7 @@ def test_settings_are_averaged_over_seeds(tmp_path):
     assert cell(table, "run_seconds", setting="published") == 960
     assert np.isnan(cell(table, "run_seconds_sd_over_seeds", setting="published"))
     assert cell(table, "good_flagged_percent_sd_over_seeds", setting=SETTING) == 0
-    assert "| published | 2 | 2 | 100.0 ± 0.0 | 100.0 ± 0.0 | 13 | 3.8 ± 5.4 |" in to_markdown(table)
+    assert "| published | 2 | 2 | 100.0 ± 0.0 | 100.0 ± 0.0 | 13 | 3.8 ± 5.4 |" in in_words(table)
 
 
 def test_false_alarms_by_hand(two_settings):
@@ -366,7 +300,7 @@ def test_false_alarms_by_hand(two_settings):
 def test_a_training_set_without_scanners(folder):
     path = folder / CONDITION / "harmful" / "training_set.csv"
     pd.read_csv(path).drop(columns="Scanner").to_csv(path, index=False)
-    assert set(made(folder)["false_alarms"].frame["by"]) == {"all", "center size"}
+    assert set(made(folder)["false_alarms"].frame["by"]) == {"all", "class", "sex", "age", "center size"}
 
 
 def test_a_training_set_made_of_a_log(folder):
@@ -379,15 +313,13 @@ def test_a_training_set_made_of_a_log(folder):
 def test_other_tables_of_a_study_with_several_settings(two_settings, tables):
     made_of_two = made(two_settings)
     # what is about one setting shows the published one, and says so
-    for name in ("thresholds", "centers", "elimination"):
-        frame = made_of_two[name].frame
-        expected = tables[name].frame
-        pd.testing.assert_frame_equal(frame[frame["experiment"] != "clean"], expected, check_dtype=False)
-        assert "Of the setting 'published' only" in made_of_two[name].caption
-        assert "Of the setting" not in tables[name].caption
+    frame, expected = made_of_two["centers"].frame, tables["centers"].frame
+    pd.testing.assert_frame_equal(frame[frame["experiment"] != "clean"], expected, check_dtype=False)
+    assert "Of the setting 'published' only" in made_of_two["centers"].caption
+    assert "Of the setting" not in tables["centers"].caption
     auroc = value(made_of_two, SCREENED, "AUC_ROC", experiment="whole_centers")
     assert auroc == pytest.approx(18.5 / 24)
-    assert "| noise | quality-controlled (evidence, screen) | 0.771" in to_markdown(made_of_two["performance"])
+    assert "| noise | quality-controlled (evidence, screen) | 0.771" in in_words(made_of_two["performance"])
     found = made_of_two["detection"].frame.set_index(["experiment", "setting", "images"])
     assert found["flagged"]["whole_centers", SETTING, "good"] == 2
     assert found["first_flagged_cycles"]["whole_centers", SETTING, "harmful"] == "10: 2"
@@ -402,9 +334,9 @@ def test_other_tables_of_a_study_with_several_settings(two_settings, tables):
     assert [cost(name) for name in ("verifications", "undone", "revisit_verifications")] == [22, 6, 3]
     assert [cost(f"screened{ending}") for ending in ("", "_flagged", "_eliminated")] == [15, 2, 1]
     assert cost("screened", CONTROLLED) == 0
-    assert "15, 2, 1 |" in to_markdown(made_of_two["cost"])
-    assert "screen" not in to_markdown(tables["cost"])
-    assert not [table.name for table in made_of_two.values() if "nan" in to_markdown(table)]
+    assert "15, 2, 1 |" in in_words(made_of_two["cost"])
+    assert "screen" not in in_words(tables["cost"])
+    assert not [table.name for table in made_of_two.values() if "nan" in in_words(table)]
 
 
 def test_a_study_of_another_setting_alone(tmp_path):
@@ -419,7 +351,6 @@ def test_a_study_of_another_setting_alone(tmp_path):
     ]
     tables = make_tables(study, Diagnoses(study, resamples=99))
     assert cell(tables["centers"], "good_flagged", center="D") == 1
-    assert tables["thresholds"].frame.empty  # -error alone decided nothing
 
 
 def test_clean_images_that_are_elsewhere(two_settings, tmp_path):
@@ -455,7 +386,7 @@ def test_seeds_are_averaged(tmp_path):
     assert cell(tables["detection"], "number", images="harmful") == 4
     assert cell(tables["detection"], "eliminated_sd_over_seeds", images="harmful") == 0
     assert cell(tables["cost"], "verifications", model=CONTROLLED) == 52
-    assert "± 0.177" in to_markdown(tables["performance"])
+    assert "± 0.177" in in_words(tables["performance"])
 
     shutil.rmtree(tmp_path / "seed_2" / CONDITION / DIRTY)
     tables = made(tmp_path)
@@ -472,7 +403,7 @@ def test_same_input_same_output(whole, tables, tmp_path):
     write_tables(tables, tmp_path / "one")
     write_tables(made(whole), tmp_path / "two")
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert len(files) == 27
+    assert len(files) == 14
     for name in files:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
@@ -492,9 +423,9 @@ def test_what_is_missing_is_not_available(folder):
     assert np.isnan(value(tables, "clean", "accuracy", "age_below_60"))
     assert value(tables, "clean", "accuracy") == 0.8
     assert np.isnan(cell(tables["detection"], "flagged", images="harmful"))
-    text = "\n".join(map(to_markdown, tables.values()))
+    text = "\n".join(map(in_words, tables.values()))
     assert "not tested after cycle 12 (the last is 11)" in text
-    assert "quality\\_control: not finished" in text
+    assert "quality_control: not finished" in text
     assert "| n/a |" in text
     assert summary_of_detection(tables)["harmful flagged"].tolist() == ["n/a"]
     assert "nan" not in text
@@ -585,7 +516,7 @@ def other_setting(folder):
 def no_options(folder):
     path = folder / CONDITION / CONTROLLED / "run.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"options": {"revisit": 1}}))
-    return "run.json: lacks the option(s) error, seed, batch_size"
+    return "run.json: lacks the option protocol"
 
 
 BREAKS = [
@@ -607,8 +538,8 @@ def audited(folder, monkeypatch):
     """What the audit was asked, with a test set to audit by; it finds what a test puts into the list of violations."""
     asked, violations = [], []
 
-    def audit_log(*files, **more):
-        asked.append((*files, more))
+    def audit_log(**files):
+        asked.append(files)
         return SimpleNamespace(violations=violations, summary="")
 
     monkeypatch.setattr(records, "audit_log", audit_log)
@@ -618,14 +549,13 @@ def audited(folder, monkeypatch):
 
 def test_every_log_is_audited_with_the_options_of_its_run(folder, audited):
     study = read_study(folder)
-    (((log, train, test, options, more),), _) = audited
-    control = folder / CONDITION / CONTROLLED
-    assert (log, train) == (control / "log.csv", folder / CONDITION / "harmful" / "training_set.csv")
-    assert (test, more) == (folder / "test_set.csv", {"subjects_csv": control / "log_subjects.csv"})
-    assert {name: value for name, value in vars(options).items() if not name.startswith("fn")} == {
-        "revisit": 1, "error": 0.05, "seed": 42, "batch_size": 5, "protocol": "corrected", "rule": "published",
-        "screen": False, "label_screen": False, "verify_every": 1,
+    (asked,), _ = audited
+    control, record = folder / CONDITION / CONTROLLED, asked.pop("record")
+    assert asked == {
+        "log_csv": control / "log.csv", "train_csv": folder / CONDITION / "harmful" / "training_set.csv",
+        "test_csv": folder / "test_set.csv", "subjects_csv": control / "log_subjects.csv",
     }  # fmt: skip
+    assert record == json.loads((control / "run.json").read_text())
     assert study.notes == []
 
 
@@ -639,15 +569,6 @@ def test_where_the_test_set_is_gone_a_note_tells_that_nothing_was_audited(folder
     (folder / "test_set.csv").unlink()
     assert read_study(folder).notes == ["test_set.csv: missing, so its log was not audited"]
     assert audited[0] == []
-
-
-def test_a_study_of_an_older_version_has_no_times(folder):
-    for path in folder.rglob("cycles.csv"):
-        path.unlink()
-    table = made(folder)["cost"]
-    assert table.frame["seconds_per_cycle"].isna().all()
-    assert cell(table, "verifications", model=CONTROLLED) == len(STEPS)
-    assert "3 of 3 runs have no cycles.csv, so their time is not known" in table.notes
 
 
 def test_a_table_more_is_one_file_more(folder, monkeypatch, tmp_path):
@@ -666,13 +587,12 @@ def test_a_table_more_is_one_file_more(folder, monkeypatch, tmp_path):
     assert (table.caption, table.section, len(table.frame)) == ("The seeds after cycle 12.", "cost", 1)
 
 
-def test_the_script_writes_and_says_what_is_wrong(folder, tmp_path, run_script_here):
+def test_the_script_writes_and_says_what_is_wrong(folder, tmp_path):
     assert run_script_here("evaluate.py", folder, "--resamples", 99, "--only", "tables") == (0, "")
     assert not (folder / "report.html").exists()
     assert not (folder / "figures").exists()
     assert sorted(path.stem for path in (folder / "tables").glob("*.tex")) == [
-        "centers", "cost", "detection", "elimination", "fairness", "false_alarms", "performance", "settings",
-        "thresholds",
+        "centers", "cost", "detection", "fairness", "false_alarms", "performance", "settings",
     ]  # fmt: skip
     nowhere, empty = tmp_path / "nowhere", tmp_path / "empty"
     empty.mkdir()
@@ -680,7 +600,7 @@ def test_the_script_writes_and_says_what_is_wrong(folder, tmp_path, run_script_h
     status, message = run_script_here("evaluate.py", empty)
     assert (status, message.count("\n")) == (2, 1)
     assert "empty: not a study" in message
-    assert run_script_here("evaluate.py", folder, "--resamples", 99, "--out", tmp_path / "all") == (0, "")
+    assert run_script_here("evaluate.py", folder, "--resamples", 99, "--output-folder", tmp_path / "all") == (0, "")
     assert sorted(path.name for path in (tmp_path / "all").iterdir()) == ["figures", "report.html", "tables"]
     for path in (folder / "tables").iterdir():
         assert (tmp_path / "all" / "tables" / path.name).read_bytes() == path.read_bytes()
@@ -699,12 +619,12 @@ def test_summaries_are_what_the_demo_prints(tables):
 
 
 def test_text_that_is_markup_stays_text():
-    view = pd.DataFrame({"center": ["a|b_c <b>", "50 % & more #1\nx"]})
-    table = Table("t", "Title", "found", "a_b", view, {"View": view}, [])
-    assert "| a\\|b\\_c \\<b\\> |" in to_markdown(table)
-    assert "| 50 % & more \\#1 x |" in to_markdown(table)
-    assert "a|b\\_c $<$b$>$" in to_latex(table)
-    assert "50 \\% \\& more \\#1 x" in to_latex(table)
+    shown = pd.DataFrame({"a_b": ["50 % & more #1"]})
+    text = to_latex(Table("t", "Title", "found", "95 %\nof all", shown, {"View": shown}, ["a\nnote"]))
+    assert "a\\_b" in text
+    assert "50 \\% \\& more \\#1" in text
+    outside = [line for line in text.splitlines() if "Title" in line or "note" in line or "View" in line]
+    assert outside == ["% Title. 95 % of all", "% a note", "% View"]
 
 
 def test_replicates_are_the_metrics_of_resampled_subjects():

@@ -7,13 +7,15 @@ import sys
 import pandas as pd
 import pytest
 from conftest import ROOT
-from fake_trainer import HEALTHY, PATIENTS, FakeTrainer, NoFiles, control_over, run_cycles, settings_of
+from fake_trainer import HEALTHY, PATIENTS, FakeTrainer, NoFiles, control_over, plain_settings, run_cycles, settings_of
+from study_maker import write_record
 
 from travelling.errors import VisitFailed
-from travelling.quality_control import QualityControl
-from travelling.sfcn import FILTERS, filters, width_of
-from travelling.travel import travel
-from travelling.verification_log import LOG_COLUMNS, LogFile
+from travelling.method.quality_control import QualityControl
+from travelling.method.travel import travel
+from travelling.method.verification_log import LOG_COLUMNS
+from travelling.network.sfcn import FILTERS, filters, width_of
+from travelling.runs.log_file import LogFile
 
 CENTERS = {"a": ["a0", "a1"], "b": ["b0", "bad", "b2"], "c": ["c0"]}
 
@@ -149,11 +151,10 @@ def failing_run(tmp_path):
 
 
 def audit(folder):
-    return subprocess.run(
-        [sys.executable, ROOT / "travelling_quality_control" / "audit.py", "log.csv", "--train", "log_subjects.csv",
-         "--test", "test.csv", "--revisit", "1", "--centers", "a", "never", "b", "c", "d"],
-        cwd=folder, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    options = {"fn_save": "log", "fn_test": str(folder / "test.csv"), "centers": ["a", "never", "b", "c", "d"]}
+    write_record(folder / "run.json", error=0.02, **options)
+    script = ROOT / "travelling_quality_control" / "audit.py"
+    return subprocess.run([sys.executable, script, folder / "log.csv"], capture_output=True, text=True, check=False)
 
 
 def test_the_audit_follows_visits_that_failed(failing_run):
@@ -192,7 +193,7 @@ def test_the_travelling_model_goes_on_without_a_center_that_fails():
         trainer = FailingTrainer({(None, failing): "unreachable"})
         losses = []
         files = NoFiles(lambda cycle, rate, loss, seen=losses: seen.append(loss))
-        travel(trainer, CENTERS, range(2), settings_of(seed=40, epochs=2, batch_size=2), lambda cycle: 1, files)
+        travel(trainer, CENTERS, range(2), plain_settings(seed=40, epochs=2, batch_size=2), lambda cycle: 1, files)
         batches[failing] = trainer.fitted
         assert losses == [0.5, 0.5]
     # The order of the others is the same as if it had been there.

@@ -9,7 +9,7 @@ class InputError(Exception):
     """Something the user gave is wrong.
 
     The message is one line, names the file (and the row or the option), and is printed without a
-    traceback by :func:`travelling.command.run`, which then exits with status 2.
+    traceback by :func:`travelling.runs.command.run`, which then exits with status 2.
     """
 
 

@@ -1,10 +1,11 @@
 """Audit the log of a quality-control run: replay it and check every row and every decision.
 
-What must stand in the log is derived anew from the method's description and the two CSVs
-(travelling_quality_control/auditing). No image is needed, and no line of code that made the decisions is shared.
+What must stand in the log is derived anew from the method's description, the options in the run's record (run.json)
+and the two CSVs that it names (travelling_quality_control/auditing). No image is needed, and no line of code that made
+the decisions is shared.
 
 Example:
-    python audit.py filename.csv --train ./training_set.csv --test ./test_set.csv
+    python audit.py filename.csv
 
 Prints one line "consistent: ..." (exit status 0), or the first violations, one a line with the row of the file
 (row 1 is the header; exit status 1). Input that cannot be audited is one line on stderr (exit status 2).
@@ -17,9 +18,9 @@ from pathlib import Path
 if __name__ == "__main__":  # the package of this checkout, whatever is installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from travelling import command
+from travelling.runs import command
 from travelling_quality_control.auditing import audit_log
-from travelling_quality_control.auditing.command_line import add_arguments, subject_table
+from travelling_quality_control.auditing.run_record import add_arguments, run_of
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -33,12 +34,10 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Audit, print, and exit with status 1 if anything is wrong."""
     arguments = parse_arguments()
-    table = subject_table(arguments)
-    violations, summary = audit_log(
-        arguments.log, arguments.train, arguments.test, arguments, table, arguments.centers, arguments.unfinished
-    )
+    run = run_of(arguments)
+    violations, summary = audit_log(**run)
     if not violations:
-        print(f"consistent: {summary}; {table or 'no subject table'}")
+        print(f"consistent: {summary}; {run['subjects_csv'] or 'no subject table'}")
         return
     for violation in violations[: arguments.show]:
         print(violation)

@@ -9,8 +9,8 @@ from evaluation.intervals import RESAMPLES, metric_replicates, paired_p_value, p
 from evaluation.layout import CLEAN
 from evaluation.records import Study
 from travelling.errors import InputError
-from travelling.metrics import METRICS, performance, refuse_unordered_ages, subgroups
-from travelling.options import AGE_EDGES
+from travelling.method.metrics import METRICS, performance, refuse_unordered_ages, subgroups
+from travelling.runs.options import AGE_EDGES
 
 CLEAN_KEY = ("", "", CLEAN)
 ALL = "all"

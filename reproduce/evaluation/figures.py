@@ -9,14 +9,11 @@ import pandas as pd
 from evaluation.layout import CLEAN, DIRTY, control_folder
 from evaluation.records import ControlRun, Study, in_words
 from evaluation.render import METRIC_NAMES, MODEL_NAMES
-from evaluation.tables.thresholds import detection_by_threshold
 from travelling.errors import InputError
 from travelling.files import write_whole
-from travelling.protocol import ROUNDING
-from travelling_quality_control.reporting.drawing import LEGEND, Picture, of_run, rates_along_run, render, show_slices
+from travelling_quality_control.reporting.drawing import Picture, of_run, rates_along_run, render, show_slices
 
 DRAWN_METRICS = ("AUC_ROC", "accuracy", "sensitivity", "specificity")
-MOST_IMAGES = 24  # slices in one figure; more cannot be seen
 LONGEST_NAME = 30  # characters of a center's name beside a map; the tables have all of them
 MOST_COLUMNS = 6  # experiments side by side; more get another figure
 TRIANGLE, ELLIPSIS = "\N{BLACK DOWN-POINTING TRIANGLE}", "\N{HORIZONTAL ELLIPSIS}"
@@ -25,11 +22,8 @@ TRIANGLE, ELLIPSIS = "\N{BLACK DOWN-POINTING TRIANGLE}", "\N{HORIZONTAL ELLIPSIS
 _LOOKS = ("green", "o", ":"), ("orange", "s", "--"), ("blue", "D", "-")
 
 
-def make_figures(study: Study, with_images: bool = False) -> list:
-    """All figures of a study, a list of :class:`Picture`.
-
-    ``with_images`` adds slices of images, which must exist then: InputError names one that does not.
-    """
+def make_figures(study: Study) -> list:
+    """All figures of a study, a list of :class:`Picture`."""
     figures = []
     if any(model.predictions is not None for model in study.models):
         conditions = study.conditions or [("", "")]
@@ -37,8 +31,6 @@ def make_figures(study: Study, with_images: bool = False) -> list:
         figures = [metrics_by_cycle(study, part, number) for number, part in enumerate(parts, 1)]
     for run in study.shown_controls:
         figures += [rates_along_run(run), flags_by_center(run)]
-        figures += [flags_by_threshold(run)] if run.tells_thresholds and len(run.log) > 1 else []
-        figures += slices_of_images(run) if with_images else []
     return figures
 
 
@@ -147,79 +139,6 @@ def flags_by_center(run: ControlRun) -> Picture:
 
 def _short(name):
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + ELLIPSIS
-
-
-def flags_by_threshold(run: ControlRun) -> Picture:
-    """What another -error would have flagged in the first cycle, as far as the log tells."""
-    table, error = detection_by_threshold(run), run.options["error"]
-    thresholds, harmful = table["threshold"], table["harmful_flagged"]
-
-    def draw(figure, colors):
-        axis = figure.subplots()
-        nothing = thresholds[table[["harmful_flagged_at_most", "good_flagged_at_most"]].fillna(0).eq(0).all(axis=1)]
-        end = 1.2 * max(nothing.min() if len(nothing) else thresholds.max(), 1.5 * error, 0.01)
-        edges = np.append(thresholds, max(end, thresholds.max() + 1))
-        for name, look, line in (("harmful", "orange", "-"), ("good", "blue", "--")):
-            flagged, most, color = table[f"{name}_flagged"], table[f"{name}_flagged_at_most"], colors[look]
-            style = {"linestyle": line, "linewidth": 1.6, "label": f"{name} images"}
-            axis.stairs(flagged, edges, baseline=None, color=color, **style)
-            label = f"{name}, at most"
-            axis.stairs(most, edges, baseline=flagged, fill=True, color=color, alpha=0.2, label=label)
-        label = f"-error {error:g} of this run"
-        axis.axvline(error, color=colors["ink"], linestyle=":", linewidth=1, label=label)
-        axis.set(xlabel="-error (tolerated rise of FPR or FNR per image)", ylabel="share flagged", xlim=(0, end))
-        axis.set_ylim(-0.03, 1.05)
-        axis.legend(**LEGEND)
-
-    caption = (
-        f"Share of images that other values of -error would have flagged in cycle {run.log['Cycle'][1]} ({run.words}), "
-        "from the rises that the log records, per image, with the model and the reference that this run had at each "
-        "step. With another value other steps would have been undone, and everything after them would differ: read it "
-        "near the run's own value, the dotted line. Below that line, the bands add the images of batches that were "
-        "not undone, which nobody tried alone."
-        + (" Images that the screen put aside before are no part of it." if len(run.screening) else "")
-    )
-    own = table[thresholds >= error - ROUNDING].iloc[0]
-    of_harmful = "" if pd.isna(own["harmful_flagged"]) else f"{own['harmful_flagged']:.0%} of harmful and "
-    alternative = (
-        f"Step chart of the share of images flagged by threshold. At the run's {error:g}: {of_harmful}"
-        f"{own['good_flagged']:.1%} of good images. "
-    )
-    most = harmful.max()
-    if pd.isna(most):
-        alternative += "No harmful image was tried."
-    elif most == 0:
-        alternative += "No threshold would have flagged a harmful image."
-    else:
-        last = thresholds[harmful >= most].max()
-        until = min(thresholds[thresholds > last], default=last)
-        alternative += f"The most harmful images, {most:.0%}, are flagged with thresholds below {until:.3g}."
-    return of_run("thresholds", "Detection by threshold", run, caption, alternative, (6.5, 3.2), draw)
-
-
-def slices_of_images(run: ControlRun) -> list:
-    """Axial and sagittal middle slices of images eliminated, and of good images flagged: up to two pictures."""
-    groups = {"eliminated": run.images[run.images["Eliminated"]], "falsely_flagged": run.good[run.good["Flagged"]]}
-    return [_slices(run, name, group) for name, group in groups.items() if len(group)]
-
-
-def _slices(run, name, group):
-    shown, words = group["Path"][:MOST_IMAGES], f"{name.replace('_', ' ')} images"
-    rows = -(-len(shown) // 4)
-
-    def draw(figure, colors):
-        axes = figure.subplots(rows, 8, squeeze=False)
-        for axis in axes.flat:
-            axis.axis("off")
-        for pair, (subject, path) in zip(axes.reshape(-1, 2), shown.items(), strict=False):
-            show_slices(pair, path, subject)
-
-    caption = (
-        f"Axial and sagittal middle slices of {len(shown)} of {len(group)} {words} ({run.words}), each from its "
-        "smallest to its largest intensity."
-    )
-    alternative, size = f"Slices of the {words} of {', '.join(shown.index)}.", (11, 0.2 + 1.6 * rows)
-    return of_run(name, words.capitalize(), run, caption, alternative, size, draw, has_images=True)
 
 
 def overview(study: Study) -> Picture:

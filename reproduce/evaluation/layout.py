@@ -3,7 +3,7 @@
 Imports nothing that is slow, so that ``--help`` answers at once.
 """
 
-from travelling import harm
+from travelling.images import harm
 
 CLEAN, DIRTY, CONTROLLED, HARM = "clean", "dirty_baseline", "quality_control", "harmful"
 # "clean" is quality control on the clean images: every image that it puts aside is a false alarm.

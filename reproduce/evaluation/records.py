@@ -6,24 +6,23 @@ A study folder is laid out as docs/study.md tells; no image is opened. What is m
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 
 from evaluation import layout
 from evaluation.layout import CLEAN, CONTROL_FOLDERS, DIRTY, HARM, PUBLISHED, SETTINGS
-from travelling.cohort import SEPARATOR
 from travelling.errors import InputError
-from travelling.metrics import performance
+from travelling.method.metrics import performance
+from travelling.method.verification_log import SEPARATOR
+from travelling.option import fields_of
+from travelling.runs.extensible import Extensible
 from travelling_quality_control.auditing import audit_log
-from travelling_quality_control.auditing.replay import RunOptions
+from travelling_quality_control.auditing.run_record import read_run_record, refuse_wrong_options
 from travelling_quality_control.reporting.runs import (
-    OLDER_OPTIONS,
     LoggedRun,
     read_images,
     read_log,
-    read_record,
     read_table,
     refuse_rows,
 )
@@ -76,8 +75,6 @@ class ControlRun(TrainedModel, LoggedRun):
         self.setting = CONTROL_FOLDERS[self.name]
         self.place: tuple = self.experiment, self.kind, self.seed
         self.words = in_words(self.experiment, self.kind, "" if self.setting == PUBLISHED else self.setting, self.seed)
-        # Of batches that were verified together the log tells one rise.
-        self.tells_thresholds = self.rule.by_tolerance and self.options["verify_every"] == 1
         self.harmful, self.good = self.images[self.images["Harmful"]], self.images[~self.images["Harmful"]]
 
 
@@ -154,9 +151,6 @@ def read_study(folder: Path) -> Study:
         for path in [place / layout.condition_name(*condition) for place in seeds]:
             if not path.is_dir():
                 reader.note(path, "missing")
-    untimed = sum(not (model.folder / "cycles.csv").is_file() for model in models)
-    if untimed:
-        study.notes.append(f"{untimed} of {len(models)} runs have no cycles.csv, so their time is not known")
     return study
 
 
@@ -224,14 +218,14 @@ class _Reader:
 
     def record(self, path):
         """The record of a run as a dict, an empty one where there is none; it is added to those of the self."""
-        record = read_record(path)
-        if path.is_file():
-            self.records[path] = record
-        return record
+        if not path.is_file():
+            return {"options": {}, "sessions": [], "finished": None}
+        self.records[path] = read_run_record(path)
+        return self.records[path]
 
     def control(self, model):
         """A :class:`ControlRun`, or the model as it is (noted) where the run is not complete."""
-        options = OLDER_OPTIONS | model.options
+        options = model.options
         harm, log_csv = model.folder.parent / HARM, model.folder / "log.csv"
         truth_csv, training_csv = harm / "truth.csv", harm / "training_set.csv"
         if model.experiment == CLEAN:
@@ -241,13 +235,13 @@ class _Reader:
             self.note(path, "missing, so what was found is not known", model.folder)
         if missing or not model.record["finished"]:
             return model
-        lacking = [name for name in RunOptions.__annotations__ if name not in options]
-        if lacking:
-            raise InputError(f"{model.folder / 'run.json'}: lacks the option(s) {', '.join(lacking)}")
+        refuse_wrong_options(model.record, model.folder / "run.json")
         setting = SETTINGS[CONTROL_FOLDERS[model.name]]
-        if any(options[name] != setting.get(name, OLDER_OPTIONS[name]) for name in ("rule", "screen", "label_screen")):
+        defaults = {field.name: field.default for field in fields_of(*Extensible.more())}
+        names = {name for one in SETTINGS.values() for name in one}
+        if any(options.get(name, defaults[name]) != setting.get(name, defaults[name]) for name in names):
             raise InputError(f"{model.folder / 'run.json'}: made by another setting than that of its folder")
-        files = self.audit(model, log_csv, training_csv, options)
+        files = self.audit(model, log_csv, training_csv)
         images = _read_images(training_csv, truth_csv, model.experiment, model.kind)
         parts = read_log(log_csv, options)
         log = parts["log"]
@@ -260,20 +254,21 @@ class _Reader:
         if unknown:
             raise InputError(f"{log_csv}: trained {min(unknown)}, who is not in {training_csv}")
         known = {one.name: getattr(model, one.name) for one in fields(model)}
-        known["record"] = model.record | {"options": options}
         return ControlRun(**known, **parts, images=images, files=files)
 
-    def audit(self, model, log_csv, training_csv, options):
+    def audit(self, model, log_csv, training_csv):
         """Raise InputError for a log that the audit refuses; note where the audit cannot be made. Returns its files."""
-        test_csv, subjects_csv = self.folder / options.get("fn_test", "test_set.csv"), model.folder / "log_subjects.csv"
+        test_csv = self.folder / model.options.get("fn_test", "test_set.csv")
+        subjects_csv = model.folder / "log_subjects.csv"
         if not test_csv.is_file():
             self.note(test_csv, "missing, so its log was not audited", model.folder)
             return {}
-        subjects_csv = subjects_csv if subjects_csv.is_file() else None
-        found = audit_log(log_csv, training_csv, test_csv, SimpleNamespace(**options), subjects_csv=subjects_csv)
+        files = {"log_csv": log_csv, "train_csv": training_csv, "test_csv": test_csv}
+        files["subjects_csv"] = subjects_csv if subjects_csv.is_file() else None
+        found = audit_log(**files, record=model.record)
         if found.violations:
             raise InputError(found.violations[0])
-        return {"log_csv": log_csv, "train_csv": training_csv, "test_csv": test_csv, "subjects_csv": subjects_csv}
+        return files
 
 
 def _test_set(model):

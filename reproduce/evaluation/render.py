@@ -1,6 +1,5 @@
-"""How tables look: numbers and names in words, and whole tables as CSV, Markdown and LaTeX."""
+"""How tables look: numbers and names in words, and whole tables as CSV and LaTeX."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,49 +115,21 @@ def wide(frame: pd.DataFrame, names: list, cell: Callable) -> pd.DataFrame:
 
 
 def write_tables(tables: dict, folder: Path) -> None:
-    """Write every table as ``<name>.csv``, ``.md`` and ``.tex`` to a folder, which is made."""
+    """Write every table as ``<name>.csv`` and ``.tex`` to a folder, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         write_csv(table.frame, folder / f"{name}.csv")
-        write_whole(folder / f"{name}.md", to_markdown(table).encode())
         write_whole(folder / f"{name}.tex", to_latex(table).encode())
 
 
-def to_markdown(table: Table) -> str:
-    """A table as Markdown, whatever its cells hold."""
-    parts = [f"## {table.title}\n"]
-    for title, shown in table.views.items():
-        parts.append(f"**{_plain_markdown(title)}**\n")
-        head, *lines = ([_plain_markdown(cell) for cell in line] for line in [shown.columns, *shown.to_numpy()])
-        lines = [head, ["---"] * len(head), *lines] if lines else []
-        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n" if lines else "Nothing to show.\n")
-    parts.append(f"{_plain_markdown(table.caption)}\n")
-    parts.extend(f"- {_plain_markdown(note)}" for note in table.notes)
-    return "\n".join(parts).rstrip() + "\n"
-
-
-def _plain_markdown(text):
-    return re.sub(r"([\\`*_\[\]|<>#])", r"\\\1", " ".join(str(text).split()))
-
-
-# What LaTeX would not print as it stands.
-_LATEX = str.maketrans(
-    {character: f"\\{character}" for character in "%_&#${}"}
-    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    | {"<": "$<$", ">": "$>$", "±": r"$\pm$"}
-)
-
-
 def to_latex(table: Table) -> str:
-    """A table as LaTeX, one float per view; needs the package booktabs."""
-    parts = ["% needs \\usepackage{booktabs}", *(f"% missing: {' '.join(note.split())}" for note in table.notes)]
-    for number_of_view, (title, shown) in enumerate(table.views.items(), 1):
-        caption = _plain_latex(f"{table.title}. {title}. {table.caption}")
-        shown = shown.map(_plain_latex).rename(columns=_plain_latex)
-        label = f"tab:{table.name}_{number_of_view}"
-        parts.append(shown.to_latex(index=False, escape=False, caption=caption, label=label))
-    return "\n".join(parts)
+    """A table as LaTeX, a tabular for each view; what it shows are comments."""
+    about = [f"{table.title}. {table.caption}", "Needs the packages booktabs and, for < and >, fontenc with T1."]
+    lines = [*map(_comment, [*about, *table.notes])]
+    for title, shown in table.views.items():
+        lines += ["", _comment(title), shown.to_latex(index=False, escape=True)]
+    return "\n".join(lines)
 
 
-def _plain_latex(text):
-    return " ".join(str(text).split()).translate(_LATEX)
+def _comment(text):
+    return f"% {' '.join(text.split())}"

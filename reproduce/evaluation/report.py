@@ -1,6 +1,5 @@
 """The report of a study as one HTML file: its words are in report.html.jinja, here is what they tell of."""
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,24 +12,24 @@ from evaluation.figures import make_figures, write_figures
 from evaluation.intervals import RESAMPLES
 from evaluation.layout import CLEAN, DIRTY, HARM, PARTS, control_folder
 from evaluation.records import Study, in_words
-from evaluation.render import METRIC_NAMES, MISSING, MODEL_NAMES, by_cycle, number_text, setting_in_words, write_tables
+from evaluation.render import METRIC_NAMES, MISSING, MODEL_NAMES, by_cycle, setting_in_words, write_tables
 from evaluation.tables import GOOD, HARMFUL, make_tables, outcomes
 from travelling.files import write_whole
-from travelling_quality_control.reporting.one_run import write_report
+from travelling_quality_control.reporting.one_run import IN_WORDS, decided_in_words, write_report
 from travelling_quality_control.reporting.pages import make_page, versions
 
 FOLDER = Path(__file__).resolve().parent
 TEMPLATE = "report.html.jinja"
 
 
-def evaluate(study: Study, folder: Path, parts: tuple = PARTS, with_images: bool = False, **options: Any) -> tuple:
+def evaluate(study: Study, folder: Path, parts: tuple = PARTS, **options: Any) -> tuple:
     """Write parts of the evaluation of a study to a folder; returns (tables, figures), empty where no part needs them.
 
     ``options`` are those of :class:`evaluation.diagnoses.Diagnoses`.
     """
     diagnoses = Diagnoses(study, **options)
     tables = make_tables(study, diagnoses) if {"tables", "report"} & set(parts) else {}
-    figures = make_figures(study, with_images) if {"figures", "report"} & set(parts) else []
+    figures = make_figures(study) if {"figures", "report"} & set(parts) else []
     folder.mkdir(parents=True, exist_ok=True)
     if "tables" in parts:
         write_tables(tables, folder / "tables")
@@ -117,7 +116,7 @@ def _summary(study, tables, condition):
 def _run(run):
     """Tables of a run: the images that were flagged, the centers, and the images of those that lost any."""
     decisions = _decisions(run)
-    eliminated = decisions["verdict"] == "eliminated"
+    eliminated = decisions["decision"] == IN_WORDS["eliminated"]
     columns = {"images": "one", "harmful": "Harmful", "flagged": "Flagged", "eliminated": "Eliminated"}
     columns["good eliminated"] = "lost"
     images = run.images.assign(one=1, lost=run.images["Eliminated"] & ~run.images["Harmful"])
@@ -139,34 +138,13 @@ def _run(run):
 
 
 def _decisions(run):
-    """How every flagged image was decided upon: its last flag, and the revisit after it (n/a where none followed)."""
-    verdicts = {"eliminated": "eliminated", "came_back": "trains again", "waiting": "waits for its revisit"}
+    """What was decided about every flagged image, and the rows of the log that decided."""
     rows = []
     for subject, image in run.images[run.images["Flagged"]].sort_values("First_flagged", kind="stable").iterrows():
-        flag, revisit = run.decided_by(subject)
         row = {"subject": subject, "center": image["Study"], "truth": HARMFUL if image["Harmful"] else GOOD}
-        row["flags"] = image["Times_flagged"]
-        row |= _step("flag", flag, run.rule) | _step("revisit", revisit, run.rule)
-        if run.rule.by_tolerance:
-            row["tolerated rise"] = MISSING if pd.isna(flag["Tolerance"]) else f"{flag['Tolerance']:g}"
-        rows.append(row | {"verdict": verdicts[image["Decision"]]})
-    return pd.DataFrame(rows, columns=None if rows else ["verdict"])
-
-
-def _step(name, row, rule):
-    """Cells of a row of the log that decided; the screen has a score instead of what a step did."""
-    columns = ("FPR", "FNR") if rule.by_tolerance else rule.columns
-    if row is None:
-        cells = [MISSING] * (2 + len(columns))
-    elif pd.isna(row["PFP"]):
-        cells = [row["Row"], row["Cycle"], f"score {row['Screen_score']:.3g}", f"limit {row['Screen_limit']:.3g}"]
-    elif rule.by_tolerance:
-        rises = [f"{number_text(row[f'Reference_{rate}'])} to {row[rate]:.3f}" for rate in ("PFP", "PFN")]
-        cells = [row["Row"], row["Cycle"], *rises]
-    else:
-        cells = [row["Row"], row["Cycle"], *(f"{row[column]:.3g}" for column in columns)]
-    labels = (f"{name}: {label}" for label in ("log row", "cycle", *columns))
-    return dict(itertools.zip_longest(labels, cells, fillvalue=""))
+        told = dict(zip(("last flag", "revisit"), [*decided_in_words(run, subject), MISSING], strict=False))
+        rows.append(row | {"flags": image["Times_flagged"], **told, "decision": IN_WORDS[image["Decision"]]})
+    return pd.DataFrame(rows, columns=None if rows else ["decision"])
 
 
 def _differing(sessions):

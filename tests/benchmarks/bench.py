@@ -23,8 +23,9 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from travelling import command, options
-from travelling.options import Device, add_to_parser
+from travelling.option import add_to_parser
+from travelling.runs import command, options
+from travelling.runs.options import Device
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SIZES = {"33 x 33 x 33": (33, 33, 33), "40 x 48 x 40": (40, 48, 40), "80 x 96 x 80": (80, 96, 80)}
@@ -50,7 +51,7 @@ def parse_arguments():
 def main():
     """Measure, and print a table."""
     arguments = parse_arguments()
-    from travelling import backend
+    from travelling.network import backend
 
     device = backend.start(1, arguments.deterministic, arguments.precision)
     figures = {"device": device, "processor": processor(), "cores": os.cpu_count(), "backend": backend.BACKEND}
@@ -111,10 +112,10 @@ def write_cohort(folder, size, volumes):
 
 def make_trainers(csv_path, size, width, decode=True):
     """The two ways to train and verify, on one model: (ours, published)."""
-    from travelling.cohort import read_cohort
-    from travelling.model import TravellingModel
-    from travelling.trainer import LocalTrainer
-    from travelling.volumes import Volumes
+    from travelling.images.cohort import read_cohort
+    from travelling.images.local_trainer import LocalTrainer
+    from travelling.images.volumes import Volumes
+    from travelling.network.model import TravellingModel
 
     cohort = read_cohort(csv_path)
     volumes = Volumes(None, csv_path.parent / "cache")
@@ -131,8 +132,8 @@ def published_trainer(model, volumes, training_csv, test_csv):
     import pandas as pd
     import SimpleITK as sitk
 
-    from travelling.cohort import read_cohort
-    from travelling.trainer import LocalTrainer
+    from travelling.images.cohort import read_cohort
+    from travelling.images.local_trainer import LocalTrainer
 
     def read(path, subject):
         table = pd.read_csv(path)
@@ -171,8 +172,8 @@ def verification(folder, size, volumes, arguments):
     """(a) to (f): verification beside the bare network and the published way."""
     import numpy as np
 
-    from travelling.quality_control import QualityControl
-    from travelling.verification_log import LogFile
+    from travelling.method.quality_control import QualityControl
+    from travelling.runs.log_file import LogFile
 
     csv_path = write_cohort(folder, size, volumes)
     ours, published = make_trainers(csv_path, size, arguments.width)
@@ -181,7 +182,7 @@ def verification(folder, size, volumes, arguments):
 
     control = QualityControl(METHOD, ours, {"c": ["s0"]}, LogFile(folder / "log.csv"))
     control.start(ours.evaluate())
-    control.begin_cycle(1, [])
+    control.begin_cycle(1, [], np.random.RandomState(1))
 
     def bare():
         for batch in batches:
@@ -267,7 +268,7 @@ def training_batch(size):
 def peak_memory(csv_path, size, width, way):
     """Peak memory (GB) of a process that trains a step and verifies once."""
     os.environ.pop("TF_CPP_MIN_LOG_LEVEL")  # the parent's: backend sets it, and is quiet
-    from travelling import backend
+    from travelling.network import backend
 
     backend.start(1)
     trainer = make_trainers(csv_path, size, width, decode=way == 0)[way]
@@ -287,7 +288,7 @@ def fit(xs, seconds):
 
 def growth_with_volumes(folder, arguments):
     """(g) How verification grows with the number of test volumes."""
-    from travelling.trainer import LocalTrainer
+    from travelling.images.local_trainer import LocalTrainer
 
     size = SIZES["40 x 48 x 40"]
     csv_path = write_cohort(folder, size, 40)
@@ -352,12 +353,12 @@ def whole_cycle(folder, arguments):
     import subprocess
     import sys
 
-    from travelling import backend
-    from travelling.cohort import read_cohort, subjects_by_center
-    from travelling.model import TravellingModel
-    from travelling.quality_control import QualityControl
-    from travelling.trainer import LocalTrainer
-    from travelling.volumes import Volumes
+    from travelling.images.cohort import read_cohort, subjects_by_center
+    from travelling.images.local_trainer import LocalTrainer
+    from travelling.images.volumes import Volumes
+    from travelling.method.quality_control import QualityControl
+    from travelling.network import backend
+    from travelling.network.model import TravellingModel
     from travelling_quality_control.enc_PD_quality_control import travel
 
     subprocess.run(

@@ -18,7 +18,7 @@ from functools import partial
 
 from bench import PAPER_TEST_SET, fastest_product, flop, in_turns
 
-from travelling import command
+from travelling.runs import command
 
 BATCH = 5  # images of a training step, as published
 LARGEST = 256  # images: batches are doubled until one does not fit, or up to this
@@ -69,8 +69,8 @@ def start(arguments, precision, deterministic=False):
     """The device in words, and a model of the published network with some images and labels."""
     import numpy as np
 
-    from travelling import backend
-    from travelling.model import TravellingModel
+    from travelling.network import backend
+    from travelling.network.model import TravellingModel
 
     device = backend.start(1, deterministic, precision)
     shape = tuple(reversed(arguments.size))  # z, y, x
@@ -82,8 +82,8 @@ def speed(arguments, precision):
     """The rows about speed, {name: value}."""
     import keras
 
-    from travelling.backend import BACKEND
-    from travelling.trainer import images_at_once
+    from travelling.images.local_trainer import images_at_once
+    from travelling.network.backend import BACKEND
 
     device, model, images, labels = start(arguments, precision)
     at_once = min(images_at_once(images.shape[1:4]), BATCH)

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from travelling import command, options
-from travelling.rules import RULES
+from travelling.method.settings import WithoutControl
+from travelling.runs import command, options
 
 COLUMNS = (
     "seed", "condition", "rule", "screen", "every", "learning_rate",
@@ -24,6 +24,7 @@ COLUMNS = (
     "AUROC", "FPR", "FNR",
 )  # fmt: skip
 CLEAN = "clean"
+RULES = ("published", "evidence")
 
 
 def parse_arguments():
@@ -32,7 +33,7 @@ def parse_arguments():
     count = command.number(int, 1)
     parser.add_argument("study", type=Path, metavar="STUDY_FOLDER")
     parser.add_argument("--every", type=count, nargs="+", default=[1, 8, 16, 32], metavar="BATCHES", help="group sizes")
-    parser.add_argument("--rules", nargs="+", choices=list(RULES), default=list(RULES))
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=RULES)
     parser.add_argument("--screen", action="store_true", help="with the screen")
     parser.add_argument("--conditions", nargs="+", default=[CLEAN, "single_noise"], help="folders of the study")
     parser.add_argument("--cycles", type=count, default=2, metavar="N")
@@ -45,7 +46,7 @@ def parse_arguments():
 def main():
     """Run what is not there yet."""
     arguments = parse_arguments()
-    from travelling import backend
+    from travelling.network import backend
 
     backend.start(0)
     done = set()
@@ -71,12 +72,16 @@ def main():
                     print(*row, flush=True)
 
 
+def nothing(*_):
+    """Keeps no files, and shows nothing."""
+
+
 class Bench:
     """The images and the pre-trained model of one condition of a study."""
 
     def __init__(self, arguments, place, condition):
-        from travelling.cohort import read_cohort
-        from travelling.volumes import Volumes
+        from travelling.images.cohort import read_cohort
+        from travelling.images.volumes import Volumes
 
         self.arguments, self.place = arguments, place
         record = json.loads((place / "pretrained" / "run.json").read_text(encoding="utf-8"))
@@ -99,9 +104,10 @@ class Bench:
 
     def make_trainer(self):
         """A trainer with the pre-trained model, with all functions compiled."""
-        from travelling.model import TravellingModel
-        from travelling.model_files import model_pairs
-        from travelling.trainer import LocalTrainer
+        from travelling.beyond.screen.eyes import Eyes
+        from travelling.images.local_trainer import LocalTrainer
+        from travelling.network.model import TravellingModel
+        from travelling.network.model_files import model_pairs
 
         pairs = model_pairs(self.place / "pretrained", self.place / "pretrained", None, None)
         self.cycle = max(pairs) + 1
@@ -110,36 +116,34 @@ class Bench:
         kept = trainer.keep()
         trainer.train([self.training_set["Subject"].iloc[0]])  # one step is compiled for all sizes
         trainer.evaluate()
-        trainer.look()
+        Eyes(trainer).look()
         trainer.restore(kept)
         return trainer
 
     def run(self, rule, every):
         """The cells of a run after the first six."""
-        from travelling.cohort import subjects_by_center
-        from travelling.metrics import performance
-        from travelling.protocol import learning_rates
-        from travelling.quality_control import QualityControl
-        from travelling.travel import travel as travel_plainly
+        from travelling.images.cohort import subjects_by_center
+        from travelling.method.metrics import performance
+        from travelling.method.protocol import learning_rates
+        from travelling.method.quality_control import QualityControl
+        from travelling.method.travel import travel as travel_plainly
         from travelling_quality_control.enc_PD_quality_control import travel
 
         arguments, trainer, rows = self.arguments, self.trainer, []
         trainer.restore(self.start)
-        settings = options.QualityControl(
-            **dict.fromkeys(("en", "pd", "fn_test", "fn_save")), rule=rule, screen=arguments.screen,
-            false_alarms=options.FALSE_ALARMS, revisit=arguments.revisit, verify_every=every,
-            learning_rate=arguments.learning_rate,
-        )  # fmt: skip
-        settings.epochs = 1  # of plain training
+        files = dict.fromkeys(("en", "pd", "fn_test", "fn_save"), Path())
+        given = {"rule": rule, "screen": arguments.screen, "revisit": arguments.revisit, "verify_every": every}
+        settings = options.QualityControl.made_of(files | given | {"learning_rate": arguments.learning_rate}, str)
+        plain = WithoutControl(learning_rate=arguments.learning_rate)
         cycles = range(self.cycle, self.cycle + arguments.cycles)
         centers = subjects_by_center(self.training_set)
-        no_files = SimpleNamespace(checkpoint=lambda here: None, after_cycle=lambda *about: None)
+        no_files = SimpleNamespace(**dict.fromkeys(("checkpoint", "begin_cycle", "trained", "after_cycle"), nothing))
         if self.seconds_plain is None:
             begun = time.perf_counter()
-            travel_plainly(trainer, centers, cycles, settings, learning_rates(settings), no_files)
+            travel_plainly(trainer, centers, cycles, plain, learning_rates(plain), no_files)
             self.seconds_plain = time.perf_counter() - begun
             trainer.restore(self.start)
-        control = QualityControl(settings, trainer, centers, rows.append)
+        control = QualityControl(settings, trainer, centers, rows.append, extensions=settings.extensions)
         control.start(trainer.evaluate())
         begun = time.perf_counter()
         travel(control, cycles, learning_rates(settings), no_files)

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from travelling import command
+from travelling.runs import command
 
 if TYPE_CHECKING:  # slow to import
     import pandas as pd

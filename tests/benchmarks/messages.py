@@ -15,8 +15,8 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from nvflare.fuel.utils import fobs
 from nvflare.private.fed.utils.fed_utils import fobs_initialize
 
-from travelling import backend
-from travelling.looks import LOOKS
+from travelling.beyond.screen.looks import LOOKS
+from travelling.network import backend
 from travelling_quality_control.federated.center import PSEUDONYM_LETTERS
 from travelling_quality_control.federated.step import CenterModel, export_network
 from travelling_quality_control.federated.wire import digest, installed, pack

@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "reproduce"))  # a folder of 
 import raw_heads
 from make_demo_cohort import draw_subject, generator
 
-from travelling import registration
-from travelling.nifti import read_image
-from travelling.template import BRAIN_CENTER, to_lps
+from prepare_images import registration
+from prepare_images.template import BRAIN_CENTER, to_lps
+from travelling.images.nifti import read_image
 
 
 def brain_points():

@@ -15,9 +15,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from travelling import command
-from travelling.harm import KINDS
-from travelling.options import FALSE_ALARMS
+from travelling.beyond.screen import FALSE_ALARMS
+from travelling.images.harm import KINDS
+from travelling.runs import command
 
 LARGE_SCANNER = 20  # images, from which on a scanner has a row of its own
 
@@ -44,11 +44,11 @@ def main() -> None:
     arguments = parse_arguments()
     import pandas as pd
 
-    from travelling import backend
-    from travelling.cohort import read_cohort
     from travelling.console import progress_bar
     from travelling.files import write_csv
-    from travelling.volumes import Volumes
+    from travelling.images.cohort import read_cohort
+    from travelling.images.volumes import Volumes
+    from travelling.network import backend
 
     cohort = arguments.study / "cohort"
     sets = [read_cohort(cohort / f"{name}_set.csv") for name in ("training", "test")]
@@ -75,42 +75,44 @@ def look_with(folder: Path, volumes: Any, arguments: argparse.Namespace, trainin
     """Rows of one pre-trained model: group, name, level, images, suspects; of cohorts as DataFrames."""
     import numpy as np
 
-    from travelling.model import TravellingModel
-    from travelling.model_files import model_pairs
-    from travelling.screen import Screen, is_strange
-    from travelling.trainer import LocalTrainer
+    from travelling.beyond.screen import is_strange
+    from travelling.beyond.screen.eyes import Eyes
+    from travelling.beyond.screen.scores import Scores
+    from travelling.images.local_trainer import LocalTrainer
+    from travelling.network.model import TravellingModel
+    from travelling.network.model_files import model_pairs
 
     pairs = model_pairs(folder, folder)
     model, _, _ = TravellingModel.load(*pairs[max(pairs)], volumes.shape)
-    eyes = SimpleNamespace(trainer=LocalTrainer(model, volumes, training_set, test_set))
-    eyes.look = lambda *asked: eyes.trainer.look(*asked)
-    eyes.related = eyes.trainer.related
-    screen = Screen(eyes, arguments.false_alarms)
-    screen.calibrate(0, None, 1)
+    eyes = SimpleNamespace(of=Eyes(LocalTrainer(model, volumes, training_set, test_set)))
+    eyes.look, eyes.related = lambda *asked: eyes.of.look(*asked), eyes.of.related
+    screen = Scores(eyes, arguments.false_alarms)
+    screen.calibrate()
 
     def suspects(subjects):
-        return np.array([is_strange(cells) for cells in screen.cells(list(subjects))])
+        return np.array([is_strange(cells) for cells in screen.cells(list(subjects))[0]])
 
     rows = by_scanner("trained on", training_set, suspects(training_set["Subject"]))
     chosen = list(np.random.default_rng(arguments.seed).permutation(training_set["Subject"])[: arguments.images])
     for kind in arguments.kinds:
         for level in arguments.levels if KINDS[kind].strength else [1.0]:
             harmed = Harmed(volumes, training_set, chosen, kind, level, arguments)
-            eyes.trainer = LocalTrainer(model, harmed, training_set)
+            eyes.of = Eyes(LocalTrainer(model, harmed, training_set))
             found = suspects(harmed.possible)
             rows.append(row("harmful", kind, found, level))
     if unseen is not None:
-        rows += calibrations(LocalTrainer(model, volumes, test_set=unseen), unseen, len(test_set), arguments)
+        rows += calibrations(Eyes(LocalTrainer(model, volumes, test_set=unseen)), unseen, len(test_set), arguments)
     return rows
 
 
-def calibrations(trainer: Any, unseen: Any, number: int, arguments: argparse.Namespace) -> list:
+def calibrations(eyes: Any, unseen: Any, number: int, arguments: argparse.Namespace) -> list:
     """Rows of ``unseen``, a cohort, of which so many set the limit and the others are looked at, again and again."""
     import numpy as np
 
-    from travelling.screen import Screen, is_strange
+    from travelling.beyond.screen import is_strange
+    from travelling.beyond.screen.scores import Scores
 
-    looks, related = trainer.look(), trainer.related()[0]
+    looks, related = eyes.look(), eyes.related()[0]
     rows = []
     for draw in range(arguments.calibrations):
         order = np.random.default_rng([arguments.seed, draw]).permutation(len(unseen))
@@ -119,9 +121,11 @@ def calibrations(trainer: Any, unseen: Any, number: int, arguments: argparse.Nam
             look=lambda some=test, labels=None: {name: values[some] for name, values in looks.items()},
             related=lambda test=test: (related[np.ix_(test, test)], ""),
         )
-        screen = Screen(recorded, arguments.false_alarms)
-        screen.calibrate(0, None, 1)
-        rows += by_scanner("unseen", unseen.iloc[others], np.array([is_strange(one) for one in screen.cells(others)]))
+        screen = Scores(recorded, arguments.false_alarms)
+        screen.calibrate()
+        rows += by_scanner(
+            "unseen", unseen.iloc[others], np.array([is_strange(one) for one in screen.cells(others)[0]])
+        )
     return rows
 
 
@@ -146,8 +150,8 @@ class Harmed:
         import numpy as np
 
         from travelling.errors import InputError
-        from travelling.harm import make_harmful
-        from travelling.nifti import read_image, to_array
+        from travelling.images.harm import make_harmful
+        from travelling.images.nifti import read_image, to_array
 
         self.shape, self.upright = volumes.shape, volumes.upright
         self._images = {}
@@ -163,13 +167,13 @@ class Harmed:
         self.possible = list(self._images)
 
     def batch(self, subjects: list) -> Any:
-        """As :meth:`travelling.volumes.Volumes.batch`."""
+        """As :meth:`travelling.images.volumes.Volumes.batch`."""
         import numpy as np
 
         return np.stack([self._images[subject] for subject in subjects])
 
     def batches(self, groups: list) -> Any:
-        """As :meth:`travelling.volumes.Volumes.batches`."""
+        """As :meth:`travelling.images.volumes.Volumes.batches`."""
         return map(self.batch, groups)
 
 

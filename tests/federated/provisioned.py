@@ -20,8 +20,8 @@ from pathlib import Path
 import pandas as pd
 from deployment import CONNECTED, ROOT, Deployment, wait_for_text
 
-from travelling.cohort import travelling_order
-from travelling.model_files import model_pairs
+from travelling.method.order import travelling_order
+from travelling.network.model_files import model_pairs
 
 PUBLISHED_SEED = 42
 

@@ -94,8 +94,8 @@ def test_nothing_on_the_wire_tells_who_or_what(simulated, study):
 
 
 def test_centers_that_no_memory_can_hold_are_refused_before_anything_is_written(options, tmp_path, monkeypatch):
-    from travelling import cache
     from travelling.errors import InputError
+    from travelling.images import cache
     from travelling_quality_control.federated import simulate
 
     monkeypatch.chdir(tmp_path)

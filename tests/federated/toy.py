@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import SimpleITK as sitk
 
-from travelling import backend  # before Keras: it sets what the backends read at their import
-from travelling.model import TravellingModel
+from travelling.network import backend  # before Keras: it sets what the backends read at their import
+from travelling.network.model import TravellingModel
 
 # isort: split
 from keras.layers import BatchNormalization

@@ -1,25 +1,16 @@
 """Is every row of a log what it must be? Compares the log with its replay."""
 
 import itertools
-import math
-from statistics import NormalDist
+from collections.abc import Sequence
 
-from travelling.rules import RULES
+from travelling.method.auditor import ROUNDING, Auditor, differs, same, shown
+from travelling.method.extension import Extension
 from travelling.words import some
 from travelling_quality_control.auditing.replay import Replay, RunOptions
-from travelling_quality_control.auditing.tables import (
-    COLUMNS,
-    FAILURES,
-    LABEL_COLUMNS,
-    LIMITS,
-    SCREEN_COLUMNS,
-    TABLE_COLUMNS,
-    Table,
-    look_columns,
-)
+from travelling_quality_control.auditing.tables import COLUMNS, FAILURES, LIMITS, TABLE_COLUMNS, Table
 
-ROUNDING = 1e-9  # smaller differences do not count, but for what --protocol published decides
 MEASURED = ("ACC", "FP", "FN", "PFP", "PFN")  # columns
+PHASES = ("batch", "subject", "revisit")  # of the published method
 
 
 class Audit:
@@ -28,46 +19,48 @@ class Audit:
     ``test_set`` holds the test set's numbers of HC and PD.
     """
 
-    def __init__(self, log: Table, subjects_of: dict, test_set: tuple[int, int], options: RunOptions, unfinished: bool):
+    def __init__(
+        self,
+        log: Table,
+        subjects_of: dict,
+        test_set: tuple[int, int],
+        options: RunOptions,
+        extensions: Sequence[Extension],
+        auditors: Sequence[Auditor],
+        finished: bool,
+    ):
         self.log = log
         self.options = options
-        self.rule = RULES[options.rule]()
-        self.step_columns = [name for name in self.rule.columns if name not in self.rule.baseline_columns]
+        self.auditors = auditors
+        self.judges = [auditor for auditor, one in zip(auditors, extensions, strict=True) if one.replaces_rule]
+        self.further_columns = [column for auditor in auditors for column in auditor.columns]
         self.test_set = test_set
-        self.may_be_unfinished = unfinished
+        self.may_be_unfinished = not finished
         # Where there are no rows after the baseline, no cycle has begun; the replay then only fills the table.
         first_cycle = log.rows[1]["Cycle"] if len(log.rows) > 1 else 0
         untold = {(row["Cycle"], row["Study"]) for row in log.rows if row["kind"] == "failure" and not row["Subjects"]}
-        self.replay = Replay(subjects_of, first_cycle, options, untold)
+        self.replay = Replay(subjects_of, first_cycle, options, untold, auditors)
         self.lost = False  # after a step out of order: the order is checked again from the next cycle on
         self.unfinished = False
         self.accepted = log.rows[0]  # the last accepted row, with which later steps are compared
-        self.look_columns = look_columns(log.header)
-        self.label_columns = LABEL_COLUMNS * options.label_screen
-        self.screen_columns = [*SCREEN_COLUMNS, *self.look_columns, *self.label_columns]
-        self.centers_p = self._pool_labels() if options.label_screen else {}
-        self.limits: dict[int, float] = {}  # cycle -> the screen's limit
-        self.asked: dict[int, bool] = {}  # cycle -> whether labels were screened in it
-        self.first_looks: dict[str, dict] = {}  # subject -> row of its last look before it trains
         self.violations: list[str] = []
 
     def check(self) -> None:
         """Check header, rows and end of the log."""
-        columns = [*COLUMNS, *self.rule.columns, *(self.screen_columns if self.options.screen else ())]
+        columns = [*COLUMNS, *self.further_columns]
         if self.log.header != columns:
             self._violation({"row": 1}, f"columns are {', '.join(self.log.header)}, should be {', '.join(columns)}")
             if not set(columns) <= set(self.log.header):
                 return
-        if self.options.screen and not self.look_columns:
-            self._violation({"row": 1}, "no column has the score of a look (is the log of version 0.2?)")
-            return
+        for auditor in self.auditors:
+            auditor.read(self.log.rows[1:], self.replay, not self.may_be_unfinished)
         self._check_baseline(self.log.rows[0])
         rows = self.log.rows[1:]
         for row, following in itertools.zip_longest(rows, rows[1:]):
             if row["kind"] == "failure":
                 self._check_failure(row)
-            elif row["kind"] == "look":
-                self._check_look(row)
+            elif row["kind"] == "decision":
+                self._check_decision_without_step(row)
             else:
                 self._check_step(row, following)
         self._check_end()
@@ -81,23 +74,20 @@ class Audit:
             self._violation(row, f"Phase is {shown(row['Phase'])}, should be 'baseline'; the row is not replayed")
             return
         cells = {"Subject": "n/a", "Study": "n/a", "Subjects": [], "Cycle": 0, "Ignored": 0, "Eliminated": 0}
-        empty = dict.fromkeys((*LIMITS, *self.step_columns, *self.screen_columns))
-        self._check_cells(row, cells | empty, "baseline")
-        self._tell(row, self.rule.audit_baseline(row))
+        self._check_cells(row, cells | dict.fromkeys(LIMITS), "baseline")
+        for auditor in self.auditors:
+            self._tell(row, auditor.check_baseline(row))
 
     def _check_step(self, row, following):
         """Check a training step that was verified, and tell the replay what happened."""
         self._check_counts(row)
         cycle, phase = self._check_order(row)
-        if phase in ("batch", "group", "subject", "revisit"):
-            one = phase in ("subject", "revisit")
-            self._check(row, "Subject", ";".join(row["Subjects"]) if one else phase, f"Phase {phase}")
+        one = phase in ("subject", "revisit")
+        self._check(row, "Subject", ";".join(row["Subjects"]) if one else phase, f"Phase {phase}")
         self._check_subjects(row)
         self._check(row, "Tolerance", *self._tolerance(row))
         self._check_reference(row)
-        harmful = self._check_decision(row)
-        if self.options.screen:
-            self._check_score(row, phase)
+        harmful = self._check_decision(row, phase)
         if row["Ignored"] != harmful:
             harmful = self._was_undone(row, following)
         why = f"Phase {phase}, {'harmful' if harmful else 'not harmful'}"
@@ -106,28 +96,30 @@ class Audit:
         if not harmful:
             self.accepted = row
 
-    def _check_look(self, row):
-        """Check what the screen said: who is put aside, or eliminated at the revisit; no rate was measured."""
+    def _check_decision_without_step(self, row):
+        """Check what extensions said: who is put aside, or eliminated at the revisit; no rate was measured."""
         cycle, phase = self._check_order(row)
         self._check(row, "Subject", ";".join(row["Subjects"]), f"Phase {phase}")
         self._check_subjects(row)
-        self._check_cells(row, dict.fromkeys((*MEASURED, "Tolerance", *self.rule.columns)), "no step was made")
+        self._check_cells(row, dict.fromkeys((*MEASURED, "Tolerance")), "no step was made")
         self._check_reference(row)
-        suspect = self._is_sure(row) if phase == "revisit" else self._is_suspect(row)
-        if phase == "revisit" and not suspect:
-            self._violation(row, "FP, FN: empty, but its looks are not sure and the image must train")
-        elif row["Subjects"]:
-            self.first_looks[row["Subjects"][0]] = row
-        why = ", ".join(f"{name} {shown(row[name])}" for name in (*SCREEN_COLUMNS, *self.label_columns))
-        self._check(row, "Ignored", int(suspect), why)
-        self._check(row, "Eliminated", int(suspect and phase == "revisit"), f"Phase {phase}, {why}")
-        self.replay.happened(cycle, phase, row["Subjects"], suspect)
+        out = False
+        for auditor in self.auditors:
+            says_so, faults = auditor.check_decision(row, phase, self.accepted)
+            self._tell(row, faults)
+            out |= says_so
+        if phase == "revisit" and not out:
+            self._violation(row, "FP, FN: empty, but no extension is sure and the image must train")
+        why = ", ".join(f"{name} {shown(row[name])}" for auditor in self.auditors for name in auditor.deciding)
+        self._check(row, "Ignored", int(out), why)
+        self._check(row, "Eliminated", int(out and phase == "revisit"), f"Phase {phase}, {why}")
+        self.replay.happened(cycle, phase, row["Subjects"], out)
 
     def _check_failure(self, row):
         """Check a step that a center did not make: it changes nothing, and nothing was measured."""
         self._check_order(row)
         why = f"Phase {row['Phase']}"
-        empty = dict.fromkeys((*MEASURED, *self.rule.columns, *self.screen_columns))
+        empty = dict.fromkeys((*MEASURED, *self.further_columns))
         self._check_cells(row, {"Subject": "n/a", "Ignored": 1, "Eliminated": 0} | empty, why)
         self._check_subjects(row)
         self._check(row, "Tolerance", *self._tolerance(row))
@@ -184,8 +176,8 @@ class Audit:
             self._violation(row, f"Subjects has {shown(subject)} {subjects.count(subject)} times, should be once")
         # One line is enough where the center is wrong for every subject.
         studies = {center_of[subject]: subject for subject in reversed(subjects) if subject in center_of}
-        if row["Phase"] == "group":
-            self._check(row, "Study", ";".join(reversed(studies)), "the centers of the group")
+        if any(row["Phase"] in auditor.phases for auditor in self.auditors):
+            self._check(row, "Study", ";".join(reversed(studies)), f"the centers of the {row['Phase']}")
             return
         for center, subject in studies.items():
             self._check(row, "Study", center, f"the center of {subject}")
@@ -193,11 +185,11 @@ class Audit:
     def _tolerance(self, row):
         """What the rates may rise by in a step, and why."""
         images, error = len(row["Subjects"]), self.options.error
-        if row["Phase"] != "group":
+        if row["Phase"] in (*PHASES, *FAILURES):
             return images * error, f"{images} x {error:g}"
         step = None if self.lost else self.replay.step
         if not step or not step.smallest:  # its batches are not known, which was a violation already
-            return row["Tolerance"], "the group"
+            return row["Tolerance"], f"the {row['Phase']}"
         return step.smallest * error, f"{step.smallest} x {error:g}, its smallest batch"
 
     def _check_reference(self, row):
@@ -220,8 +212,8 @@ class Audit:
 
     # Decisions.
 
-    def _check_decision(self, row):
-        """Check Ignored and the cells of the rule. Returns whether the step must have been undone."""
+    def _check_decision(self, row, phase):
+        """Check Ignored and the cells of extensions. Returns whether the step must have been undone."""
         tolerance, _ = self._tolerance(row)
         rounding = 0.0 if self.options.protocol == "published" else ROUNDING
         risen, reasons = [], []
@@ -230,9 +222,12 @@ class Audit:
             risen.append(rate > before + tolerance + rounding)
             sign = ">" if risen[-1] else "<="
             reasons.append(f"P{count} {row[f'P{count}']:.6g} {sign} {self.accepted[f'P{count}']:.6g} + {tolerance:.6g}")
-        harmful, faults = self.rule.audit_step(row, self.accepted, risen, self.test_set)
-        self._tell(row, faults)
-        reasons += [f"{name} {shown(row[name])}" for name in self.step_columns]
+        harmful = any(risen) and not self.judges
+        for auditor in self.auditors:
+            says_so, faults = auditor.check_step(row, phase, self.accepted, risen, self.test_set)
+            self._tell(row, faults)
+            harmful |= says_so
+            reasons += [f"{name} {shown(row[name])}" for name in auditor.judging]
         self._check(row, "Ignored", int(harmful), ", ".join(reasons))
         return harmful
 
@@ -241,79 +236,6 @@ class Audit:
         if not following:
             return row["Ignored"] == 1
         return not all(same(following[f"Reference_{rate}"], row[rate]) for rate in ("PFP", "PFN"))
-
-    def _check_score(self, row, phase):
-        """A revisit that trained was no suspect; elsewhere nothing is scored."""
-        if phase != "revisit":
-            self._check_cells(row, dict.fromkeys(self.screen_columns), f"Phase {phase}")
-        elif self._is_sure(row):
-            self._violation(row, f"Screen_score {shown(row['Screen_score'])} is sure, as the first was, but it trained")
-
-    def _is_suspect(self, row):
-        """Whether the score is above the limit, which is one for each cycle."""
-        score, limit = row["Screen_score"], row["Screen_limit"]
-        self._check(row, "Screen_limit", self.limits.setdefault(row["Cycle"], limit), "the limit of this cycle")
-        if score is None or limit is None:
-            self._violation(row, "Screen_score or Screen_limit is empty, should be a number")
-            return False
-        looks = [row[name] for name in self.look_columns]
-        if None in looks:
-            self._violation(row, f"{' or '.join(self.look_columns)} is empty, should be a number")
-        else:
-            largest = math.nan if any(map(math.isnan, looks)) else max(looks)
-            self._check(row, "Screen_score", largest, f"the largest of {', '.join(self.look_columns)}")
-        if self.label_columns:
-            self._check_labels(row)
-        return strange(row) or doubted(row)
-
-    def _check_labels(self, row):
-        """Check the cells of the label screen: of a cycle all look rows have them, or none."""
-        if row["Cycle"] not in self.asked:
-            asked = self.asked[row["Cycle"]] = row["Label_p"] is not None
-            accepted = self.accepted.get("AUROC")
-            if row["Phase"] == "screen" and accepted is not None and asked != (accepted >= 0.8):
-                self._violation(row, f"Label_p is {shown(row['Label_p'])}, but AUROC was {shown(accepted)}")
-        if not self.asked[row["Cycle"]]:
-            self._check_cells(row, dict.fromkeys(self.label_columns), "the model knew too little in this cycle")
-            return
-        if row["Label_p"] is None or not 0 < row["Label_p"] <= 1:
-            self._violation(row, f"Label_p is {shown(row['Label_p'])}, should be from 0 to 1")
-        self._check(row, "Center_limit", 0.05 / len(self.replay.subjects_of), "0.05 by the number of centers")
-        pooled = self.centers_p.get((row["Cycle"], row["Study"]), row["Center_p"])
-        self._check(row, "Center_p", pooled, "from Label_p of the center's usual images")
-
-    def _is_sure(self, row):
-        """Whether the looks of a flag and of its revisit are enough to eliminate an image without a step.
-
-        Both find it strange, with a mean score above 4; or both doubt the labels of its center.
-        """
-        suspect = self._is_suspect(row)
-        first = self.first_looks.get(row["Subjects"][0] if row["Subjects"] else "")
-        scores = [look["Screen_score"] for look in (first or row, row)]
-        if None in scores:
-            return suspect
-        sure = not sum(scores) / 2 <= 4 and strange(first or row) and strange(row)
-        return sure or (doubted(first or row) and doubted(row))
-
-    def _pool_labels(self):
-        """(cycle, center) -> p-value of its labels, of all rows that tell of a look; not where the center failed."""
-        looks: dict[tuple, list] = {}
-        for row in self.log.rows[1:]:
-            place = row["Cycle"], row["Study"]
-            if row["kind"] == "failure":
-                looks[place] = [math.nan]
-            elif row.get("Label_p") is not None and 0 < row["Label_p"] <= 1 and not strange(row):
-                looks.setdefault(place, []).append(row["Label_p"])
-        last = self.log.rows[-1]["Cycle"] if self.may_be_unfinished else None
-        normal = NormalDist()
-        pooled: dict[tuple, float | None] = {}
-        for (cycle, center), values in looks.items():
-            if cycle == last or any(map(math.isnan, values)):
-                continue
-            total = sum(normal.inv_cdf(1 - min(max(value, 1e-9), 0.999)) for value in values)
-            variance = len(values) + 0.04 * len(values) ** 2
-            pooled[cycle, center] = 1 - normal.cdf(total / math.sqrt(variance)) if len(values) >= 3 else None
-        return pooled
 
     # The end of the log, the table of subjects, the summary.
 
@@ -331,7 +253,7 @@ class Audit:
             where = f"in the middle of cycle {self.replay.cycle}; {following} should follow"
         else:
             where = "before the first cycle"
-        self._violation(self.log.rows[-1], f"the log ends {where} (--unfinished allows that)")
+        self._violation(self.log.rows[-1], f"the log ends {where}, but by its run.json the run is finished")
 
     def check_table(self, table: Table) -> None:
         """Check the table of subjects, which is written whenever a cycle is over."""
@@ -371,10 +293,9 @@ class Audit:
         """What a consistent log holds, in words."""
         rows = self.log.rows[1:]
         steps = [row for row in rows if row["kind"] == "step"]
-        looks = sum(row["Phase"] == "screen" for row in rows)
         failures = sum(row["kind"] == "failure" for row in rows)
         phases = [row["Phase"] for row in steps]
-        kinds = ("batch", "subject", "revisit", *(["group"] if self.options.verify_every > 1 else []))
+        kinds = (*PHASES, *(phase for auditor in self.auditors for phase in auditor.phases))
         by_phase = ", ".join(f"{phases.count(phase)} {phase}" for phase in kinds)
         first, last = (rows[0]["Cycle"], rows[-1]["Cycle"]) if rows else (0, -1)
         return (
@@ -382,7 +303,7 @@ class Audit:
             + (f" ({first} to {last})" if rows else "")
             + f", {some(len(steps), 'verification')} ({by_phase}), "
             + f"{some(sum(row['Ignored'] for row in steps), 'step')} undone"
-            + (f", {some(looks, 'look')} of the screen" if looks else "")
+            + "".join(f", {words}" for auditor in self.auditors for words in auditor.summary(rows))
             + (f", {some(failures, 'visit')} failed" if failures else "")
             + f"; subjects: {sum(map(bool, self.replay.flags.values()))} flagged, "
             f"{sum(map(bool, self.replay.revisits.values()))} revisited, {len(self.replay.eliminated)} eliminated"
@@ -392,46 +313,15 @@ class Audit:
     # How violations are told.
 
     def _check(self, row, column, should, why):
-        if not same(row.get(column), should):
-            self._violation(row, f"{column} is {shown(row[column])}, should be {shown(should)} ({why})")
+        self._tell(row, differs(row, column, should, why))
 
     def _check_cells(self, row, cells, why):
         for column, should in cells.items():
             self._check(row, column, should, why)
 
     def _tell(self, row, faults):
-        """Tell what a rule found (:meth:`travelling.rules.Rule.audit_step`)."""
-        for columns, words in faults:
-            first, *others = columns
-            values = [f"{first} is {shown(row[first])}", *(f"{column} {shown(row[column])}" for column in others)]
-            self._violation(row, f"{' and '.join(values)}, {words}")
+        for fault in faults:
+            self._violation(row, fault)
 
     def _violation(self, row, text, path=None):
         self.violations.append(f"{path or self.log.path}, row {row['row']}: {text}")
-
-
-def strange(row: dict) -> bool:
-    """Whether a look finds an image strange."""
-    score, limit = row["Screen_score"], row["Screen_limit"]
-    return score is not None and limit is not None and not score <= limit
-
-
-def doubted(row: dict) -> bool:
-    """Whether a look doubts the labels of an image's center."""
-    return row.get("Center_p") is not None and row["Center_limit"] is not None and row["Center_p"] < row["Center_limit"]
-
-
-def same(value: object, other: object) -> bool:
-    """Whether two cells agree: numbers up to rounding."""
-    if isinstance(value, float) and isinstance(other, float):
-        return value == other or abs(value - other) <= ROUNDING or (math.isnan(value) and math.isnan(other))
-    return value == other
-
-
-def shown(value: object) -> str:
-    """A cell in words."""
-    if isinstance(value, list):
-        value = ";".join(value)
-    if value is None or value == "":
-        return "empty"
-    return f"'{value}'" if isinstance(value, str) else f"{value:.10g}"

@@ -1,48 +1,38 @@
 """Quality control without a model: which step must come next, after what happened in those before."""
 
 import itertools
-from collections.abc import Generator, Iterator
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any, Protocol
 
+from travelling.method.auditor import Auditor, Step, Steps
 from travelling_quality_control.auditing.tables import FAILURES
 
 
 class RunOptions(Protocol):
-    """What the audit must know of a run, under the names of its options: a parsed command line will do."""
+    """What the audit must know of a run, under the names of its options."""
 
     protocol: str  # "corrected" or "published"
     revisit: int  # cycles that a flagged subject waits
     error: float  # tolerated rise of FPR or FNR per image of a step, as a fraction of 1
     seed: int
     batch_size: int
-    rule: str  # one of travelling.rules.RULES
-    screen: bool
-    label_screen: bool
-    verify_every: int  # batches
-
-
-class Step(NamedTuple):
-    """A row that the log must have."""
-
-    phase: str
-    subjects: list
-    if_failed: dict | None = None  # center -> the row's subjects where that one fails, if they are others
-    smallest: int | None = None  # images of a group's smallest batch
-    only_if_failed: bool = False  # there is no row otherwise
 
 
 class Replay:
     """Quality control as a log tells it: :attr:`step` must come next in this cycle (None: it is over).
 
     After every row call :meth:`happened` or :meth:`failed`. ``untold`` holds (cycle, center) where a center had not
-    told its subjects yet.
+    told its subjects yet; ``auditors`` are those of the extensions that the run used.
     """
 
-    def __init__(self, subjects_of: dict, first_cycle: int, options: RunOptions, untold: set):
+    def __init__(
+        self, subjects_of: dict, first_cycle: int, options: RunOptions, untold: set, auditors: Sequence[Auditor]
+    ):
         self.subjects_of = subjects_of
         self.center_of = {subject: center for center, subjects in subjects_of.items() for subject in subjects}
         self.untold = untold
         self.options = options
+        self.auditors = auditors
         self.flags: dict[str, list[int]] = {subject: [] for subject in self.center_of}  # cycles
         self.revisits = dict.fromkeys(self.center_of, 0)
         self.waiting: dict[str, int] = {}  # subject -> cycle of its flag, in the order of the flags
@@ -86,7 +76,7 @@ class Replay:
                 self.waiting.pop(subject, None)
                 if harmful:
                     self.eliminated[subject] = cycle
-            elif phase in ("subject", "screen") and harmful:
+            elif harmful and phase in ("subject", *(name for one in self.auditors for name in one.flagging)):
                 self.flags[subject].append(cycle)
                 self.waiting[subject] = cycle
         self._go_on(harmful)
@@ -102,65 +92,41 @@ class Replay:
         except StopIteration:
             self.step = None
 
-    def _steps_of_cycle(self, order: list, generator: Any) -> Generator[Step, bool | None, None]:
+    def _steps_of_cycle(self, order: list[str], generator: Any) -> Steps:
         """The method: yields every step of a cycle and is sent whether it was harmful (None: the center failed)."""
-        waiting_batches: list[list] = []
-        size, suspects = self.options.verify_every, 0
-        if self.options.screen:
-            for center in order:
-                yield from self._looks_at(center)
-        while order or waiting_batches:
-            while order and len(waiting_batches) < size:
-                waiting_batches += yield from self._batches_of(order.pop(0), generator)
-            group = waiting_batches[: min(size, suspects or size)]
-            if not group:
-                continue
-            harmful = yield self._group_step(group)
-            if harmful and len(group) > 1:
-                size, suspects = len(group) // 2, len(group)
-                continue
-            if harmful is not None:
-                del waiting_batches[: len(group)]
-                suspects = 0 if harmful else max(0, suspects - len(group))
-                size = 1 if harmful else size if suspects else min(self.options.verify_every, 2 * size)
-            for subject in group[0] if harmful else ():
-                if (yield Step("subject", [subject])) is None:
-                    break
-            # The batches of a center that has failed are dropped.
-            stays = [self.center_of[batch[0]] not in self.absent for batch in waiting_batches]
-            suspects = sum(stays[:suspects])
-            waiting_batches = [batch for batch, kept in zip(waiting_batches, stays, strict=True) if kept]
-        for subject in self._due():
+        for auditor in self.auditors:
+            yield from auditor.before_cycle(self, order)
+        others = filter(None, (auditor.train(self, order, generator) for auditor in self.auditors))
+        yield from next(others, None) or self._visits(order, generator)
+        for subject in self.due():
             if self.center_of[subject] not in self.absent:
                 yield Step("revisit", [subject])
 
-    def _batches_of(self, center, generator):
+    def _visits(self, order, generator):
+        """The published way: batch by batch, and image by image where one did harm."""
+        for center in order:
+            for batch in (yield from self.batches_of(center, generator)):
+                if center in self.absent:
+                    break
+                harmful = yield Step("batch", batch)
+                for subject in batch if harmful else ():
+                    if (yield Step("subject", [subject])) is None:
+                        break
+
+    def batches_of(self, center: str, generator: Any) -> Generator[Step, bool | None, list[list[str]]]:
         """Returns a center's batches, none where it has failed; yields where it has not told its subjects."""
         if center in self.absent:
             return []
-        if self._is_untold(center):
+        if self.is_untold(center):
             yield Step(FAILURES[0], [])
             return []
-        return self._cut(self._present(center), generator)
+        return self._cut(self.present(center), generator)
 
-    def _looks_at(self, center):
-        """Yields what the screen does at a center."""
-        if self._is_untold(center):
-            yield Step(FAILURES[0], [])
-            return
-        present = self._present(center)
-        due = [subject for subject in self._due() if self.center_of[subject] == center]
-        if not present and due:
-            yield Step("screen", due, only_if_failed=True)
-        for number, subject in enumerate(present):
-            fails = present + due if number == 0 else []  # a center answers for all of them, or for none
-            if (yield Step("screen", [subject], if_failed={center: fails})) is None:
-                return
-
-    def _is_untold(self, center):
+    def is_untold(self, center: str) -> bool:
+        """Whether a center has not told its subjects in this cycle."""
         return (self.cycle, center) in self.untold or not self.subjects_of[center]
 
-    def _due(self):
+    def due(self) -> list[str]:
         """Who is to be revisited at the end of this cycle."""
         return [
             subject
@@ -168,17 +134,7 @@ class Replay:
             if flagged + self.options.revisit <= self.cycle and self.center_of[subject] not in self.absent
         ]
 
-    def _group_step(self, group):
-        """The verification of one batch or several."""
-        subjects = list(itertools.chain(*group))
-        if len(group) == 1:
-            return Step("batch", subjects)
-        of_center: dict[str, list] = {}
-        for subject in subjects:
-            of_center.setdefault(self.center_of[subject], []).append(subject)
-        return Step("group", subjects, of_center, min(map(len, group)))
-
-    def _present(self, center):
+    def present(self, center: str) -> list[str]:
         """Who trains at a center."""
         return [name for name in self.subjects_of[center] if name not in self.waiting and name not in self.eliminated]
 

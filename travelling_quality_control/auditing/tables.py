@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from travelling.errors import InputError
-from travelling.rules import RULES
+from travelling.method.auditor import Auditor
 
 LIMITS = ("Tolerance", "Reference_PFP", "Reference_PFN")  # empty in the baseline row
 COLUMNS = (
@@ -18,8 +18,6 @@ COLUMNS = (
 TABLE_COLUMNS = (
     "Subject", "Study", "Times_flagged", "First_flagged_cycle", "Revisits", "Eliminated", "Eliminated_cycle",
 )  # fmt: skip
-SCREEN_COLUMNS = ("Screen_score", "Screen_limit")  # of --screen; further ones have the score of each look
-LABEL_COLUMNS = ("Label_p", "Center_p", "Center_limit")  # of --label-screen
 FAILURES = ("unreachable", "invalid")  # phases of a step that a center did not make: its row has no rates
 LARGEST = 2**31  # of seed and of cycle: NumPy takes seeds below 2**32
 
@@ -88,8 +86,8 @@ def always(row: dict) -> bool:
 def read_cohorts(train: Path, test: Path, centers: Sequence[str] | None = None) -> tuple[dict, tuple[int, int]]:
     """The two CSVs: each center's subjects, in order of first appearance, and the test set's numbers of HC and PD.
 
-    ``centers`` are all of them, in that order: some may have told no subjects. Read here and not by travelling.cohort,
-    which wants to see the images.
+    ``centers`` are all of them, in that order: some may have told no subjects. Read here and not by
+    travelling.images.cohort, which wants to see the images.
     """
     training_set = Table(train, ("Subject", "Study"), strip=True)
     test_set = Table(test, ("Subject", "Group_bin"), strip=True)
@@ -104,7 +102,7 @@ def read_cohorts(train: Path, test: Path, centers: Sequence[str] | None = None) 
             seen[row["Subject"]] = f"{table.path}, row {row['row']}"
     for row in training_set.rows:
         if centers and row["Study"] not in subjects_of:
-            raise InputError(f"--centers: {row['Study']} of {train} is not one of them")
+            raise InputError(f"{train}, row {row['row']}: {row['Study']} is none of the centers that run.json names")
         subjects_of.setdefault(row["Study"], []).append(row["Subject"])
     groups = [row["Group_bin"] for row in test_set.rows]
     if set(groups) != {0, 1}:
@@ -112,33 +110,29 @@ def read_cohorts(train: Path, test: Path, centers: Sequence[str] | None = None) 
     return subjects_of, (groups.count(0), groups.count(1))
 
 
-def read_log(path: Path, rule: str, train: Path, subjects_of: dict) -> Table:
-    """The log of a run with this rule, with its numbers as numbers and its subjects as lists; ``train`` is its CSV.
+def read_log(path: Path, auditors: Sequence[Auditor], train: Path, subjects_of: dict) -> Table:
+    """The log of a run with these extensions, with its numbers as numbers and its subjects as lists.
 
-    ``"kind"`` of a row is "step"; or "failure", of a step that its center did not make; or "look", where the screen
-    looked at an image and no step was made. The first row is always a "step".
+    ``train`` is its CSV. ``"kind"`` of a row is "step"; or "failure", of a step that its center did not make; or
+    "decision", where an extension decided about an image without a step. The first row is always a "step".
     """
     log = Table(path, COLUMNS)
     for row in log.rows:
-        looked = row["Phase"] == "screen" or (row["Phase"] == "revisit" and row["FP"] == "")
-        row["kind"] = "failure" if row["Phase"] in FAILURES else "look" if looked and "Screen_score" in row else "step"
+        decided = any(auditor.is_decision(row) for auditor in auditors)
+        row["kind"] = "failure" if row["Phase"] in FAILURES else "decision" if decided else "step"
         row["Subjects"] = row["Subjects"].split(";") if row["Subjects"] else []
     log.rows[0]["kind"] = "step"
     log.convert(("Cycle", "Ignored", "Eliminated"), whole)
     log.convert(("FP", "FN"), whole, optional=lambda row: row["kind"] != "step")
     log.convert(("ACC", "PFP", "PFN"), finite, optional=lambda row: row["kind"] != "step")
-    log.convert((*LIMITS, *RULES[rule].columns, *LABEL_COLUMNS, "Screen_limit"), finite, optional=always)
-    # An image can be so strange that its score is no number.
-    log.convert(["Screen_score", *look_columns(log.header)], float, optional=always)
+    log.convert(LIMITS, finite, optional=always)
+    for auditor in auditors:
+        log.convert([name for name in auditor.columns if name not in auditor.may_be_nan], finite, optional=always)
+        log.convert(auditor.may_be_nan, float, optional=always)
     known = set(itertools.chain(*subjects_of.values()))
     if len(log.rows) > 1 and known.isdisjoint(subject for row in log.rows for subject in row["Subjects"]):
         raise InputError(f"{path}: no subject is in {train}; it is another training set's log")
     return log
-
-
-def look_columns(header: list) -> list:
-    """The columns that hold the score of each look of the screen."""
-    return [name for name in header if name.startswith("Screen_") and name not in SCREEN_COLUMNS]
 
 
 def read_subject_table(path: Path) -> Table:

@@ -43,11 +43,11 @@ from nvflare.apis.signal import Signal
 from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
-from travelling.cohort import SEPARATOR, copies, read_cohort
 from travelling.errors import InputError
 from travelling.files import write_csv
-from travelling.options import CenterSite
-from travelling.verification_log import LOG_COLUMNS
+from travelling.images.cohort import copies, read_cohort
+from travelling.method.verification_log import LOG_COLUMNS, SEPARATOR
+from travelling.runs.options import CenterSite
 from travelling_quality_control.federated import gate
 from travelling_quality_control.federated.settings import center_file, read_center_settings
 from travelling_quality_control.federated.wire import digest, installed, note_visit, pack, unpack
@@ -104,9 +104,10 @@ class Center:
         self._settings = settings
         self._cohort = read_cohort(settings.training_set)
         self._pseudonyms = Pseudonyms(self._folder, self._cohort["Subject"])
-        self._model: Any = None  # these three once prepared
+        self._model: Any = None  # these four once prepared
         self._volumes: Any = None
         self._trainer: Any = None
+        self._eyes: Any = None  # of the screen
         self._prepared: tuple | None = None  # for which network, and images that lie where
         self._received: dict[str, list[np.ndarray]] = {}  # digest -> arrays of the network: the last that came
 
@@ -144,7 +145,10 @@ class Center:
         return answer, {"loss": loss, "digest": digest(answer)}
 
     def _look(self, subjects, labels):
-        looks = self._trainer.look(subjects, labels)
+        from travelling.beyond.screen.eyes import Eyes  # only where a run has the screen
+
+        self._eyes = self._eyes or Eyes(self._trainer)
+        looks = self._eyes.look(subjects, labels)
         return [], {"looks": {look: rows.astype(float).tolist() for look, rows in looks.items()}}
 
     def _about_images(self):
@@ -159,10 +163,10 @@ class Center:
         if self._prepared == (meta["filters"], meta["space"]):
             return
         # Only now: TensorFlow takes seconds to import, and the images to read.
-        from travelling import backend
-        from travelling.sfcn import width_of
-        from travelling.trainer import LocalTrainer
-        from travelling.volumes import Volumes
+        from travelling.images.local_trainer import LocalTrainer
+        from travelling.images.volumes import Volumes
+        from travelling.network import backend
+        from travelling.network.sfcn import width_of
         from travelling_quality_control.federated.step import CenterModel
 
         settings = self._settings
@@ -174,6 +178,7 @@ class Center:
         for notice in volumes.decode() + copies(volumes.images, self._cohort) + self._changes(volumes.images):
             self._log.info("notice: %s", notice)
         self._model, self._volumes, self._trainer = model, volumes, LocalTrainer(model, volumes, self._cohort)
+        self._eyes = None
         self._trainer.train([self._cohort["Subject"].iloc[0]])  # compiles; what is received replaces its statistics
         self._prepared = (meta["filters"], meta["space"])
 

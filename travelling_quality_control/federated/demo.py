@@ -22,7 +22,7 @@ from typing import Any
 if __name__ == "__main__":  # the package of this checkout, whatever is installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from travelling import command
+from travelling.runs import command
 
 ROOT = Path(__file__).resolve().parents[2]
 CYCLES = 10  # of pre-training by make demo
@@ -155,7 +155,7 @@ def time_of(line: str) -> float:
 
 def model(folder: Path, cycles: int) -> list[Path]:
     """The files of the pre-trained model."""
-    from travelling.model_files import model_files
+    from travelling.network.model_files import model_files
 
     return model_files(folder, BATCH_SIZE, cycles - 1)
 

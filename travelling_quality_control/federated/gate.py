@@ -20,8 +20,8 @@ from nvflare.apis.app_validation import AppValidator
 from nvflare.apis.fl_constant import FLContextKey, WorkspaceConstants
 from nvflare.apis.fl_context import FLContext
 
-from travelling import command
 from travelling.errors import InputError
+from travelling.runs import command
 
 CONTROLLER = "travelling_quality_control.federated.server.TravellingController"
 EXECUTOR = "travelling_quality_control.federated.center.CenterExecutor"

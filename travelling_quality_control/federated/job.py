@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING
 if __name__ == "__main__":  # the package of this checkout, whatever is installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from travelling import command, stopping
 from travelling.errors import AlreadyDone, InputError
-from travelling.options import Jobs, add_to_parser
+from travelling.option import add_to_parser
+from travelling.runs import command, stopping
+from travelling.runs.options import Jobs, QualityControlServer
 from travelling_quality_control.federated.settings import Server
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def refuse_complete(settings: Server, overwrite: str) -> None:
 
     ``overwrite`` is what the user is told to say to have that replaced.
     """
-    from travelling.record import Record, describe, differences
+    from travelling.runs.record import Record, describe, differences
     from travelling_quality_control.federated.settings import INPUT_FILES
 
     path = settings.output_folder / "run.json"
@@ -92,8 +93,8 @@ class Progress:
     """How far a run has come, as its folder tells: ``finished``, and ``place``, which changes with every visit."""
 
     def __init__(self, settings: Server):
-        from travelling.checkpoint import Checkpoints
-        from travelling.record import Record
+        from travelling.runs.checkpoint import Checkpoints
+        from travelling.runs.record import Record
         from travelling_quality_control.federated.server import ERROR_FILE
 
         folder, found, self.finished = settings.output_folder, None, False
@@ -142,9 +143,10 @@ def show_progress(settings: Server) -> Callable[..., bool]:
     """What FLARE calls every two seconds of a job: prints which centers are there, and each new step of the run."""
     from travelling_quality_control.federated.server import VISITS_FILE
 
-    controlled = settings.method == "quality_control"
-    path = Path(f"{settings.fn_save}.csv") if controlled else settings.output_folder / VISITS_FILE
-    describe = describe_verification if controlled else describe_visit
+    if isinstance(settings, QualityControlServer):
+        path, describe = Path(f"{settings.fn_save}.csv"), describe_verification
+    else:
+        path, describe = settings.output_folder / VISITS_FILE, describe_visit
     printed = len(_rows(path))
     there: list[str] = []
 
@@ -165,7 +167,7 @@ def show_progress(settings: Server) -> Callable[..., bool]:
 
 def describe_verification(row: dict) -> str:
     """A row of the log of quality control, in words."""
-    from travelling.cohort import SEPARATOR
+    from travelling.method.verification_log import SEPARATOR
 
     images = len(row["Subjects"].split(SEPARATOR))
     text = f"cycle {row['Cycle']}, {row['Study']}: {row['Phase']}, {images} image{'s' * (images > 1)}"

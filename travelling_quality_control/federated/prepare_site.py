@@ -21,10 +21,11 @@ from typing import Any
 if __name__ == "__main__":  # the package of this checkout, whatever is installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from travelling import command
 from travelling.errors import InputError
 from travelling.files import write_whole
-from travelling.options import CenterSite, Images, add_to_parser, to_json
+from travelling.option import add_to_parser, to_json
+from travelling.runs import command
+from travelling.runs.options import CenterSite, Images
 
 # After a power cut another process may have the number that FLARE noted as its own; it would not start.
 START = """#!/usr/bin/env bash
@@ -78,7 +79,7 @@ def main() -> None:
         allow(local, gate.SERVER_RIGHTS, (arguments.storage or kit / "storage").absolute())
         configuration = local / SERVER_FILE
     else:
-        from travelling.cohort import read_cohort
+        from travelling.images.cohort import read_cohort
 
         read_cohort(arguments.training_set)  # an error now is better than one in a job
         private = arguments.private_folder.absolute()
@@ -130,7 +131,7 @@ def allow(local: Path, rights: dict, server_storage: Path | None = None) -> None
 
 
 def configure_center(local: Path, center: str, training_set: Path, private_folder: Path, images: dict) -> None:
-    """Write a center's configuration file; ``images`` is what it says of :class:`travelling.options.Images`."""
+    """Write a center's configuration file; ``images`` is what it says of :class:`travelling.runs.options.Images`."""
     from travelling_quality_control.federated.settings import center_file
 
     content = {"training_set": str(training_set.absolute()), "private_folder": str(private_folder.absolute())}

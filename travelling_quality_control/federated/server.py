@@ -14,17 +14,18 @@ from nvflare.apis.wf_comm_spec import WFCommSpec
 from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.workflows.model_controller import ModelController
 
-from travelling import stopping
-from travelling.cohort import SEPARATOR, copies, read_cohort
-from travelling.controlled_run import ControlledRun, first_evaluation, open_run, refuse_unfit_test_set
 from travelling.errors import AlreadyDone, InputError, Stopped, VisitFailed
-from travelling.model_files import SPACE, cycles_to_run, read_record
-from travelling.protocol import learning_rates
-from travelling.quality_control import FAILURES
-from travelling.run import Run
-from travelling.travel import PlainRun
-from travelling.travel import travel as travel_plainly
-from travelling.volumes import SAME_SCALE, Volumes
+from travelling.images.cohort import copies, read_cohort
+from travelling.images.volumes import SAME_SCALE, Volumes
+from travelling.method.protocol import learning_rates
+from travelling.method.quality_control import FAILURES
+from travelling.method.travel import travel as travel_plainly
+from travelling.method.verification_log import SEPARATOR
+from travelling.network.model_files import SPACE, cycles_to_run, read_record
+from travelling.runs import stopping
+from travelling.runs.controlled_run import ControlledRun, first_evaluation, open_run, refuse_unfit_test_set
+from travelling.runs.plain_run import PlainRun
+from travelling.runs.run import Run
 from travelling_quality_control.enc_PD_quality_control import travel
 from travelling_quality_control.federated import gate
 from travelling_quality_control.federated.center import ERRORS, PSEUDONYM_LETTERS, REPORTED
@@ -144,14 +145,14 @@ class TravellingController(ModelController):
         volumes = Volumes(settings.cache_gb, run.cache_folder, settings.reorient, space)
         volumes.add(test_set)
 
-        from travelling import backend
-        from travelling.model import TravellingModel
+        from travelling.network import backend
+        from travelling.network.model import TravellingModel
         from travelling_quality_control.federated.trainer import FederatedTrainer
 
         device = backend.start(settings.seed)
         model, record, notices = TravellingModel.load(settings.en, settings.pd, volumes.shape)
         notices += volumes.decode() + copies(volumes.images, test_set)
-        trainer = FederatedTrainer(self._ask, model, volumes, test_set, settings.eval_batch_size)
+        trainer = FederatedTrainer(self._ask, model, volumes, test_set)
         baseline, saturation = first_evaluation(run, trainer, settings)
         run.begin(device, notices + trainer.strange(record) + saturation, volumes.images)
         resumed_at = run.go_on(trainer)
@@ -171,8 +172,8 @@ class TravellingController(ModelController):
         cycles = range(settings.cycles)
         run = Run(settings.output_folder, "training.log", settings, inputs={})
 
-        from travelling import backend
-        from travelling.model import TravellingModel
+        from travelling.network import backend
+        from travelling.network.model import TravellingModel
         from travelling_quality_control.federated.trainer import FederatedTrainer
 
         device = backend.start(settings.seed)

@@ -1,19 +1,20 @@
 """The configuration files of server and centers: JSON, in the folder ``local`` of a FLARE site, written by its people.
 
-They know the same options as the scripts (:mod:`travelling.options`). A job carries none of it: no path ever leaves the
-site that it belongs to.
+They know the same options as the scripts (:mod:`travelling.runs.options`). A job carries none of it: no path ever
+leaves the site that it belongs to.
 """
 
 import json
 from pathlib import Path
-from typing import Any
 
 from travelling.errors import InputError
-from travelling.options import CenterSite, QualityControlServer, StandardModelServer, from_json
+from travelling.network.model_files import pretrained_files
+from travelling.option import from_json
+from travelling.runs.options import CenterSite, QualityControlServer, StandardModelServer
 
-Server = Any  # one of the classes of METHODS, with ``method``
+Server = QualityControlServer | StandardModelServer
 SERVER_FILE = "travelling_server.json"
-METHODS = {"quality_control": QualityControlServer, "standard": StandardModelServer}
+METHODS: dict[str, type[Server]] = {"quality_control": QualityControlServer, "standard": StandardModelServer}
 INPUT_FILES = {"quality_control": ("fn_test", "en", "pd"), "standard": ()}  # of each method, on the server
 
 
@@ -23,13 +24,14 @@ def center_file(center: str) -> str:
 
 
 def read_server_settings(path: Path) -> Server:
-    """A server's options, with their ``method``. Raises InputError for anything that is missing, unknown or wrong."""
+    """A server's options. Raises InputError for anything that is missing, unknown or wrong."""
     content = _read(path)
-    method = content.pop("method", "quality_control")
+    method = content.get("method", "quality_control")
     if method not in METHODS:
         raise InputError(f"{path}: method is {json.dumps(method)}, should be one of {', '.join(METHODS)}")
     settings = from_json(METHODS[method], path, content)
-    settings.method = method
+    if isinstance(settings, QualityControlServer):
+        settings.en, settings.pd = pretrained_files(settings.en, settings.pd, settings.first_cycle)
     return settings
 
 

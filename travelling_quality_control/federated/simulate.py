@@ -22,9 +22,10 @@ if __name__ == "__main__":  # the package of this checkout, whatever is installe
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], *filter(None, [os.environ.get("PYTHONPATH")])])
 
-from travelling import command
 from travelling.errors import InputError
-from travelling.options import Images, QualityControlServer, Simulation, from_command_line, to_json
+from travelling.option import from_command_line, to_json
+from travelling.runs import command
+from travelling.runs.options import Images, QualityControlServer, Simulation
 
 MEMORY_OF_A_CENTER = 9e8  # bytes, at least: its process with TensorFlow, without any image
 
@@ -32,9 +33,9 @@ MEMORY_OF_A_CENTER = 9e8  # bytes, at least: its process with TensorFlow, withou
 def main() -> None:
     """Make the centers, and run job after job."""
     settings = from_command_line(Simulation, __doc__)
-    from travelling.cache import free_memory, memory_for_images
-    from travelling.cohort import read_cohort, refuse_overlap
-    from travelling.controlled_run import refuse_unfit_test_set
+    from travelling.images.cache import free_memory, memory_for_images
+    from travelling.images.cohort import read_cohort, refuse_overlap
+    from travelling.runs.controlled_run import refuse_unfit_test_set
     from travelling_quality_control.federated import gate, prepare_site
     from travelling_quality_control.federated.job import refuse_complete, refuse_second, run_jobs, travelling_recipe
     from travelling_quality_control.federated.settings import SERVER_FILE, read_server_settings
@@ -78,7 +79,7 @@ def main() -> None:
         return f"{folder / 'flare.log'} says more"
 
     run_jobs(server, run_one)
-    print(f"done: {server.fn_save}.csv; lists of flagged images in {folder / 'centers'}")
+    print(f"done: {settings.fn_save.absolute()}.csv; lists of flagged images in {folder / 'centers'}")
 
 
 def write_server_settings(path: Path, settings: Simulation, centers: list[str], images: dict) -> None:

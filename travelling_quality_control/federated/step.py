@@ -7,7 +7,7 @@ Together the halves make the step of the scripts, bit for bit.
 
 from typing import Any
 
-from travelling.model import TravellingModel  # first: it prepares Keras
+from travelling.network.model import TravellingModel  # first: it prepares Keras
 
 # isort: split
 import keras

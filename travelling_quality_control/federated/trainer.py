@@ -4,20 +4,22 @@ import logging
 import math
 import statistics
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from travelling.errors import VisitFailed
-from travelling.label_screen import Reference
-from travelling.looks import LOOKS
-from travelling.model import TravellingModel
-from travelling.model_files import SPACE
-from travelling.trainer import LocalTrainer
-from travelling.volumes import Volumes
+from travelling.images.local_trainer import LocalTrainer
+from travelling.images.volumes import Volumes
+from travelling.network.model import TravellingModel
+from travelling.network.model_files import SPACE
 from travelling_quality_control.federated.center import CHANGED
 from travelling_quality_control.federated.step import export_network, refuse_half_step, take_step
 from travelling_quality_control.federated.wire import digest
+
+if TYPE_CHECKING:
+    from travelling.beyond.screen.labels import Reference
 
 Ask = Callable[[str, str, list[np.ndarray], dict], tuple[list[np.ndarray], dict]]  # of FederatedTrainer
 FAR_OUT, FEW_NORMS = 100, 5  # times the median of so many norms at least: a gradient is reported
@@ -44,6 +46,7 @@ class FederatedTrainer(LocalTrainer):
         self.center_of: dict[str, str] = {}
         # What a center needs to know of the network and of the home's images.
         self.preparation = {"filters": model.filters, "space": volumes.space}
+        self._here: Any = None  # looks at the test set
         self._there: dict[str, str] = {}  # center -> digest of the network that it was sent last
         self._norms: dict[str, list[float]] = {}  # center -> norms of its gradients
 
@@ -75,10 +78,10 @@ class FederatedTrainer(LocalTrainer):
             self._log.warning("%s: its gradient's norm is %.0f times the median of the other centers'", center, times)
         self._norms.setdefault(center, []).append(norm)
 
-    def look(self, subjects: list[str] | None = None, labels: Reference | None = None) -> dict[str, np.ndarray]:
-        """As :meth:`LocalTrainer.look`; measured at the subjects' center. Raises VisitFailed."""
+    def look(self, subjects: list[str] | None = None, labels: "Reference | None" = None) -> dict[str, np.ndarray]:
+        """As :meth:`Eyes.look`; measured at the subjects' center. Raises VisitFailed."""
         if subjects is None:
-            return super().look()
+            return self._eyes().look()
         numbers = 2 * sum(self._model.channels)
 
         def refuse(_, meta):
@@ -86,6 +89,16 @@ class FederatedTrainer(LocalTrainer):
 
         _, _, meta = self._ask_in("look", subjects, refuse, labels=labels)
         return {look: np.array(rows) for look, rows in meta["looks"].items()}
+
+    def related(self) -> tuple[np.ndarray, str]:
+        """As :meth:`Eyes.related`."""
+        return self._eyes().related()
+
+    def _eyes(self):
+        from travelling.beyond.screen.eyes import Eyes  # only where a run has the screen
+
+        self._here = self._here or Eyes(self)
+        return self._here
 
     def own_images(self) -> dict[str, list]:
         """Of the home's own images: ``checksums``, and ``means``, their mean intensities."""
@@ -125,6 +138,8 @@ def refuse_bad_looks(looks: object, subjects: int, numbers: int, labels: bool) -
 
     ``numbers`` are those of a look that the network measures; ``labels`` tells whether labels were asked for, too.
     """
+    from travelling.beyond.screen.looks import LOOKS  # only where a run has the screen
+
     lengths = {name: look.numbers or numbers for name, look in LOOKS.items()} | ({"labels": 1} if labels else {})
     if not isinstance(looks, dict) or looks.keys() != lengths.keys():
         raise ValueError(f"its looks are not {', '.join(lengths)}")

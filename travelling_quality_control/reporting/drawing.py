@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from travelling.nifti import read_upright
+from travelling.images.nifti import read_upright
 from travelling.words import some, was
 from travelling_quality_control.reporting.runs import LoggedRun
 
@@ -114,8 +114,8 @@ def rates_along_run(run: LoggedRun) -> Picture:
     )
     if len(run.screening):
         more = int(run.screening["Eliminated"].sum())
-        caption += " What the screen did, without any training step, is not shown."
-        alternative += f" {more} more {was(more)} eliminated by the screen."
+        caption += " What was decided without a training step is not shown."
+        alternative += f" {more} more {was(more)} eliminated without a training step."
     return of_run("rates", "Rates of misdiagnosis", run, caption, alternative, (10, 3.2), draw)
 
 

@@ -3,29 +3,23 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 
 from travelling.errors import InputError
 from travelling.files import write_whole
-from travelling.label_screen import COLUMNS as LABELS
-from travelling.metrics import age_groups
-from travelling.nifti import read_upright, shape_in_words
-from travelling.options import AGE_EDGES
-from travelling.screen import COMPONENTS
+from travelling.images.nifti import read_upright, shape_in_words
+from travelling.method.metrics import age_groups
+from travelling.runs.options import AGE_EDGES
 from travelling.words import some
 from travelling_quality_control.auditing import Outcome, audit_log
 from travelling_quality_control.reporting.drawing import Picture, rates_along_run, show_volume
 from travelling_quality_control.reporting.pages import MISSING, make_page, number_text
 from travelling_quality_control.reporting.runs import (
     DECISIONS,
-    OLDER_OPTIONS,
-    SCORE,
-    SCREEN,
     LoggedRun,
     read_images,
     read_log,
@@ -35,7 +29,6 @@ from travelling_quality_control.reporting.runs import (
 VIOLATIONS_SHOWN = 10
 IN_WORDS = {"eliminated": "eliminated", "waiting": "waits for its revisit", "came_back": "came back", "kept": "kept"}
 RATES = {"FPR": "PFP", "FNR": "PFN"}
-STEPS = {"subject": "tried alone", SCREEN: "screened", "revisit": "revisited"}  # phases of rows about one image
 COLUMNS = {  # of the list of decisions, in the manner of BIDS
     "participant_id": {"Description": "The image: Subject of the training set"},
     "center": {"Description": "Where it is from: Study of the training set"},
@@ -55,26 +48,20 @@ COLUMNS = {  # of the list of decisions, in the manner of BIDS
 
 
 def write_report(
+    record: dict,
     log_csv: Path,
     train_csv: Path,
     test_csv: Path,
+    subjects_csv: Path | None,
     page: Path,
-    record: dict,
-    *,
-    subjects_csv: Path | None = None,
-    centers: Sequence[str] | None = None,
-    unfinished: bool = False,
     with_images: bool = False,
 ) -> tuple[LoggedRun, Outcome, list[Path]]:
     """Audit a log, and write the report of its run and, unless the audit refuses it, the lists beside it.
 
-    ``record`` is the run's, as :func:`travelling_quality_control.reporting.runs.read_record` gives it; its options hold
-    at least those that the audit needs. The other arguments are those of the audit. Returns the run, what the audit
-    found, and the files. Raises InputError for files that cannot be read.
+    The first five are what :func:`travelling_quality_control.auditing.run_record.run_of` gives. Returns the run, what
+    the audit found, and the files. Raises InputError for files that cannot be read.
     """
-    record = record | {"options": OLDER_OPTIONS | record["options"]}
-    options = SimpleNamespace(**record["options"])
-    outcome = audit_log(log_csv, train_csv, test_csv, options, subjects_csv, centers, unfinished)
+    outcome = audit_log(log_csv, train_csv, test_csv, record, subjects_csv)
     run = LoggedRun(record=record, images=read_images(train_csv), **read_log(log_csv, record["options"]))
     page.parent.mkdir(parents=True, exist_ok=True)
     pictures = _slices(run, train_csv, test_csv) if with_images else {}
@@ -93,10 +80,10 @@ def write_report(
         put_aside=_put_aside(run),
         details=[(name, image, rows_of(run, name), pictures.get(name)) for name, image in _flagged(run).iterrows()],
         rates=rates_along_run(run) if len(run.log) else None,
-        centers=_shares(run.images, {"center": run.images["Study"]}).sort_values(
+        centers=_shares(run, {"center": run.images["Study"]}).sort_values(
             ["share flagged", "images"], ascending=False, kind="stable"
         ),
-        groups=_shares(run.images, _groups(run.images)),
+        groups=_shares(run, _groups(run.images)),
         failures=_failures(run),
         in_words=IN_WORDS,
     )
@@ -119,23 +106,24 @@ def in_one_line(run: LoggedRun, outcome: Outcome) -> str:
 
 def rows_of(run: LoggedRun, subject: str) -> pd.DataFrame:
     """The rows of the log about an image alone, as readers see them."""
-    rows = run.rows[(run.rows["Subject"] == subject) & run.rows["Phase"].isin(STEPS)]
+    rows = run.rows[(run.rows["Subject"] == subject) & run.rows["Phase"].isin([*run.phases, "revisit"])]
     return pd.DataFrame([_cells(run, row) for _, row in rows.iterrows()])
 
 
 def _cells(run, row):
     """The cells of a row about an image alone; what was not measured in it is empty."""
-    cells = {"log row": row["Row"], "cycle": row["Cycle"], "step": STEPS[row["Phase"]]}
+    cells = {
+        "log row": row["Row"],
+        "cycle": row["Cycle"],
+        "step": ({"revisit": "revisited"} | run.phases)[row["Phase"]],
+    }
     trained = pd.notna(row["PFP"])
     for name, rate in RATES.items():
         cells[name] = f"{number_text(row[f'Reference_{rate}'])} to {number_text(row[rate])}" if trained else ""
-    columns = {"tolerated rise": "Tolerance"} if run.rule.by_tolerance else {name: name for name in run.rule.columns}
-    columns |= {"score": SCORE, "limit": "Screen_limit"} if run.screens else {}
-    columns |= dict(zip(("p of its label", "p of its center", "its limit"), LABELS, strict=True)) if run.labels else {}
-    cells |= {label: "" if pd.isna(row[column]) else f"{row[column]:.3g}" for label, column in columns.items()}
-    if run.screens:
-        looks = row[list(COMPONENTS)].astype(float)
-        cells["look"] = "" if looks.isna().any() else looks.idxmax().removeprefix("Screen_")
+    if not run.replaces_rule:
+        cells["tolerated rise"] = "" if pd.isna(row["Tolerance"]) else f"{row['Tolerance']:.3g}"
+    for extension in run.extensions:
+        cells |= extension.explain(row)
     if row["Phase"] == "revisit":
         outcome = "eliminated" if row["Eliminated"] else "came back"
     else:
@@ -143,8 +131,8 @@ def _cells(run, row):
     return cells | {"outcome": outcome}
 
 
-def _reason(run, subject):
-    """In words, the rows that decided about a flagged image: its last flag, and the revisit after it."""
+def decided_in_words(run: LoggedRun, subject: str) -> list[str]:
+    """The rows that decided about a flagged image: its last flag, and the revisit after it, if one followed."""
     told = []
     for row in run.decided_by(subject):
         if row is None:
@@ -153,7 +141,7 @@ def _reason(run, subject):
         place = f"row {cells.pop('log row')}, cycle {cells.pop('cycle')}, {cells.pop('step')}"
         outcome = cells.pop("outcome")
         told.append(f"{place}: {', '.join(f'{name} {cell}' for name, cell in cells.items() if cell)}; {outcome}")
-    return " | ".join(told)
+    return told
 
 
 def _flagged(run):
@@ -204,19 +192,18 @@ def _groups(images):
     return groups
 
 
-def _shares(images, groups):
+def _shares(run, groups):
     """How many images of each group were flagged, and what was decided about them; how strange they look on average.
 
     The latter tells of a center or a scanner whose images are all a little strange, which no decision rests on.
     """
     rows = []
     for by, labels in groups.items():
-        for label, members in images.groupby(labels, sort=by != "center", observed=True):
+        for label, members in run.images.groupby(labels, sort=by != "center", observed=True):
             decisions = members["Decision"]
             row = {"by": by, "group": label, "images": len(members), "flagged": int(members["Flagged"].sum())}
             row["share flagged"] = number_text(members["Flagged"].mean())
-            if SCORE in members:
-                row["mean score"] = number_text(members[SCORE].mean())
+            row |= {name: number_text(members[column].mean()) for name, column in run.image_columns.items()}
             rows.append(row | {name.replace("_", " "): int((decisions == name).sum()) for name in DECISIONS[:-1]})
     table = pd.DataFrame(rows)
     return table.drop(columns="by").rename(columns={"group": "center"}) if list(groups) == ["center"] else table
@@ -235,14 +222,10 @@ def _notes(run, inputs, subjects_csv):
         rates = " and ".join(f"{name} {number_text(run.log[rate].iloc[0])}" for name, rate in RATES.items())
         notes.append(
             f"The run was allowed to begin with a model that is saturated ({rates} at its start; --allow-saturated). "
-            f"If it was, verification could not see harm{', and only the screen decided' * run.screens}."
+            "If it was, verification could not see harm"
+            f"{', and only what was decided without a step counts' * (len(run.phases) > 1)}."
         )
-    if not record["sessions"]:
-        notes.append(
-            "No run.json was found: the options are those of the command line or its defaults; versions, device, dates "
-            "and the contents of the CSVs at the time of the run are not known (--run-folder names the run folder)."
-        )
-    elif not record["finished"]:
+    if not record["finished"]:
         notes.append("By its run.json the run is not finished: what waits or was kept may still be decided otherwise.")
     for option, path in inputs.items():
         digest = record.get("inputs_sha256", {}).get(option)
@@ -304,7 +287,7 @@ def _beside_mean(subject, path, mean):
 def decisions(run: LoggedRun) -> pd.DataFrame:
     """One row per image with the columns of ``COLUMNS``; n/a where there is nothing to tell."""
     images = run.images
-    reasons = {name: _reason(run, name) for name in images.index[images["Flagged"]]}
+    reasons = {name: " | ".join(decided_in_words(run, name)) for name in images.index[images["Flagged"]]}
     told: Mapping = {
         "participant_id": images.index,
         "center": images["Study"],

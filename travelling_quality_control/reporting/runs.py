@@ -1,6 +1,5 @@
 """A run of quality control as its records tell it: what was decided about every image. The truth is not asked for."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,21 +8,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from travelling import label_screen, quality_control, screen
-from travelling.cohort import SEPARATOR
 from travelling.errors import InputError
-from travelling.options import FALSE_ALARMS
-from travelling.quality_control import FAILURES
-from travelling.record import LATER
-from travelling.rules import DEFAULT_RULE, RULES
-from travelling.verification_log import LOG_COLUMNS, log_columns
+from travelling.method import rule
+from travelling.method.quality_control import FAILURES, log_columns, methods
+from travelling.method.settings import Control
+from travelling.method.verification_log import LOG_COLUMNS, SEPARATOR
+from travelling.option import fields_of
+from travelling.runs.extensible import extensions_in
 from travelling.words import some, was
 
-SCORE = "Screen_score"  # column of a log
-SCREEN = "screen"  # the phase of a row that tells of a screened image: nothing was trained
 TEXT_COLUMNS = ("Subject", "Study", "Phase", "Subjects")  # of a log; all others are numbers
-# Options of a run where its record does not tell them.
-OLDER_OPTIONS = {"protocol": "corrected", "rule": DEFAULT_RULE, "screen": False, **LATER}
 DECISIONS = ("eliminated", "waiting", "came_back", "kept")
 
 
@@ -32,13 +26,13 @@ class LoggedRun:
     """A run of quality control. ``record`` is its ``run.json``.
 
     ``log`` is the verification log, the baseline and one row per verification, with ``Row`` (in the file; row 1 is the
-    header), ``Images`` and ``Rise_per_image`` (of the worse rate); ``screening`` has the rows that tell of an image
-    without a training step: those of the screen, and revisits of images that it still suspected; ``failures`` those of
-    visits that failed. Of the first two are ``flags``, the rows that put an image aside, ``revisits``, and ``cycles``,
-    those in which anything was verified or screened. ``images`` has one row per training image, indexed by Subject, its
-    columns those of the training set and Times_flagged, Flagged, First_flagged, Eliminated, Eliminated_cycle and
-    Decision (one of ``DECISIONS``), with the screen also its last Screen_score. ``rule`` is the class that judged its
-    steps, ``words`` the run's name for readers, ``place`` parts of it for names of files.
+    header) and ``Images`` (their number); ``screening`` has the rows that tell what an extension decided about an image
+    without a training step; ``failures`` those of visits that failed. Of the first two are ``flags``, the rows that put
+    an image aside, ``revisits``, and ``cycles``, those in which anything was decided. ``images`` has one row per
+    training image, indexed by Subject, its columns those of the training set and Times_flagged, Flagged, First_flagged,
+    Eliminated, Eliminated_cycle and Decision (one of ``DECISIONS``), and the last values of what extensions measured.
+    ``extensions`` are those that were used, ``words`` is the run's name for readers, ``place`` parts of it for names of
+    files.
     """
 
     record: dict
@@ -52,17 +46,23 @@ class LoggedRun:
     def __post_init__(self) -> None:
         """What follows from the fields."""
         self.options = self.record["options"]
-        self.rule = RULES[self.options["rule"]]
-        self.screens, self.labels = self.options["screen"], self.options["label_screen"]
+        self.extensions = extensions_in(self.options, Path("run.json"))
+        self.replaces_rule = any(extension.replaces_rule for extension in self.extensions)
+        # Of rows about one image: what was done with it.
+        self.phases = {"subject": "tried alone"}
+        for extension in self.extensions:
+            self.phases |= extension.phases
+        self.image_columns = {name: one.image_columns[name] for one in self.extensions for name in one.image_columns}
         rows = self.rows = pd.concat([self.log[1:], self.screening]).sort_values("Row")
         self.cycles = sorted(set(rows["Cycle"]))
-        self.flags = rows[rows["Phase"].isin(["subject", SCREEN]) & (rows["Ignored"] == 1)]
+        self.flags = rows[rows["Phase"].isin(self.phases) & (rows["Ignored"] == 1)]
         self.revisits = rows[rows["Phase"] == "revisit"]
-        self.locked_up = _locked_up(rows, self.options["batch_size"])
+        self.locked_up = self._locked_up()
         self._decide()
 
     def _decide(self):
-        images = self.images.drop(columns=SCORE, errors="ignore")  # of the training set, which may be made of a log
+        # The training set may be made of a log.
+        images = self.images.drop(columns=list(self.image_columns.values()), errors="ignore")
         cycles = self.flags.groupby("Subject")["Cycle"]
         images["Times_flagged"] = cycles.size().reindex(images.index, fill_value=0)
         images["Flagged"] = images["Times_flagged"] > 0
@@ -75,20 +75,20 @@ class LoggedRun:
         )
         marks = [images["Eliminated"], images["Flagged"] & ~(revisit > flag), images["Flagged"]]
         images["Decision"] = np.select(marks, DECISIONS[:-1], DECISIONS[-1])
-        if self.screens:
-            images[SCORE] = self.rows.dropna(subset=SCORE).groupby("Subject")[SCORE].last()
+        for column in self.image_columns.values():
+            images[column] = self.rows.dropna(subset=column).groupby("Subject")[column].last()
         self.images = images
 
     def methods(self) -> str:
         """What was done, for a paper: sentences by all that ran, as its options say."""
-        told = [quality_control.methods(self.options)]
-        if self.options["verify_every"] > 1:
-            told.append(quality_control.methods_of_groups(self.options))
-        if self.screens:
-            told.append(screen.methods({"false_alarms": FALSE_ALARMS} | self.options))
-        if self.labels:
-            told.append(label_screen.methods())
-        return " ".join(told)
+        known = {field.name for field in fields_of(Control)}
+        options = {name: value for name, value in self.options.items() if name in known}
+        return methods(Control.made_of(options, str), self.extensions)
+
+    def legend(self) -> str:
+        """What readers of the rows about an image must know."""
+        told = [] if self.replaces_rule else [rule.LEGEND]
+        return " ".join(filter(None, [*told, *(extension.legend() for extension in self.extensions)]))
 
     def decided_by(self, subject: str) -> tuple[pd.Series, pd.Series | None]:
         """The rows that decided about a flagged image: its last flag, and the revisit after it, if one followed."""
@@ -96,20 +96,22 @@ class LoggedRun:
         later = self.revisits[(self.revisits["Subject"] == subject) & (self.revisits["Row"] > flag["Row"])]
         return flag, later.iloc[0] if len(later) else None
 
-
-def _locked_up(rows, batch_size):
-    """In words, the cycles in which most batches were undone, or most screened images suspected."""
-    words = {"batch": ("batch", "of cycle {} {} undone"), SCREEN: ("image", "screened in cycle {} {} suspected")}
-    # A group that was kept stands for its batches; one that was undone was looked through.
-    in_groups = (rows["Phase"] == "group") & (rows["Ignored"] == 0)
-    number = np.where(in_groups, np.ceil(rows["Images"] / batch_size), 1)
-    counts = rows.assign(size=number, sum=rows["Ignored"], Phase=rows["Phase"].mask(in_groups, "batch"))
-    counts = counts[counts["Phase"].isin(words)].groupby(["Cycle", "Phase"])[["sum", "size"]].sum().astype(int)
-    most = counts[2 * counts["sum"] > counts["size"]]
-    return [
-        f"{number} of {some(of, words[phase][0])} {words[phase][1].format(cycle, was(number))}"
-        for (cycle, phase), number, of in most.itertuples()
-    ]
+    def _locked_up(self):
+        """In words, the cycles in which most batches were undone, or most images put aside without a step."""
+        rows, found = self.rows, {"batch": ("batch", "of cycle {} {} undone")}
+        for phase, words in self.phases.items():
+            if phase != "subject":
+                found[phase] = ("image", words + " in cycle {} {} suspected")
+        # Batches that were verified together and kept count one by one; if they were undone, they were looked through.
+        alone = rows["Phase"].isin(["batch", "revisit", *self.phases])
+        number = np.where(alone, 1, np.ceil(rows["Images"] / self.options["batch_size"]))
+        counts = rows.assign(size=number, sum=rows["Ignored"], Phase=rows["Phase"].where(alone, "batch"))
+        counts = counts[counts["Phase"].isin(found) & (alone | (rows["Ignored"] == 0))]
+        counts = counts.groupby(["Cycle", "Phase"])[["sum", "size"]].sum().astype(int)
+        return [
+            f"{number} of {some(of, found[phase][0])} {found[phase][1].format(cycle, was(number))}"
+            for (cycle, phase), number, of in counts[2 * counts["sum"] > counts["size"]].itertuples()
+        ]
 
 
 def read_table(path: Path, columns: Sequence[str], numeric: Sequence[str] = ()) -> pd.DataFrame:
@@ -162,7 +164,7 @@ def read_images(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
 
 def read_log(path: Path, options: dict) -> dict:
     """The parts of a log of a run with these options: ``log``, ``screening`` and ``failures`` of a LoggedRun."""
-    columns = log_columns(RULES[options["rule"]], options["screen"], options["label_screen"])
+    columns = log_columns(extensions_in(options, path))
     log = read_table(path, LOG_COLUMNS, [column for column in columns if column not in TEXT_COLUMNS])
     for column in columns:
         log[column] = log.get(column, np.nan)  # of a log that the audit refuses
@@ -170,23 +172,7 @@ def read_log(path: Path, options: dict) -> dict:
         refuse_rows(path, log[column] % 1 != 0, f"{column} is not a whole number")
     log["Images"] = log["Subjects"].str.count(SEPARATOR) + 1
     log["Row"] = log.index + 2
-    rises = log[["PFP", "PFN"]].to_numpy() - log[["Reference_PFP", "Reference_PFN"]].to_numpy()
-    log["Rise_per_image"] = rises.max(axis=1) / log["Images"]
     log = log.astype({"Cycle": int, "Ignored": int, "Eliminated": int})
     failed, trained = log["Phase"].isin(FAILURES), log["PFP"].notna()
     parts = {"log": trained & ~failed, "screening": ~trained & ~failed, "failures": failed}
     return {name: log[rows].reset_index(drop=True) for name, rows in parts.items()}
-
-
-def read_record(path: Path) -> dict:
-    """The record of a run, an empty one where there is none. Raises InputError for what is no record."""
-    if not path.is_file():
-        return {"options": {}, "sessions": [], "finished": None}
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        parts = [record["options"], record.get("inputs_sha256", {}), *record["sessions"]]
-        if not all(isinstance(part, dict) for part in parts) or "finished" not in record:
-            raise ValueError
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"{path}: not a record of a run") from None
-    return record

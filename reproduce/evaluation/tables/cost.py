@@ -7,8 +7,8 @@ from evaluation.layout import CONTROL_FOLDERS, DIRTY
 from evaluation.records import Study
 from evaluation.render import count, number, view
 from evaluation.tables import Diagnoses, table
-from travelling.cohort import SEPARATOR
-from travelling_quality_control.reporting.runs import SCREEN
+from travelling.beyond.screen import PHASE as SCREEN
+from travelling.method.verification_log import SEPARATOR
 
 PHASES = {"batch": "batches", "group": "groups", "subject": "subjects", "revisit": "revisits"}
 COLUMNS = (

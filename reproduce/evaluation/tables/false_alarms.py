@@ -1,4 +1,4 @@
-"""Good images flagged and eliminated by the size of their center and by scanner, in every setting."""
+"""Good images flagged and eliminated by class, sex, age, size of their center and scanner, in every setting."""
 
 import pandas as pd
 
@@ -6,7 +6,7 @@ from evaluation.diagnoses import ALL, Diagnoses
 from evaluation.layout import CLEAN
 from evaluation.render import count, number, text, view
 from evaluation.tables import OUTCOMES, Study, cases, groups_of_good, outcomes, table
-from travelling_quality_control.reporting.runs import SCORE
+from travelling.beyond.screen import SCORE
 
 GROUP = ["setting", "by", "group"]
 COLUMNS = (
@@ -17,22 +17,22 @@ COLUMNS = (
 
 @table("Whom false alarms hit", section="found", place=4)
 def false_alarms(study: Study, diagnoses: Diagnoses) -> tuple:
-    """Good images flagged (put aside at least once) and eliminated, by the number of images that their center has
-    (harmful ones counted) and, where the training set has a column Scanner, by scanner. Sums over all runs of a
-    setting, in which the same images come again: the shares are no independent samples, and have no intervals. The mean
-    score is that of each image in its last look, in standard deviations of the test set: where it is high, images are
-    all a little strange, be it harm or a scanner that the test set lacks, and no decision rests on it. The CSV has
-    every experiment and kind of harm by itself.
+    """Good images flagged (put aside at least once) and eliminated, by class, sex and age group of the subject, by the
+    number of images that their center has (harmful ones counted) and, where the training set has a column Scanner, by
+    scanner. Sums over all runs of a setting, in which the same images come again: the shares are no independent
+    samples, and have no intervals. The mean score is that of each image in its last look, in standard deviations of the
+    test set: where it is high, images are all a little strange, be it harm or a scanner that the test set lacks, and no
+    decision rests on it. The CSV has every experiment and kind of harm by itself.
     """
     rows = []
     for case, runs in cases(study):
-        groups = groups_of_good(runs)
+        groups = groups_of_good(runs, diagnoses.age_edges)
         rows += [
             case
             | {"by": by, "group": group, "runs": len(runs), "number": len(images)}
             | outcomes(images)
             | {"mean_score": images[SCORE].mean() if SCORE in images else None}
-            for by in (ALL, "center size", "scanner")
+            for by in (ALL, "class", "sex", "age", "center size", "scanner")
             for group, images in groups.get(by, {}).items()
             if len(images)
         ]

@@ -10,7 +10,7 @@ from evaluation.layout import DIRTY, control_folder
 from evaluation.records import ControlRun, Study
 from evaluation.render import leading, number, view
 from evaluation.tables import GOOD, HARMFUL, OUTCOMES, cases, outcomes, table
-from travelling.metrics import METRICS
+from travelling.method.metrics import METRICS
 
 # What is told of each setting, per seed: {column: (name for readers, digits)}.
 MEASURES = {
