@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 CONTROLLER = "travelling_quality_control.federated.server.TravellingController"
 EXECUTOR = "travelling_quality_control.federated.center.CenterExecutor"
-JOB_KEEPER = "travelling_quality_control.federated.job_keeper.JobKeeper"
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -67,7 +67,7 @@ def allow(local: Path, server_storage: Path | None = None) -> None:
     """
     from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
 
-    from travelling_quality_control.federated.job import CONTROLLER, EXECUTOR, JOB_KEEPER
+    from travelling_quality_control.federated.job import CONTROLLER, EXECUTOR
 
     path = local / "resources.json"
     source = path if path.is_file() else local / "resources.json.default"
@@ -84,8 +84,10 @@ def allow(local: Path, server_storage: Path | None = None) -> None:
         for part in resources["components"]:
             if part["id"] == "job_manager":
                 part["args"]["uri_root"] = str(server_storage / "jobs")
-        resources["components"] = [part for part in resources["components"] if part["id"] != "job_keeper"]
-        resources["components"].append({"id": "job_keeper", "path": JOB_KEEPER, "args": {}})
+        from travelling_quality_control.federated.job_keeper import JOB_KEEPER
+
+        resources["components"] = [part for part in resources["components"] if part["id"] != JOB_KEEPER["id"]]
+        resources["components"].append(JOB_KEEPER)
     write_whole(path, json.dumps(resources, indent=2).encode())
 
 
