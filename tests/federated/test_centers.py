@@ -124,6 +124,7 @@ class Federation:
 
     def send(self, controller, center, question, data):
         """What FLARE's controller does: a list with the answer, empty where there is none."""
+        assert center not in self.dead, "it would be waited for"
         self.before(controller, question)
         if controller.abort_signal.triggered or center in self.dead:
             return []
@@ -522,25 +523,29 @@ def test_a_full_disk_at_a_center_costs_its_step(federation, study):
     assert "No space left on device" in (federation.private["c2"] / "center.log").read_text()
 
 
-@pytest.mark.parametrize(("room", "error"), [(5000, r"\[Errno 27\] File too large: '.*qc"), (0, "cannot be written")])
-def test_a_full_disk_at_home_loses_no_decision(room, error, federation, in_one_process):
-    """Log and checkpoint cannot grow any more in the middle of a cycle: one line, and the next job goes on."""
-
-    def fill(controller, question):
-        if question == "train" and sum(message[1] == "train" for message in federation.messages) == 6:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
-
+@pytest.mark.parametrize(
+    ("whole", "error"), [(False, r"File too large: '.*qc\.csv'$"), (True, "qc_run: cannot be written")]
+)
+def test_a_full_disk_at_home_loses_no_decision(whole, error, federation, in_one_process):
+    """The log cannot grow any more in the middle of a cycle, or no file: one line, and the next job goes on."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(center, question, answer):
+        if question == "train" and sum(message[1] == "train" for message in federation.messages) == 7:
+            room = 0 if whole else (federation.folder / "qc.csv").stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+        return answer
+
     settings = read_server_settings(federation.folder / SERVER_FILE)
-    federation.before = fill
+    federation.tamper = fill
     try:
         with pytest.raises(InputError, match=error) as stopped:
             run_jobs(settings, federation.job)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "\n" not in str(stopped.value)
-    assert federation.log()["Cycle"].nunique() == 2  # it has something to lose
-    federation.before = lambda controller, question: None
+    assert len(federation.log()) == 7  # it has something to lose
+    federation.tamper = lambda center, question, answer: answer
     run_jobs(settings, federation.job)
     pd.testing.assert_frame_equal(federation.log(), read_log(in_one_process / "qc.csv"))
 

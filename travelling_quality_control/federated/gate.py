@@ -25,7 +25,6 @@ from travelling.runs import command
 
 CONTROLLER = "travelling_quality_control.federated.server.TravellingController"
 EXECUTOR = "travelling_quality_control.federated.center.CenterExecutor"
-JOB_KEEPER = "travelling_quality_control.federated.job_keeper.JobKeeper"  # the server's own, which no job names
 AUTHORIZATION, RESOURCES = WorkspaceConstants.AUTHORIZATION_CONFIG, WorkspaceConstants.RESOURCES_CONFIG
 # FLARE answers delete_workspace with the absolute path of a hospital's kit, and does not ask the hospital.
 _NEVER = {"byoc": "none", "shell_commands": "none", "delete_workspace": "none"}

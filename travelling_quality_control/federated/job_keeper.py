@@ -20,11 +20,12 @@ from nvflare.private.defs import (
     JobFailureMsgKey,
 )
 
+JOB_KEEPER = {"id": "job_keeper", "path": f"{__name__}.JobKeeper", "args": {}}  # as resources.json names it
 OUTCOME_WAIT = 30.0  # seconds at a job's end, for centers that have not reported theirs; FLARE's 900 delay the next job
 
 
 class JobKeeper(FLComponent):
-    """A component of the server, which prepare_site.py enters in its ``resources.json``."""
+    """A component of the server: prepare_site.py enters it in ``resources.json``."""
 
     def __init__(self) -> None:
         super().__init__()

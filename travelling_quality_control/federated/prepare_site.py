@@ -123,8 +123,10 @@ def allow(local: Path, rights: dict, server_storage: Path | None = None) -> None
         for part in resources["components"]:
             if part["id"] == "job_manager":
                 part["args"]["uri_root"] = str(server_storage / "jobs")
-        resources["components"] = [part for part in resources["components"] if part["id"] != "job_keeper"]
-        resources["components"].append({"id": "job_keeper", "path": gate.JOB_KEEPER, "args": {}})
+        from travelling_quality_control.federated.job_keeper import JOB_KEEPER
+
+        resources["components"] = [part for part in resources["components"] if part["id"] != JOB_KEEPER["id"]]
+        resources["components"].append(JOB_KEEPER)
     permissions = {"format_version": "1.0", "permissions": rights}
     for name, content in ((gate.RESOURCES, resources), (gate.AUTHORIZATION, permissions)):
         write_whole(local / name, json.dumps(content, indent=2).encode())
