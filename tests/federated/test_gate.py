@@ -257,6 +257,7 @@ def running(federation):
     for name in ("daemon_pid.fl", "pid.fl"):
         (c1 / name).write_text(str(os.getpid()))
     (c1 / "shutdown.fl").touch()
+    assert "There seems to be one instance" in federation.command("bash", c1 / "startup" / "sub_start.sh").stdout
     with contextlib.ExitStack() as stack:
         stack.callback(stop_as_documented, federation, c1)
         federation.command("bash", c1 / "start.sh")
@@ -279,14 +280,6 @@ def running(federation):
 def stop_as_documented(federation, kit):
     stopped = federation.command("bash", kit / "stop.sh", check=False)
     assert (stopped.returncode, find_processes(kit)) == (0, []), stopped.stdout
-
-
-def submit(running, job):
-    """The end of a job, as FLARE tells it to the lead."""
-    identity = running.session.submit_job(str(job))
-    reason, meta = running.session.monitor_job_and_return_job_meta(identity, timeout=90, poll_interval=0.5)
-    running.answers.append(json.dumps(meta, default=str))
-    return reason, meta
 
 
 EVIL = """

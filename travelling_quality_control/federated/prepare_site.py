@@ -39,7 +39,7 @@ rm -f daemon_pid.fl shutdown.fl restart.fl
 nohup startup/start.sh >> start.out 2>&1
 """
 STOP = """#!/usr/bin/env bash
-# Stop this site: at once for its jobs, which go on when it is started again, within 20 seconds for all.
+# Stop this site, and what it does for a job, within half a minute.
 cd "$(dirname "$0")" && touch shutdown.fl
 for _ in {1..60}; do [ -f daemon_pid.fl ] || exit 0; sleep 1; done
 echo "$PWD: still runs, or has been killed; its processes: $(cat daemon_pid.fl pid.fl)" && exit 1
