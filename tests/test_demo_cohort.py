@@ -21,7 +21,7 @@ ROW = {"Subject": "demo_X_001", "Study": "X", "Group_bin": 0, "Sex": "F", "Scann
 def demo():
     """The script as a module; `reproduce` is a folder of scripts, not a package."""
     spec = importlib.util.spec_from_file_location("make_demo_cohort", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules["make_demo_cohort"] = importlib.util.module_from_spec(spec)  # its dataclass looks there
     spec.loader.exec_module(module)
     return module
 

@@ -389,6 +389,7 @@ def test_a_bar_counts_the_steps_that_are_done_and_names_those_that_run(study, mo
     assert (first.total, first.n, second.total, second.n) == (23, 23, 23, 23)
     assert {name for names in first.running for name in names} == set(IN_ORDER)
     assert max(map(len, first.running)) == 2
+    assert all(names == ["pretrained"] for names in first.running if "pretrained" in names)  # it gets all cores
     assert {name for names in second.running for name in names} == {"clean/inference"}
 
 
