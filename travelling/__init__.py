@@ -55,4 +55,4 @@ Shared code of the five scripts, in rooms. Each imports only from those above it
       plain_run          what a run without it keeps on disk
 """
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"

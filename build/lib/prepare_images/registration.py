@@ -1,0 +1,333 @@
+"""From a raw T1 scan to what the network reads: bias field, registration to the template, brain mask, 8 bits.
+
+SimpleITK images throughout (axes x, y, z; mm to the left, back and up, as their headers say).
+"""
+
+import contextlib
+import functools
+import itertools
+import json
+import math
+import os
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk
+from nibabel.filebasedimages import ImageFileError
+from scipy.linalg import polar
+
+from prepare_images.template import BRAIN_CENTER, NAME, empty_image, image_size, load_templates, to_lps
+from travelling.errors import InputError
+from travelling.files import write_whole
+from travelling.images.cache import identity
+from travelling.images.nifti import as_image, read_header, read_image, to_array, write_image
+
+FINE, COARSE, BIAS = 2.0, 8.0, 4.0  # mm: voxels of the registration, of its start, and of the fit of the bias field
+RIM = 5.0  # mm around the template's brain that count in the end: fluid and skull are dark, and the template is 0 there
+START = 20.0  # degrees of the starting rotations, both ways about each axis
+# mm to the right, front and up: the brain's center from that of the head, which the neck draws down.
+OFFSETS = [(0, y, z) for y in (0, -15) for z in (0, 20, 40)]
+CANDIDATES = 5  # best positions, of which each is made better
+PERCENTILES = (0.5, 99.5)  # of the brain; they become 0 and 255
+SMALLEST_SCAN = 16  # voxels along each axis
+BRAIN_LITRES = (0.5, 2.5)  # a mask that holds less or more is not of a brain
+PLAUSIBLE_SCALE = (0.75, 1.4)  # of a head, along each of its axes, as a share of the template's
+GAUGE = 4.0  # mm, voxels in which a scan is compared with the template
+LOW_SIMILARITY = 0.5  # below it a scan is told as unlike the template
+SEEN = 0.98  # of the template's brain that should lie within the scan
+
+
+class Job(NamedTuple):
+    """A scan to prepare. ``mask`` is a file, or one of :data:`MASKS`."""
+
+    source: str
+    mask: str
+    target: str  # .nii.gz; a .json beside it tells how it was made
+    spacing: float  # mm
+
+
+STRIPPED, TEMPLATE = MASKS = ("stripped", "template")  # voxels above 0, or the template's brain
+MEASURES = (
+    "Similarity", "Mutual_information", "Dice_tissue", "Dice_mask", "Rotation", "Translation", "Scale", "Stretch",
+)  # fmt: skip
+
+
+def prepare_file(job: Job, versions: dict) -> dict:
+    """Prepare a scan unless that was done: measures (:data:`MEASURES`), and ``Notices`` or, where it fails, ``Reason``.
+
+    What was made of the same files, by the same options and ``versions``, stays as it is. Raises OSError where
+    writing fails.
+    """
+    target = Path(job.target)
+    sidecar = target.with_name(target.name.removesuffix(".nii.gz") + ".json")
+    try:
+        sources = [job.source] if job.mask in MASKS else [job.source, job.mask]
+        for source in sources:
+            if not os.path.isfile(source):
+                raise InputError(f"{source}: no such image")
+        made_of = {"files": [identity(source) for source in sources], "spacing": job.spacing, "mask": job.mask}
+        made_of |= versions
+        if target.exists() and (earlier := _read_json(sidecar)).get("MadeOf") == made_of:
+            return earlier["Measures"]
+        scan, mask = _read(job)
+        image, transform, measures = prepare(scan, mask, job.spacing)
+    except InputError as error:
+        return {"Reason": str(error)}
+    except RuntimeError as error:  # ITK's, for example of a registration that has lost the head
+        return {"Reason": f"{job.source}: {str(error).strip().splitlines()[-1]}"}
+    measures["Notices"] = "; ".join(
+        [f"an image {text}" for text in read_header(job.source).remarks] + measures["Notices"]
+    )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_image(image, target)
+    about = {
+        "Sources": sources,
+        "SpatialReference": NAME,
+        "SkullStripped": True,
+        "Resolution": f"{job.spacing:g} mm",
+        "TransformToScan": transform,
+        "Measures": measures,
+        "MadeOf": made_of,
+    }
+    write_whole(sidecar, json.dumps(about, indent=2).encode() + b"\n")  # last: with it the image is known to be whole
+    return measures
+
+
+def _read_json(path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _read(job):
+    """Scan (float32) and brain mask (8 bits, on the scan's grid) of a job; None where it has no mask of its own."""
+    scan = sitk.Cast(read_image(job.source), sitk.sitkFloat32)
+    if min(scan.GetSize()) < SMALLEST_SCAN:
+        raise InputError(f"{job.source}: {' x '.join(map(str, scan.GetSize()))} voxels are too few to register")
+    if to_array(scan).min() == to_array(scan).max():
+        raise InputError(f"{job.source}: every voxel has the same value")
+    if job.mask == TEMPLATE:
+        return scan, None
+    mask = scan > 0 if job.mask == STRIPPED else read_mask(job.mask, scan)
+    litres = to_array(mask).sum() * math.prod(scan.GetSpacing()) / 1e6
+    if not BRAIN_LITRES[0] <= litres <= BRAIN_LITRES[1]:
+        place = (
+            f"{job.source}: its voxels above 0" if job.mask == STRIPPED else f"{job.mask}: its mask, where the scan is,"
+        )
+        raise InputError(f"{place} holds {litres:.2g} litres; a brain has {BRAIN_LITRES[0]:g} to {BRAIN_LITRES[1]:g}")
+    return scan, mask
+
+
+def read_mask(path: str, scan: sitk.Image) -> sitk.Image:
+    """What is above 0 in a NIfTI or FreeSurfer (.mgz) image, as a mask (0, 1; 8 bits) on the grid of a scan."""
+    if str(path).endswith((".mgz", ".mgh")):
+        try:
+            file = nib.MGHImage.from_filename(path)
+            voxels = np.asanyarray(file.dataobj)
+        except (ImageFileError, OSError, ValueError, EOFError, zlib.error) as error:
+            raise InputError(f"{path}: not a FreeSurfer image ({error})") from None
+        if voxels.ndim != 3:
+            raise InputError(f"{path}: a 3-D mask is needed")
+        mask = as_image(np.ascontiguousarray(voxels.T), file.affine)
+    else:
+        mask = read_image(path)
+    return sitk.Resample(mask > 0, scan, sitk.Transform(), sitk.sitkNearestNeighbor)
+
+
+def prepare(scan: sitk.Image, mask: sitk.Image | None, spacing: float) -> tuple[sitk.Image, list, dict]:
+    """A scan in template space (8 bits, 0 outside the brain), its transform and its measures.
+
+    The transform is a 4 x 4 matrix, rows of a list, from mm of the prepared image to mm of the scan (right, front, up).
+    Without a mask the template's brain is taken. Raises InputError where no plausible head was found.
+    """
+    affine, information = register(scan if mask is None else sitk.Mask(scan, mask), mask)
+    measures = {"Mutual_information": information, **_shape(affine)}
+    image, dice_mask = _in_template_space(scan, mask, affine, spacing)
+    measures |= {**_likeness(scan, mask, affine), "Dice_mask": dice_mask}
+    notices = []
+    if measures["Similarity"] < LOW_SIMILARITY:
+        notices.append(f"unlike the template (similarity {measures['Similarity']:.2f})")
+    if measures.pop("Seen") < SEEN:
+        notices.append("part of the brain lies outside the scan")
+    rounded = {name: None if measures[name] is None else round(measures[name], 4) for name in MEASURES}
+    return image, _matrix(affine), {**rounded, "Notices": notices}
+
+
+def _resampled(scan, mask, affine, spacing):
+    """Scan, template (float32), mask and the template's brain (0, 1) on the grid of prepared images of so many mm."""
+    grid = empty_image(spacing, image_size(spacing))
+    if spacing > 1.5 * min(scan.GetSpacing()):  # before larger voxels are sampled
+        scan = sitk.SmoothingRecursiveGaussian(scan, 0.3 * spacing)
+    t1, brain, _ = (sitk.Resample(image, grid) for image in reference())
+    brain = brain >= 0.5
+    own = brain if mask is None else sitk.Resample(sitk.Cast(mask, sitk.sitkFloat32), grid, affine) >= 0.5
+    return sitk.Resample(scan, grid, affine), t1, own, brain
+
+
+def _in_template_space(scan, mask, affine, spacing):
+    """The prepared image, and the overlap of its mask with the template's brain (None: it is that one)."""
+    moved, _, own, brain = _resampled(scan, mask, affine, spacing)
+    moved = without_bias(moved, own)
+    values = to_array(moved)[to_array(own) == 1]
+    low, high = np.percentile(values, PERCENTILES) if values.size else (0, 0)
+    if low == high:
+        raise InputError("no brain was found (its voxels have one value)")
+    bits = sitk.Cast(sitk.Round(sitk.IntensityWindowing(moved, float(low), float(high), 0, 255)), sitk.sitkUInt8)
+    return sitk.Mask(bits, own), None if mask is None else dice(own, brain)
+
+
+def _likeness(scan, mask, affine):
+    """How like the template a scan is, in voxels of ``GAUGE`` mm, whatever those of the prepared image are."""
+    moved, t1, own, brain = _resampled(scan, mask, affine, GAUGE)
+    inside = to_array(sitk.And(own, brain)) == 1
+    tissues = [sitk.OtsuThreshold(image, grown(brain, RIM), 0, 1, 256, True, 1) for image in (moved, t1)]
+    seen = to_array(sitk.Resample(scan * 0 + 1, brain, affine))[to_array(brain) == 1]
+    with np.errstate(invalid="ignore"):
+        correlation = np.corrcoef(to_array(moved)[inside], to_array(t1)[inside])[0, 1] if inside.any() else 0
+    return {"Similarity": float(np.nan_to_num(correlation)), "Dice_tissue": dice(*tissues), "Seen": float(seen.mean())}
+
+
+@functools.cache
+def reference() -> tuple[sitk.Image, sitk.Image, sitk.Image]:
+    """T1, brain mask and white matter of the template: float32 in [0, 1], voxels of ``FINE`` mm."""
+    t1, _, white, brain = load_templates(round(FINE))
+    return t1, brain, white
+
+
+def white_matter(spacing: float) -> np.ndarray:
+    """Where the template's white matter is in prepared images of so many mm: an array of bool (z, y, x)."""
+    return to_array(sitk.Resample(reference()[2], empty_image(spacing, image_size(spacing)))) > 0.5
+
+
+def grown(mask: sitk.Image, mm: float) -> sitk.Image:
+    """A mask (0, 1), with so many mm around it."""
+    return sitk.BinaryDilate(mask, [round(mm / size) for size in mask.GetSpacing()])
+
+
+def shrunk(image: sitk.Image, mm: float) -> sitk.Image:
+    """An image with voxels averaged until they have about ``mm``."""
+    factors = [
+        max(1, min(round(mm / size), n // 4)) for size, n in zip(image.GetSpacing(), image.GetSize(), strict=True)
+    ]
+    return sitk.BinShrink(image, factors)
+
+
+def foreground(image: sitk.Image) -> sitk.Image:
+    """What is brighter than Otsu's threshold, as a mask (0, 1)."""
+    return sitk.OtsuThreshold(image, 0, 1, 256)
+
+
+def without_bias(image: sitk.Image, brain: sitk.Image) -> sitk.Image:
+    """An image over the bias field in its brain, by N4 (Tustison et al. 2010, doi 10.1109/TMI.2010.2046908)."""
+    small = shrunk(image, BIAS)
+    inside = sitk.And(shrunk(sitk.Cast(brain, sitk.sitkFloat32), BIAS) >= 0.5, small > 0)  # it takes the logarithm
+    n4 = sitk.N4BiasFieldCorrectionImageFilter()
+    n4.SetMaximumNumberOfIterations([50] * 3)
+    n4.Execute(small, inside)
+    return image * sitk.Exp(-n4.GetLogBiasFieldAsImage(image))
+
+
+def register(scan: sitk.Image, mask: sitk.Image | None = None) -> tuple[sitk.AffineTransform, float]:
+    """The affine transform from points of the template to points of a scan, and its mutual information (nats).
+
+    Mattes mutual information. The best of many positions around the head's center of mass are made better, in coarse
+    voxels, as similarity transforms; the best of these goes on as an affine one. On one thread, the same scan gives the
+    same transform.
+    """
+    template, brain, _ = reference()
+    moving, brain = shrunk(scan, FINE), brain >= 0.5
+    middle = _centroid(foreground(moving) if mask is None else mask)
+    best = _similarity(moving, middle, OFFSETS if mask is None else OFFSETS[:1])
+    affine = sitk.AffineTransform(best.GetMatrix(), best.GetTranslation(), best.GetCenter())
+    method = _method(grown(brain, RIM), [2 * FINE, FINE], step=1.0, smallest=0.01)
+    method.SetInitialTransform(affine, inPlace=True)
+    method.Execute(template, moving)
+    return affine, -method.GetMetricValue()
+
+
+def _similarity(moving, middle, offsets):
+    """The similarity transform by which a head, with its center of mass at ``middle``, is most like the template."""
+    template, brain, _ = reference()
+    template, moving = (sitk.SmoothingRecursiveGaussian(image, COARSE / 2) for image in (template, moving))
+    template, brain, moving = shrunk(template, COARSE), shrunk(brain, COARSE) >= 0.5, shrunk(moving, COARSE / 2)
+    # Without the rim: with it, the brain can come to lie in the scalp, with the dark air around it as the rim.
+    method = _method(brain, [], step=4.0, smallest=0.1)
+    center = np.array(to_lps(BRAIN_CENTER))
+    starts = []
+    for angles in itertools.product((0, -START, START), repeat=3):
+        rotation = sitk.Euler3DTransform((0, 0, 0), *map(math.radians, angles))
+        for offset in offsets:
+            place = middle + rotation.TransformPoint(to_lps(offset)) - center
+            start = sitk.Similarity3DTransform(1.0, (0, 0, 1), 0.0, place.tolist(), center.tolist())
+            start.SetMatrix(rotation.GetMatrix())
+            method.SetInitialTransform(start)
+            with contextlib.suppress(RuntimeError):  # the head lies outside there
+                starts.append((method.MetricEvaluate(template, moving), start))
+    found = []
+    for _, start in sorted(starts, key=lambda pair: pair[0])[:CANDIDATES]:
+        method.SetInitialTransform(start, inPlace=True)
+        with contextlib.suppress(RuntimeError):
+            method.Execute(template, moving)
+            found.append((method.GetMetricValue(), start))
+    if not found:
+        raise InputError("no head was found")
+    return min(found, key=lambda pair: pair[0])[1]
+
+
+def _method(counts, voxels, step, smallest):
+    """ITK's registration; a level for each size of voxels (mm; none: as the images are), steps in mm."""
+    method = sitk.ImageRegistrationMethod()
+    method.SetMetricAsMattesMutualInformation(32)
+    method.SetMetricFixedMask(counts)
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetShrinkFactorsPerLevel([round(mm / FINE) for mm in voxels] or [1])
+    method.SetSmoothingSigmasPerLevel([mm / 2 for mm in voxels] or [0])
+    method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
+    method.SetOptimizerAsRegularStepGradientDescent(
+        step, smallest, 100, relaxationFactor=0.7, gradientMagnitudeTolerance=1e-6
+    )
+    method.SetOptimizerScalesFromPhysicalShift()
+    return method
+
+
+def _centroid(mask):
+    statistics = sitk.LabelShapeStatisticsImageFilter()
+    statistics.Execute(mask)
+    return np.array(statistics.GetCentroid(1))
+
+
+def _shape(affine):
+    """How a head lies and how large it is, compared with the template; raises InputError where no head is so."""
+    matrix = np.array(affine.GetMatrix()).reshape(3, 3)
+    rotation, _ = polar(matrix)
+    sizes = np.linalg.svd(matrix, compute_uv=False)
+    if not PLAUSIBLE_SCALE[0] <= sizes.min() <= sizes.max() <= PLAUSIBLE_SCALE[1]:
+        raise InputError(
+            f"no head was found (the best match has {sizes.min():.2f} to {sizes.max():.2f} times the template's size)"
+        )
+    return {
+        "Rotation": math.degrees(math.acos(np.clip((np.trace(rotation) - 1) / 2, -1, 1))),  # degrees
+        "Translation": float(np.linalg.norm(affine.GetTranslation())),  # mm, of the brain's center
+        "Scale": float(np.prod(sizes) ** (1 / 3)),
+        "Stretch": float(sizes.max() / sizes.min()),
+    }
+
+
+def _matrix(affine):
+    """SimpleITK's affine transform as a 4 x 4 matrix of mm to the right, front and up, as a list of rows."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.array(affine.GetMatrix()).reshape(3, 3)
+    matrix[:3, 3] = affine.TransformPoint((0.0, 0.0, 0.0))
+    turn = np.diag([-1.0, -1.0, 1.0, 1.0])
+    return (turn @ matrix @ turn).round(6).tolist()
+
+
+def dice(first: sitk.Image, second: sitk.Image) -> float:
+    """Overlap of two masks (0, 1): 2 |A and B| / (|A| + |B|); 0 where both are empty."""
+    one, other = to_array(first) == 1, to_array(second) == 1
+    both = int(one.sum() + other.sum())
+    return float(2 * (one & other).sum() / both) if both else 0.0

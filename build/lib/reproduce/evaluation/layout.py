@@ -1,0 +1,53 @@
+"""How a study is laid out: the names of its experiments, kinds of harm and settings, and of their folders.
+
+Imports nothing that is slow, so that ``--help`` answers at once.
+"""
+
+from travelling.images import harm
+
+CLEAN, DIRTY, CONTROLLED, HARM = "clean", "dirty_baseline", "quality_control", "harmful"
+# "clean" is quality control on the clean images: every image that it puts aside is a false alarm.
+EXPERIMENTS = ("whole_centers", "single", CLEAN)
+PAPER_EXPERIMENTS = EXPERIMENTS[:2]
+KINDS, PAPER_KINDS = tuple(harm.KINDS), harm.PUBLISHED
+PUBLISHED = "published"
+# Settings of quality control: the options that each adds to the published method.
+SETTINGS: dict[str, dict] = {
+    PUBLISHED: {},
+    "evidence": {"rule": "evidence"},
+    "screen": {"screen": True},
+    "evidence_screen": {"rule": "evidence", "screen": True},
+    "evidence_screen_labels": {"rule": "evidence", "screen": True, "label_screen": True},
+}
+PARTS = ("tables", "figures", "report")  # of the evaluation
+# Sizes of centers, from and to: one image cannot be diluted, up to five (the paper's batch size) are one batch.
+CENTER_SIZES = {"1 image": (1, 1), "2 to 5 images": (2, 5), "more than 5 images": (6, float("inf"))}
+
+
+def condition_name(experiment: str, kind: str) -> str:
+    """The folder of an experiment with a kind of harm: ``whole_centers_noise``; that of clean images has no kind."""
+    return "_".join(part for part in (experiment, kind) if part)
+
+
+def conditions_of(experiments: tuple, kinds: tuple) -> list:
+    """Every (experiment, kind) of a study; clean images have the kind "" alone."""
+    return [(experiment, kind) for experiment in experiments for kind in (("",) if experiment == CLEAN else kinds)]
+
+
+def split_condition(name: str) -> tuple:
+    """(experiment, kind) of such a folder, ("", "") where it is none; kinds may have ``_`` in them."""
+    if name == CLEAN:
+        return CLEAN, ""
+    for experiment in PAPER_EXPERIMENTS:
+        if name.startswith(f"{experiment}_"):
+            return experiment, name.removeprefix(f"{experiment}_")
+    experiment, _, kind = name.rpartition("_")
+    return (experiment, kind) if experiment else ("", "")
+
+
+def control_folder(setting: str) -> str:
+    """The folder of a setting's quality control, in that of its experiment; it is its model's name, too."""
+    return CONTROLLED if setting == PUBLISHED else f"{CONTROLLED}_{setting}"
+
+
+CONTROL_FOLDERS = {control_folder(setting): setting for setting in SETTINGS}

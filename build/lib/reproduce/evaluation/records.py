@@ -1,0 +1,325 @@
+"""The raw records of a study: what tables, figures and report are made from.
+
+A study folder is laid out as docs/study.md tells; no image is opened. What is missing is named in
+:attr:`Study.notes`; what contradicts itself, or is a log that the audit refuses, raises InputError.
+"""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from evaluation import layout
+from evaluation.layout import CLEAN, CONTROL_FOLDERS, DIRTY, HARM, PUBLISHED, SETTINGS
+from travelling.errors import InputError
+from travelling.method.metrics import performance
+from travelling.method.verification_log import SEPARATOR
+from travelling.option import fields_of
+from travelling.runs.extensible import Extensible
+from travelling_quality_control.auditing import audit_log
+from travelling_quality_control.auditing.run_record import read_run_record, refuse_wrong_options
+from travelling_quality_control.reporting.runs import (
+    LoggedRun,
+    read_images,
+    read_log,
+    read_table,
+    refuse_rows,
+)
+
+FOLDERS = (HARM, DIRTY, *CONTROL_FOLDERS)
+# The paper's order, then that of the options; other names follow by alphabet.
+ORDERS = (("", *layout.EXPERIMENTS), ("", *layout.KINDS), (CLEAN, DIRTY, *CONTROL_FOLDERS))
+
+
+@dataclass
+class TrainedModel:
+    """One run that trained, and the inference on its models.
+
+    ``seed`` is the name of its seed folder, "" where there is none; ``experiment`` and ``kind`` are "" for the clean
+    model; ``key`` is what a model is, whatever its seed. ``record`` is its ``run.json``. ``predictions`` has one row
+    per cycle and test subject (None: no inference), ``metrics`` one of METRICS per cycle, ``cycle_seconds`` the
+    duration of every cycle that is known.
+    """
+
+    seed: str
+    experiment: str
+    kind: str
+    name: str
+    folder: Path
+    record: dict
+    predictions: pd.DataFrame | None
+    metrics: pd.DataFrame | None
+    cycle_seconds: pd.Series
+
+    def __post_init__(self) -> None:
+        """What follows from the fields."""
+        self.key = self.experiment, self.kind, self.name
+        self.options = self.record["options"]
+
+
+@dataclass
+class ControlRun(TrainedModel, LoggedRun):
+    """A finished run of quality control and the truth about its images.
+
+    ``images`` tells Harmful, Source (of a harmful image) and Center_images (how many its center has), too; ``harmful``
+    and ``good`` are parts of it. ``files`` are those that a report of the run needs, by the names of its arguments.
+    """
+
+    files: dict
+
+    def __post_init__(self) -> None:
+        """What follows from the fields."""
+        TrainedModel.__post_init__(self)
+        LoggedRun.__post_init__(self)
+        self.setting = CONTROL_FOLDERS[self.name]
+        self.place: tuple = self.experiment, self.kind, self.seed
+        self.words = in_words(self.experiment, self.kind, "" if self.setting == PUBLISHED else self.setting, self.seed)
+        self.harmful, self.good = self.images[self.images["Harmful"]], self.images[~self.images["Harmful"]]
+
+
+@dataclass
+class Study:
+    """All that is known of a study; ``records`` maps files to run records, ``notes`` says what is not there.
+
+    ``keys`` are (experiment, kind, model), ``conditions`` (experiment, kind), both in the paper's order and whichever
+    seeds have them; ``settings`` those of quality control, of which ``main_setting`` is shown where there is place for
+    one only: the published one, if the study has it. ``controls`` are the finished runs of quality control,
+    ``shown_controls`` those of that setting.
+    """
+
+    folder: Path
+    seeds: list
+    models: list
+    records: dict
+    notes: list
+
+    def __post_init__(self) -> None:
+        """What follows from the fields."""
+        self.keys = sorted({model.key for model in self.models}, key=_place)
+        self.conditions = list(dict.fromkeys(key[:2] for key in self.keys if key[0]))
+        names = {model.name for model in self.models}
+        self.settings = [setting for folder, setting in CONTROL_FOLDERS.items() if folder in names]
+        self.main_setting = next(iter(self.settings), PUBLISHED)
+        self.controls = [model for model in self.models if isinstance(model, ControlRun)]
+        self.shown_controls = [run for run in self.controls if run.setting == self.main_setting]
+
+    def runs(self, condition: tuple, setting: str | None = None) -> list:
+        """The runs of an (experiment, kind) in a setting (None: the one that is shown), one per seed."""
+        setting = setting or self.main_setting
+        return [run for run in self.controls if run.key[:2] == condition and run.setting == setting]
+
+
+def in_words(*parts: str) -> str:
+    """A name for readers: ``whole centers, noise``."""
+    return ", ".join(part.replace("_", " ") for part in parts if part)
+
+
+def _place(key):
+    """Where an (experiment, kind, name), or the first of these, comes in :data:`ORDERS`."""
+    return [
+        (order.index(name) if name in order else len(order), name) for order, name in zip(ORDERS, key, strict=False)
+    ]
+
+
+def read_study(folder: Path) -> Study:
+    """Read a study folder.
+
+    Raises InputError where there is no such study or where its records are damaged or contradict each other.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    seeds = sorted(filter(Path.is_dir, folder.glob("seed_*")), key=lambda path: (len(path.name), path.name))
+    if seeds and ((folder / CLEAN).is_dir() or _conditions(folder)):
+        raise InputError(f"{folder}: has seed folders ({seeds[0].name}, ...) and runs of its own; which is the study?")
+    places = seeds or [folder]
+    found = {name for place in places for path, *_ in _conditions(place) for name in FOLDERS if (path / name).is_dir()}
+    # What no experiment has was not asked for; but there is no study without quality control.
+    expected = [name for name in (DIRTY, *CONTROL_FOLDERS) if name in found]
+    if not found & set(CONTROL_FOLDERS):
+        expected.append(layout.CONTROLLED)
+    reader = _Reader(folder)
+    models = [model for place in places for model in reader.seed(place, place.name if seeds else "", expected)]
+    study = Study(folder, [path.name for path in seeds] or [""], models, reader.records, reader.notes)
+    if not models:
+        parts = ", ".join(FOLDERS[:3])
+        raise InputError(f"{folder}: not a study: neither clean/ nor <experiment>_<kind>/ with {parts}")
+    if study.conditions and DIRTY not in expected:
+        study.notes.append("no dirty baseline, so nothing is known of what harm does without quality control")
+    for condition in study.conditions:
+        for path in [place / layout.condition_name(*condition) for place in seeds]:
+            if not path.is_dir():
+                reader.note(path, "missing")
+    return study
+
+
+def _conditions(folder):
+    """The folders of experiments, in the paper's order: [(folder, experiment, kind)]."""
+    found = []
+    for path in folder.iterdir():
+        experiment, kind = layout.split_condition(path.name)
+        parts = CONTROL_FOLDERS if experiment == CLEAN else FOLDERS
+        if experiment and any((path / part).is_dir() for part in parts):
+            found.append((path, experiment, kind))
+    return sorted(found, key=lambda condition: _place(condition[1:]))
+
+
+@dataclass
+class _Reader:
+    """Reads the runs of a study, and collects records and notes."""
+
+    folder: Path
+    records: dict = field(default_factory=dict)
+    notes: list = field(default_factory=list)
+
+    def note(self, path, text, of=None):
+        """Note what is not there; of what was outside the study no reader needs to know where, only for which run."""
+        if of and not path.is_relative_to(self.folder):
+            path, text = of, f"its {path.name} is {text}"
+        self.notes.append(f"{path.relative_to(self.folder)}: {text}")
+
+    def seed(self, folder, seed, expected):
+        """The models in one seed's folder; ``expected`` are the parts that every experiment should have."""
+        models = []
+        if (folder / CLEAN).is_dir():
+            models.append(self.model(folder / CLEAN, seed, "", "", CLEAN))
+        else:
+            self.note(folder / CLEAN, "missing, so nothing can be compared with a clean model")
+        for place, experiment, kind in _conditions(folder):
+            for part in expected:
+                if (experiment, part) == (CLEAN, DIRTY):
+                    continue
+                if (place / part).is_dir():
+                    models.append(self.model(place / part, seed, experiment, kind, part))
+                else:
+                    self.note(place / part, "missing")
+            self.record(place / HARM / "run.json")
+        self.record(folder / "pretrained" / "run.json")
+        tested = [model for model in models if model.predictions is not None]
+        for model in tested[1:]:  # no pairs, no comparison
+            if _test_set(model) != _test_set(tested[0]):
+                raise InputError(f"{model.folder}: tested on other subjects or labels than {tested[0].folder}")
+        return models
+
+    def model(self, folder, seed, experiment, kind, name):
+        record = self.record(folder / "run.json")
+        self.record(folder / "inference_run.json")
+        predictions, metrics = _read_predictions(folder)
+        cycles, seconds = folder / "cycles.csv", pd.Series(dtype=float)
+        if cycles.is_file():
+            seconds = read_table(cycles, ("Cycle", "Seconds"), ("Cycle", "Seconds"))["Seconds"].dropna()
+        model = TrainedModel(seed, experiment, kind, name, folder, record, predictions, metrics, seconds)
+        if not model.record["finished"]:
+            self.note(folder, "not finished")
+        if predictions is None:
+            self.note(folder / "inference_predictions.csv", "missing, so its diagnoses are not known")
+        return self.control(model) if name in CONTROL_FOLDERS else model
+
+    def record(self, path):
+        """The record of a run as a dict, an empty one where there is none; it is added to those of the self."""
+        if not path.is_file():
+            return {"options": {}, "sessions": [], "finished": None}
+        self.records[path] = read_run_record(path)
+        return self.records[path]
+
+    def control(self, model):
+        """A :class:`ControlRun`, or the model as it is (noted) where the run is not complete."""
+        options = model.options
+        harm, log_csv = model.folder.parent / HARM, model.folder / "log.csv"
+        truth_csv, training_csv = harm / "truth.csv", harm / "training_set.csv"
+        if model.experiment == CLEAN:
+            truth_csv, training_csv = None, self.folder / options.get("fn_train", "training_set.csv")
+        missing = [path for path in (truth_csv, training_csv, log_csv) if path and not path.is_file()]
+        for path in missing:
+            self.note(path, "missing, so what was found is not known", model.folder)
+        if missing or not model.record["finished"]:
+            return model
+        refuse_wrong_options(model.record, model.folder / "run.json")
+        setting = SETTINGS[CONTROL_FOLDERS[model.name]]
+        defaults = {field.name: field.default for field in fields_of(*Extensible.more())}
+        names = {name for one in SETTINGS.values() for name in one}
+        if any(options.get(name, defaults[name]) != setting.get(name, defaults[name]) for name in names):
+            raise InputError(f"{model.folder / 'run.json'}: made by another setting than that of its folder")
+        files = self.audit(model, log_csv, training_csv)
+        images = _read_images(training_csv, truth_csv, model.experiment, model.kind)
+        parts = read_log(log_csv, options)
+        log = parts["log"]
+        if log.empty or log["Phase"][0] != "baseline" or sum(map(len, parts.values())) < 2:
+            raise InputError(
+                f"{log_csv}: not the log of a run: the first row must be the baseline, and others must follow"
+            )
+        named = [rows["Subjects"] for rows in (log[1:], parts["screening"]) if len(rows)]
+        unknown = set(SEPARATOR.join(pd.concat(named)).split(SEPARATOR)) - set(images.index) if named else ()
+        if unknown:
+            raise InputError(f"{log_csv}: trained {min(unknown)}, who is not in {training_csv}")
+        known = {one.name: getattr(model, one.name) for one in fields(model)}
+        return ControlRun(**known, **parts, images=images, files=files)
+
+    def audit(self, model, log_csv, training_csv):
+        """Raise InputError for a log that the audit refuses; note where the audit cannot be made. Returns its files."""
+        test_csv = self.folder / model.options.get("fn_test", "test_set.csv")
+        subjects_csv = model.folder / "log_subjects.csv"
+        if not test_csv.is_file():
+            self.note(test_csv, "missing, so its log was not audited", model.folder)
+            return {}
+        files = {"log_csv": log_csv, "train_csv": training_csv, "test_csv": test_csv}
+        files["subjects_csv"] = subjects_csv if subjects_csv.is_file() else None
+        found = audit_log(**files, record=model.record)
+        if found.violations:
+            raise InputError(found.violations[0])
+        return files
+
+
+def _test_set(model):
+    cycle = model.predictions[model.predictions["cycle"] == model.predictions["cycle"].min()]
+    return dict(zip(cycle["Subject"], cycle["ground_truth"], strict=True))
+
+
+def _read_predictions(folder):
+    """The predictions of a run's inference and the METRICS, of every cycle; (None, None) where there are none.
+
+    Raises InputError where inference wrote other metrics than its predictions tell.
+    """
+    path = folder / "inference_predictions.csv"
+    if not path.is_file():
+        return None, None
+    numeric = ("cycle", "ground_truth", "preds_raw", "Age")
+    table = read_table(path, ("cycle", "ground_truth", "preds_raw", "Subject", "Sex"), numeric)
+    if "Age" not in table.columns:
+        table["Age"] = np.nan
+    refuse_rows(path, ~table["ground_truth"].isin([0, 1]), "ground_truth is not 0 or 1")
+    refuse_rows(path, table["cycle"] % 1 != 0, "cycle is not a whole number")
+    refuse_rows(path, table.duplicated(["cycle", "Subject"]), "this Subject of this cycle appears before, too")
+    table = table.astype({"cycle": int, "ground_truth": int})
+    sizes = table.groupby("cycle").size()
+    if sizes.nunique() > 1:
+        raise InputError(f"{path}: cycle {sizes.idxmin()} has {sizes.min()} subjects, others {sizes.max()}")
+    rows = {cycle: performance(group["ground_truth"], group["preds_raw"]) for cycle, group in table.groupby("cycle")}
+    metrics = pd.DataFrame.from_dict(rows, orient="index").rename_axis("cycle")
+    path, columns = folder / "inference_metrics.csv", ["accuracy", "AUC_ROC"]
+    if path.is_file():
+        written = read_table(path, ("cycle", *columns), ("cycle", *columns)).set_index("cycle")
+        for cycle, row in metrics.iterrows():
+            for name in columns:
+                there, value = written[name].get(cycle, np.nan), row[name]
+                if not np.isclose(there, value, atol=1e-6, equal_nan=True):
+                    raise InputError(f"{path}: {name} of cycle {cycle} is {there:g}, its predictions say {value:g}")
+    return table, metrics
+
+
+def _read_images(training_csv, truth_csv, experiment, kind):
+    """The training images and the truth about them; without ``truth_csv`` all are good."""
+    images = read_images(training_csv, ("Path", "Group_bin", "Sex"))
+    sources: dict[str, str] = {}
+    if truth_csv:
+        truth = read_table(truth_csv, ("Subject", "Study", "Kind", "Experiment", "Source"))
+        if set(truth["Kind"]) != {kind} or set(truth["Experiment"]) != {experiment}:
+            raise InputError(f"{truth_csv}: its Experiment or Kind is not that of its folder ({experiment}, {kind})")
+        refuse_rows(truth_csv, truth["Subject"].duplicated(), "Subject appears before, too")
+        refuse_rows(truth_csv, ~truth["Subject"].isin(images.index), f"Subject is not in {training_csv}")
+        sources = dict(zip(truth["Subject"], truth["Source"], strict=True))
+    images["Harmful"] = images.index.isin(list(sources))
+    images["Source"] = images.index.map(sources.get)
+    images["Center_images"] = images.groupby("Study")["Study"].transform("size")
+    return images

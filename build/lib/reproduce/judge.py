@@ -1,0 +1,175 @@
+"""Judge the images of a cohort with one command: which ones would make the model worse?
+
+Trains the standard travelling model on the cohort, goes on from it with quality control in the recommended setting
+(--rule evidence --screen; without the screen where the test set is too small for its limit), and writes the report of
+that run: which images were eliminated, flagged and came back, and why. It prints its plan first. What is done is not
+run again: the same command goes on after an interruption.
+
+Of one table (--cohort) half of the persons become the test set, in equal shares of class and center. Images that
+prepare_images.py found least like the template are not drawn for it: they are judged.
+
+Examples:
+    python reproduce/judge.py --cohort prepared/prepared.csv --output-folder judged
+    python reproduce/judge.py --train training_set.csv --test test_set.csv --output-folder judged
+    python reproduce/judge.py --train training_set.csv --test test_set.csv --output-folder judged --dry-run
+"""
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if __name__ == "__main__":  # the package of this checkout, whatever is installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from evaluation.layout import CLEAN, control_folder
+from plan import PAPER, Study
+
+from reproduce import carry_out
+from travelling.beyond.screen import FALSE_ALARMS
+from travelling.errors import InputError
+from travelling.option import changed, from_command_line, option
+from travelling.runs import command
+from travelling.runs.options import Device, Orientation, Training
+
+if TYPE_CHECKING:  # slow to import
+    import pandas as pd
+
+SEED = 42  # of the halves
+MEASURES = ("Similarity", "Mutual_information")  # of prepare_images.py: how well an image fits the template
+
+
+@dataclass(kw_only=True)
+class Judgement(Device, Orientation):
+    """What the command is told: options of a study, without what is about known harm."""
+
+    cohort: Path | None = option(
+        "all images, of which half are judged by the other half; or", Path, None, metavar="CSV"
+    )
+    train: Path | None = option("the images to judge (docs/data.md), and", Path, None, metavar="CSV")
+    test: Path | None = option("test set: images that you trust", Path, None, metavar="CSV")
+    other_half: bool = option("of --cohort, judge what is the test set otherwise", None, False)
+    output_folder: Path = changed(Training, "output_folder", group=None, words="for everything")
+    cycles: int | None = changed(Study, "cycles", PAPER["cycles"], words="cycles in all", group=None)
+    pretrained_cycles: int = changed(Study, "pretrained_cycles", words="of these without quality control", group=None)
+    width: float = changed(Study, "width", PAPER["width"], words="filters, relative to the paper's", group=None)
+    pretraining_rate: float = changed(
+        Study, "pretraining_rate", PAPER["pretraining_rate"], words="learning rate in cycle 0", group=None
+    )
+    verify_every: int = changed(Study, "verify_every", group=None)
+    false_alarms: float | None = changed(Study, "false_alarms", group=None)
+    allow_saturated: bool = changed(Study, "allow_saturated", group=None)
+    dry_run: bool = changed(Study, "dry_run", group=None)
+    overwrite: bool = changed(Study, "overwrite", group=None)
+
+    def check(self, spell: Callable[[str], str]) -> None:
+        """As :meth:`travelling.option.Options.check`."""
+        if self.cohort and (self.train or self.test):
+            raise ValueError(f"{spell('cohort')}: takes the place of {spell('train')} and {spell('test')}")
+        if not self.cohort and not (self.train and self.test):
+            raise ValueError(f"{spell('cohort')} is needed, or both {spell('train')} and {spell('test')}")
+        if self.other_half and not self.cohort:
+            raise ValueError(f"{spell('other_half')}: with {spell('cohort')} only")
+        if self.cohort:
+            self.train, self.test = (self.output_folder / f"{name}_set.csv" for name in ("training", "test"))
+        self.study("evidence").check(spell)
+
+    def study(self, setting: str) -> Study:
+        """The study of which this is a part."""
+        told = {name: value for name, value in asdict(self).items() if name not in ("cohort", "other_half")}
+        return Study(**told, experiments=(CLEAN,), settings=(setting,), without_dirty=True)
+
+
+def main() -> None:
+    """Print the plan, run what is missing, and write the report."""
+    judgement = from_command_line(Judgement, __doc__)
+    if judgement.cohort:
+        write_halves(judgement)
+    study = judgement.study(setting_for(judgement))
+    study.check(str)
+    run_folder = f"{CLEAN}/{control_folder(*study.settings)}"
+    if not carry_out(study, ("pretrained", run_folder)):  # without the models that a study compares with
+        return
+    # Only now, so that --help answers at once.
+    from travelling_quality_control.auditing.run_record import read_run_record
+    from travelling_quality_control.reporting.one_run import in_one_line, write_report
+
+    folder = study.output_folder / run_folder
+    run, outcome, files = write_report(
+        read_run_record(folder / "run.json"), folder / "log.csv", study.train, study.test, folder / "log_subjects.csv",
+        study.output_folder / "report.html",
+    )  # fmt: skip
+    print("\n".join(["", in_one_line(run, outcome), *map(str, files)]))
+    sys.exit(bool(outcome.violations))
+
+
+def write_halves(judgement: Judgement) -> None:
+    """Write the training and the test set that become of one table; both stay if they are there.
+
+    Raises InputError where another table or half is there, unless ``overwrite``.
+    """
+    from travelling.files import refuse_read_only, write_whole
+    from travelling.images.cohort import read_cohort, read_measure
+
+    assert judgement.cohort
+    assert judgement.train  # check() has filled them in
+    assert judgement.test
+    cohort = read_cohort(judgement.cohort)
+    measures = {name: read_measure(judgement.cohort, cohort, name) for name in MEASURES if name in cohort}
+    tested = test_half(cohort.assign(**measures), judgement.other_half)
+    refuse_read_only(judgement.output_folder)
+    for path, half in ((judgement.train, cohort[~tested]), (judgement.test, cohort[tested])):
+        if half.empty:
+            raise InputError(f"{judgement.cohort}: too few images to keep half of them for the test set")
+        text = half.to_csv(index=False, lineterminator="\n").encode()
+        if path.is_file() and path.read_bytes() != text and not judgement.overwrite:
+            raise InputError(
+                f"{path}: is not what becomes of {judgement.cohort} (--overwrite, or another --output-folder)"
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, text)
+    print(f"{(~tested).sum()} images to judge, {tested.sum()} to test on: {judgement.train}, {judgement.test}")
+
+
+def test_half(cohort: "pd.DataFrame", other: bool) -> "pd.Series":
+    """Which images (bool, by subject) are the test set: those of every second person by class and center.
+
+    Who has an image among the tenth least like the template, by one of ``MEASURES``, is not drawn in either half.
+    These are numbers, NaN where nobody has measured.
+    """
+    from travelling.images.cohort import persons
+
+    person_of, strange = persons(cohort), set()
+    for measure in set(MEASURES) & set(cohort):
+        strange |= set(person_of[cohort[measure].dropna().nsmallest(math.ceil(len(cohort) / 10)).index])
+    order = cohort.assign(Person=person_of)[~person_of.isin(strange)].drop_duplicates("Person")
+    order = order.sample(frac=1, random_state=SEED).sort_values(["Group_bin", "Study"], kind="stable")
+    return person_of.isin(order["Person"].iloc[int(other) :: 2])
+
+
+def setting_for(judgement: Judgement) -> str:
+    """The setting that docs/settings.md recommends for a test set of this size; says so if it has no screen."""
+    from travelling.beyond.screen.scores import limit_rank
+    from travelling.images.cohort import read_cohort
+
+    if judgement.false_alarms:  # then the user wants the screen
+        return "evidence_screen"
+    assert judgement.test  # check() has filled it in
+    tested = len(read_cohort(judgement.test))
+    try:
+        limit_rank(tested, FALSE_ALARMS)
+    except InputError as error:
+        possible = math.ceil(100 / (tested + 1)) / 100
+        print(
+            f"notice: without the screen ({error}), which few test subjects need (--false-alarms {possible:g} has it); "
+            "docs/settings.md tells what that means",
+            file=sys.stderr,
+        )
+        return "evidence"
+    return "evidence_screen"
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,269 @@
+"""The statistics screen: which images look like nothing that the model has learned of, before it learns of them.
+
+Verification sees harm only where it moves the diagnoses of the test set. The screen needs no label: it looks at an
+image (:mod:`travelling.beyond.screen.looks`), mostly at what the network makes of it, and compares that with the test
+set (:mod:`travelling.beyond.screen.scores`), which is the home's own and never trained on. All looks of a cycle are
+taken with the model of its beginning: beside a test set that another model has seen, nearly every image looks strange.
+
+    looks     what is measured of an image, and how strange that is
+    eyes      looks at images on this machine
+    scores    the limit of a cycle, and the scores of images
+    labels    how probable labels are (travelling.beyond.screen_labels)
+    audit     what a log must say of it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from travelling.beyond import ExtensionOptions
+from travelling.errors import VisitFailed
+from travelling.method.auditor import Auditor
+from travelling.method.extension import Extension
+from travelling.option import BEYOND, number, option
+from travelling.words import some, was
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from travelling.beyond.screen.eyes import Looking
+    from travelling.beyond.screen.scores import Scores
+    from travelling.images.local_trainer import LocalTrainer
+    from travelling.method.quality_control import QualityControl
+    from travelling.method.trainer import Trainer
+
+FALSE_ALARMS = 0.01  # unless told otherwise
+# Standard deviations of the test set: an image that two looks suspect, with scores whose mean is above it, is
+# eliminated without a training step. A second look is no independent one: who looks a little strange does so to every
+# model.
+SURE = 4.0
+PHASE = "screen"  # of rows of the log that tell of a look
+SCORE = "Screen_score"  # column of the log
+
+
+@dataclass(kw_only=True)
+class ScreenOptions(ExtensionOptions):
+    """Whether images are looked at, and how often in vain."""
+
+    screen: bool = option("put images aside that look like nothing the model has learned of", None, False, group=BEYOND)
+    false_alarms: float = option(  # after check()
+        f"share of good images that --screen may suspect at a look (default: {FALSE_ALARMS})",
+        number(float, 1e-6, 0.5),
+        None,
+        metavar="RATE",
+        group=BEYOND,
+    )
+
+    def check(self, spell: Callable[[str], str]) -> None:
+        """As :meth:`Options.check`."""
+        if self.false_alarms is not None and not self.screen:
+            raise ValueError(f"{spell('false_alarms')}: is an option of {spell('screen')}")
+        if self.screen and self.false_alarms is None:
+            self.false_alarms = FALSE_ALARMS
+
+    def extension(self) -> Screen | None:
+        """As :meth:`ExtensionOptions.extension`."""
+        return Screen(self) if self.screen else None
+
+
+class Screen(Extension):
+    """Looks at every image that is to train in a cycle, or to be revisited, before the first step of the cycle.
+
+    A suspect is flagged like one that harms alone, and a flagged image, whoever flagged it, is eliminated if the looks
+    of its flag and of its revisit are sure. Both without a training step, and therefore without rates in the log.
+    """
+
+    phases: ClassVar[dict[str, str]] = {PHASE: "screened"}
+    image_columns: ClassVar[dict[str, str]] = {"mean score": SCORE}
+
+    def __init__(self, options: ScreenOptions):
+        from travelling.beyond.screen.looks import LOOKS  # only now, so that --help answers at once
+
+        self.options: ScreenOptions = options
+        self.columns = (SCORE, "Screen_limit", *(f"Screen_{name}" for name in LOOKS))
+        self.cycle: int | None = None  # whose model has looked
+        self.looks: dict[str, list[dict]] = {}  # subject -> cells of its last look, while it waits of the second, too
+        self.counts = {"screened": 0, "suspected": 0}  # images of this cycle
+        self._scores: Scores | None = None  # from calibrate() on
+
+    def refuse_test_set(self, subjects: int) -> None:
+        """As :meth:`Extension.refuse_test_set`."""
+        from travelling.beyond.screen.scores import limit_rank
+
+        limit_rank(subjects, self.options.false_alarms)
+
+    def notice(self, trainer: Trainer) -> str:
+        """As :meth:`Extension.notice`."""
+        return f"screen: each test image is scored by those of another {eyes_of(trainer).related()[1] or 'subject'}"
+
+    # The loop.
+
+    def before_cycle(self, control: QualityControl, order: list) -> bool:
+        """As :meth:`Extension.before_cycle`: look at all images with the model as it is now."""
+        if self.cycle == control.cycle:
+            return False
+        self.cycle, self.counts = control.cycle, dict.fromkeys(self.counts, 0)
+        self.calibrate(control, len(order))
+        for place, center in enumerate(order, 1):
+            control.trainer.expect(control.centers[order[place]] if place < len(order) else [])
+            with suppress(VisitFailed):
+                self._look(control, center)
+        return True
+
+    def calibrate(self, control: QualityControl, centers: int) -> None:
+        """Measure the test set with the model as it is now, before the images of so many centers are looked at."""
+        from travelling.beyond.screen.scores import Scores
+
+        if self._scores is None:
+            self._scores = Scores(eyes_of(control.trainer), self.options.false_alarms)
+        self._scores.calibrate()
+        for partner in partners(control.extensions):
+            partner.calibrate(control, centers)
+
+    def cells(self, control: QualityControl, subjects: list[str]) -> list[dict]:
+        """The cells of the log for each subject of a center; raises VisitFailed where the center does not answer."""
+        assert self._scores  # calibrated
+        looks = partners(control.extensions)
+        question = {name: about for partner in looks for name, about in partner.question().items()}
+        found, measured = self._scores.cells(subjects, **question)
+        for partner in looks:
+            partner.add_cells(found, measured)
+        return found
+
+    def _look(self, control, center):
+        """Look at who would train at a center, and who is to be revisited; raises VisitFailed."""
+        control.refuse_untold(center)
+        due = [subject for subject in control.due() if control.center_of[subject] == center]
+        training = control.training(control.centers[center])
+        if not training + due:
+            return
+        try:
+            cells = dict(zip(training + due, self.cells(control, training + due), strict=True))
+        except VisitFailed as failure:
+            raise control.failed(failure, center, training + due) from None
+        for subject in due:
+            self.looks[subject] = [*self.looks[subject][:1], cells[subject]]
+        for subject in training:
+            doubted = [partner.doubts(cells[subject]) for partner in partners(control.extensions)]
+            suspect = is_strange(cells[subject]) or any(doubted)
+            self.looks[subject] = [cells[subject]]
+            self.counts["screened"] += 1
+            self.counts["suspected"] += suspect
+            if suspect:
+                control.flag(subject)
+            control.decided(PHASE, subject, cells[subject], suspect)
+
+    def at_revisit(self, control: QualityControl, subject: str) -> tuple[bool, dict]:
+        """As :meth:`Extension.at_revisit`: whether its two looks are enough, and the cells of the second."""
+        looks = self.looks[subject]
+        doubted = [all(map(partner.doubts, looks)) for partner in partners(control.extensions)]
+        sure = is_surely_strange(looks) or any(doubted)
+        if sure:
+            control.decided("revisit", subject, looks[-1], sure)
+        return sure, looks[-1]
+
+    def locked_up(self, cycle: int) -> str | None:
+        """As :meth:`Extension.locked_up`."""
+        if self.cycle != cycle or 2 * self.counts["suspected"] <= self.counts["screened"]:
+            return None
+        return (
+            f"lock-up: {self.counts['suspected']} of {some(self.counts['screened'], 'image')} screened in cycle "
+            f"{cycle} {was(self.counts['suspected'])} suspected. Unless most images are harmful, those of the test set "
+            "are not like those of the centers (another preparation or scale of intensities?)"
+        )
+
+    def export_state(self) -> dict:
+        """As :meth:`Extension.export_state`; further looks need a new calibration."""
+        return {"cycle": self.cycle, "looks": self.looks, "counts": self.counts}
+
+    def import_state(self, state: dict) -> None:
+        """As :meth:`Extension.import_state`."""
+        self.cycle, self.looks, self.counts = state["cycle"], state["looks"], state["counts"]
+
+    # What audit and report say.
+
+    def auditor(self) -> Auditor:
+        """As :meth:`Extension.auditor`."""
+        from travelling.beyond.screen.audit import ScreenAuditor
+
+        return ScreenAuditor(self.columns)
+
+    def methods(self, extensions: Sequence[Extension]) -> str:
+        """As :meth:`Extension.methods`."""
+        from travelling.beyond.screen.looks import LOOKS
+
+        looks = [f"({place}) {look.words}" for place, look in enumerate(LOOKS.values(), 1)]
+        return (
+            "At the beginning of every cycle each image that was to train or to be revisited was compared with those "
+            f"of the test set, without its label, by {some(len(looks), 'look')}: {', '.join(looks)}. "
+            "Its score was the largest of the looks, in standard deviations of the test set. The limit was the "
+            "conformal quantile of the test images' own scores, each by test images of other persons, anatomies and "
+            "scanners as far as these were known; an image like theirs exceeds it with a stated probability of "
+            f"{self.options.false_alarms:g}. Images above it were flagged without training. An image above it at its "
+            f"flag and at its revisit, with a mean score of the two above {SURE:g}, was eliminated without a training "
+            "step; in all other cases the step of the revisit decided."
+        )
+
+    def legend(self) -> str:
+        """As :meth:`Extension.legend`."""
+        return "Score and limit: of the screen; where FPR and FNR are empty, no step was made."
+
+    def explain(self, row: Any) -> dict[str, str]:
+        """As :meth:`Extension.explain`: the score, the limit, and the look that gave the score."""
+        score, limit, *looks = self.columns
+        told = {"score": _number(row[score]), "limit": _number(row[limit])}
+        values = {name.removeprefix("Screen_"): row[name] for name in looks}
+        known = all(value == value for value in values.values())  # NaN is not equal to itself
+        return told | {"look": max(values, key=values.__getitem__) if known else ""}
+
+    def locks_up(self) -> str:
+        """As :meth:`Extension.locks_up`."""
+        return "to the screen the images of the test set are unlike those of the centers"
+
+
+class OfLooks(Extension):
+    """An extension that has a part in the screen's looks."""
+
+    def calibrate(self, control: QualityControl, centers: int) -> None:
+        """Before the images of so many centers are looked at."""
+
+    def question(self) -> dict[str, Any]:
+        """What else is asked when images are looked at: arguments of :meth:`Eyes.look`."""
+        return {}
+
+    def add_cells(self, found: list[dict], looks: dict[str, np.ndarray]) -> None:
+        """Add to the cells of each image of a center, what the answers tell."""
+
+    def doubts(self, cells: dict) -> bool:
+        """Whether an image with these cells is put aside."""
+        raise NotImplementedError
+
+
+def partners(extensions: Sequence[Extension]) -> list[OfLooks]:
+    """Those that have a part in the screen's looks."""
+    return [extension for extension in extensions if isinstance(extension, OfLooks)]
+
+
+def is_strange(cells: dict) -> bool:
+    """Whether the cells of a look are those of a strange image: its score is above the limit, or not a number."""
+    return not cells["Screen_score"] <= cells["Screen_limit"]
+
+
+def is_surely_strange(looks: list[dict]) -> bool:
+    """Whether an image is strange in the cells of all its looks, and in their mean by more than SURE."""
+    mean = sum(cells["Screen_score"] for cells in looks) / len(looks)
+    return all(map(is_strange, looks)) and not mean <= SURE
+
+
+def eyes_of(trainer: Trainer) -> Looking:
+    """What looks at images: the trainer, where it knows how, else its network and its images on this machine."""
+    from travelling.beyond.screen.eyes import Eyes, Looking
+
+    return trainer if isinstance(trainer, Looking) else Eyes(cast("LocalTrainer", trainer))
+
+
+def _number(value):
+    return "" if value != value else f"{value:.3g}"  # NaN is not equal to itself

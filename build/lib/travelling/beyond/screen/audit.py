@@ -1,0 +1,93 @@
+"""What a log must say of the screen."""
+
+from __future__ import annotations
+
+import math
+
+from travelling.method.auditor import Auditor, Replayed, Row, Step, Steps, all_empty, differs, shown
+from travelling.words import some
+
+
+class ScreenAuditor(Auditor):
+    """Who is put aside without a step, and who is eliminated: by scores above a limit, which is one for each cycle."""
+
+    deciding = ("Screen_score", "Screen_limit")
+    flagging = ("screen",)
+
+    def __init__(self, columns: tuple[str, ...]):
+        super().__init__(columns)
+        self._looks = columns[2:]
+        self.may_be_nan = ("Screen_score", *self._looks)  # an image can be so strange
+        self._limits: dict[int, float] = {}  # cycle -> the limit
+        self._first: dict[str, Row] = {}  # subject -> row of its last look before it trains
+
+    def is_decision(self, row: Row) -> bool:
+        """As :meth:`Auditor.is_decision`: its looks at images, and revisits without a step."""
+        return row["Phase"] == "screen" or (row["Phase"] == "revisit" and row["FP"] == "")
+
+    def before_cycle(self, replayed: Replayed, order: list[str]) -> Steps:
+        """As :meth:`Auditor.before_cycle`: a look at each image."""
+        for center in order:
+            yield from self._looks_at(replayed, center)
+
+    def _looks_at(self, replayed, center):
+        if replayed.is_untold(center):
+            yield Step("unreachable", [])
+            return
+        present = replayed.present(center)
+        due = [subject for subject in replayed.due() if replayed.center_of[subject] == center]
+        if not present and due:
+            yield Step("screen", due, only_if_failed=True)
+        for number, subject in enumerate(present):
+            fails = present + due if number == 0 else []  # a center answers for all of them, or for none
+            if (yield Step("screen", [subject], if_failed={center: fails})) is None:
+                return
+
+    def check_step(
+        self, row: Row, phase: str, accepted: Row, risen: list[bool], test_set: tuple[int, int]
+    ) -> tuple[bool, list[str]]:
+        """As :meth:`Auditor.check_step`: a revisit that trained was not sure; elsewhere nothing is scored."""
+        if phase != "revisit":
+            return False, all_empty(row, self.columns, f"Phase {phase}")
+        sure, faults = self.check_decision(row, phase, accepted)
+        if sure:
+            faults.append(f"Screen_score {shown(row['Screen_score'])} is sure, as the first was, but it trained")
+        return False, faults
+
+    def check_decision(self, row: Row, phase: str, accepted: Row) -> tuple[bool, list[str]]:
+        """As :meth:`Auditor.check_decision`.
+
+        An image is put aside if its look finds it strange, and eliminated if both looks do, with a mean score above 4.
+        """
+        faults = self._check_cells(row)
+        if phase != "revisit":
+            for subject in row["Subjects"][:1]:
+                self._first[subject] = row
+            return strange(row), faults
+        first = self._first.get(row["Subjects"][0] if row["Subjects"] else "", row)
+        scores = [look["Screen_score"] for look in (first, row)]
+        if None in scores:
+            return strange(row), faults
+        return not sum(scores) / 2 <= 4 and strange(first) and strange(row), faults
+
+    def _check_cells(self, row):
+        score, limit = row["Screen_score"], row["Screen_limit"]
+        faults = differs(row, "Screen_limit", self._limits.setdefault(row["Cycle"], limit), "the limit of this cycle")
+        if score is None or limit is None:
+            return [*faults, "Screen_score or Screen_limit is empty, should be a number"]
+        looks = [row[name] for name in self._looks]
+        if None in looks:
+            return [*faults, f"{' or '.join(self._looks)} is empty, should be a number"]
+        largest = math.nan if any(map(math.isnan, looks)) else max(looks)
+        return faults + differs(row, "Screen_score", largest, f"the largest of {', '.join(self._looks)}")
+
+    def summary(self, rows: list[Row]) -> list[str]:
+        """As :meth:`Auditor.summary`."""
+        looks = sum(row["Phase"] == "screen" for row in rows)
+        return [f"{some(looks, 'look')} of the screen"] if looks else []
+
+
+def strange(row: Row) -> bool:
+    """Whether a look finds an image strange."""
+    score, limit = row["Screen_score"], row["Screen_limit"]
+    return score is not None and limit is not None and not score <= limit

@@ -1,0 +1,118 @@
+"""How strange images look beside the test set: their scores, and the limit of a cycle.
+
+How strange is too strange is not a number of ours: the limit is the conformal quantile (Vovk et al., "Algorithmic
+Learning in a Random World", 2005) that a good image exceeds with the probability that the user states. Each test image
+is scored by those that share neither person, anatomy nor scanner with it, as an image of a new scanner would be. The
+images at the centers are no part of it: the screen itself has chosen them, and a limit made of those that passed sinks
+from cycle to cycle.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from travelling.beyond.screen.looks import LOOKS, Yardstick
+from travelling.errors import InputError
+
+if TYPE_CHECKING:
+    from travelling.beyond.screen.eyes import Looking
+
+
+class Scores:
+    """The limit of a cycle (:meth:`calibrate`), and what the log says of any images (:meth:`cells`).
+
+    ``false_alarms`` is the share of good images that may exceed the limit, at one look and on average over test sets,
+    if they come from where the test set does. An image has a score of each look, in standard deviations of those of the
+    test set; the largest is its score.
+    """
+
+    def __init__(self, eyes: Looking, false_alarms: float):
+        self._eyes = eyes
+        self._false_alarms = false_alarms
+        self.limit: float = math.nan
+        self._yardsticks: dict[str, tuple[Yardstick, float, float]] = {}  # with mean and unit of the test set
+        self._test_scores: dict[str, np.ndarray] = {}  # by each look (test images,)
+
+    def calibrate(self) -> None:
+        """Measure the test set with the model as it is now; raises what :func:`limit_rank` raises."""
+        looks, related = self._eyes.look(), self._eyes.related()[0]
+        rank = limit_rank(len(related), self._false_alarms)
+        for name, look in LOOKS.items():
+            if look.measure is None or name not in self._yardsticks:  # no model changes what the image alone tells
+                self._measure(name, look.yardstick(looks[name]), looks[name], related)
+        scores = np.max(list(self._test_scores.values()), axis=0)
+        self.limit = float(np.sort(scores)[rank - 1])
+
+    def _measure(self, name, yardstick, looks, related):
+        """Score the test images by one look, each by others, and note its unit."""
+        strange = by_others(yardstick, looks, related)
+        if not np.isfinite(strange).all():
+            raise InputError(
+                f"--screen: the look {name} gives no number for a test image; some of them may be the same"
+            )
+        least = yardstick.least_unit(strange)
+        unit = max(float(strange.std(ddof=1)), least) or 1.0
+        self._yardsticks[name] = yardstick, float(strange.mean()), unit
+        self._test_scores[name] = beside_others(strange, least)
+
+    def cells(self, subjects: list[str], **question: Any) -> tuple[list[dict], dict[str, np.ndarray]]:
+        """The cells of the log for each subject of a center: its score, the limit, and the score of each look.
+
+        And all that was measured; ``question`` is what else is asked. Raises VisitFailed where the center does not
+        answer.
+        """
+        looks = self._eyes.look(subjects, **question)
+        with np.errstate(all="ignore"):  # an image may be infinitely far, or no number
+            parts = [
+                (yardstick(looks[name]) - mean) / unit for name, (yardstick, mean, unit) in self._yardsticks.items()
+            ]
+        components = [f"Screen_{name}" for name in self._yardsticks]
+        found = [
+            {"Screen_score": float(np.max(values)), "Screen_limit": self.limit}  # NaN where one is
+            | dict(zip(components, values, strict=True))
+            for values in np.transpose(parts).tolist()
+        ]
+        return found, looks
+
+
+def by_others(yardstick: Yardstick, looks: np.ndarray, related: np.ndarray) -> np.ndarray:
+    """How strange each image is (images,), by a yardstick of those that are not related to it.
+
+    ``looks`` are (images, numbers), ``related`` is (images, images); ``yardstick`` is that of all.
+    """
+    strange = np.empty(len(looks))
+    families, members = np.unique(related, axis=0, return_inverse=True)
+    for number, family in enumerate(families):
+        own = members == number
+        strange[own] = type(yardstick)(looks[~family], yardstick)(looks[own])
+    return strange
+
+
+def beside_others(values: np.ndarray, least: float) -> np.ndarray:
+    """Each of some values (images,) in standard deviations of the others, ``least`` at least, from their mean.
+
+    Beside a mean and a deviation that it is a part of, no value could be far away, but those of new images could.
+    """
+    others = [np.delete(values, place) for place in range(len(values))]
+    means = np.mean(others, axis=1)
+    units = np.maximum(np.std(others, axis=1, ddof=1), least)
+    return (values - means) / np.where(units > 0, units, 1.0)
+
+
+def limit_rank(subjects: int, false_alarms: float) -> int:
+    """The rank, from 1, of the limit among the scores of so many test subjects.
+
+    Raises InputError where they are too few for any limit to be exceeded so rarely.
+    """
+    if subjects < 3:
+        raise InputError(f"--screen: a test set of {subjects} subjects is too small to tell what is usual")
+    rank = math.ceil((subjects + 1) * (1 - false_alarms) - 1e-9)  # 100 x 0.99 is 99, whatever floats make of it
+    if rank > subjects:
+        raise InputError(
+            f"--false-alarms {false_alarms:g}: a test set of {subjects} subjects can tell "
+            f"{1 / (subjects + 1):.3g} at best"
+        )
+    return rank

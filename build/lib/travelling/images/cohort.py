@@ -1,0 +1,269 @@
+"""The cohort: one CSV row per image, and its centers.
+
+Columns: ``Subject`` (unique id), ``Study`` (center), ``Path`` (image; relative paths are relative to the CSV),
+``Group_bin`` (1 = Parkinson's disease, PD; 0 = healthy control, HC), ``Sex`` (M or F) and, optionally,
+``Age`` (years), ``Participant`` (the person, where one has several images), ``Scanner`` (its model) and ``Anatomy``
+(the brain that a synthetic image is made of). Further columns are carried along.
+"""
+
+import csv
+import io
+import os
+import re
+import sys
+import unicodedata
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from travelling.errors import InputError
+from travelling.method.verification_log import SEPARATOR
+
+REQUIRED_COLUMNS = ("Subject", "Study", "Path", "Group_bin", "Sex")
+RELATED = ("Participant", "Anatomy", "Scanner")  # columns: who shares one of these looks alike for reasons of his own
+LINE_BREAK = re.compile(r"[\r\n]")
+_UNSEEN = re.compile("[\u034f\u115f\u1160\ufe00-\ufe0f]")  # joiner, fillers, variation selectors
+RESERVED_IDS = ("batch", "n/a")  # stand for something else in that log
+
+
+def read_cohort(path: Path | str) -> pd.DataFrame:
+    """Read and check a cohort CSV.
+
+    Returns a DataFrame indexed by ``Subject`` (the column stays as well), in the order of the file: ``Path``
+    absolute, ``Group_bin`` int, ``Age`` float (NaN where unknown), every other column as text.
+    Raises InputError, naming file and line, for anything that would go wrong later.
+    """
+    path = Path(path)
+    table = _read_text_table(path)
+    for column in (*REQUIRED_COLUMNS, "Age", *RELATED):
+        for other in table.columns:
+            if other != column and _look(other) == _look(column):
+                raise InputError(f"{path}, row 1: column {other!r} must be written {column!r}")
+    missing = [column for column in REQUIRED_COLUMNS if column not in table.columns]
+    if missing:
+        others = [words for sign, words in ((";", "semicolons"), ("\t", "tabs")) if sign in "".join(table.columns)]
+        why = f" (separated by {others[0]}? commas are needed)" if others else ""
+        raise InputError(
+            f"{path}: missing column(s) {', '.join(missing)}; needed are {', '.join(REQUIRED_COLUMNS)}, "
+            f"there are {', '.join(map(repr, table.columns))[:200]}{why}"
+        )
+    if table.empty:
+        raise InputError(f"{path}: no subjects")
+    table = table.apply(lambda column: column.str.strip())
+
+    for column in REQUIRED_COLUMNS:
+        _refuse(path, table[column] == "", f"{column} is empty")
+    _refuse(path, table["Subject"].isin(RESERVED_IDS), "Subject must not be 'batch' or 'n/a'")
+    _refuse(path, table["Subject"].str.contains(SEPARATOR, regex=False), f"Subject must not contain '{SEPARATOR}'")
+    _refuse(path, table["Subject"].duplicated(), "Subject appears before, too", table["Subject"])
+    for column in ("Subject", "Study"):
+        refuse_look_alikes(path, table[column])
+    labels = pd.to_numeric(table["Group_bin"], errors="coerce")
+    _refuse(path, ~labels.isin([0, 1]), "Group_bin must be 0 or 1", table["Group_bin"])
+    _refuse(path, ~table["Sex"].isin(["M", "F"]), "Sex must be M or F", table["Sex"])
+    if "Age" not in table.columns:
+        table["Age"] = ""
+    ages = pd.to_numeric(table["Age"], errors="coerce")
+    _refuse(path, (table["Age"] != "") & ~ages.between(0, 120), "Age must be years from 0 to 120", table["Age"])
+
+    found = pd.DataFrame([_find(path.parent, name) for name in table["Path"]], table.index, ["file", "reason"])
+    for reason in found["reason"].unique():
+        _refuse(path, (found["reason"] == reason) & (reason != ""), reason, table["Path"])
+    table["Path"] = found["file"]
+    _refuse(path, _files(table).duplicated(), "the image belongs to another subject, too", table["Path"])
+
+    table["Group_bin"] = labels.astype(int)
+    table["Age"] = ages.astype(float)
+    return table.set_index("Subject", drop=False).rename_axis(None)
+
+
+def read_measure(path: Path | str, cohort: pd.DataFrame, column: str) -> pd.Series:
+    """A further column of numbers of a cohort, which :func:`read_cohort` has read: floats by Subject.
+
+    NaN where it is empty or n/a; raises InputError for anything else that is no number.
+    """
+    text = _read_text_table(Path(path))[column].str.strip()
+    numbers = pd.to_numeric(text, errors="coerce")
+    told = ~text.str.lower().isin(["", "n/a", "nan"])
+    _refuse(path, told & ~np.isfinite(numbers), f"{column} is not a number, nor empty or n/a", text)
+    return numbers.set_axis(cohort.index)
+
+
+def _find(folder, name):
+    """The absolute path of a file as text, and why it cannot be read (empty where it can)."""
+    file = folder / name
+    try:
+        file = Path(os.path.abspath(file))  # links stay: in some stores, what they lead to has no ending
+        os.fsencode(file)  # is_file() would take what cannot be encoded for missing
+        return str(file), "" if file.is_file() else _why_missing(file, name)
+    except PermissionError as error:
+        return str(file), f"the image cannot be read, {error.strerror}"
+    except UnicodeEncodeError:
+        reason = f"names of files are {sys.getfilesystemencoding()} here (PYTHONUTF8=1 makes them UTF-8)"
+        return str(file), f"the image cannot be found, {reason}"
+    except (OSError, RuntimeError):  # a name too long, or links in a circle
+        return str(file), "no such image"
+
+
+def _why_missing(file, name):
+    if file.is_symlink():
+        return "no such image (a link to a file that is not there; of git-annex or DataLad: not fetched yet?)"
+    if name.startswith("~"):
+        return "no such image ('~' does not stand for the home folder here: write the whole path)"
+    if "\\" in name:
+        return "no such image (a backslash, as of Windows, separates no folders here: write '/')"
+    return "no such image"
+
+
+def refuse_look_alikes(path: Path, names: pd.Series) -> None:
+    """Raise InputError where two different names of a column look alike: one subject or center, or two?"""
+    first_of: dict[str, str] = {}
+    for name in names.unique():
+        first = first_of.setdefault(_look(name), name)
+        if first != name:
+            shown, other = (word.encode("unicode_escape").decode() for word in (name, first))  # what nobody sees, too
+            _refuse(path, names == name, f"{names.name} '{shown}' looks like '{other}', but is written in another way")
+
+
+def _look(name):
+    """A name without what nobody sees: case, ways to write one letter, kinds of blanks, invisible signs."""
+    letters = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    seen = [letter for letter in letters if letter.isspace() or unicodedata.category(letter)[0] != "C"]
+    return " ".join(_UNSEEN.sub("", "".join(seen)).split())
+
+
+def _read_text_table(path):
+    """Every cell as text (an id such as 007 or NA must stay what it is), blank lines left out."""
+    try:
+        content = path.read_bytes()
+        if b"\0" in content:  # what follows it in a cell, pandas would cut off
+            raise ValueError("it holds a zero byte")
+        header = [name.strip() for name in next(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline="")), [])]
+        if header[:1] and header[0].lower().startswith("sep="):
+            raise InputError(f"{path}, row 1: is Excel's line 'sep=', which no CSV file has; remove it")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # pandas would cut off surplus cells
+            table = pd.read_csv(
+                io.BytesIO(content),
+                dtype=str,
+                keep_default_na=False,
+                encoding="utf-8-sig",
+                index_col=False,
+                skip_blank_lines=False,
+            )
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+    except pd.errors.ParserWarning:
+        raise InputError(f"{path}: its rows have more cells than its header (a decimal comma?)") from None
+    except (ValueError, csv.Error, pd.errors.ParserError) as error:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else "empty"
+        raise InputError(f"{path}: not a CSV file ({reason})") from None
+    twice = [name for number, name in enumerate(header) if name and name in header[:number]]
+    if twice:
+        raise InputError(f"{path}, row 1: two columns are named {twice[0]!r}")
+    table.columns = [name.strip() for name in table.columns]
+    table = table[(table.fillna("") != "").any(axis=1)].fillna("")
+    # Between two stray quotation marks whole rows would become one cell.
+    reason = "a line break inside a cell (a quotation mark too many?)"
+    if any(LINE_BREAK.search(column) for column in table.columns):
+        raise InputError(f"{path}, row 1: {reason}")
+    _refuse(path, table.apply(lambda column: column.str.contains(LINE_BREAK)).any(axis=1), reason)
+    return table
+
+
+def _refuse(path, bad, reason, values=None):
+    """Raise InputError for the first row marked in ``bad``, a boolean Series indexed by the rows of the file."""
+    if not bad.any():
+        return
+    first = bad.idxmax()
+    value = f" ({values[first][:100]!r})" if values is not None else ""
+    more = f" (and {int(bad.sum()) - 1} more rows)" if bad.sum() > 1 else ""
+    raise InputError(f"{path}, row {first + 2}: {reason}{value}{more}")  # row 1 is the header
+
+
+def refuse_overlap(training_set: pd.DataFrame, test_set: pd.DataFrame, training_path: Path, test_path: Path) -> None:
+    """Raise InputError where a subject, a person or an image is in both sets: the test set must be unseen."""
+    for column, of in (("Subject", _subject), ("Path", _files), ("Participant", persons)):
+        tested = of(test_set).reset_index(drop=True)
+        _refuse(test_path, tested.isin(set(of(training_set))), f"{column} is in {training_path}, too", tested)
+
+
+def _files(table):
+    """The files of all images, whatever links lead to them."""
+    return table["Path"].map(os.path.realpath)
+
+
+def _subject(table):
+    return table["Subject"].map(_look)
+
+
+def persons(cohort: pd.DataFrame) -> pd.Series:
+    """Who is in each image: the participant where that is told, else the subject; two that look alike are one."""
+    told = cohort["Participant"] if "Participant" in cohort.columns else cohort["Subject"]
+    return told.where(told != "", cohort["Subject"]).map(_look)
+
+
+def copies(images: dict[str, dict], training_set: pd.DataFrame, test_set: pd.DataFrame | None = None) -> list[str]:
+    """What to tell of images that are there twice under different names: a list of lines.
+
+    ``images`` is :attr:`travelling.images.volumes.Volumes.images`. Raises InputError where the same image is in both
+    sets.
+    """
+    owners: dict[str, str] = {}
+    pairs = []
+    for table in [training_set] if test_set is None else [training_set, test_set]:
+        for subject in table["Subject"]:
+            first = owners.setdefault(images[subject]["sha256"], subject)
+            if first == subject:
+                continue
+            if first in training_set["Subject"] and subject not in training_set["Subject"]:
+                raise InputError(
+                    f"{table['Path'][subject]}: the test subject {subject} has the same image as {first} of the "
+                    f"training set ({training_set['Path'][first]}); the test set must be unseen"
+                )
+            labels = [table["Group_bin"][name] for name in (first, subject)]
+            pairs.append(f"{first} and {subject}{', one as HC and one as PD' * int(labels[0] != labels[1])}")
+    if not pairs:
+        return []
+    more = f" (and {len(pairs) - 3} more)" if len(pairs) > 3 else ""
+    return [f"the same image under two names: {'; '.join(pairs[:3])}{more}"]
+
+
+def refuse_one_class(test_set: pd.DataFrame, path: Path) -> None:
+    """Raise InputError where the test set lacks HC or PD: then FPR or FNR does not exist."""
+    if test_set["Group_bin"].nunique() < 2:
+        only = "PD" if test_set["Group_bin"].iloc[0] == 1 else "HC"
+        raise InputError(f"{path}: every subject is {only}; verification needs test subjects of both classes")
+
+
+def related(cohort: pd.DataFrame) -> tuple[np.ndarray, str]:
+    """Which images of a cohort share person, anatomy or scanner with which: (images, images), and that in words.
+
+    Each is related to itself. A column with fewer than three values, or by which more than half of the cohort would be
+    related to an image, is not heeded.
+    """
+    matrix, words = np.eye(len(cohort), dtype=bool), []
+    for column in RELATED:
+        if column not in cohort.columns:
+            continue
+        values = cohort[column].map(_look).to_numpy(dtype=str)
+        different, untold = len(set(values) - {""}), (values == "").sum()
+        with_column = matrix | ((values[:, None] == values) & (values != ""))
+        share = with_column.sum(axis=1).max() / len(cohort)
+        if different + untold < 3 or share > 0.5:
+            words.append(
+                f"{column} (not heeded: {different} different ones, and {share:.0%} would have to be left out)"
+            )
+        else:
+            matrix = with_column
+            words.append(f"{column} ({different} different ones)")
+    return matrix, " and ".join(words)
+
+
+def subjects_by_center(cohort: pd.DataFrame) -> dict[str, list[str]]:
+    """Subject ids of every center, centers and subjects in order of first appearance in the CSV."""
+    return {center: list(cohort["Subject"][cohort["Study"] == center]) for center in cohort["Study"].unique()}

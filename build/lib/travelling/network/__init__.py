@@ -1,0 +1,1 @@
+"""The network and everything of it that travels."""

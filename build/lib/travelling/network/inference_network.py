@@ -1,0 +1,118 @@
+"""The network as evaluation needs it: no dropout, and every BatchNorm folded into its convolution where that can be.
+
+At inference, BatchNorm is a fixed scaling of the convolution's output channels by the moving statistics. With
+``s = gamma / sqrt(variance + epsilon)`` it vanishes into ``kernel * s`` and ``(bias - mean) * s + beta``, which spares
+two passes over the largest arrays of the network. Verification, which is almost all of the work of
+quality control, runs on this network.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import keras
+from keras import layers, ops
+
+Tensor = Any  # of the backend
+Function = Callable[[list, Tensor], Tensor]  # of the values of variables, and images
+
+
+def prediction_function(encoder: keras.Model, classifier: keras.Model) -> tuple[list, Function]:
+    """A pure function of the travelling weights: (variables, f) with f(values, images) -> probabilities.
+
+    ``values`` are those of ``variables``, in this order; images (batch, z, y, x, 1) give (batch, 1).
+    """
+    variables = [*encoder.variables, *classifier.variables]
+    if not (can_fold(encoder) and can_fold(classifier)):
+        return variables, _pure(keras.Model(encoder.inputs[0], classifier(encoder.outputs[0])), variables)
+    position = {id(variable): index for index, variable in enumerate(variables)}
+    norm_after = {
+        layer: follower if isinstance(follower, layers.BatchNormalization) else None
+        for layer, follower in pairwise(encoder.layers)
+        if isinstance(layer, layers.Conv3D)
+    }
+    folded = [norm for norm in norm_after.values() if norm]
+
+    images = x = keras.Input(encoder.input_shape[1:])
+    for layer in [*encoder.layers[1:], *classifier.layers[1:]]:  # a chain, each after its input layer
+        if layer not in folded and not isinstance(layer, layers.Dropout):
+            x = layer.__class__.from_config(layer.get_config())(x)
+    network = keras.Model(images, x)
+
+    def predict(values, images):
+        def value(variable):
+            return values[position[id(variable)]]
+
+        weights = []
+        for layer in [*encoder.layers, *classifier.layers]:
+            norm = norm_after.get(layer)
+            if norm:
+                scale = value(norm.gamma) / ops.sqrt(value(norm.moving_variance) + norm.epsilon)
+                weights.append(value(layer.kernel) * scale)
+                weights.append((value(layer.bias) - value(norm.moving_mean)) * scale + value(norm.beta))
+            elif layer not in folded:
+                weights.extend(value(weight) for weight in layer.trainable_weights)
+        return network.stateless_call(weights, [], images, training=False)[0]
+
+    return variables, predict
+
+
+def can_fold(part: keras.Model) -> bool:
+    """Whether each layer takes what the one before it gives, and each BatchNorm follows a convolution that can take it.
+
+    So it is in the published network; another one need not be so, and is evaluated as it stands.
+    """
+    return all(
+        follower.input is layer.output
+        and (not isinstance(follower, layers.BatchNormalization) or _fold(layer, follower))
+        for layer, follower in pairwise(part.layers)
+    )
+
+
+def _fold(layer, norm):
+    """Whether a layer and the BatchNorm after it are as the folding supposes."""
+    if not isinstance(layer, layers.Conv3D):
+        return False
+    return layer.use_bias and layer.activation is keras.activations.linear and norm.scale and norm.center
+
+
+def _pure(network, variables):
+    """What a network gives at inference, as a function of the values of ``variables``, in this order, and images."""
+    position = {id(variable): index for index, variable in enumerate(variables)}
+
+    def call(values, images):
+        states = [
+            [values[position[id(variable)]] for variable in kind]
+            for kind in (network.trainable_variables, network.non_trainable_variables)
+        ]
+        return network.stateless_call(*states, images, training=False)[0]
+
+    return call
+
+
+def look_function(encoder: keras.Model, classifier: keras.Model) -> tuple[list, Function]:
+    """A pure function of the travelling weights: (variables, f) with f(values, images) -> what the network sees.
+
+    ``values`` are those of ``variables``, in this order. For images (batch, z, y, x, 1) it is (batch, numbers): for
+    every BatchNorm layer the difference of every channel's mean from the moving one, in moving standard deviations,
+    and then the logarithm of the ratio of the variances; at the end the probability of PD.
+    """
+    norms = [layer for layer in encoder.layers if isinstance(layer, layers.BatchNormalization)]
+    variables = [*encoder.variables, *classifier.variables]
+    position = {id(variable): index for index, variable in enumerate(variables)}
+    outputs = [*(norm.input for norm in norms), classifier(encoder.outputs[0])]
+    evaluate = _pure(keras.Model(encoder.inputs[0], outputs), variables)
+
+    def look(values, images):
+        def value(variable):
+            return values[position[id(variable)]]
+
+        *activations, probability = evaluate(values, images)
+        columns = []
+        for norm, activation in zip(norms, activations, strict=True):
+            mean, variance = ops.moments(ops.cast(activation, "float32"), axes=(1, 2, 3))
+            known = value(norm.moving_variance) + norm.epsilon
+            columns += [(mean - value(norm.moving_mean)) / ops.sqrt(known), ops.log((variance + norm.epsilon) / known)]
+        return ops.concatenate([*columns, ops.cast(probability, "float32")], axis=1)
+
+    return variables, look

@@ -1,0 +1,294 @@
+"""What an option is: a field of a dataclass, with its type, default, unit and words.
+
+From such a class come a script's command line (:func:`from_command_line`), the configuration file of a federated site
+(:func:`from_json`), the record of the run (:meth:`Options.told`), and the command lines that ``reproduce.py`` plans
+(:func:`to_command_line`). Imports nothing that is slow: ``--help`` answers at once.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, Self, TypeVar
+
+from travelling.errors import InputError
+
+_REQUIRED = object()
+PUBLISHED = "published options"  # the groups of --help
+METHOD = "method"
+BEYOND = "beyond the published method (docs/settings.md)"
+
+
+def option(
+    words: str,
+    parse: Callable[[str], Any] | None = None,
+    default: Any = _REQUIRED,
+    *,
+    metavar: str | None = None,
+    choices: tuple = (),
+    many: str = "",
+    flag: str | None = None,
+    group: str | None = None,
+    from_json: Callable[[Any, Path], Any] | None = None,
+) -> Any:
+    """A field of a class of options.
+
+    ``parse`` makes its value of a text (None: the option is a flag that is there or not), ``many`` tells how many it
+    may have (argparse's ``nargs``); ``flag`` is its spelling on the command line where that is not ``--kebab-case``
+    (without a dash: the option is told by its place, and needed); ``from_json(value, folder)`` makes its value of what
+    a file says, where ``parse`` cannot.
+    """
+    about = {key: value for key, value in locals().items() if key != "default"}
+    if default is _REQUIRED:
+        return dataclasses.field(metadata=about)
+    return dataclasses.field(default=default, metadata=about)
+
+
+def published(words: str, flag: str, parse: Callable[[str], Any], default: Any = _REQUIRED, metavar: str = "N") -> Any:
+    """An option of the published scripts, with their spelling."""
+    return option(words, parse, default, metavar=metavar, flag=flag, group=PUBLISHED)
+
+
+def changed(base: Any, name: str, default: Any = _REQUIRED, **about: Any) -> Any:
+    """The option of another class, with another default or other words."""
+    field = base.__dataclass_fields__[name]
+    default = field.default if default is _REQUIRED else default
+    options = {**field.metadata, **about}
+    return option(default=_REQUIRED if default is dataclasses.MISSING else default, **options)
+
+
+@dataclass(kw_only=True)
+class Options:
+    """The base of all."""
+
+    def check(self, spell: Callable[[str], str]) -> None:
+        """Refuse (ValueError) what does not go together, and fill in what depends on other options.
+
+        ``spell`` turns the name of an option into what the user calls it.
+        """
+
+    @classmethod
+    def more(cls) -> Sequence[type["Options"]]:
+        """Further classes of options that a user may give as well; they are asked for where this one does not do."""
+        return ()
+
+    def take(self, parts: Sequence["Options"], spell: Callable[[str], str]) -> None:
+        """Take what was given of :meth:`more`; raises ValueError as :meth:`check`."""
+
+    def told(self) -> dict[str, Any]:
+        """The value of every option, by name."""
+        return {field.name: getattr(self, field.name) for field in fields_of(type(self))}
+
+    @classmethod
+    def made_of(cls, values: Mapping[str, Any], spell: Callable[[str], str]) -> Self:
+        """The checked options that ``values`` give by name, together with what they give of :meth:`more`."""
+
+        def make(part):
+            return part(**{field.name: values[field.name] for field in fields_of(part) if field.name in values})
+
+        found = make(cls)
+        found.check(spell)
+        names = values.keys() - {field.name for field in fields_of(cls)}
+        parts = [make(part) for part in cls.more()] if names else []
+        for part in parts:
+            part.check(spell)
+        if parts:
+            found.take(parts, spell)
+        return found
+
+
+Told = TypeVar("Told", bound=Options)
+
+
+def fields_of(*classes: type[Options]) -> list[dataclasses.Field]:
+    """The options of some classes."""
+    return [field for options in classes for field in dataclasses.fields(options) if "words" in field.metadata]
+
+
+def flag_of(field: dataclasses.Field) -> str:
+    """What an option is called on the command line."""
+    return field.metadata["flag"] or f"--{field.name.replace('_', '-')}"
+
+
+def _place(group):
+    """Where a group of options comes: the published ones first, those without a name last."""
+    return 0 if group == PUBLISHED else 2 if group is None else 1
+
+
+def add_to_parser(parser: argparse.ArgumentParser, *classes: type[Options]) -> None:
+    """Give a parser the options of some classes, the published ones first, and a usage that names what is needed."""
+    groups: dict[str | None, Any] = {}
+    needed: list[str] = []
+    for field in sorted(fields_of(*classes), key=lambda field: _place(field.metadata["group"])):
+        about = field.metadata
+        if about["group"] not in groups:
+            named = about["group"] or ("other options" if groups else None)
+            groups[about["group"]] = parser.add_argument_group(named) if named else parser
+        given = {"dest": field.name, "help": about["words"]}
+        if not flag_of(field).startswith("-"):
+            del given["dest"]  # told by its place; it is needed
+        elif field.default is dataclasses.MISSING:
+            given["required"] = True
+        else:
+            given["default"] = field.default
+        if about["parse"] is None:
+            given["action"] = "store_true"
+        else:
+            given |= {"type": about["parse"], "metavar": about["metavar"]}
+            if about["choices"]:
+                given["choices"] = about["choices"]
+            if about["many"]:
+                given["nargs"] = about["many"]
+            if about["many"] and about["choices"]:  # named once, and not four times
+                given["help"] += f"; of {', '.join(about['choices'])}"
+        action = groups[about["group"]].add_argument(flag_of(field), **given)
+        if action.required:
+            needed += [*action.option_strings, str(action.metavar)]
+    parser.usage = " ".join(["%(prog)s", *needed, "[options]"])  # those that may be left out stand below
+
+
+def from_command_line(options: type[Told], text: str | None) -> Told:
+    """The options of a class as this process's command line gives them; ``text`` begins what ``--help`` says.
+
+    Ends the program in one line where they are wrong.
+    """
+    words = sys.argv[1:]
+    classes: list[type[Options]] = [options]
+    parser = Parser(text)
+    add_to_parser(parser, options)
+    if {"-h", "--help"} & set(words) or parser.parse_known_args(words)[1]:
+        classes += options.more()
+        parser = Parser(text)
+        add_to_parser(parser, *classes)
+    values = vars(parser.parse_args(words))
+    flags = {field.name: flag_of(field) for field in fields_of(*classes)}
+    try:
+        return options.made_of(values, lambda name: flags[name])
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def from_json(options: type[Told], path: Path, content: dict) -> Told:
+    """The options of a class as a file's JSON object gives them; paths in it are relative to the file.
+
+    Raises InputError for anything that is missing, unknown or wrong.
+    """
+    fields = {field.name: field for field in fields_of(options)}
+    if content.keys() - fields.keys():
+        fields |= {field.name: field for field in fields_of(*options.more())}
+    unknown = content.keys() - fields.keys()
+    if unknown:
+        raise InputError(f"{path}: {sorted(unknown)[0]} is not known; known are {', '.join(fields)}")
+    values = {}
+    for name, field in fields.items():
+        value = content.get(name)
+        if value is None:
+            if field.default is dataclasses.MISSING:
+                raise InputError(f"{path}: {name} is missing")
+            continue
+        try:
+            values[name] = _from_json(field.metadata, value, Path(path).parent)
+        except (ValueError, argparse.ArgumentTypeError) as error:
+            raise InputError(f"{path}: {name}: {error}") from None
+    try:
+        return options.made_of(values, lambda name: name)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _from_json(about, value, folder):
+    if about["from_json"]:
+        return about["from_json"](value, folder)
+    choices = about["choices"] or ((False, True) if about["parse"] is None else ())
+    if choices:
+        if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
+            raise ValueError(f"{json.dumps(value)} is not one of {', '.join(map(str, choices))}")
+        return value
+    if about["parse"] in (Path, result_name):
+        if not isinstance(value, str) or not value:
+            raise ValueError(f"{json.dumps(value)} is not a path")
+        return (folder / value).absolute()
+    return about["parse"](json.dumps(value))
+
+
+def to_json(options: type[Options], given: Options | argparse.Namespace) -> dict:
+    """The options of a class, as plain values for a file, from an object that has them and perhaps others.
+
+    Those that it has not are left out; paths are absolute.
+    """
+    told = given.told() if isinstance(given, Options) else vars(given)
+    names = [field.name for field in fields_of(options)]
+    if told.keys() - set(names):
+        names += [field.name for field in fields_of(*options.more())]
+    values = {name: told[name] for name in names if name in told}
+    return {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def to_command_line(options: type[Options], **values: Any) -> list:
+    """The words of a command line that give some options of a class; None and False are left out.
+
+    Raises TypeError for a name that is not an option.
+    """
+    fields = {field.name: field for field in fields_of(options)}
+    if values.keys() - fields.keys():
+        fields |= {field.name: field for field in fields_of(*options.more())}
+    words = []
+    for name, value in values.items():
+        if name not in fields:
+            raise TypeError(f"{options.__name__} has no option {name}")
+        if value is None or value is False:
+            continue
+        words.append(flag_of(fields[name]))
+        if value is not True:
+            words += [str(item) for item in value] if fields[name].metadata["many"] else [str(value)]
+    return words
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that shows defaults, and one line instead of its usage where an option is wrong."""
+
+    def __init__(self, description: str | None, prog: str | None = None):
+        description = (description or "").strip()  # none under PYTHONOPTIMIZE=2
+        super().__init__(prog=prog, description=description, formatter_class=_Help, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and exit with status 2."""
+        print(" ".join(f"error: {message} (--help lists the options)".split()), file=sys.stderr)
+        sys.exit(2)
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    def _get_help_string(self, action):
+        if action.default in (None, False):  # nothing to show: a required option, a flag, or said in words
+            return action.help
+        if isinstance(action.default, tuple):
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
+        return super()._get_help_string(action)
+
+
+def number(kind: type[int] | type[float], low: float = -math.inf, high: float = math.inf) -> Callable[[str], float]:
+    """An argparse type: an int or a float within [low, high]."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high or math.isinf(value):
+            word = "a whole number" if kind is int else "a number"
+            bounds = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
+            raise argparse.ArgumentTypeError(f"'{text}' is not {word} {bounds}")
+        return value
+
+    return parse
+
+
+def result_name(text: str) -> Path:
+    """An argparse type: a path whose last part begins the names of the results."""
+    if not Path(text).name or text.endswith(("/", "..")):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a file name")
+    return Path(text)

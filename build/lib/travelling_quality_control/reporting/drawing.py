@@ -1,0 +1,133 @@
+"""Figures in one style: what each shows, in words and as a drawing; the rates along a run, and slices of images."""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from travelling.images.nifti import read_upright
+from travelling.words import some, was
+from travelling_quality_control.reporting.runs import LoggedRun
+
+DPI = 110
+# Okabe and Ito's palette (Color Universal Design, 2008), its lighter half on a dark page. Lines also differ in shape.
+_LIGHT = {
+    "ink": "#1b1b1b", "page": "#ffffff", "faint": "#c8c8c8", "green": "#009E73", "orange": "#D55E00", "blue": "#0072B2",
+}  # fmt: skip
+_DARK = {
+    "ink": "#e8e8e8", "page": "#16181c", "faint": "#4a4d52", "green": "#2fc79b", "orange": "#E69F00", "blue": "#56B4E9",
+}  # fmt: skip
+LEGEND = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure: ``draw(figure, colors)`` draws it on an empty matplotlib Figure of ``size`` (inches).
+
+    ``caption`` says what it shows and what it does not, ``alternative`` what it looks like for those who do not see it;
+    ``run`` is the run of quality control that it is about (None: the whole study).
+    """
+
+    name: str
+    title: str
+    caption: str
+    alternative: str
+    size: tuple
+    draw: Callable
+    run: LoggedRun | None = None
+    has_images: bool = False
+
+
+def render(picture: Picture, file_format: str = "png", dark: bool = False) -> bytes:
+    """A picture as a png or pdf file; the same picture gives the same bytes."""
+    colors = _DARK if dark else _LIGHT
+    inked = ("text.color", "xtick.color", "ytick.color", "axes.labelcolor", "axes.edgecolor")
+    style: dict = {
+        **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), colors["page"]),
+        **dict.fromkeys(inked, colors["ink"]),
+        **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+        "text.parse_math": False,  # a center may have a dollar in its name
+        **{"font.size": 9, "axes.titlesize": 9, "pdf.fonttype": 42},
+    }
+    with mpl.rc_context():
+        mpl.rcdefaults()  # not the user's matplotlibrc
+        mpl.rcParams.update(style)
+        figure = Figure(figsize=picture.size, dpi=DPI, layout="constrained")
+        picture.draw(figure, colors)
+        figure.draw_without_rendering()  # the layout of a second pass knows how wide the labels of the first were
+        content = io.BytesIO()
+        no_date = {"CreationDate": None} if file_format == "pdf" else {}
+        figure.savefig(content, format=file_format, dpi=DPI, metadata=no_date)
+    return content.getvalue()
+
+
+def of_run(
+    what: str, title: str, run: LoggedRun, caption: str, alternative: str, size: tuple, draw: Callable, **facts: Any
+) -> Picture:
+    """A picture of a run, named after it."""
+    name = "_".join(part for part in (what, *run.place) if part)
+    title = f"{title}: {run.words}" if run.words else title
+    return Picture(name, title, caption, alternative, size, draw, run, **facts)
+
+
+def rates_along_run(run: LoggedRun) -> Picture:
+    """FPR and FNR after every verification; undone steps and eliminations marked."""
+    log = run.log
+
+    def draw(figure, colors):
+        axis = figure.subplots()
+        number, undone = np.arange(len(log)), (log["Ignored"] == 1).to_numpy()
+        eliminated = number[log["Eliminated"] == 1]
+        top = max(1.0, log[["PFP", "PFN"]].to_numpy().max())  # the published protocol's rates can exceed 1
+        for column, name, marker, color in (("PFP", "FPR", "x", "blue"), ("PFN", "FNR", "+", "orange")):
+            rates, style = log[column], {"color": colors[color], "markersize": 5}
+            axis.plot(number[~undone], rates[~undone], linewidth=1.2, label=f"{name}, step kept", **style)
+            axis.plot(number[undone], rates[undone], marker, label=f"{name}, step undone", **style)
+        heights = np.full(len(eliminated), 1.06 * top)
+        axis.plot(eliminated, heights, "v", color=colors["ink"], label="eliminated", markersize=5)
+        cycles = log["Cycle"][1:].drop_duplicates()
+        for place, cycle in zip(cycles.index, cycles, strict=True):
+            axis.axvline(place, color=colors["faint"], linewidth=0.8, zorder=0)
+            if len(cycles) <= 12 or cycle % 5 == 0:
+                axis.text(place + 0.005 * len(log), 1.13 * top, f"cycle {cycle}", va="center")
+        axis.set(xlabel="verification", ylabel="rate of misdiagnosis", xlim=(-1, len(log)))
+        axis.set_ylim(-0.03 * top, 1.2 * top)
+        axis.legend(**LEGEND)
+
+    name = f" ({run.words})" if run.words else ""
+    cycles = f"in cycles {log['Cycle'].iloc[1]} to {log['Cycle'].iloc[-1]}" if len(log) > 1 else "(none)"
+    caption = (
+        f"FPR and FNR on the test set after every verification of quality control{name}, before any undoing. "
+        "Crosses: steps that were undone; triangles: an image eliminated; the lines join the steps that were kept."
+    )
+    undone, eliminated = int(log["Ignored"].sum()), int(log["Eliminated"].sum())
+    alternative = (
+        f"Chart of FPR and FNR along {some(len(log) - 1, 'verification')} {cycles}. "
+        f"{some(undone, 'step')} {was(undone)} undone, "
+        f"the worst with an FPR of {log['PFP'].max():.3f} or an FNR of {log['PFN'].max():.3f}; "
+        f"{some(eliminated, 'image')} {was(eliminated)} eliminated."
+    )
+    if len(run.screening):
+        more = int(run.screening["Eliminated"].sum())
+        caption += " What was decided without a training step is not shown."
+        alternative += f" {more} more {was(more)} eliminated without a training step."
+    return of_run("rates", "Rates of misdiagnosis", run, caption, alternative, (10, 3.2), draw)
+
+
+def show_slices(pair: Sequence[Axes], path: str, title: str) -> None:
+    """Axial and sagittal middle slice of an image on two axes."""
+    show_volume(pair, read_upright(path), title)
+
+
+def show_volume(pair: Sequence[Axes], volume: np.ndarray, title: str) -> None:
+    """The same of voxels (z, y, x)."""
+    middle = [size // 2 for size in volume.shape]
+    for axis, image in zip(pair, (volume[middle[0]], volume[:, :, middle[2]]), strict=True):
+        axis.imshow(image, cmap="gray", origin="lower")
+        axis.axis("off")
+    pair[0].set_title(f"{title}: {volume.min():.3g} to {volume.max():.3g}", loc="left", fontsize=8)

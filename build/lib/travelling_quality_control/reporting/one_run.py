@@ -1,0 +1,313 @@
+"""The report of one run of quality control: a page for readers, and lists for a lab's own use. No truth is known."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from travelling.errors import InputError
+from travelling.files import write_whole
+from travelling.images.nifti import read_upright, shape_in_words
+from travelling.method.metrics import age_groups
+from travelling.runs.options import AGE_EDGES
+from travelling.words import some
+from travelling_quality_control.auditing import Outcome, audit_log
+from travelling_quality_control.reporting.drawing import Picture, rates_along_run, show_volume
+from travelling_quality_control.reporting.pages import MISSING, make_page, number_text
+from travelling_quality_control.reporting.runs import (
+    DECISIONS,
+    LoggedRun,
+    read_images,
+    read_log,
+    refuse_rows,
+)
+
+VIOLATIONS_SHOWN = 10
+IN_WORDS = {"eliminated": "eliminated", "waiting": "waits for its revisit", "came_back": "came back", "kept": "kept"}
+RATES = {"FPR": "PFP", "FNR": "PFN"}
+COLUMNS = {  # of the list of decisions, in the manner of BIDS
+    "participant_id": {"Description": "The image: Subject of the training set"},
+    "center": {"Description": "Where it is from: Study of the training set"},
+    "decision": {
+        "Description": "What quality control decided, at the end of its log",
+        "Levels": {
+            "kept": "Never flagged",
+            "came_back": "Flagged, that is put aside, and back in training after its revisit",
+            "waiting": "Flagged, and not revisited yet",
+            "eliminated": "Flagged, and out for good after its revisit",
+        },
+    },
+    "times_flagged": {"Description": "How often it was flagged"},
+    "cycles": {"Description": "The cycles in which it was flagged, separated by commas"},
+    "reason": {"Description": "The rows of the log that decided: its last flag, and the revisit after it"},
+}
+
+
+def write_report(
+    record: dict,
+    log_csv: Path,
+    train_csv: Path,
+    test_csv: Path,
+    subjects_csv: Path | None,
+    page: Path,
+    with_images: bool = False,
+) -> tuple[LoggedRun, Outcome, list[Path]]:
+    """Audit a log, and write the report of its run and, unless the audit refuses it, the lists beside it.
+
+    The first five are what :func:`travelling_quality_control.auditing.run_record.run_of` gives. Returns the run, what
+    the audit found, and the files. Raises InputError for files that cannot be read.
+    """
+    outcome = audit_log(log_csv, train_csv, test_csv, record, subjects_csv)
+    run = LoggedRun(record=record, images=read_images(train_csv), **read_log(log_csv, record["options"]))
+    page.parent.mkdir(parents=True, exist_ok=True)
+    pictures = _slices(run, train_csv, test_csv) if with_images else {}
+    violations = [
+        _without_folders(line, log_csv, subjects_csv, train_csv) for line in outcome.violations[:VIOLATIONS_SHOWN]
+    ]
+    text = make_page(
+        "run.html.jinja",
+        run=run,
+        name=log_csv.name,
+        outcome=outcome,
+        violations=violations,
+        notes=_notes(run, {"fn_train": train_csv, "fn_test": test_csv}, subjects_csv),
+        decided={decision: run.images[run.images["Decision"] == decision] for decision in IN_WORDS},
+        unlike=_unlike(run.images),
+        put_aside=_put_aside(run),
+        details=[(name, image, rows_of(run, name), pictures.get(name)) for name, image in _flagged(run).iterrows()],
+        rates=rates_along_run(run) if len(run.log) else None,
+        centers=_shares(run, {"center": run.images["Study"]}).sort_values(
+            ["share flagged", "images"], ascending=False, kind="stable"
+        ),
+        groups=_shares(run, _groups(run.images)),
+        failures=_failures(run),
+        in_words=IN_WORDS,
+    )
+    write_whole(page, text.encode())
+    written = [page]
+    if not outcome.violations:
+        written += _write_lists(run, page.parent, log_csv.stem)
+    return run, outcome, written
+
+
+def in_one_line(run: LoggedRun, outcome: Outcome) -> str:
+    """What was decided, and that the audit refuses the log if it does."""
+    decided = run.images["Decision"]
+    told = ", ".join(f"{(decided == name).sum()} {name.replace('_', ' ')}" for name in DECISIONS)
+    refused = (
+        "; the audit refuses the log, so no list was written: " + outcome.violations[0] if outcome.violations else ""
+    )
+    return f"{some(len(decided), 'image')}: {told}{refused}"
+
+
+def rows_of(run: LoggedRun, subject: str) -> pd.DataFrame:
+    """The rows of the log about an image alone, as readers see them."""
+    rows = run.rows[(run.rows["Subject"] == subject) & run.rows["Phase"].isin([*run.phases, "revisit"])]
+    return pd.DataFrame([_cells(run, row) for _, row in rows.iterrows()])
+
+
+def _cells(run, row):
+    """The cells of a row about an image alone; what was not measured in it is empty."""
+    cells = {
+        "log row": row["Row"],
+        "cycle": row["Cycle"],
+        "step": ({"revisit": "revisited"} | run.phases)[row["Phase"]],
+    }
+    trained = pd.notna(row["PFP"])
+    for name, rate in RATES.items():
+        cells[name] = f"{number_text(row[f'Reference_{rate}'])} to {number_text(row[rate])}" if trained else ""
+    if not run.replaces_rule:
+        cells["tolerated rise"] = "" if pd.isna(row["Tolerance"]) else f"{row['Tolerance']:.3g}"
+    for extension in run.extensions:
+        cells |= extension.explain(row)
+    if row["Phase"] == "revisit":
+        outcome = "eliminated" if row["Eliminated"] else "came back"
+    else:
+        outcome = "flagged" if row["Ignored"] else "kept"
+    return cells | {"outcome": outcome}
+
+
+def decided_in_words(run: LoggedRun, subject: str) -> list[str]:
+    """The rows that decided about a flagged image: its last flag, and the revisit after it, if one followed."""
+    told = []
+    for row in run.decided_by(subject):
+        if row is None:
+            continue
+        cells = _cells(run, row)
+        place = f"row {cells.pop('log row')}, cycle {cells.pop('cycle')}, {cells.pop('step')}"
+        outcome = cells.pop("outcome")
+        told.append(f"{place}: {', '.join(f'{name} {cell}' for name, cell in cells.items() if cell)}; {outcome}")
+    return told
+
+
+def _flagged(run):
+    """The images that were flagged or eliminated, the eliminated ones first, then in the order of their flags."""
+    images = run.images[run.images["Decision"] != "kept"]
+    order = images["Decision"].map(list(IN_WORDS).index)
+    return images.assign(order=order).sort_values(["order", "First_flagged"], kind="stable").drop(columns="order")
+
+
+def _cycles(run, images, none):
+    """The cycles of the flags of some images, as text, or ``none``."""
+    cycles = run.flags.groupby("Subject")["Cycle"].agg(lambda cycles: ",".join(map(str, cycles)))
+    return [cycles.get(subject, none) for subject in images.index]
+
+
+def _unlike(images):
+    """The tenth of the images that are least like the template, if the preparation of images has told it."""
+    if "Similarity" not in images.columns:
+        return images[:0]
+    similarity = pd.to_numeric(images["Similarity"], errors="coerce")
+    unlike = similarity.nsmallest(math.ceil(len(images) / 10)).index
+    return images.loc[unlike].assign(Similarity=similarity[unlike].map("{:.2f}".format))
+
+
+def _put_aside(run):
+    """One row for every image that was flagged or eliminated, as readers see it."""
+    images = _flagged(run)
+    told = {"image": images.index, "center": images["Study"]}
+    told |= {name: labels.reindex(images.index) for name, labels in _groups(run.images).items()}
+    told |= {"decision": images["Decision"].map(IN_WORDS), "times flagged": images["Times_flagged"]}
+    return pd.DataFrame(told | {"cycles": _cycles(run, images, "")})
+
+
+def _groups(images):
+    """What images are grouped by, as far as the training set tells it: {name: labels}."""
+    groups = {}
+    if "Scanner" in images.columns:
+        groups["scanner"] = images["Scanner"].replace("", MISSING)
+    if "Group_bin" in images.columns:
+        groups["class"] = images["Group_bin"].map({0: "HC", 1: "PD"}).fillna(MISSING)
+    if "Sex" in images.columns:
+        groups["sex"] = images["Sex"].replace("", MISSING)
+    if images["Age"].notna().any():
+        ages = age_groups(images["Age"], AGE_EDGES)
+        names = [name.removeprefix("age_").replace("_", " ") for name in ages]
+        labels = np.select(list(ages.values()), names, MISSING)
+        groups["age"] = pd.Series(pd.Categorical(labels, [*names, MISSING]), images.index)  # in this order
+    return groups
+
+
+def _shares(run, groups):
+    """How many images of each group were flagged, and what was decided about them; how strange they look on average.
+
+    The latter tells of a center or a scanner whose images are all a little strange, which no decision rests on.
+    """
+    rows = []
+    for by, labels in groups.items():
+        for label, members in run.images.groupby(labels, sort=by != "center", observed=True):
+            decisions = members["Decision"]
+            row = {"by": by, "group": label, "images": len(members), "flagged": int(members["Flagged"].sum())}
+            row["share flagged"] = number_text(members["Flagged"].mean())
+            row |= {name: number_text(members[column].mean()) for name, column in run.image_columns.items()}
+            rows.append(row | {name.replace("_", " "): int((decisions == name).sum()) for name in DECISIONS[:-1]})
+    table = pd.DataFrame(rows)
+    return table.drop(columns="by").rename(columns={"group": "center"}) if list(groups) == ["center"] else table
+
+
+def _failures(run):
+    """Visits that failed, by center and kind."""
+    counts = run.failures.groupby(["Study", "Phase"], sort=False)["Cycle"].agg(["size", "min", "max"]).reset_index()
+    return counts.set_axis(["center", "what", "times", "first cycle", "last cycle"], axis=1)
+
+
+def _notes(run, inputs, subjects_csv):
+    """In words, what the report cannot tell, or what does not fit."""
+    record, notes = run.record, []
+    if record["options"].get("allow_saturated") and len(run.log):
+        rates = " and ".join(f"{name} {number_text(run.log[rate].iloc[0])}" for name, rate in RATES.items())
+        notes.append(
+            f"The run was allowed to begin with a model that is saturated ({rates} at its start; --allow-saturated). "
+            "If it was, verification could not see harm"
+            f"{', and only what was decided without a step counts' * (len(run.phases) > 1)}."
+        )
+    if not record["finished"]:
+        notes.append("By its run.json the run is not finished: what waits or was kept may still be decided otherwise.")
+    for option, path in inputs.items():
+        digest = record.get("inputs_sha256", {}).get(option)
+        if digest and digest != hashlib.sha256(path.read_bytes()).hexdigest():
+            notes.append(f"{path.name} is not the {option} of the run: its content has changed since (SHA-256).")
+    if not subjects_csv:
+        notes.append("The table of subjects was not found, so the audit did not check it.")
+    return notes
+
+
+def _without_folders(line, *paths):
+    """A line without the folders of files: of the machine no reader needs to know."""
+    for path in filter(None, paths):
+        line = line.replace(str(path), path.name)
+    return line
+
+
+def _slices(run: LoggedRun, train_csv: Path, test_csv: Path) -> dict[str, Picture]:
+    """Slices of every image that was flagged or eliminated, beside those of the mean of the test set."""
+    test_set, flagged = read_images(test_csv), _flagged(run)
+    for path, images in ((train_csv, run.images), (test_csv, test_set)):
+        if "Path" not in images.columns:
+            raise InputError(f"--with-images: {path} has no column Path")
+        refuse_rows(path, images["Path"].reset_index(drop=True) == "", "Path is empty")
+    if flagged.empty:
+        return {}
+    mean = _mean(test_set["Path"])
+    return {subject: _beside_mean(subject, path, mean) for subject, path in flagged["Path"].items()}
+
+
+def _mean(paths: pd.Series) -> np.ndarray:
+    """The mean of some images (z, y, x)."""
+    total = np.zeros(1)
+    for number, path in enumerate(paths):
+        volume = read_upright(path)
+        if number and volume.shape != total.shape:
+            shapes = [shape_in_words(shape) for shape in (volume.shape, total.shape)]
+            raise InputError(f"{path}: has {shapes[0]} voxels, {paths.iloc[0]} has {shapes[1]}")
+        total = total + volume
+    return total / len(paths)
+
+
+def _beside_mean(subject, path, mean):
+    """Slices of an image beside those of a mean."""
+
+    def draw(figure, colors):
+        axes = figure.subplots(1, 4)
+        show_volume(axes[:2], read_upright(path), subject)
+        show_volume(axes[2:], mean, "mean of the test set")
+
+    caption = (
+        "Axial and sagittal middle slices: the image, and the mean of the test set; each from its smallest to its "
+        "largest intensity."
+    )
+    alternative = f"Slices of {subject} beside those of the mean of the test set."
+    return Picture("slices", subject, caption, alternative, (9, 2.4), draw, run=None, has_images=True)
+
+
+def decisions(run: LoggedRun) -> pd.DataFrame:
+    """One row per image with the columns of ``COLUMNS``; n/a where there is nothing to tell."""
+    images = run.images
+    reasons = {name: " | ".join(decided_in_words(run, name)) for name in images.index[images["Flagged"]]}
+    told: Mapping = {
+        "participant_id": images.index,
+        "center": images["Study"],
+        "decision": images["Decision"],
+        "times_flagged": images["Times_flagged"],
+        "cycles": _cycles(run, images, MISSING),
+        "reason": images.index.map(lambda name: reasons.get(name, MISSING)),
+    }
+    return pd.DataFrame(told).reset_index(drop=True)
+
+
+def _write_lists(run, folder, name):
+    """The list of decisions with its description, and the list of images to leave out."""
+    table, out = decisions(run), run.images.index[run.images["Eliminated"]]
+    contents = {
+        "decisions.tsv": table.to_csv(sep="\t", index=False, lineterminator="\n"),
+        "decisions.json": json.dumps(COLUMNS, indent=2) + "\n",
+        "exclude.txt": "".join(f"{subject}\n" for subject in out),
+    }
+    files = {folder / f"{name}_{ending}": content for ending, content in contents.items()}
+    for path, content in files.items():
+        write_whole(path, content.encode())
+    return list(files)

@@ -1,0 +1,178 @@
+"""A run of quality control as its records tell it: what was decided about every image. The truth is not asked for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from travelling.errors import InputError
+from travelling.method import rule
+from travelling.method.quality_control import FAILURES, log_columns, methods
+from travelling.method.settings import Control
+from travelling.method.verification_log import LOG_COLUMNS, SEPARATOR
+from travelling.option import fields_of
+from travelling.runs.extensible import extensions_in
+from travelling.words import some, was
+
+TEXT_COLUMNS = ("Subject", "Study", "Phase", "Subjects")  # of a log; all others are numbers
+DECISIONS = ("eliminated", "waiting", "came_back", "kept")
+
+
+@dataclass(kw_only=True)
+class LoggedRun:
+    """A run of quality control. ``record`` is its ``run.json``.
+
+    ``log`` is the verification log, the baseline and one row per verification, with ``Row`` (in the file; row 1 is the
+    header) and ``Images`` (their number); ``screening`` has the rows that tell what an extension decided about an image
+    without a training step; ``failures`` those of visits that failed. Of the first two are ``flags``, the rows that put
+    an image aside, ``revisits``, and ``cycles``, those in which anything was decided. ``images`` has one row per
+    training image, indexed by Subject, its columns those of the training set and Times_flagged, Flagged, First_flagged,
+    Eliminated, Eliminated_cycle and Decision (one of ``DECISIONS``), and the last values of what extensions measured.
+    ``extensions`` are those that were used, ``words`` is the run's name for readers, ``place`` parts of it for names of
+    files.
+    """
+
+    record: dict
+    log: pd.DataFrame
+    screening: pd.DataFrame
+    failures: pd.DataFrame
+    images: pd.DataFrame
+    words = ""
+    place = ()
+
+    def __post_init__(self) -> None:
+        """What follows from the fields."""
+        self.options = self.record["options"]
+        self.extensions = extensions_in(self.options, Path("run.json"))
+        self.replaces_rule = any(extension.replaces_rule for extension in self.extensions)
+        # Of rows about one image: what was done with it.
+        self.phases = {"subject": "tried alone"}
+        for extension in self.extensions:
+            self.phases |= extension.phases
+        self.image_columns = {name: one.image_columns[name] for one in self.extensions for name in one.image_columns}
+        rows = self.rows = pd.concat([self.log[1:], self.screening]).sort_values("Row")
+        self.cycles = sorted(set(rows["Cycle"]))
+        self.flags = rows[rows["Phase"].isin(self.phases) & (rows["Ignored"] == 1)]
+        self.revisits = rows[rows["Phase"] == "revisit"]
+        self.locked_up = self._locked_up()
+        self._decide()
+
+    def _decide(self):
+        # The training set may be made of a log.
+        images = self.images.drop(columns=list(self.image_columns.values()), errors="ignore")
+        cycles = self.flags.groupby("Subject")["Cycle"]
+        images["Times_flagged"] = cycles.size().reindex(images.index, fill_value=0)
+        images["Flagged"] = images["Times_flagged"] > 0
+        images["First_flagged"] = cycles.min().reindex(images.index).astype("Int64")
+        eliminated = self.rows[self.rows["Eliminated"] == 1].groupby("Subject")["Cycle"].first()
+        images["Eliminated_cycle"] = eliminated.reindex(images.index).astype("Int64")
+        images["Eliminated"] = images["Eliminated_cycle"].notna()
+        flag, revisit = (
+            rows.groupby("Subject")["Row"].max().reindex(images.index) for rows in (self.flags, self.revisits)
+        )
+        marks = [images["Eliminated"], images["Flagged"] & ~(revisit > flag), images["Flagged"]]
+        images["Decision"] = np.select(marks, DECISIONS[:-1], DECISIONS[-1])
+        for column in self.image_columns.values():
+            images[column] = self.rows.dropna(subset=column).groupby("Subject")[column].last()
+        self.images = images
+
+    def methods(self) -> str:
+        """What was done, for a paper: sentences by all that ran, as its options say."""
+        known = {field.name for field in fields_of(Control)}
+        options = {name: value for name, value in self.options.items() if name in known}
+        return methods(Control.made_of(options, str), self.extensions)
+
+    def legend(self) -> str:
+        """What readers of the rows about an image must know."""
+        told = [] if self.replaces_rule else [rule.LEGEND]
+        return " ".join(filter(None, [*told, *(extension.legend() for extension in self.extensions)]))
+
+    def decided_by(self, subject: str) -> tuple[pd.Series, pd.Series | None]:
+        """The rows that decided about a flagged image: its last flag, and the revisit after it, if one followed."""
+        flag = self.flags[self.flags["Subject"] == subject].iloc[-1]
+        later = self.revisits[(self.revisits["Subject"] == subject) & (self.revisits["Row"] > flag["Row"])]
+        return flag, later.iloc[0] if len(later) else None
+
+    def _locked_up(self):
+        """In words, the cycles in which most batches were undone, or most images put aside without a step."""
+        rows, found = self.rows, {"batch": ("batch", "of cycle {} {} undone")}
+        for phase, words in self.phases.items():
+            if phase != "subject":
+                found[phase] = ("image", words + " in cycle {} {} suspected")
+        # Batches that were verified together and kept count one by one; if they were undone, they were looked through.
+        alone = rows["Phase"].isin(["batch", "revisit", *self.phases])
+        number = np.where(alone, 1, np.ceil(rows["Images"] / self.options["batch_size"]))
+        counts = rows.assign(size=number, sum=rows["Ignored"], Phase=rows["Phase"].where(alone, "batch"))
+        counts = counts[counts["Phase"].isin(found) & (alone | (rows["Ignored"] == 0))]
+        counts = counts.groupby(["Cycle", "Phase"])[["sum", "size"]].sum().astype(int)
+        return [
+            f"{number} of {some(of, found[phase][0])} {found[phase][1].format(cycle, was(number))}"
+            for (cycle, phase), number, of in counts[2 * counts["sum"] > counts["size"]].itertuples()
+        ]
+
+
+def read_table(path: Path, columns: Sequence[str], numeric: Sequence[str] = ()) -> pd.DataFrame:
+    """Read a CSV that must have ``columns``; those in ``numeric`` as numbers (empty: NaN), all others as text.
+
+    Rows are numbered from 0 as they are in the file, and empty ones left out. Raises InputError that names file and row
+    for anything that is wrong.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a CSV file ({str(error).strip()})") from None
+    table = table.fillna("")
+    table = table[(table != "").any(axis=1)]
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise InputError(f"{path}: missing column(s) {', '.join(missing)}")
+    if table.empty:
+        raise InputError(f"{path}: no rows")
+    for column in table.columns.intersection(list(numeric)):
+        text, table[column] = table[column], pd.to_numeric(table[column], errors="coerce")
+        refuse_rows(path, table[column].isna() & ~text.str.lower().isin(["", "nan"]), f"{column} is not a number")
+    return table
+
+
+def refuse_rows(path: Path, bad: pd.Series, reason: str) -> None:
+    """Raise InputError for the first row marked in ``bad``, a boolean Series indexed by the rows of the file."""
+    if bad.any():
+        first: Any = bad.idxmax()
+        raise InputError(f"{path}, row {first + 2}: {reason}")
+
+
+def read_images(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
+    """The training images, indexed by Subject, from a CSV that has Subject, Study and ``columns``.
+
+    Group_bin and Age (years) are numbers, NaN where not known; Path is absolute and not checked.
+    """
+    images = read_table(path, ("Subject", "Study", *columns), ("Group_bin", "Age"))
+    for column in images.columns[~images.columns.isin(("Group_bin", "Age"))]:
+        images[column] = images[column].str.strip()
+    refuse_rows(path, images["Subject"].duplicated(), "Subject appears before, too")
+    if "Age" not in images.columns:
+        images["Age"] = np.nan
+    if "Path" in images.columns:
+        images["Path"] = [str((path.parent / name).resolve()) for name in images["Path"]]
+    return images.set_index("Subject")
+
+
+def read_log(path: Path, options: dict) -> dict:
+    """The parts of a log of a run with these options: ``log``, ``screening`` and ``failures`` of a LoggedRun."""
+    columns = log_columns(extensions_in(options, path))
+    log = read_table(path, LOG_COLUMNS, [column for column in columns if column not in TEXT_COLUMNS])
+    for column in columns:
+        log[column] = log.get(column, np.nan)  # of a log that the audit refuses
+    for column in ("Cycle", "Ignored", "Eliminated"):
+        refuse_rows(path, log[column] % 1 != 0, f"{column} is not a whole number")
+    log["Images"] = log["Subjects"].str.count(SEPARATOR) + 1
+    log["Row"] = log.index + 2
+    log = log.astype({"Cycle": int, "Ignored": int, "Eliminated": int})
+    failed, trained = log["Phase"].isin(FAILURES), log["PFP"].notna()
+    parts = {"log": trained & ~failed, "screening": ~trained & ~failed, "failures": failed}
+    return {name: log[rows].reset_index(drop=True) for name, rows in parts.items()}
