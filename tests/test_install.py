@@ -1,6 +1,7 @@
 """What `pip install .` gives: the wheel is whole, and the command ``travelling`` runs the scripts that are in it."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -13,12 +14,21 @@ from travelling import __version__
 from travelling.commands import COMMANDS
 
 
+def tracked(*folders):
+    """The files of the repository, or of some of its folders."""
+    done = subprocess.run(["git", "ls-files", *folders], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [file for file in done.stdout.splitlines() if (ROOT / file).is_file()]
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     """Folder of the unpacked wheel, as it would lie in site-packages."""
     folder = tmp_path_factory.mktemp("wheel")
+    for file in tracked():  # setuptools writes into the folder that it builds from
+        (folder / "source" / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, folder / "source" / file)
     done = subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ROOT],
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, folder / "source"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -30,8 +40,7 @@ def installed(tmp_path_factory):
 def test_the_wheel_has_every_file_that_runs_and_names_what_it_needs(installed):
     folders = ["travelling", "travelling_quality_control", "prepare_images", "reproduce"]
     folders += sorted({path.split("/")[0] for path, _ in COMMANDS.values()} - set(folders))
-    tracked = subprocess.run(["git", "ls-files", *folders], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    files = [file for file in tracked.split() if not file.endswith(".png")]
+    files = [file for file in tracked(*folders) if not file.endswith(".png")]
     assert len(files) > 80
     assert [file for file in files if not (installed / file).is_file()] == []
     (metadata,) = installed.glob("*.dist-info/METADATA")

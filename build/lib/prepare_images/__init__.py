@@ -1,1 +1,0 @@
-"""From raw scans to images that the scripts read."""

@@ -1,1 +1,0 @@
-"""The evaluation of a study: its records, tables, figures and report. ``evaluate.py`` is its command line."""

@@ -1,1 +1,0 @@
-"""The network and everything of it that travels."""
