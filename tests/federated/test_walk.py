@@ -45,7 +45,7 @@ def test_the_walk_from_provisioning_to_the_audit(tmp_path):
     assert re.search(r"hospital-1: train, \d+\.\d s, answered", done.stdout)
     assert re.search(r"cycle 2, hospital-2: batch, \d images?, FPR \d\.\d{3}, FNR \d\.\d{3}", done.stdout)
     assert "consistent: 2 cycles (2 to 3)" in done.stdout
-    assert list(pd.read_csv(tmp_path / "run" / "inference_metrics.csv")["Cycle"].unique()) == [2, 3]
+    assert list(pd.read_csv(tmp_path / "run" / "inference_metrics.csv")["cycle"].unique()) == [2, 3]
     modes = {path: Path(tmp_path, path).stat().st_mode & 0o777 for path in (
         "federation/travelling/state/cert.json", "federation/travelling/prod_00/hospital-1/log.txt",
         "private/hospital-1/center.log", "run/qc.csv",
