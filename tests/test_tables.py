@@ -572,7 +572,7 @@ def test_where_the_test_set_is_gone_a_note_tells_that_nothing_was_audited(folder
 
 
 def test_a_table_more_is_one_file_more(folder, monkeypatch, tmp_path):
-    """The recipe of docs/study.md."""
+    """As docs/extending.md has it."""
     import evaluation.tables
 
     (tmp_path / "seeds_of_study.py").write_text(

@@ -1,4 +1,4 @@
-"""The ladder of docs/results.md: how much of each kind of harm one look of the screen sees, by its strength.
+"""The ladder of kinds and strengths: how much of each kind of harm one look of the screen sees, by its strength.
 
 Takes what tests/benchmarks/screen.py wrote for some cohorts, prints a table as Markdown, and draws the kinds that have
 a strength. Several files of one name are cohorts of one sort: the table has a column for each, the figure their mean
