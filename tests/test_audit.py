@@ -931,9 +931,10 @@ def test_it_shares_no_code_with_quality_control(finished):
     assert line.startswith("consistent: ")
     shared = {name for name in modules.split() if name.split(".")[0] == "travelling"}
     names = (
-        "", ".auditor", ".command", ".console", ".errors", ".extensible", ".extension", ".option", ".protocol", ".rule",
-        ".stopping", ".words", ".beyond", ".beyond.evidence", ".beyond.groups", ".beyond.screen",
-        ".beyond.screen_labels",
+        "", ".console", ".errors", ".option", ".words",
+        ".method", ".method.auditor", ".method.extension", ".method.protocol", ".method.rule",
+        ".beyond", ".beyond.evidence", ".beyond.groups", ".beyond.screen", ".beyond.screen_labels",
+        ".runs", ".runs.command", ".runs.extensible", ".runs.stopping",
     )  # fmt: skip
     assert shared == {f"travelling{name}" for name in names}
 
@@ -947,7 +948,7 @@ def test_it_asks_nothing_that_made_decisions(better, monkeypatch):
     for owner, names in (
         (evidence, ("risen", "more_misdiagnosed", "auroc_fell", "placements")),
         (rule, ("risen", "saturation")),
-        (evidence.Evidence, ("judge", "start", "saturation", "lock_up")),
+        (evidence.Evidence, ("judge", "start", "saturation", "cause_of_lock_up")),
         (Screen, ("before_cycle", "at_revisit", "cells")),
         (Protocol, ("rates", "exceeds", "largest_rates")),
     ):

@@ -586,7 +586,7 @@ def test_a_measure_that_somebody_else_wrote(judge, cells, strange, told, tmp_pat
     table.to_csv(csv, index=False)
     drawn = []
     for other in (False, True):
-        judgement = judge.Judgement(cohort=csv, out=tmp_path / f"judged_{other}", other_half=other)
+        judgement = judge.Judgement(cohort=csv, output_folder=tmp_path / f"judged_{other}", other_half=other)
         judgement.check(str)
         if told:
             with pytest.raises(InputError) as error:

@@ -254,7 +254,7 @@ def test_a_report_of_the_screen_alone(tmp_path):
     assert [picture.name for picture in drawn] == [
         "metrics_by_cycle", "rates_whole_centers_noise", "flags_whole_centers_noise",
     ]  # fmt: skip
-    assert "2 images were eliminated. 1 more was eliminated by the screen." in drawn[1].alternative
+    assert "2 images were eliminated. 1 more was eliminated without a training step." in drawn[1].alternative
     assert "harmful_01: 2 in cycle 10" in drawn[2].alternative
     assert "quality-controlled (evidence, screen) 0.771" in drawn[0].alternative
     assert render(drawn[2]).startswith(b"\x89PNG")

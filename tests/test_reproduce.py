@@ -238,7 +238,7 @@ def test_options_reach_the_scripts_that_know_them(monkeypatch, small_cohort, tmp
         monkeypatch.setattr(sys, "argv", step.command())
         script = runpy.run_path(str(step.line[0]), run_name="script")
         (told_by,) = [it for it in script.values() if isinstance(it, type) and issubclass(it, options.Options)]
-        parsed = vars(options.from_command_line(told_by, ""))
+        parsed = vars(from_command_line(told_by, ""))
         for name, value in {
             "precision": "bfloat16", "deterministic": True, "reorient": True, "protocol": "published", "error": 0.05,
             "revisit": 3, "allow_saturated": True, "maximum": 4000,

@@ -1,7 +1,7 @@
 """What goes beyond the published method: each module or package of this room is an extension, with its options.
 
 A new one is a file here, and nothing else: command lines, log, checkpoints, audit and report find it. It has a subclass
-of :class:`ExtensionOptions`, which makes one of :class:`travelling.method.quality_control.Extension` where it is asked
+of :class:`ExtensionOptions`, which makes one of :class:`travelling.method.extension.Extension` where it is asked
 for. ``--help`` imports all of them, so they import nothing at once that is slow. A run that asks for none imports none.
 """
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from travelling.option import Options
 
 if TYPE_CHECKING:
-    from travelling.method.quality_control import Extension
+    from travelling.method.extension import Extension
 
 
 @dataclass(kw_only=True)

@@ -54,7 +54,7 @@ class Evidence(Extension):
     replaces_rule = True
     ALPHA = 0.01
     GROUP_ALPHA = 0.05  # good batches after a harmful one hide most of what it does to the AUROC
-    in_groups = f" at p < {GROUP_ALPHA:g}"
+    judged_together = f" at p < {GROUP_ALPHA:g}"
 
     def __init__(self, options: EvidenceOptions):
         self.options = options
@@ -84,8 +84,8 @@ class Evidence(Extension):
         _, p_value = auroc_fell(baseline.labels, baseline.predictions, [0.0] * len(baseline.labels))
         return [f"AUROC {auroc:.3f}, from 0.5 by chance with p {p_value:.2g}"] if p_value >= self.ALPHA else []
 
-    def lock_up(self, accepted: Evaluation, protocol: Protocol) -> str:
-        """As :meth:`Extension.lock_up`."""
+    def cause_of_lock_up(self, accepted: Evaluation, protocol: Protocol) -> str:
+        """As :meth:`Extension.cause_of_lock_up`."""
         return (
             f"the last accepted evaluation (AUROC {auroc_of(accepted):.3f}) was a lucky one: every step is "
             "measured against it, undone, and the next begins from the very same model; a larger test set or a lower "

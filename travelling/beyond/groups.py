@@ -40,7 +40,7 @@ class GroupOptions(ExtensionOptions):
 class Groups(Extension):
     """Batches of one center or several wait in a queue, and are verified together, as many as :attr:`size`."""
 
-    steps = "training steps"
+    steps_verified = "training steps"
 
     def __init__(self, options: GroupOptions):
         self.options: GroupOptions = options
@@ -106,7 +106,7 @@ class Groups(Extension):
 
     def methods(self, extensions: Sequence[Extension]) -> str:
         """As :meth:`Extension.methods`."""
-        how = "".join(extension.in_groups for extension in extensions)
+        how = "".join(extension.judged_together for extension in extensions)
         return (
             f"Up to {self.options.verify_every} batches were trained before the test set was evaluated; where they "
             f"together did so{how}, they were undone, and halves of them verified, down to single batches."

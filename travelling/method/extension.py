@@ -83,7 +83,7 @@ class Extension:
     def locked_up(self, cycle: int) -> str | None:
         """In words, that it has put most images of a cycle aside."""
 
-    def lock_up(self, accepted: Evaluation, protocol: Protocol) -> str:
+    def cause_of_lock_up(self, accepted: Evaluation, protocol: Protocol) -> str:
         """In words, how it can come to undo most batches, and what avoids it; where it replaces the rule."""
         return "this rule refuses them"
 
@@ -106,8 +106,8 @@ class Extension:
         """Sentences for a paper's methods; ``extensions`` are all that were used."""
         return ""
 
-    steps = ""  # there, which steps are verified, where it is not every one
-    in_groups = ""  # there, how it judges several batches, where it is not as one
+    steps_verified = ""  # there, which steps are verified, where it is not every one
+    judged_together = ""  # there, how it judges several batches, where it is not as one
 
     def judged(self, rise: str) -> str:
         """There, what a harmful step did, where it replaces the rule: goes on after "a step that".
@@ -130,6 +130,6 @@ class Extension:
     phases: ClassVar[dict[str, str]] = {}  # of rows without a step: what the image was then, in words
     image_columns: ClassVar[dict[str, str]] = {}  # of the log, by what the mean of images' last values is called
 
-    def locks_up(self) -> str:
+    def other_cause_of_lock_up(self) -> str:
         """In words, what else a lock-up in the log can mean, after "or"."""
         return ""

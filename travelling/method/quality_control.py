@@ -268,8 +268,8 @@ class QualityControl:
         """In words, why most batches of this cycle were undone, or most images put aside; None where they were not."""
         counts = self.counts[-1] if self.counts and self.counts[-1]["cycle"] == cycle else {}
         if 2 * counts.get("undone", 0) > counts.get("verified", 0):
-            rules = [extension.lock_up for extension in self.extensions if extension.replaces_rule]
-            explain = rules[0] if rules else rule.lock_up
+            rules = [extension.cause_of_lock_up for extension in self.extensions if extension.replaces_rule]
+            explain = rules[0] if rules else rule.cause_of_lock_up
             return (
                 f"lock-up: {counts['undone']} of {some(counts['verified'], 'batch')} of cycle {cycle} "
                 f"{was(counts['undone'])} undone. "
@@ -296,7 +296,9 @@ def methods(settings: Control, extensions: Sequence[Extension]) -> str:
     """What quality control does, for a paper: sentences."""
     rise = f"raised FPR or FNR by more than {settings.error:g} per image"
     rules = [extension.judged(rise) for extension in extensions if extension.replaces_rule] or [rise]
-    steps = next((extension.steps for extension in extensions if extension.steps), "every training step")
+    steps = next(
+        (extension.steps_verified for extension in extensions if extension.steps_verified), "every training step"
+    )
     published = (
         f"Decentralized quality control (protocol '{settings.protocol}') verified {steps} on the test set: a step "
         f"that {' or '.join(rules)} was undone and its images were tried one by one; those that did so alone were "

@@ -34,7 +34,7 @@ def saturation(baseline: Evaluation, tolerance: float, protocol: Protocol) -> li
     ]
 
 
-def lock_up(accepted: Evaluation, protocol: Protocol) -> str:
+def cause_of_lock_up(accepted: Evaluation, protocol: Protocol) -> str:
     """In words, how this rule can come to undo most batches, and what avoids it."""
     fpr, fnr = protocol.rates(accepted)
     return (

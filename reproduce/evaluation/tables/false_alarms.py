@@ -27,11 +27,12 @@ def false_alarms(study: Study, diagnoses: Diagnoses) -> tuple:
     rows = []
     for case, runs in cases(study):
         groups = groups_of_good(runs, diagnoses.age_edges)
+        scored = all(SCORE in run.image_columns.values() for run in runs)  # the training set may have such a column
         rows += [
             case
             | {"by": by, "group": group, "runs": len(runs), "number": len(images)}
             | outcomes(images)
-            | {"mean_score": images[SCORE].mean() if SCORE in images else None}
+            | {"mean_score": images[SCORE].mean() if scored else None}
             for by in (ALL, "class", "sex", "age", "center size", "scanner")
             for group, images in groups.get(by, {}).items()
             if len(images)

@@ -219,8 +219,8 @@ class Screen(Extension):
         known = all(value == value for value in values.values())  # NaN is not equal to itself
         return told | {"look": max(values, key=values.__getitem__) if known else ""}
 
-    def locks_up(self) -> str:
-        """As :meth:`Extension.locks_up`."""
+    def other_cause_of_lock_up(self) -> str:
+        """As :meth:`Extension.other_cause_of_lock_up`."""
         return "to the screen the images of the test set are unlike those of the centers"
 
 
