@@ -525,11 +525,12 @@ def test_an_error_that_nobody_foresaw_is_one_line_and_ends_the_jobs(federation):
 def test_defaults_are_those_of_the_script(method, needed, line, tmp_path, monkeypatch):
     path = tmp_path / "server.json"
     path.write_text(json.dumps({"method": method, "centers": ["a", "b"], **needed}))
-    settings = vars(read_server_settings(path))
+    settings = read_server_settings(path).told()
     monkeypatch.setattr("sys.argv", [str(SCRIPTS[method]), *line.split()])
-    options = vars(from_command_line({"quality_control": LocalQualityControl, "standard": StandardModel}[method], ""))
+    options = from_command_line({"quality_control": LocalQualityControl, "standard": StandardModel}[method], "").told()
     common = settings.keys() & options.keys() - {"fn_test", "en", "pd", "fn_save", "output_folder"}  # paths
     assert len(common) > 8
+    assert ({"screen", "false_alarms"} <= common) == (method == "quality_control")
     assert {name: settings[name] for name in common} == {name: options[name] for name in common}
 
 
