@@ -482,7 +482,7 @@ def test_a_process_that_dies_in_a_visit_costs_its_center_the_rest_of_the_cycle(f
     following = FLModelUtils.from_shareable(fobs.loads(trained[here + 1][2])).params
     statistics = unpack(answer_of(trained[here]))[26:]  # the step that stays: of it, only these are the center's own
     assert {array.tobytes() for array in statistics} <= {array.tobytes() for array in following.values()}
-    refuse_inconsistent(federation, study, "consistent: 3 cycles", "1 visits failed")
+    refuse_inconsistent(federation, study, "consistent: 3 cycles", "1 visit failed")
 
 
 def refuse_inconsistent(federation, study, *words):
@@ -519,12 +519,12 @@ def test_a_full_disk_at_a_center_costs_its_step(federation, study):
     assert federation.job().panics == []
     log = federation.log()
     assert list(log[log["Study"] == "c2"]["Phase"]) == ["invalid", "batch"]
-    refuse_inconsistent(federation, study, "consistent: 2 cycles", "1 visits failed")
+    refuse_inconsistent(federation, study, "consistent: 2 cycles", "1 visit failed")
     assert "No space left on device" in (federation.private["c2"] / "center.log").read_text()
 
 
 @pytest.mark.parametrize(
-    ("whole", "error"), [(False, r"File too large: '.*qc\.csv'$"), (True, "qc_run: cannot be written")]
+    ("whole", "error"), [(False, r"File too large: '.*(qc|visits)\.csv'$"), (True, "qc_run: cannot be written")]
 )
 def test_a_full_disk_at_home_loses_no_decision(whole, error, federation, in_one_process):
     """The log cannot grow any more in the middle of a cycle, or no file: one line, and the next job goes on."""
@@ -642,11 +642,12 @@ def test_an_error_that_nobody_foresaw_is_one_line_and_ends_the_jobs(federation):
 def test_defaults_are_those_of_the_script(method, needed, line, tmp_path, monkeypatch):
     path = tmp_path / "server.json"
     path.write_text(json.dumps({"method": method, "centers": ["a", "b"], **needed}))
-    settings = vars(read_server_settings(path))
+    settings = read_server_settings(path).told()
     monkeypatch.setattr("sys.argv", [str(SCRIPTS[method]), *line.split()])
-    options = vars(from_command_line({"quality_control": LocalQualityControl, "standard": StandardModel}[method], ""))
-    common = settings.keys() & options.keys() - {"fn_test", "en", "pd", "fn_save", "output_folder", "extensions"}
+    options = from_command_line({"quality_control": LocalQualityControl, "standard": StandardModel}[method], "").told()
+    common = settings.keys() & options.keys() - {"fn_test", "en", "pd", "fn_save", "output_folder"}  # paths
     assert len(common) > 8
+    assert ({"screen", "false_alarms"} <= common) == (method == "quality_control")
     assert {name: settings[name] for name in common} == {name: options[name] for name in common}
 
 

@@ -144,7 +144,7 @@ def test_a_process_that_is_killed_costs_its_center_a_row_and_a_second_job_is_ref
     audit = federation.command(
         sys.executable, ROOT / "travelling_quality_control" / "audit.py", home / "qc.csv", check=False
     )
-    assert audit.stdout.startswith("consistent: 1 cycles"), audit.stdout
+    assert audit.stdout.startswith("consistent: 1 cycle "), audit.stdout
     assert "2 visits failed" in audit.stdout
 
 

@@ -27,7 +27,7 @@ if __name__ == "__main__":  # the package of this checkout, whatever is installe
 from travelling.errors import AlreadyDone, InputError
 from travelling.option import add_to_parser
 from travelling.runs import command, stopping
-from travelling.runs.options import Jobs, QualityControlServer
+from travelling.runs.options import Jobs
 from travelling_quality_control.federated.settings import Server
 
 if TYPE_CHECKING:
@@ -143,8 +143,8 @@ def show_progress(settings: Server) -> Callable[..., bool]:
     """What FLARE calls every two seconds of a job: prints which centers are there, and each new step of the run."""
     from travelling_quality_control.federated.server import VISITS_FILE
 
-    if isinstance(settings, QualityControlServer):
-        path, describe = Path(f"{settings.fn_save}.csv"), describe_verification
+    if settings.method == "quality_control":
+        path, describe = Path(f"{vars(settings)['fn_save']}.csv"), describe_verification
     else:
         path, describe = settings.output_folder / VISITS_FILE, describe_visit
     printed = len(_rows(path))
