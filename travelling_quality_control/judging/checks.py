@@ -189,8 +189,8 @@ def lock_up(account: Account) -> Reason | None:
     return Reason(
         DO_NOT_USE if most else LOOK_CLOSER,
         f"lock-up: {'; '.join(locked[:3])}{f'; and in {len(locked) - 3} more' if len(locked) > 3 else ''}",
-        "unless most images are harmful, what was put aside then says little about them; run it again with a larger "
-        "-error or test set, or a lower learning rate",
+        "what was put aside then says little about the images; run it again with a larger -error or test set, or a "
+        "lower learning rate, unless most images deserve it",
     )
 
 
@@ -329,8 +329,8 @@ def not_examined(account: Account) -> Reason | None:
     options = " and ".join(f"--{name.replace('_', '-')}" for name in unseen.values())
     return Reason(
         REMARK,
-        f"nobody has examined {' or '.join(unseen)} ({options} off), so harm that moves neither rate is not seen",
-        "a verdict says nothing about it",
+        f"nobody has examined {' or '.join(unseen)} ({options} off)",
+        "what moves neither rate is not seen, and the verdict says nothing about it",
     )
 
 
