@@ -27,11 +27,12 @@ MAY_IMPORT = {
     "generate_harmful_samples": SCRIPT,
     "inference": SCRIPT,
     "prepare_images": SCRIPT,
-    "travelling_quality_control": SCRIPT | {"auditing", "reporting"},
+    "travelling_quality_control": SCRIPT | {"auditing", "judging", "reporting"},
+    "judging": METHOD | {"runs"},
     "auditing": METHOD | {"runs.extensible"},
-    "reporting": METHOD | {"images", "runs.extensible", "runs.options", "auditing"},
+    "reporting": METHOD | {"images", "runs.extensible", "runs.options", "auditing", "judging"},
     # The only one that imports a script: it shares the loop.
-    "federated": SCRIPT | {"beyond", "travelling_quality_control.enc_PD_quality_control"},
+    "federated": SCRIPT | {"beyond", "judging", "travelling_quality_control.enc_PD_quality_control"},
     "reproduce": SCRIPT | {"beyond", "prepare_images", "auditing", "reporting"},
 }
 SCRIPTS = sorted(

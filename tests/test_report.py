@@ -386,6 +386,7 @@ def test_a_cycle_in_which_most_batches_were_undone_is_told(study, tables):
     assert "Lock-up" not in before
     number = int(batches.sum())
     assert f"Lock-up: {number} of {number} batches of cycle {log['Cycle'].max()} were undone" in told
+    assert "Verdict: do not use" in told
 
 
 @pytest.mark.parametrize("setting", ["screen", SETTING])
@@ -400,6 +401,6 @@ def test_a_run_in_which_the_screen_let_nothing_train(setting, tmp_path):
     assert "in cycle 10" in drawn[2].alternative
     report = make_report(nothing, tables, drawn, resamples=99)
     looks = int(((screening["Phase"] == "screen") & (screening["Cycle"] == 10)).sum())
-    assert f"Lock-up: {looks} of {looks} images screened in cycle 10 were suspected" in report
+    assert f"Lock-up: {looks} of {looks} images of cycle 10 were put aside without a step" in report
     assert "in cycles 10 to 11" in words(report)
     assert not re.search(r"\b(nan|NaN)\b", re.sub("(?s)<(script|style)>.*?</", "", report))

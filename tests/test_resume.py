@@ -17,6 +17,7 @@ from travelling import files
 from travelling.errors import AlreadyDone, InputError
 from travelling.files import write_whole
 from travelling.images import nifti
+from travelling.method.metrics import evaluate
 from travelling.method.quality_control import QualityControl, log_columns
 from travelling.method.travel import travel
 from travelling.runs import options, stopping
@@ -195,29 +196,39 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_lock_up_of_an_earlier_session_is_told_at_the_end(tmp_path, monkeypatch):
-    """Once after its cycle, and once more when the run is over."""
+class PredictingTrainer(MortalTrainer):
+    """Its predictions are wrong for as many test subjects of a class as are misdiagnosed."""
+
+    def evaluate(self):
+        wrong = (np.arange(50) < self.misdiagnoses[0], np.arange(100) >= self.misdiagnoses[1])
+        return evaluate([0] * 50 + [1] * 100, np.concatenate(wrong).astype(float))
+
+
+def test_the_end_is_compared_with_the_baseline_of_an_earlier_session(tmp_path):
     model = tmp_path / "encoder_x_09.h5"
     model.write_bytes(b"x")
     settings = options.QualityControl(
         en=model, pd=model, fn_test=model, fn_save=tmp_path / "qc", output_folder=tmp_path / "run", revisit=1
     )
-    monkeypatch.setattr(QualityControl, "locked_up", lambda self, cycle: "lock-up in cycle 10" if cycle == 10 else None)
 
-    def session(cycles):
-        run, trainer = open_run(settings, (), {}), MortalTrainer()
+    def session(cycles, harm):
+        run, trainer = open_run(settings, (), {}), PredictingTrainer()
+        trainer.harm = harm
         baseline, notices = first_evaluation(run, trainer, settings)
-        run.begin("a device", notices)
+        run.begin("a device", [*notices, f"{len(harm)} images"])
         resumed_at = run.go_on(trainer)
         controlled = ControlledRun(settings, run, None, trainer, CENTERS, baseline, resumed_at)
         with mock.patch.object(run, "save"):
             control_quality(controlled.control, cycles, lambda cycle: 1, controlled, resumed_at)
-        controlled.close(last=12 in cycles)
+        controlled.close()
         stopping.end()
-        return (tmp_path / "qc.log").read_text().count("lock-up in cycle 10")
+        return controlled.changed(), run.record
 
-    assert session(range(10, 12)) == 1  # the run is not over
-    assert session(range(12, 13)) == 2
+    changed, _ = session(range(10, 12), {"s00": (1, 0)})
+    assert changed == {"HC": (2, 0), "PD": (0, 0)}  # one a cycle, within the tolerance
+    changed, record = session(range(12, 13), {"s00": (0, -3)})
+    assert changed == {"HC": (2, 0), "PD": (0, 3)}
+    assert [one["notices"] for one in record["sessions"]] == [["1 images"], ["1 images"]]
 
 
 def test_a_log_that_is_not_its_checkpoints_is_refused(tmp_path):

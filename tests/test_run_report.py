@@ -138,7 +138,7 @@ def test_every_number_is_that_of_the_log(tmp_path, setting):
     assert flagged > 4
     assert out.startswith(
         f"{len(truth)} images: {numbers['eliminated']} eliminated, {numbers['waiting']} waiting, "
-        f"{numbers['came_back']} came back, {numbers['kept']} kept\n"
+        f"{numbers['came_back']} came back, {numbers['kept']} kept; verdict: "
     )
     lead = re.search(r"Of (\d+) images at (\d+) centers, (\d+) w\w+ flagged.*? (\d+) w\w+ eliminated, (\d+) came back, "
                      r"and (\d+) waits? for a revisit. (\d+) w\w+ kept", page.words)  # fmt: skip
@@ -522,9 +522,10 @@ def test_a_lock_up_is_told(tmp_path):
     everybody = [f"c{center}_{number}" for center in range(8) for number in range(12)]
     control = make(tmp_path, wait=1, cycles=[10], trainer=RandomTrainer(0, bad=everybody, often=1.0))
     assert report(tmp_path)[0] == 0
-    told = control.locked_up(10).split("lock-up: ")[1].partition(".")[0]
+    told = control.locked_up(10).split("lock-up: ")[1].partition(" undone.")[0]
     words = Page(tmp_path / "log_report.html").words
-    assert f"Lock-up: {told}. What was put aside in such a cycle says little" in words
+    assert f"Lock-up: {told} undone; what was put aside then says little about the images" in words
+    assert "Verdict: do not use" in words
 
 
 def no_log(run):

@@ -9,7 +9,7 @@ Example:
         -en ./path_encoder -pd ./path_classifier -revisit 2 -error 0.02 -fn_save filename
 
 Writes <fn_save>.csv (one row per verification), <fn_save>_subjects.csv (one row per training subject),
-<fn_save>.log, and the models of every cycle in the output folder.
+<fn_save>.log, which ends with a verdict on the run, and the models of every cycle in the output folder.
 """
 
 import sys
@@ -109,6 +109,7 @@ def main() -> None:
     from travelling.method.protocol import learning_rates
     from travelling.network.model_files import SPACE, cycles_to_run, pretrained_files, read_record
     from travelling.runs.controlled_run import ControlledRun, first_evaluation, open_run, refuse_unfit_test_set
+    from travelling_quality_control.judging import judge_at_end
 
     training_set, test_set = read_cohort(settings.fn_train), read_cohort(settings.fn_test)
     refuse_overlap(training_set, test_set, settings.fn_train, settings.fn_test)
@@ -156,7 +157,7 @@ def main() -> None:
         bar.update(bar.total - bar.n)
     controlled.close()
     log.info("done: %s, %s, models in %s", *run.files, run.folder)
-    run.finish()
+    run.finish(**judge_at_end(run, controlled, training_set))
 
 
 if __name__ == "__main__":

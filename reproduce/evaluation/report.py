@@ -103,10 +103,12 @@ def _summary(study, tables, condition):
     }
     dirty = [] if condition[0] == CLEAN else [(*condition, DIRTY)]
     keys = [CLEAN_KEY, *dirty, (*condition, control_folder(study.main_setting))]
+    verdicts = [(run, run.verdict()) for run in study.controls if run.key[:2] == condition]
     return {
         "title": in_words(*condition).capitalize(),
         "found": found.loc[[HARMFUL, GOOD]].to_dict("index"),
-        "locked_up": [(words, run) for run in study.controls if run.key[:2] == condition for words in run.locked_up],
+        "verdicts": verdicts,
+        "level": max((verdict.level for _, verdict in verdicts), default=None),
         "models": [(MODEL_NAMES[key[2]], metrics.get(key)) for key in keys],
         "words": in_words(*condition),
         "run": next(iter(study.runs(condition)), None),

@@ -129,7 +129,3 @@ class Extension:
 
     phases: ClassVar[dict[str, str]] = {}  # of rows without a step: what the image was then, in words
     image_columns: ClassVar[dict[str, str]] = {}  # of the log, by what the mean of images' last values is called
-
-    def other_cause_of_lock_up(self) -> str:
-        """In words, what else a lock-up in the log can mean, after "or"."""
-        return ""

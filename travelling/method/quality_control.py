@@ -267,7 +267,7 @@ class QualityControl:
     def locked_up(self, cycle: int) -> str | None:
         """In words, why most batches of this cycle were undone, or most images put aside; None where they were not."""
         counts = self.counts[-1] if self.counts and self.counts[-1]["cycle"] == cycle else {}
-        if 2 * counts.get("undone", 0) > counts.get("verified", 0):
+        if rule.locks_up(counts.get("undone", 0), counts.get("verified", 0)):
             rules = [extension.cause_of_lock_up for extension in self.extensions if extension.replaces_rule]
             explain = rules[0] if rules else rule.cause_of_lock_up
             return (

@@ -34,6 +34,11 @@ def saturation(baseline: Evaluation, tolerance: float, protocol: Protocol) -> li
     ]
 
 
+def locks_up(undone: int, number: int) -> bool:
+    """Whether so many of a cycle's batches that were undone, or images put aside without a step, are a lock-up."""
+    return 2 * undone > number
+
+
 def cause_of_lock_up(accepted: Evaluation, protocol: Protocol) -> str:
     """In words, how this rule can come to undo most batches, and what avoids it."""
     fpr, fnr = protocol.rates(accepted)

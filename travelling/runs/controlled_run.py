@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from travelling.errors import InputError
 from travelling.files import write_csv
 from travelling.images.cohort import refuse_one_class
-from travelling.method.metrics import Evaluation
+from travelling.method.metrics import Evaluation, misdiagnosed
 from travelling.method.protocol import PROTOCOLS
 from travelling.method.quality_control import QualityControl, Step, log_columns
 from travelling.method.rule import saturation
@@ -89,21 +91,21 @@ class ControlledRun:
         length = resumed_at["log_length"] if resumed_at else 0
         self._log = LogFile(log_csv, log_columns(settings.extensions), length)
         self.control = QualityControl(settings, trainer, centers, self._log, on_step, settings.extensions)
-        self._locked_up: list[str] = []
         for notice in filter(None, (extension.notice(trainer) for extension in settings.extensions)):
             run.log.info("%s", notice)
         if resumed_at:
             self.control.import_state(resumed_at["control"])
-            self._locked_up += resumed_at["locked_up"]
+            self._baseline = Evaluation(**resumed_at["baseline"])
         else:
-            self.control.start(baseline or trainer.evaluate())
+            self._baseline = baseline or trainer.evaluate()
+            self.control.start(self._baseline)
             run.log.info("pre-trained model: FPR %.3f, FNR %.3f", *self.control.reference)
 
     def checkpoint(self, position: dict) -> None:
         """Save where the run stands; ``position`` is that in the travelling order."""
         control = self.control
         state = {"control": control.export_state(), "log_length": self._log.length, "subjects": control.centers}
-        self._run.checkpoint(position | state | {"locked_up": self._locked_up}, self._trainer)
+        self._run.checkpoint(position | state | {"baseline": asdict(self._baseline)}, self._trainer)
 
     def after_cycle(self, cycle: int) -> None:
         """Save the model and the table of subjects of a cycle."""
@@ -114,11 +116,20 @@ class ControlledRun:
         self._run.note_cycle(cycle)
         log.info("cycle %d: %s", cycle, control.summary())
         if notice := control.locked_up(cycle):
-            self._locked_up.append(notice)
             log.warning("%s", notice)
 
-    def close(self, last: bool = True) -> None:
-        """Close the log and, after the last cycle, say once more what locked up: there it is not overlooked."""
+    def changed(self) -> dict[str, tuple[int, int]]:
+        """Of HC and of PD, how many diagnoses have become wrong since the baseline, and how many right."""
+        accepted = self.control.accepted
+        labels = np.asarray(accepted.labels)
+        if not len(labels):
+            return {}
+        before, now = (misdiagnosed(labels, one.predictions) for one in (self._baseline, accepted))
+        return {
+            group: (int((now & ~before)[labels == label].sum()), int((before & ~now)[labels == label].sum()))
+            for label, group in enumerate(("HC", "PD"))
+        }
+
+    def close(self) -> None:
+        """Close the log."""
         self._log.close()
-        for notice in self._locked_up if last else ():
-            self._run.log.warning("%s", notice)

@@ -87,7 +87,7 @@ class Record:
     def __init__(self, path: Path | str, description: dict):
         self.path = Path(path)
         self.description = description
-        self._content: dict = {}
+        self.content: dict = {}
 
     def read(self) -> dict | None:
         """The earlier content, or None where there is no such file; raises InputError for anything else."""
@@ -115,7 +115,7 @@ class Record:
 
     def start(self, device: str, images: dict[str, dict]) -> list[str]:
         """Write the record of a run that begins; returns notices of what it lacks."""
-        self._content = {
+        self.content = {
             **self.description,
             "seed": self.description["options"].get("seed"),
             "protocol": self.description["options"].get("protocol"),
@@ -132,25 +132,30 @@ class Record:
         Raises InputError, and adds nothing, where an image of those that the run reads now is not the one that it
         began with.
         """
-        self._content = {"images": images, **(self.read() or {})}
-        for subject, image in self._content["images"].items():
+        self.content = {"images": images, **(self.read() or {})}
+        for subject, image in self.content["images"].items():
             if subject in images and images[subject]["sha256"] != image["sha256"]:
                 raise InputError(
                     f"{image['path']}: the image of {subject} has changed since the run began; bring back the old one, "
                     "or --overwrite starts anew"
                 )
-        before = (self._content.get("sessions") or [{}])[-1]
+        before = (self.content.get("sessions") or [{}])[-1]
         notices = self._add_session(device)
-        return notices + _differences_of_machines(before, self._content["sessions"][-1])
+        return notices + _differences_of_machines(before, self.content["sessions"][-1])
 
-    def finish(self) -> None:
-        """Add to the record that the run is complete."""
-        self._content["finished"] = _now()
+    def note(self, notices: list[str]) -> None:
+        """Add to the record of this session what the user is told at its beginning."""
+        self.content["sessions"][-1]["notices"] = notices
+        self._write()
+
+    def finish(self, more: Mapping[str, object]) -> None:
+        """Add to the record that the run is complete, and what else is known then."""
+        self.content |= {"finished": _now(), **more}
         self._write()
 
     def _add_session(self, device):
         commit, is_dirty, why_unknown = git_state()
-        self._content["sessions"].append(
+        self.content["sessions"].append(
             {
                 "started": _now(),
                 "folder": os.getcwd(),  # to which paths among the options are relative
@@ -168,7 +173,7 @@ class Record:
         return [f"the git commit of the code is not known ({why_unknown})"] if why_unknown else []
 
     def _write(self):
-        write_whole(self.path, json.dumps(self._content, indent=2).encode() + b"\n")
+        write_whole(self.path, json.dumps(self.content, indent=2).encode() + b"\n")
 
 
 def _differences_of_machines(before, now):

@@ -168,8 +168,10 @@ class Run:
         log.info("command: %s", shlex.join(sys.argv))
         log.addHandler(AboveTheBar())
         log.info("device: %s", device)
-        for notice in [*notices, *self._notices]:
+        self._notices = [*notices, *self._notices]
+        for notice in self._notices:
             log.info("notice: %s", notice)
+        self._record.note(self._notices)
         self._cycle_began = time.monotonic()
         stopping.finish_steps_on_signals()
         return log
@@ -204,9 +206,14 @@ class Run:
         rows = [row for row in rows if not row.startswith(f"{cycle},")]  # it may be done again after a power cut
         write_whole(self._times, ("\n".join([*rows, f"{cycle},{seconds}"]) + "\n").encode())
 
-    def finish(self) -> None:
-        """Note that the run is complete."""
-        self._record.finish()
+    @property
+    def record(self) -> dict:
+        """What ``run.json`` holds, from :meth:`begin` on."""
+        return self._record.content
+
+    def finish(self, **more: object) -> None:
+        """Note that the run is complete, and ``more`` in its record."""
+        self._record.finish(more)
         self._checkpoints.remove()
         shutil.rmtree(self._own_cache, ignore_errors=True)
         self._close_log()

@@ -31,6 +31,7 @@ from travelling_quality_control.federated import gate
 from travelling_quality_control.federated.center import ERRORS, PSEUDONYM_LETTERS, REPORTED
 from travelling_quality_control.federated.settings import INPUT_FILES, SERVER_FILE, read_server_settings
 from travelling_quality_control.federated.wire import differences, installed, note_visit, pack, unpack
+from travelling_quality_control.judging import judge_at_end
 
 ERROR_FILE = "error.txt"  # in the run folder: why a job ended without having gone on
 VISITS_FILE = "visits.csv"  # in the run folder: what every question to a center took
@@ -163,9 +164,10 @@ class TravellingController(ModelController):
         )
         rates = learning_rates(settings, cycles[0], record["learning_rate"])
         travel(controlled.control, now, rates, controlled, resumed_at)
-        controlled.close(last=cycles[-1] in now)
+        controlled.close()
         self._report(controlled.control, run.files[0])
-        self._finish(run, cycles, resumed_at)
+        images = controlled.control.subject_table()
+        self._finish(run, cycles, resumed_at, lambda: judge_at_end(run, controlled, images))
 
     def _travel(self, settings):
         """The standard travelling model: what the script does, with the images elsewhere."""
@@ -346,8 +348,8 @@ class TravellingController(ModelController):
             except VisitFailed:
                 continue
 
-    def _finish(self, run, cycles, resumed_at):
+    def _finish(self, run, cycles, resumed_at, known_then=dict):
         now = self._of_this_job(cycles, resumed_at)
         if not now or now[-1] == cycles[-1]:
-            run.finish()
+            run.finish(**known_then())
             self._log.info("done: models in %s", run.folder)

@@ -63,6 +63,7 @@ def write_report(
     """
     outcome = audit_log(log_csv, train_csv, test_csv, record, subjects_csv)
     run = LoggedRun(record=record, images=read_images(train_csv), **read_log(log_csv, record["options"]))
+    verdict = run.verdict(some(len(outcome.violations), "violation") if outcome.violations else "")
     page.parent.mkdir(parents=True, exist_ok=True)
     pictures = _slices(run, train_csv, test_csv) if with_images else {}
     violations = [
@@ -73,6 +74,7 @@ def write_report(
         run=run,
         name=log_csv.name,
         outcome=outcome,
+        verdict=verdict,
         violations=violations,
         notes=_notes(run, {"fn_train": train_csv, "fn_test": test_csv}, subjects_csv),
         decided={decision: run.images[run.images["Decision"] == decision] for decision in IN_WORDS},
@@ -101,7 +103,8 @@ def in_one_line(run: LoggedRun, outcome: Outcome) -> str:
     refused = (
         "; the audit refuses the log, so no list was written: " + outcome.violations[0] if outcome.violations else ""
     )
-    return f"{some(len(decided), 'image')}: {told}{refused}"
+    verdict = run.verdict(refused).word
+    return f"{some(len(decided), 'image')}: {told}{refused}; verdict: {verdict}"
 
 
 def rows_of(run: LoggedRun, subject: str) -> pd.DataFrame:
@@ -225,8 +228,6 @@ def _notes(run, inputs, subjects_csv):
             "If it was, verification could not see harm"
             f"{', and only what was decided without a step counts' * (len(run.phases) > 1)}."
         )
-    if not record["finished"]:
-        notes.append("By its run.json the run is not finished: what waits or was kept may still be decided otherwise.")
     for option, path in inputs.items():
         digest = record.get("inputs_sha256", {}).get(option)
         if digest and digest != hashlib.sha256(path.read_bytes()).hexdigest():

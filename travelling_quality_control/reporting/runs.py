@@ -15,7 +15,7 @@ from travelling.method.settings import Control
 from travelling.method.verification_log import LOG_COLUMNS, SEPARATOR
 from travelling.option import fields_of
 from travelling.runs.extensible import extensions_in
-from travelling.words import some, was
+from travelling_quality_control.judging import Verdict, judge
 
 TEXT_COLUMNS = ("Subject", "Study", "Phase", "Subjects")  # of a log; all others are numbers
 DECISIONS = ("eliminated", "waiting", "came_back", "kept")
@@ -57,7 +57,6 @@ class LoggedRun:
         self.cycles = sorted(set(rows["Cycle"]))
         self.flags = rows[rows["Phase"].isin(self.phases) & (rows["Ignored"] == 1)]
         self.revisits = rows[rows["Phase"] == "revisit"]
-        self.locked_up = self._locked_up()
         self._decide()
 
     def _decide(self):
@@ -96,22 +95,10 @@ class LoggedRun:
         later = self.revisits[(self.revisits["Subject"] == subject) & (self.revisits["Row"] > flag["Row"])]
         return flag, later.iloc[0] if len(later) else None
 
-    def _locked_up(self):
-        """In words, the cycles in which most batches were undone, or most images put aside without a step."""
-        rows, found = self.rows, {"batch": ("batch", "of cycle {} {} undone")}
-        for phase, words in self.phases.items():
-            if phase != "subject":
-                found[phase] = ("image", words + " in cycle {} {} suspected")
-        # Batches that were verified together and kept count one by one; if they were undone, they were looked through.
-        alone = rows["Phase"].isin(["batch", "revisit", *self.phases])
-        number = np.where(alone, 1, np.ceil(rows["Images"] / self.options["batch_size"]))
-        counts = rows.assign(size=number, sum=rows["Ignored"], Phase=rows["Phase"].where(alone, "batch"))
-        counts = counts[counts["Phase"].isin(found) & (alone | (rows["Ignored"] == 0))]
-        counts = counts.groupby(["Cycle", "Phase"])[["sum", "size"]].sum().astype(int)
-        return [
-            f"{number} of {some(of, found[phase][0])} {found[phase][1].format(cycle, was(number))}"
-            for (cycle, phase), number, of in counts[2 * counts["sum"] > counts["size"]].itertuples()
-        ]
+    def verdict(self, violations: str = "") -> Verdict:
+        """The verdict on the run; ``violations`` as :func:`travelling_quality_control.judging.judge`."""
+        rows = pd.concat([self.log, self.screening, self.failures]).sort_values("Row")
+        return judge(rows, self.record, self.images, violations)
 
 
 def read_table(path: Path, columns: Sequence[str], numeric: Sequence[str] = ()) -> pd.DataFrame:

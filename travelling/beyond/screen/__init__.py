@@ -23,6 +23,7 @@ from travelling.beyond import ExtensionOptions
 from travelling.errors import VisitFailed
 from travelling.method.auditor import Auditor
 from travelling.method.extension import Extension
+from travelling.method.rule import locks_up
 from travelling.option import BEYOND, number, option
 from travelling.words import some, was
 
@@ -167,7 +168,7 @@ class Screen(Extension):
 
     def locked_up(self, cycle: int) -> str | None:
         """As :meth:`Extension.locked_up`."""
-        if self.cycle != cycle or 2 * self.counts["suspected"] <= self.counts["screened"]:
+        if self.cycle != cycle or not locks_up(self.counts["suspected"], self.counts["screened"]):
             return None
         return (
             f"lock-up: {self.counts['suspected']} of {some(self.counts['screened'], 'image')} screened in cycle "
@@ -218,10 +219,6 @@ class Screen(Extension):
         values = {name.removeprefix("Screen_"): row[name] for name in looks}
         known = all(value == value for value in values.values())  # NaN is not equal to itself
         return told | {"look": max(values, key=values.__getitem__) if known else ""}
-
-    def other_cause_of_lock_up(self) -> str:
-        """As :meth:`Extension.other_cause_of_lock_up`."""
-        return "to the screen the images of the test set are unlike those of the centers"
 
 
 class OfLooks(Extension):

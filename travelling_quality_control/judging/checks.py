@@ -1,0 +1,352 @@
+"""What can be wrong with a run: each check is a function of an account of it, and gives a reason or None.
+
+A check that is added to ``CHECKS`` is asked, and nothing else is touched for it. docs/quality_control.md has them in a
+table; how the thresholds were chosen is in docs/results.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest, fisher_exact
+
+from travelling.method.quality_control import FAILURES
+from travelling.method.rule import locks_up
+from travelling.method.verification_log import SEPARATOR
+from travelling.words import some, was
+
+REMARK, LOOK_CLOSER, DO_NOT_USE = range(3)  # what a reason makes of a verdict
+RATES = {"FP": ("FPR", "HC", 0), "FN": ("FNR", "PD", 1)}  # count -> rate, class, its label
+SEVERAL = ("batch", "group", *FAILURES, "baseline")  # phases that put no image aside
+NUMBERS = ("Cycle", "ACC", "FP", "FN", "PFP", "PFN", "Ignored", "Tolerance", "Reference_PFP", "Reference_PFN",
+           "Eliminated")  # fmt: skip
+NAMED = 5  # at most, of images in a sentence
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a verdict is what it is: what was found, with a figure, and what to do."""
+
+    level: int
+    found: str
+    advice: str
+
+    def __str__(self) -> str:
+        """One sentence."""
+        return f"{self.found[:1].upper()}{self.found[1:]}; {self.advice}."
+
+
+class Account:
+    """A run as its log and its record tell it. ``rows``, ``record`` and ``images`` are those of :func:`judge`.
+
+    ``accepted`` are the baseline and the steps that were kept, ``flags`` the rows that put an image aside, ``alone``
+    those about one image, ``waiting`` who is still aside at the end, ``number`` that of all
+    images. ``size`` maps FP and FN to the number of test
+    subjects of which they are counts.
+    """
+
+    def __init__(self, rows: pd.DataFrame, record: dict, images: pd.DataFrame | None = None):
+        rows = rows.reset_index(drop=True)
+        self.rows = rows.assign(**{name: pd.to_numeric(rows[name], errors="coerce") for name in NUMBERS})
+        self.record = record
+        self.options = record.get("options", {})
+        self.images = images
+        self.verified = self.rows[self.rows["FP"].notna()]
+        self.accepted = self.verified[self.verified["Ignored"] == 0]
+        self.alone = self.rows[~self.rows["Phase"].isin(SEVERAL) & ~self.rows["Subjects"].str.contains(SEPARATOR)]
+        self.revisits = self.alone[self.alone["Phase"] == "revisit"]
+        self.flags = self.alone[(self.alone["Phase"] != "revisit") & (self.alone["Ignored"] == 1)]
+        self.eliminations = self.revisits[self.revisits["Eliminated"] == 1]
+        flag, revisit = (dict(zip(part["Subjects"], part.index, strict=True)) for part in (self.flags, self.revisits))
+        self.waiting = [subject for subject, row in flag.items() if row > revisit.get(subject, -1)]
+        self.number = len(set(SEPARATOR.join(self.rows["Subjects"][1:]).split(SEPARATOR)) - {""})
+        self.size = self._size()
+
+    def _size(self) -> dict[str, int]:
+        """Numbers of HC and PD of the test set: what the counts are divided by, of the other class as published."""
+        found = {}
+        for count in RATES:
+            some = self.verified[self.verified[count] > 0]
+            found[count] = round((some[count] / some[f"P{count}"]).median()) if len(some) else 0
+        if self.options.get("protocol") == "published":
+            found = {"FP": found["FN"], "FN": found["FP"]}
+        # A class in which nobody was ever misdiagnosed: what the accuracy of another row leaves.
+        wrong = self.verified[self.verified["ACC"] < 1]
+        if len(wrong) and 0 in found.values():
+            row = wrong.iloc[0]
+            everybody = round((row["FP"] + row["FN"]) / (1 - row["ACC"]))
+            found = {count: size or everybody - sum(found.values()) for count, size in found.items()}
+        return found
+
+    def rate(self, row: pd.Series, count: str) -> float:
+        """Share of its class that is misdiagnosed, by whatever protocol."""
+        return float(row[count]) / max(1, self.size[count])
+
+
+def finished(account: Account) -> Reason | None:
+    """What waits or was kept in a run that is not over may still be decided otherwise."""
+    if not account.record.get("finished"):
+        return Reason(LOOK_CLOSER, "by its record the run is not finished", "give its command again, and it goes on")
+    if len(account.verified) < 2:
+        return Reason(LOOK_CLOSER, "no training step was verified", "look into its log for what failed")
+    return None
+
+
+# A step on images of one class moves the threshold a little, and a good model wanders so: what is certain and small
+# does no harm, what is large may be chance in a small test set. Both must hold.
+WORSE, MUCH_WORSE = 0.15, 0.3  # rise of a rate from the baseline to the end: look closer, do not use
+WORSE_P = 0.005  # of that rise; of each of the two
+
+
+def rates_at_the_end(account: Account) -> Reason | None:
+    """Exact McNemar test (1947) of the last accepted diagnoses and those of the baseline, of the same test subjects.
+
+    Where the pairs are not known it takes, of all pairs that give these counts, those that prove least.
+    """
+    first, last = account.accepted.iloc[0], account.accepted.iloc[-1]
+    for count, (rate, group, _) in RATES.items():
+        before, after, size = int(first[count]), int(last[count]), account.size[count]
+        least = min(before, size - after)
+        wrong, right = account.record.get("changed", {}).get(group) or (least + after - before, least)
+        if after <= before or (after - before) / size < WORSE:
+            continue
+        p_value = binomtest(wrong, wrong + right, alternative="greater").pvalue
+        if p_value < WORSE_P:
+            return Reason(
+                DO_NOT_USE if (after - before) / size >= MUCH_WORSE else LOOK_CLOSER,
+                f"{rate} is {after / size:.2f} at the end and was {before / size:.2f} at the start ({before} of {size} "
+                f"{group} misdiagnosed, now {after}; p {p_value:.2g})",
+                "take the model of an earlier cycle, and go on from it with a lower learning rate or --rule evidence",
+            )
+    return None
+
+
+# Accepted rises that sum up: the highest accepted rate lies this far above the baseline, and a walk of the same
+# steps, each up or down by chance, would seldom get there.
+DRIFT = 0.25
+DRIFT_P = 0.05
+
+
+def drift(account: Account) -> Reason | None:
+    """Sign-flip test of the largest rise, with Levy's inequality: P(max of sums >= m) <= 2 P(last sum >= m)."""
+    for count, (rate, group, _) in RATES.items():
+        counts, size = account.accepted[count].astype(int).to_numpy(), account.size[count]
+        most, end = counts.max(), counts[-1]
+        if size == 0 or (most - counts[0]) / size < DRIFT:
+            continue
+        changes = np.diff(counts)
+        p_value = min(1.0, 2 * _chance_of_sum(np.abs(changes), most - counts[0]))
+        if p_value >= DRIFT_P:
+            continue
+        cycle = int(account.accepted["Cycle"].iloc[counts.argmax()])
+        stays = (end - counts[0]) / size >= DRIFT
+        return Reason(
+            DO_NOT_USE if stays else LOOK_CLOSER,
+            f"drift: {some(int((changes > 0).sum()), 'accepted rise')}, each within its tolerance, took {rate} from "
+            f"{counts[0] / size:.2f} to {most / size:.2f} ({most} of {size} {group}, cycle {cycle}; p {p_value:.2g}), "
+            f"and it ends at {end / size:.2f}",
+            "do not rely on what was decided after it; run it again with --rule evidence or a lower learning rate",
+        )
+    return None
+
+
+def _chance_of_sum(steps: np.ndarray, least: int) -> float:
+    """The chance that steps of these lengths, each up or down by a coin, sum up to ``least`` or more."""
+    chances = np.ones(1)  # of sums from -(len // 2) to len // 2
+    for step in steps[steps > 0]:
+        wider = np.zeros(len(chances) + 2 * step)
+        wider[: len(chances)] += chances / 2
+        wider[2 * step :] += chances / 2
+        chances = wider
+    return float(chances[len(chances) // 2 + least :].sum())
+
+
+def lock_up(account: Account) -> Reason | None:
+    """Cycles in which most batches were undone, or most images put aside without a step."""
+    rows, size = account.rows, account.options.get("batch_size", 5)
+    images = rows["Subjects"].str.count(SEPARATOR) + 1
+    # Batches that were verified together and kept count one by one; if they were undone, they were looked through.
+    kept_group = (rows["Phase"] == "group") & (rows["Ignored"] == 0)
+    number = np.where(kept_group, np.ceil(images / size), 1)
+    without_step = rows.index.isin(account.alone.index) & rows["FP"].isna() & (rows["Phase"] != "revisit")
+    kind = np.select([(rows["Phase"] == "batch") | kept_group, without_step], ["batch", "image"], "")
+    undone = number * (rows["Ignored"] == 1)
+    counts = pd.DataFrame({"Cycle": rows["Cycle"], "kind": kind, "all": number, "undone": undone})[kind != ""]
+    counts = counts.groupby(["Cycle", "kind"])[["undone", "all"]].sum().astype(int)
+    locked = [
+        f"{undone} of {some(every, what)} of cycle {int(cycle)} {was(undone)} "
+        + {"batch": "undone", "image": "put aside without a step"}[what]
+        for (cycle, what), undone, every in counts.itertuples()
+        if locks_up(undone, every)
+    ]
+    if not locked:
+        return None
+    most = any(locks_up(*total) for _, *total in counts.groupby("kind").sum().itertuples())
+    return Reason(
+        DO_NOT_USE if most else LOOK_CLOSER,
+        f"lock-up: {'; '.join(locked[:3])}{f'; and in {len(locked) - 3} more' if len(locked) > 3 else ''}",
+        "what was put aside then says little about the images; run it again with a larger -error or test set, or a "
+        "lower learning rate, unless most images deserve it",
+    )
+
+
+ONE_SIDED_P = 0.01  # of all groupings together (Bonferroni)
+ONE_SIDED = {"Study": 0.2, "Group_bin": 0.1, "Sex": 0.1}  # difference of the shares: small centers, whose tolerance
+# is smaller, lose more in good runs, too
+LABELS = (("Group_bin", ("0", "HC"), ("1", "PD")), ("Sex", ("F", "women"), ("M", "men")))  # columns of images
+
+
+def one_sided(account: Account) -> Reason | None:
+    """Exact test (Fisher) of who was flagged, by class, sex and size of the center.
+
+    A center that was flagged as a whole is one decision, not one for each of its images, and is left out.
+    """
+    if account.images is None:
+        return None
+    images = account.images.assign(flagged=account.images.index.isin(account.flags["Subjects"]))
+    centers = images.groupby("Study")["flagged"]
+    number = centers.transform("size")
+    not_as_a_whole = (number == 1) | ~centers.transform("all")
+    images, number = images[not_as_a_whole], number[not_as_a_whole]
+    batch = account.options.get("batch_size", 5)
+    size = (f"centers of fewer than {batch} images", f"centers of {batch} images or more")
+    groupings = [("Study", number < batch, *size)]
+    for column, (one, first), (other, second) in LABELS:
+        if column in images.columns:
+            values = images[column].astype(str).str.removesuffix(".0")
+            groupings.append((column, (values == one).where(values.isin([one, other])), first, second))
+    found = []
+    for column, is_first, first, second in groupings:
+        known = is_first.notna()
+        of_first, flagged = is_first[known].astype(bool), images["flagged"][known]
+        if of_first.all() or not of_first.any():
+            continue
+        table = [[int((flagged & of).sum()), int((~flagged & of).sum())] for of in (of_first, ~of_first)]
+        shares = " and ".join(
+            f"{aside} of {some(aside + kept, 'image')} of {name}"
+            for (aside, kept), name in zip(table, (first, second), strict=True)
+        )
+        if abs(flagged[of_first].mean() - flagged[~of_first].mean()) >= ONE_SIDED[column]:
+            found.append((fisher_exact(table).pvalue * len(groupings), shares))
+    p_value, shares = min(found, default=(1.0, ""))
+    if p_value >= ONE_SIDED_P:
+        return None
+    return Reason(
+        LOOK_CLOSER,
+        f"one-sided: {shares} were flagged (p {p_value:.2g})",
+        "look whether these images or the rule are at fault before you leave any out",
+    )
+
+
+MANY_WAIT = 0.05  # of all images
+
+
+def waiting(account: Account) -> Reason | None:
+    """Images that were flagged and never revisited."""
+    number = len(account.waiting)
+    if not number:
+        return None
+    return Reason(
+        LOOK_CLOSER if number > MANY_WAIT * account.number else REMARK,
+        f"{some(number, 'image')} of {account.number} still {'wait' if number > 1 else 'waits'} for the revisit",
+        "nothing is decided about them; look at them, or run more cycles (-cycles)",
+    )
+
+
+FEW_SUBJECTS = 2
+MANY_ELIMINATIONS = 0.01  # of all images: more that rest on so few
+
+
+def few_subjects(account: Account) -> Reason | None:
+    """Eliminations that one or two misdiagnoses less, at the last flag or at the revisit, would have prevented."""
+    found = []
+    for index, row in account.eliminations.iterrows():
+        flags = account.flags[(account.flags["Subjects"] == row["Subjects"]) & (account.flags.index < index)]
+        margins = [margin for one in (row, *(flag for _, flag in flags[-1:].iterrows())) if (margin := _margin(one))]
+        if margins and min(margins) <= FEW_SUBJECTS:
+            found.append(row["Subjects"])
+    if not found:
+        return None
+    return Reason(
+        LOOK_CLOSER if len(found) > MANY_ELIMINATIONS * account.number else REMARK,
+        f"{len(found)} of {some(len(account.eliminations), 'elimination')} {'rest' if len(found) > 1 else 'rests'} on "
+        f"one or two test subjects ({_names(found)})",
+        "look at these images before you leave them out",
+    )
+
+
+def _margin(row: pd.Series) -> int | None:
+    """How many misdiagnoses fewer would not have exceeded the tolerance; None where another rule decided."""
+    margins = []
+    for count in RATES:
+        if not row[count] > 0:
+            continue
+        size = row[count] / row[f"P{count}"]
+        most = math.floor((row[f"Reference_P{count}"] + row["Tolerance"]) * size + 1e-6)
+        margins.append(int(row[count]) - most)
+    largest = max(margins, default=0)
+    return largest if largest > 0 else None
+
+
+RESOLUTION = 0.5  # of a misdiagnosis: the tolerance of one image
+
+
+def small_test_set(account: Account) -> Reason | None:
+    """Whether -error is less than the smallest rise that the test set can show."""
+    smaller, error = min(account.size.values()), account.options.get("error")
+    if account.options.get("rule", "published") != "published" or error is None or not 0 < smaller * error < 1:
+        return None
+    return Reason(
+        LOOK_CLOSER if smaller * error < RESOLUTION else REMARK,
+        f"the test set is small for -error {error:g}: with {smaller} subjects in a class, one more misdiagnosis is a "
+        f"rise of {1 / smaller:.3f} and flags an image",
+        f"use -error {math.ceil(100 / smaller) / 100:g} or more, or a larger test set",
+    )
+
+
+def another_scale(account: Account) -> Reason | None:
+    """What the check of intensities said before training."""
+    notices = [notice for session in account.record.get("sessions", []) for notice in session.get("notices", [])]
+    # Without the parts that name files: of the machine's folders no reader needs to know.
+    found = list(dict.fromkeys(notice.split(": ")[0] for notice in notices if "scale" in notice))
+    if not found:
+        return None
+    return Reason(
+        LOOK_CLOSER, f"intensities: {'; '.join(found)}", "look at them; no rule is needed to find what is out of range"
+    )
+
+
+def not_examined(account: Account) -> Reason | None:
+    """A harm that moves no rate is not seen by any rule; a fact of the setting, not of the run."""
+    off = {"images": "screen", "labels": "label_screen"}
+    unseen = {what: name for what, name in off.items() if not account.options.get(name)}
+    if not unseen:
+        return None
+    options = " and ".join(f"--{name.replace('_', '-')}" for name in unseen.values())
+    return Reason(
+        REMARK,
+        f"nobody has examined {' or '.join(unseen)} ({options} off)",
+        "what moves neither rate is not seen, and the verdict says nothing about it",
+    )
+
+
+def _names(subjects: list[str]) -> str:
+    return ", ".join(subjects[:NAMED]) + (f" and {len(subjects) - NAMED} more" if len(subjects) > NAMED else "")
+
+
+CHECKS: tuple[Callable[[Account], Reason | None], ...] = (
+    finished,
+    rates_at_the_end,
+    drift,
+    lock_up,
+    one_sided,
+    waiting,
+    few_subjects,
+    small_test_set,
+    another_scale,
+    not_examined,
+)
