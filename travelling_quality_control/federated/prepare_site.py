@@ -32,7 +32,7 @@ START = """#!/usr/bin/env bash
 # Start this site in the background, with the Python that prepared it.
 cd "$(dirname "$0")" && umask 077 && export PATH=PYTHON:"$PATH"
 python3 -m travelling_quality_control.federated.gate ROLE || exit 1
-runs() { [ -f "$1" ] && ps -o args= -p "$(cat "$1")" | grep -q "$2"; }
+runs() { [ -f "$1" ] && ps -ww -o args= -p "$(cat "$1")" | grep -q "$2"; }
 runs daemon_pid.fl startup/sub_start.sh && echo "$PWD: is running already" && exit 1
 runs pid.fl nvflare.private.fed || rm -f pid.fl
 rm -f daemon_pid.fl shutdown.fl restart.fl
