@@ -1,7 +1,7 @@
 """What can be wrong with a run: each check is a function of an account of it, and gives a reason or None.
 
 A check that is added to ``CHECKS`` is asked, and nothing else is touched for it. docs/quality_control.md has them in a
-table; how the thresholds were chosen is in docs/results.md.
+table, and says on which runs the thresholds were chosen and confirmed.
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ def waiting(account: Account) -> Reason | None:
     return Reason(
         LOOK_CLOSER if number > MANY_WAIT * account.number else REMARK,
         f"{some(number, 'image')} of {account.number} still {'wait' if number > 1 else 'waits'} for the revisit",
-        "nothing is decided about them; look at them, or run more cycles (-cycles)",
+        "nothing is decided there; look at what waits, or run more cycles (-cycles)",
     )
 
 
