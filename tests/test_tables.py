@@ -17,6 +17,7 @@ from study_maker import (
     SETTING,
     STEPS,
     change,
+    control_folder,
     make_clean_control,
     make_study,
     write_control,
@@ -274,6 +275,16 @@ def test_settings_side_by_side_and_in_words_that_follow_from_them(two_settings, 
     told = settings_in_words(made(folder))[0]
     assert "all harmful images in 0 of 1 experiments (whole centers, noise: 1 of 2), good images in 0 of 1." in told
     assert told.endswith("Its rates exceed the clean model's by 0.83 at most (FPR; whole centers, noise).")
+
+
+@pytest.mark.parametrize("every", [1, 16])
+def test_groups_go_with_every_setting(every, two_settings, tmp_path):
+    folder = shutil.copytree(two_settings, tmp_path / "study")
+    place = folder / CONDITION / control_folder(SETTING)
+    write_record(place / "run.json", **MADE_BY[SETTING], verify_every=every)
+    place.rename(place.with_name(control_folder("recommended")))  # the same options in groups of 16
+    for name in ("published", "recommended"):
+        assert read_study(folder).runs(("whole_centers", "noise"), name)[0].setting == name
 
 
 def test_settings_are_averaged_over_seeds(tmp_path):
