@@ -1,9 +1,10 @@
 """Judge the images of a cohort with one command: which ones would make the model worse?
 
-Trains the standard travelling model on the cohort, goes on from it with quality control in the recommended setting
-(--rule evidence --screen; without the screen where the test set is too small for its limit), and writes the report of
-that run: which images were eliminated, flagged and came back, and why. It prints its plan first. What is done is not
-run again: the same command goes on after an interruption.
+Trains the standard travelling model on the cohort, a narrow one, goes on from it with quality control in the
+recommended setting (--rule evidence --screen --verify-every 16), and writes the report of that run: which images were
+eliminated, flagged and came back, and why. Where the test set is too small for the screen's rate of false alarms, it
+takes the smallest that does, and says so. It prints its plan first. What is done is not run again: the same command
+goes on after an interruption.
 
 Of one table (--cohort) half of the persons become the test set, in equal shares of class and center. Images that
 prepare_images.py found least like the template are not drawn for it: they are judged.
@@ -24,10 +25,11 @@ from typing import TYPE_CHECKING
 if __name__ == "__main__":  # the package of this checkout, whatever is installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from evaluation.layout import CLEAN, control_folder
-from plan import PAPER, Study
+from evaluation.layout import CLEAN, RECOMMENDED, SETTINGS, control_folder
+from plan import DEMO, PAPER, Study
 
 from reproduce import carry_out
+from travelling.beyond.groups import GroupOptions
 from travelling.beyond.screen import FALSE_ALARMS
 from travelling.errors import InputError
 from travelling.option import changed, from_command_line, option
@@ -38,6 +40,8 @@ if TYPE_CHECKING:  # slow to import
     import pandas as pd
 
 SEED = 42  # of the halves
+EVIDENCE = "evidence"  # the setting where the screen cannot be used
+MOST_FALSE_ALARMS = 0.1  # the screen is off where it would need a higher rate, unless the user gives one
 MEASURES = ("Similarity", "Mutual_information")  # of prepare_images.py: how well an image fits the template
 
 
@@ -54,12 +58,19 @@ class Judgement(Device, Orientation):
     output_folder: Path = changed(Training, "output_folder", group=None, words="for everything")
     cycles: int | None = changed(Study, "cycles", PAPER["cycles"], words="cycles in all", group=None)
     pretrained_cycles: int = changed(Study, "pretrained_cycles", words="of these without quality control", group=None)
-    width: float = changed(Study, "width", PAPER["width"], words="filters, relative to the paper's", group=None)
-    pretraining_rate: float = changed(
-        Study, "pretraining_rate", PAPER["pretraining_rate"], words="learning rate in cycle 0", group=None
+    width: float = changed(
+        Study, "width", DEMO["width"], words="filters, relative to the paper's (1.0: the published network)", group=None
     )
-    verify_every: int = changed(Study, "verify_every", group=None)
-    false_alarms: float | None = changed(Study, "false_alarms", group=None)
+    pretraining_rate: float = changed(
+        Study, "pretraining_rate", DEMO["pretraining_rate"], group=None,
+        words=f"learning rate in cycle 0 ({PAPER['pretraining_rate']:g}: the paper's, for its width)",
+    )  # fmt: skip
+    verify_every: int = changed(GroupOptions, "verify_every", SETTINGS[RECOMMENDED]["verify_every"], group=None)
+    false_alarms: float | None = changed(
+        Study, "false_alarms", group=None,
+        words=f"share of good images that the screen may suspect at a look (default: {FALSE_ALARMS}, or the smallest "
+        "that the test set can tell)",
+    )  # fmt: skip
     allow_saturated: bool = changed(Study, "allow_saturated", group=None)
     dry_run: bool = changed(Study, "dry_run", group=None)
     overwrite: bool = changed(Study, "overwrite", group=None)
@@ -74,7 +85,7 @@ class Judgement(Device, Orientation):
             raise ValueError(f"{spell('other_half')}: with {spell('cohort')} only")
         if self.cohort:
             self.train, self.test = (self.output_folder / f"{name}_set.csv" for name in ("training", "test"))
-        self.study("evidence").check(spell)
+        self.study(EVIDENCE).check(spell)
 
     def study(self, setting: str) -> Study:
         """The study of which this is a part."""
@@ -150,25 +161,27 @@ def test_half(cohort: "pd.DataFrame", other: bool) -> "pd.Series":
 
 
 def setting_for(judgement: Judgement) -> str:
-    """The setting that docs/settings.md recommends for a test set of this size; says so if it has no screen."""
-    from travelling.beyond.screen.scores import limit_rank
+    """The recommended setting, at the smallest rate of false alarms from the default on that the test set can tell.
+
+    Says so where that is another rate, or none, and the screen is off.
+    """
+    from travelling.beyond.screen.scores import least_rate, limit_rank
     from travelling.images.cohort import read_cohort
 
     if judgement.false_alarms:  # then the user wants the screen
-        return "evidence_screen"
+        return RECOMMENDED
     assert judgement.test  # check() has filled it in
     tested = len(read_cohort(judgement.test))
     try:
+        limit_rank(tested, MOST_FALSE_ALARMS)
         limit_rank(tested, FALSE_ALARMS)
     except InputError as error:
-        possible = math.ceil(100 / (tested + 1)) / 100
-        print(
-            f"notice: without the screen ({error}), which few test subjects need (--false-alarms {possible:g} has it); "
-            "docs/settings.md tells what that means",
-            file=sys.stderr,
-        )
-        return "evidence"
-    return "evidence_screen"
+        if least_rate(tested) > MOST_FALSE_ALARMS:
+            print(f"notice: the screen is off ({error})", file=sys.stderr)
+            return EVIDENCE
+        judgement.false_alarms = least_rate(tested)
+        print(f"notice: --false-alarms {judgement.false_alarms:g} is taken ({error})", file=sys.stderr)
+    return RECOMMENDED
 
 
 if __name__ == "__main__":

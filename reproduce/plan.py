@@ -2,11 +2,21 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from evaluation import layout
-from evaluation.layout import CLEAN, DIRTY, HARM, SETTINGS, condition_name, conditions_of, control_folder
+from evaluation.layout import (
+    CLEAN,
+    DIRTY,
+    HARM,
+    PUBLISHED,
+    RECOMMENDED,
+    SETTINGS,
+    condition_name,
+    conditions_of,
+    control_folder,
+)
 from steps import Step
 
 from travelling.beyond.groups import GroupOptions
@@ -39,11 +49,15 @@ OPTIONS = {
 COUNT = command.number(int, 1)
 CONTROL = "harm and quality control"
 # What the demo does otherwise: a narrow network learns faster, and a revisit after one cycle ends it sooner.
-PAPER = {"cycles": 30, "width": 1.0, "pretraining_rate": 1e-4, "revisit": 2, "jobs": 1}
+PAPER = {
+    "cycles": 30, "width": 1.0, "pretraining_rate": 1e-4, "revisit": 2, "jobs": 1, "settings": (PUBLISHED,),
+}  # fmt: skip
 DEMO = {
     "cycles": 12, "width": 0.125, "pretraining_rate": 1e-3, "revisit": 1, "jobs": min(4, os.cpu_count() or 1),
-    "output_folder": Path("demo"), "shrink": 4, "spacing": 4.0,
+    "settings": (PUBLISHED, RECOMMENDED), "output_folder": Path("demo"), "shrink": 4, "spacing": 4.0,
 }  # fmt: skip
+# Its experiments: the published kinds of harm, and one that the published rule does not see.
+DEMO_CONDITIONS = (("whole_centers", "inverted"), ("whole_centers", "noise_in_range"), ("single", "noise"))
 PUBLISHED_SEEDS = {"train": 40, "harm": 42, "dirty": 42, "control": 42}
 # A cycle's generator has the seed plus its cycle, so seeds that are close would share the orders of many cycles.
 BETWEEN_SEEDS = 1000
@@ -68,15 +82,22 @@ class Study(Device, Orientation):
         "how often the study is repeated on the same cohort, with other seeds", COUNT, 1, metavar="N", group="study"
     )
     experiments: tuple = option(
-        "what is done; clean: quality control of the images as they are, which all count as good",
-        str, layout.PAPER_EXPERIMENTS, metavar="NAME", choices=layout.EXPERIMENTS, many="+", group="study",
+        "what is done; clean: quality control of the images as they are, which all count as good (default: the paper's "
+        "two; --demo: without --kinds, those of docs/demo.md)",
+        str, None, metavar="NAME", choices=layout.EXPERIMENTS, many="+", group="study",
     )  # fmt: skip
     kinds: tuple = option(
-        "kinds of harm", str, layout.PAPER_KINDS, metavar="KIND", choices=layout.KINDS, many="+", group="study"
+        "kinds of harm (default: the paper's two; --demo: without --experiments, those of docs/demo.md)",
+        str,
+        None,
+        metavar="KIND",
+        choices=layout.KINDS,
+        many="+",
+        group="study",
     )
     settings: tuple = option(
-        "settings of quality control to compare",
-        str, (layout.PUBLISHED,), metavar="SETTING", choices=tuple(SETTINGS), many="+", group="study",
+        f"settings of quality control to compare (default: {PUBLISHED}; --demo: {PUBLISHED} {RECOMMENDED})",
+        str, None, metavar="SETTING", choices=tuple(SETTINGS), many="+", group="study",
     )  # fmt: skip
     without_dirty: bool = option("leave out the dirty baselines, which saves time", None, False, group="study")
     jobs: int = option(
@@ -106,7 +127,11 @@ class Study(Device, Orientation):
     maximum: float = changed(HarmfulSamples, "maximum", group=CONTROL, words="largest intensity that an image may have")
     error: float = changed(LocalQualityControl, "error", flag=None, group=CONTROL)
     false_alarms: float | None = changed(ScreenOptions, "false_alarms", group=CONTROL)
-    verify_every: int = changed(GroupOptions, "verify_every", group=CONTROL)
+    verify_every: int | None = changed(
+        GroupOptions, "verify_every", None, group=CONTROL,
+        words=f"batches that are trained before the test set is evaluated (default: 1; in the setting {RECOMMENDED} "
+        f"{SETTINGS[RECOMMENDED]['verify_every']})",
+    )  # fmt: skip
     revisit: int = changed(
         LocalQualityControl, "revisit", None, flag=None, group=CONTROL,
         words=f"cycles that a flagged image waits {_default('revisit')}",
@@ -118,6 +143,7 @@ class Study(Device, Orientation):
     spacing: float = option(
         f"voxel size {_default('spacing')}", command.number(float, 0.01), None, metavar="MM", group="demo cohort"
     )
+    conditions: tuple = field(init=False, default=())  # what is done: (experiment, kind), from check() on
 
     def check(self, spell: Callable[[str], str]) -> None:
         """Check how options go together, and fill in the defaults of the paper or of the demo."""
@@ -134,8 +160,10 @@ class Study(Device, Orientation):
             raise ValueError(
                 f"{spell('cycles')}: is the total, and must be above --pretrained-cycles ({self.pretrained_cycles})"
             )
-        for name in ("experiments", "kinds", "settings"):
-            setattr(self, name, tuple(dict.fromkeys(getattr(self, name))))  # each once
+        chosen = conditions_of(self.experiments or layout.PAPER_EXPERIMENTS, self.kinds or layout.PAPER_KINDS)
+        whole_demo = self.demo and not self.experiments and not self.kinds
+        self.conditions = DEMO_CONDITIONS if whole_demo else tuple(dict.fromkeys(chosen))
+        self.settings = tuple(dict.fromkeys(self.settings))  # each once
         for name in ("train", "test", "output_folder"):  # the scripts run in the study's folder
             if getattr(self, name):
                 setattr(self, name, getattr(self, name).resolve())
@@ -210,15 +238,14 @@ def _plan_of_seed(arguments, cohort, place, seed):
         options = SETTINGS[setting]
         values = {"fn_test": cohort.test_csv, "fn_save": target / "log", **given("revisit", "error", "batch_size")}
         values |= options | (given("false_alarms") if options.get("screen") else {})
-        values |= given("verify_every") if arguments.verify_every > 1 else {}  # one is the published method
+        values |= given("verify_every") if arguments.verify_every else {}
         values |= given("allow_saturated")
         go_on(target, "control", csv, values, ["/log.csv", "/log_subjects.csv"])
 
     values = {"fn_train": cohort.training_csv, "cycles": arguments.pretrained_cycles, "batch_size": size}
     values |= given("width") | {"learning_rate": arguments.pretraining_rate}
     models = [f"/{half.name}" for half in (encoder, classifier)]
-    conditions = conditions_of(arguments.experiments, arguments.kinds)
-    for experiment, kind in conditions:  # first: what they would refuse is known before anything trains
+    for experiment, kind in arguments.conditions:  # first: what they would refuse is known before anything trains
         if experiment != CLEAN:
             target = place / condition_name(experiment, kind) / HARM
             harm = {"fn_train": cohort.training_csv, "experiment": experiment, "kind": kind, "output_folder": target}
@@ -226,7 +253,7 @@ def _plan_of_seed(arguments, cohort, place, seed):
             add(target, "harm", harm, ["/training_set.csv", "/truth.csv", "/run.json"])
     train(pretrained, "train", values, models, alone=True)
     go_on_without_control(place / CLEAN, cohort.training_csv)
-    for experiment, kind in conditions:
+    for experiment, kind in arguments.conditions:
         target, csv = place / condition_name(experiment, kind), cohort.training_csv
         if experiment != CLEAN:
             csv = target / HARM / "training_set.csv"

@@ -22,8 +22,8 @@ from pathlib import Path
 if __name__ == "__main__":  # the package of this checkout, whatever is installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from evaluation.layout import PAPER_KINDS, PUBLISHED, SETTINGS
-from plan import Cohort, Study, plan
+from evaluation.layout import PUBLISHED, SETTINGS
+from plan import DEMO_CONDITIONS, Cohort, Study, plan
 from steps import missing, refuse_other_results, run_steps, stop_on_signals
 
 from travelling.beyond.screen import FALSE_ALARMS
@@ -96,7 +96,7 @@ def refuse_unfit_cohort(cohort: Cohort, arguments: Study) -> None:
     from travelling.beyond.screen.scores import limit_rank
     from travelling.images.harm import refuse_too_few
 
-    for experiment in arguments.experiments:
+    for experiment in dict.fromkeys(experiment for experiment, _ in arguments.conditions):
         refuse_too_few(experiment, arguments.centers, arguments.images, cohort.centers)
     if any(SETTINGS[setting].get("screen") for setting in arguments.settings):
         limit_rank(cohort.tested, arguments.false_alarms or FALSE_ALARMS)
@@ -154,18 +154,20 @@ def evaluate(folder: Path, arguments: Study) -> None:
     from evaluation.records import read_study
     from evaluation.tables.detection import summary_of_detection
     from evaluation.tables.performance import summary_of_performance
+    from evaluation.tables.settings import settings_in_words, summary_of_settings
 
     study = read_study(folder)
     tables, _ = report.evaluate(study, folder)
-    shown = {"whole_centers", *PAPER_KINDS, PUBLISHED}
-    if arguments.demo and shown <= {*arguments.experiments, *arguments.kinds, *arguments.settings}:
+    if arguments.demo and arguments.conditions == DEMO_CONDITIONS and PUBLISHED in arguments.settings:
         (folder / "demo.png").write_bytes(render(overview(study)))  # shows images, and these are nobody's
     views = {f"Diagnoses of the test set after cycle {arguments.cycles - 1}": summary_of_performance(tables)}
     views["Images found (numbers by cycle in brackets)"] = summary_of_detection(tables)
     if len(study.settings) > 1:
-        views |= tables["settings"].views
+        views["The settings side by side"] = summary_of_settings(tables)
     for title, view in views.items():
         print(f"\n{title}\n\n{view.to_string(index=False)}")
+    if len(study.settings) > 1:
+        print("", *settings_in_words(tables), sep="\n")
 
 
 if __name__ == "__main__":

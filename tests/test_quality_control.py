@@ -1,6 +1,7 @@
 """The method itself, with a fake trainer: what travels, who is fitted, what is undone, when."""
 
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ from fake_trainer import (
 from travelling.beyond.evidence import Evidence, EvidenceOptions, auroc_fell, more_misdiagnosed
 from travelling.beyond.screen import Screen, is_strange
 from travelling.beyond.screen.looks import LOOKS, Distance, Mirrored
-from travelling.beyond.screen.scores import Scores, by_others, limit_rank
+from travelling.beyond.screen.scores import Scores, by_others, least_rate, limit_rank
 from travelling.errors import InputError, VisitFailed
 from travelling.images.cohort import related
 from travelling.method.metrics import Evaluation, evaluate
@@ -575,8 +576,17 @@ def test_what_an_image_alone_tells_is_measured_once(monkeypatch):
 def test_a_test_set_too_small_for_the_stated_false_alarms_is_refused():
     assert limit_rank(99, 0.01) == 99
     assert limit_rank(407, 0.01) == 404
-    with pytest.raises(InputError, match=r"--false-alarms 0.01: a test set of 98 subjects can tell 0.0101 at best"):
-        limit_rank(98, 0.01)
+    words = (
+        r"at a false-alarm rate of 0.01 it needs 99 test subjects, and this set has 51; --false-alarms 0.02 would do"
+    )
+    with pytest.raises(InputError, match=words):
+        limit_rank(51, 0.01)
+    for subjects in range(3, 99):  # what is said is true
+        rate = least_rate(subjects)
+        assert limit_rank(subjects, rate) <= subjects
+        with pytest.raises(InputError, match=f"this set has {subjects}; --false-alarms {rate:g} would do") as refusal:
+            limit_rank(subjects, rate - 0.01)
+        limit_rank(int(re.findall(r"needs (\d+)", str(refusal.value))[0]), rate - 0.01)
     with pytest.raises(InputError, match="too small"):
         limit_rank(2, 0.5)
 

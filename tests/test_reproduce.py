@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import pandas as pd
 import pytest
 from conftest import ROOT, SCRIPTS, make_cohort
 
@@ -183,11 +182,21 @@ def option(step, name):
 
 CONDITIONS = [f"{experiment}_{kind}" for experiment in ("whole_centers", "single") for kind in ("inverted", "noise")]
 CONDITION_PARTS = ("dirty_baseline", "dirty_baseline/inference", "quality_control", "quality_control/inference")
-IN_ORDER = [
-    *(f"{condition}/harmful" for condition in CONDITIONS),
-    "pretrained", "clean", "clean/inference",
-    *(f"{condition}/{part}" for condition in CONDITIONS for part in CONDITION_PARTS),
-]  # fmt: skip
+DEMO_CONDITIONS = ["whole_centers_inverted", "whole_centers_noise_in_range", "single_noise"]
+RECOMMENDED_PARTS = ("quality_control_recommended", "quality_control_recommended/inference")
+
+
+def in_order(conditions, parts):
+    """The steps of these experiments, in their order."""
+    return [
+        *(f"{condition}/harmful" for condition in conditions),
+        "pretrained", "clean", "clean/inference",
+        *(f"{condition}/{part}" for condition in conditions for part in parts),
+    ]  # fmt: skip
+
+
+IN_ORDER = in_order(CONDITIONS, CONDITION_PARTS)
+DEMO = in_order(DEMO_CONDITIONS, (*CONDITION_PARTS, *RECOMMENDED_PARTS))
 
 
 def test_the_plan_is_the_papers(monkeypatch, study):
@@ -219,11 +228,40 @@ def test_a_step_comes_after_those_whose_results_it_reads(monkeypatch, tmp_path):
     for step in steps.values():
         assert set(step.reads) <= made, step.name
         made |= set(step.results)
-    assert list(steps) == ["cohort", *IN_ORDER]
+    assert list(steps) == ["cohort", *DEMO]
     assert option(steps["clean"], "-cycles") == "12"
     assert option(steps["pretrained"], "--learning-rate") == "0.001"
     assert option(steps["single_noise/quality_control"], "-revisit") == "1"
     assert option(steps["cohort"], "--shrink") == "4"
+    for condition in DEMO_CONDITIONS:  # both settings see the same images
+        published, recommended = (steps[f"{condition}/{part}"] for part in ("quality_control", RECOMMENDED_PARTS[0]))
+        assert published.reads == recommended.reads
+        words = [word.replace(RECOMMENDED_PARTS[0], "quality_control") for word in recommended.command()]
+        added = ["--rule", "evidence", "--screen", "--verify-every", "16"]
+        place = words.index("--rule")
+        assert words[place : place + len(added)] == added
+        assert words[:place] + words[place + len(added) :] == published.command()
+
+
+def test_a_demo_of_other_kinds_or_experiments_is_what_was_asked_for(monkeypatch, tmp_path):
+    for asked, conditions in (
+        (["--kinds", "blur"], ["whole_centers_blur", "single_blur"]),
+        (["--experiments", "single"], ["single_inverted", "single_noise"]),
+    ):
+        _, steps = planned(monkeypatch, "--demo", "--output-folder", tmp_path, *asked, "--settings", "published")
+        assert list(steps) == ["cohort", *in_order(conditions, CONDITION_PARTS)]
+
+
+@pytest.mark.parametrize(
+    ("setting", "given", "size"),
+    [("recommended", (), "16"), ("recommended", (8,), "8"), ("recommended", (1,), "1"), ("evidence", (8,), "8")],
+)
+def test_batches_that_are_verified_together_go_before_what_a_setting_has(setting, given, size, monkeypatch, tmp_path):
+    told = ["--demo", "--output-folder", tmp_path, "--settings", setting]
+    _, steps = planned(monkeypatch, *told, *(word for every in given for word in ("--verify-every", every)))
+    words = steps[f"single_noise/quality_control_{setting}"].command()
+    assert words.count("--verify-every") == 1
+    assert option(steps[f"single_noise/quality_control_{setting}"], "--verify-every") == size
 
 
 def test_options_reach_the_scripts_that_know_them(monkeypatch, small_cohort, tmp_path):
@@ -302,7 +340,7 @@ def test_every_name_of_an_experiment_is_read_as_it_was_written():
 
 def test_seeds_have_folders_and_seeds_of_their_own(monkeypatch, tmp_path):
     _, steps = planned(monkeypatch, "--demo", "--output-folder", tmp_path, "--seeds", 3)
-    assert list(steps) == ["cohort", *(f"seed_{seed}/{name}" for seed in (1, 2, 3) for name in IN_ORDER)]
+    assert list(steps) == ["cohort", *(f"seed_{seed}/{name}" for seed in (1, 2, 3) for name in DEMO)]
     assert [option(steps[f"seed_{seed}/pretrained"], "--seed") for seed in (1, 2, 3)] == ["40", "1040", "2040"]
     for name in ("clean", "single_noise/harmful", "single_noise/quality_control", "single_noise/dirty_baseline"):
         assert [option(steps[f"seed_{seed}/{name}"], "--seed") for seed in (1, 2, 3)] == ["42", "1042", "2042"]
@@ -502,6 +540,7 @@ def test_a_script_that_has_not_begun_to_train_stops_at_once(study):
 
 def test_a_cohort_is_not_lost_to_other_options(study):
     study.options = ["--demo", "--output-folder", study.out, "--experiments", "single", "--kinds", "noise", "--jobs", 1]
+    study.options += ["--settings", "published"]
     assert study.run("--shrink", 16)[3][:2] == ["begin cohort", "end cohort"]
     status, _, err, journal = study.run("--shrink", 8)
     assert (status, journal) == (2, [])
@@ -595,15 +634,12 @@ def judged(study, monkeypatch):
 
 def test_a_cohort_is_judged_by_two_steps_and_reported(judged, small_cohort):
     study, reports, violations = judged
-    status, out, err, journal = study.run("--cycles", 12, "--width", 0.5, "--verify-every", 16)
+    status, out, err, journal = study.run("--cycles", 12, "--width", 0.5)
     assert status == 0
     target = "clean/quality_control_evidence"
     assert journal == ["begin pretrained", "end pretrained", f"begin {target}", f"end {target}"]
     assert out.index("2 of 2 steps to run") < out.index("28 images")
-    assert (
-        "notice: without the screen (--false-alarms 0.01: a test set of 2 subjects" in " ".join(err.split())
-        or "too small" in err
-    )
+    assert "notice: the screen is off (--screen: a test set of 2 subjects is too small" in err
     folder = study.out / target
     (files,) = reports
     assert files == [
@@ -617,7 +653,7 @@ def test_a_cohort_is_judged_by_two_steps_and_reported(judged, small_cohort):
     assert "--width 0.5" in (study.out / "pretrained" / "run.json").read_text()
     # The same command does nothing again, but reports; what the audit refuses is exit status 1.
     violations.append("log.csv, row 7: ...")
-    status, out, _, journal = study.run("--cycles", 12, "--width", 0.5, "--verify-every", 16)
+    status, out, _, journal = study.run("--cycles", 12, "--width", 0.5)
     assert (status, journal, len(reports)) == (1, [], 2)
     assert "all steps are done" in out
 
@@ -626,9 +662,10 @@ def test_a_study_in_the_same_folder_goes_on_where_judging_ended(judged, monkeypa
     study, _, _ = judged
     study.run("--cycles", 12)
     monkeypatch.undo()
-    monkeypatch.setattr(sys, "argv", ["reproduce.py", *map(str, study.options), "--cycles", "12"])
+    options = ["--cycles", 12, "--experiments", "clean", "--settings", "published", "evidence"]
+    options += ["--width", 0.125, "--pretraining-rate", 0.001, "--verify-every", 16]
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", *map(str, [*study.options, *options])])
     arguments = from_command_line(plan.Study, "")
-    arguments.experiments, arguments.settings = ("clean",), ("published", "evidence")
     for name in STUBS:
         monkeypatch.setitem(plan.SCRIPTS, name, study.folder / f"{name}.py")
     steps = plan.plan(arguments, reproduce.read_cohort(arguments))
@@ -647,18 +684,31 @@ def test_a_plan_of_judging_runs_and_writes_nothing(judged):
     assert not study.out.exists()
 
 
-def test_the_screen_is_used_where_the_test_set_tells_its_limit_or_the_user_asks(judged, monkeypatch):
+@pytest.mark.parametrize(
+    ("subjects", "setting", "rate", "words"),
+    [
+        (99, "recommended", None, ""),
+        (98, "recommended", 0.02, "it needs 99 test subjects, and this set has 98"),
+        (9, "recommended", 0.1, "notice: --false-alarms 0.1 is taken"),
+        (8, "evidence", None, "notice: the screen is off (--screen: at a false-alarm rate of 0.1 it needs 9 "),
+    ],
+)  # fmt: skip
+def test_a_cohort_is_judged_at_the_smallest_rate_that_its_test_set_tells(
+    subjects, setting, rate, words, judged, monkeypatch, capsys
+):
     study, _, _ = judged
     monkeypatch.setattr(sys, "argv", ["judge.py", *map(str, study.options)])
     judgement = from_command_line(judge.Judgement, "")
-    table = pd.read_csv(judgement.test)
-    for subjects, setting in ((98, "evidence"), (99, "evidence_screen")):
-        monkeypatch.setattr("travelling.images.cohort.read_cohort", lambda path, number=subjects: [None] * number)
-        assert judge.setting_for(judgement) == setting
-    monkeypatch.undo()
-    judgement.false_alarms = 0.25
-    assert judge.setting_for(judgement) == "evidence_screen"
-    assert len(table) == 2
+    monkeypatch.setattr("travelling.images.cohort.read_cohort", lambda path: [None] * subjects)
+    assert judge.setting_for(judgement) == setting
+    assert judgement.false_alarms == rate
+    told = capsys.readouterr().err
+    assert words in told
+    assert told.count("\n") == bool(words)
+    judgement.false_alarms = 0.25  # the user's own goes first
+    assert judge.setting_for(judgement) == "recommended"
+    assert judgement.false_alarms == 0.25
+    assert judgement.study(setting).verify_every == 16
 
 
 @pytest.mark.parametrize(

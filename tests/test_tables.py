@@ -17,8 +17,10 @@ from study_maker import (
     SETTING,
     STEPS,
     change,
+    control_folder,
     make_clean_control,
     make_study,
+    write_control,
     write_inference,
     write_record,
 )
@@ -35,6 +37,7 @@ from evaluation.render import to_latex, write_tables
 from evaluation.tables import Table, make_tables
 from evaluation.tables.detection import summary_of_detection
 from evaluation.tables.performance import summary_of_performance
+from evaluation.tables.settings import settings_in_words, summary_of_settings
 
 CONDITION = "whole_centers_noise"
 DIRTY, CONTROLLED = "dirty_baseline", "quality_control"
@@ -234,6 +237,8 @@ def test_settings_compared_by_hand(two_settings):
     auroc = ("AUC_ROC", "difference_to_clean", "difference_to_dirty")
     assert of("published", *auroc) == pytest.approx([21.5 / 24, 0, 12.5 / 24])
     assert of(SETTING, *auroc) == pytest.approx([18.5 / 24, -3 / 24, 9.5 / 24])
+    assert of("published", "FPR", "FNR") == pytest.approx([0, 1 / 4])
+    assert of(SETTING, "FPR", "FNR") == pytest.approx([0, 1 / 4])
     assert of("published", "run_seconds", "cycle") == [16 * 60, 12]
     assert of(SETTING, "run_seconds", "seeds") == [8 * 60, 1]
     assert np.isnan(of(SETTING, "good_flagged_percent_sd_over_seeds")).all()
@@ -243,11 +248,43 @@ def test_settings_compared_by_hand(two_settings):
     assert np.isnan(of(SETTING, *shares[:2], "difference_to_dirty", experiment="clean")).all()
     assert of("published", "seeds", experiment="clean") == [0]
     text = in_words(table)
-    assert (
-        "| whole centers | noise | evidence, screen | 2 | 100.0 | 100.0 | 13 | 15.4 | 7.7 | 2.0 | 27.3 | 0.771 |"
-        in text
-    )
+    assert "| evidence, screen | 2 | 100.0 | 100.0 | 13 | 15.4 | 7.7 | 2.0 | 27.3 | 0.000 | 0.250 | 0.771 |" in text
     assert "nan" not in text
+
+
+def test_settings_side_by_side_and_in_words_that_follow_from_them(two_settings, tmp_path):
+    tables = made(two_settings)
+    shown = summary_of_settings(tables).set_index(["experiment", "setting"])
+    names = ["harmful eliminated (flagged)", "good eliminated (flagged)", "FPR", "FNR", "AUROC"]
+    assert shown.loc[("whole centers", "published"), names].tolist() == [
+        "2 of 2 (2)", "0 of 13 (1)", "0.000", "0.250", "0.896",
+    ]  # fmt: skip
+    assert shown.loc[("whole centers", "evidence, screen"), names[:2]].tolist() == ["2 of 2 (2)", "1 of 13 (2)"]
+    assert shown.loc[("clean", "published"), names].tolist() == ["n/a"] * 5  # not run
+    # The clean model's FPR is 1/6, and its FNR 1/4.
+    assert settings_in_words(tables) == [
+        "published: eliminated all harmful images in 1 of 1 experiments, good images in 0 of 1. No rate exceeds the "
+        "clean model's.",
+        "evidence, screen: eliminated all harmful images in 1 of 1 experiments, good images in 2 of 2 (whole "
+        "centers, noise: 1 of 13; clean: 1 of 13). No rate exceeds the clean model's.",
+    ]
+    folder = shutil.copytree(two_settings, tmp_path / "study")
+    steps = [step for step in STEPS if step[:3] != (12, "revisit", "h2")]
+    write_control(folder / CONDITION / CONTROLLED, {}, steps)
+    write_inference(folder / CONDITION / CONTROLLED, [0.9] * 9 + [0.1])
+    told = settings_in_words(made(folder))[0]
+    assert "all harmful images in 0 of 1 experiments (whole centers, noise: 1 of 2), good images in 0 of 1." in told
+    assert told.endswith("Its rates exceed the clean model's by 0.83 at most (FPR; whole centers, noise).")
+
+
+@pytest.mark.parametrize("every", [1, 16])
+def test_groups_go_with_every_setting(every, two_settings, tmp_path):
+    folder = shutil.copytree(two_settings, tmp_path / "study")
+    place = folder / CONDITION / control_folder(SETTING)
+    write_record(place / "run.json", **MADE_BY[SETTING], verify_every=every)
+    place.rename(place.with_name(control_folder("recommended")))  # the same options in groups of 16
+    for name in ("published", "recommended"):
+        assert read_study(folder).runs(("whole_centers", "noise"), name)[0].setting == name
 
 
 def test_settings_are_averaged_over_seeds(tmp_path):

@@ -41,6 +41,7 @@ Shared code of the five scripts, in rooms. Each imports only from those above it
       groups             batches that are verified together
       screen/            images that look like nothing the model has learned of
       screen_labels      centers whose labels contradict the model
+      recommended        one word for the options that docs/settings.md recommends
 
     runs/
       options            what each script can be told

@@ -34,13 +34,15 @@ def option(
     flag: str | None = None,
     group: str | None = None,
     from_json: Callable[[Any, Path], Any] | None = None,
+    stands_for: Mapping[str, Any] | None = None,
 ) -> Any:
     """A field of a class of options.
 
     ``parse`` makes its value of a text (None: the option is a flag that is there or not), ``many`` tells how many it
     may have (argparse's ``nargs``); ``flag`` is its spelling on the command line where that is not ``--kebab-case``
     (without a dash: the option is told by its place, and needed); ``from_json(value, folder)`` makes its value of what
-    a file says, where ``parse`` cannot.
+    a file says, where ``parse`` cannot. ``stands_for`` are values of other options, by name, that a flag gives those
+    that are not given themselves.
     """
     about = {key: value for key, value in locals().items() if key != "default"}
     if default is _REQUIRED:
@@ -85,15 +87,21 @@ class Options:
 
     @classmethod
     def made_of(cls, values: Mapping[str, Any], spell: Callable[[str], str]) -> Self:
-        """The checked options that ``values`` give by name, together with what they give of :meth:`more`."""
+        """The checked options that ``values`` give by name, together with what they give of :meth:`more`.
+
+        What is left out has its default, or what an option of :meth:`more` that is given stands for.
+        """
 
         def make(part):
             return part(**{field.name: values[field.name] for field in fields_of(part) if field.name in values})
 
         found = make(cls)
         found.check(spell)
-        names = values.keys() - {field.name for field in fields_of(cls)}
-        parts = [make(part) for part in cls.more()] if names else []
+        more = cls.more() if values.keys() - {field.name for field in fields_of(cls)} else ()
+        for field in fields_of(*more):
+            if values.get(field.name) and field.metadata["stands_for"]:
+                values = {**field.metadata["stands_for"], **values}
+        parts = [make(part) for part in more]
         for part in parts:
             part.check(spell)
         if parts:
@@ -164,8 +172,9 @@ def from_command_line(options: type[Told], text: str | None) -> Told:
         classes += options.more()
         parser = Parser(text)
         add_to_parser(parser, *classes)
-    values = vars(parser.parse_args(words))
     flags = {field.name: flag_of(field) for field in fields_of(*classes)}
+    blank = argparse.Namespace(**dict.fromkeys(flags, _REQUIRED))  # or what is not given would have its default here
+    values = {name: value for name, value in vars(parser.parse_args(words, blank)).items() if value is not _REQUIRED}
     try:
         return options.made_of(values, lambda name: flags[name])
     except ValueError as error:

@@ -146,17 +146,21 @@ def overview(study: Study) -> Picture:
 
     Raises InputError where the study lacks quality control on whole centers of either kind, or their common source.
     """
+    kinds = ("inverted", "noise_in_range")
     runs = {run.kind: run for run in study.shown_controls if run.experiment == "whole_centers"}
-    if not {"inverted", "noise"} <= runs.keys():
-        missing = "no finished quality control on whole centers of inverted and of noise images"
-        raise InputError(f"{study.folder}: {missing}")
+    if not runs.keys() >= {*kinds}:
+        wanted = " and of ".join(map(in_words, kinds))
+        raise InputError(f"{study.folder}: no finished quality control on whole centers of {wanted} images")
     inverted = runs["inverted"]
-    versions = {kind: runs[kind].harmful.set_index("Source")["Path"] for kind in ("inverted", "noise")}
-    common = [source for source in versions["inverted"].index if source in versions["noise"].index]
+    versions = {kind: runs[kind].harmful.set_index("Source")["Path"] for kind in kinds}
+    first, second = versions.values()
+    common = [source for source in first.index if source in second.index]
     if not common:
-        raise InputError(f"{study.folder}: its inverted and its noise images have no source in common")
+        raise InputError(
+            f"{study.folder}: its {' and its '.join(map(in_words, kinds))} images have no source in common"
+        )
     panels = {"good": inverted.images.loc[common[0], "Path"]}
-    panels |= {kind: paths[common[0]] for kind, paths in versions.items()}
+    panels |= {in_words(kind): paths[common[0]] for kind, paths in versions.items()}
 
     def draw(figure, colors):
         top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.25])

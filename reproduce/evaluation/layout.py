@@ -3,6 +3,7 @@
 Imports nothing that is slow, so that ``--help`` answers at once.
 """
 
+from travelling.beyond.recommended import RECOMMENDED as RECOMMENDED_OPTIONS
 from travelling.images import harm
 
 CLEAN, DIRTY, CONTROLLED, HARM = "clean", "dirty_baseline", "quality_control", "harmful"
@@ -10,7 +11,7 @@ CLEAN, DIRTY, CONTROLLED, HARM = "clean", "dirty_baseline", "quality_control", "
 EXPERIMENTS = ("whole_centers", "single", CLEAN)
 PAPER_EXPERIMENTS = EXPERIMENTS[:2]
 KINDS, PAPER_KINDS = tuple(harm.KINDS), harm.PUBLISHED
-PUBLISHED = "published"
+PUBLISHED, RECOMMENDED = "published", "recommended"
 # Settings of quality control: the options that each adds to the published method.
 SETTINGS: dict[str, dict] = {
     PUBLISHED: {},
@@ -18,6 +19,7 @@ SETTINGS: dict[str, dict] = {
     "screen": {"screen": True},
     "evidence_screen": {"rule": "evidence", "screen": True},
     "evidence_screen_labels": {"rule": "evidence", "screen": True, "label_screen": True},
+    RECOMMENDED: RECOMMENDED_OPTIONS,
 }
 PARTS = ("tables", "figures", "report")  # of the evaluation
 # Sizes of centers, from and to: one image cannot be diluted, up to five (the paper's batch size) are one batch.

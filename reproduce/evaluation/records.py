@@ -238,7 +238,7 @@ class _Reader:
         refuse_wrong_options(model.record, model.folder / "run.json")
         setting = SETTINGS[CONTROL_FOLDERS[model.name]]
         defaults = {field.name: field.default for field in fields_of(*Extensible.more())}
-        names = {name for one in SETTINGS.values() for name in one}
+        names = {name for one in SETTINGS.values() for name in one} - {"verify_every"}  # goes with any of them
         if any(options.get(name, defaults[name]) != setting.get(name, defaults[name]) for name in names):
             raise InputError(f"{model.folder / 'run.json'}: made by another setting than that of its folder")
         files = self.audit(model, log_csv, training_csv)

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from evaluation.diagnoses import ALL, CLEAN_KEY, Diagnoses
-from evaluation.layout import DIRTY, control_folder
-from evaluation.records import ControlRun, Study
-from evaluation.render import leading, number, view
+from evaluation.layout import CLEAN, DIRTY, control_folder
+from evaluation.records import ControlRun, Study, in_words
+from evaluation.render import MISSING, leading, number, setting_in_words, view
 from evaluation.tables import GOOD, HARMFUL, OUTCOMES, cases, outcomes, table
 from travelling.method.metrics import METRICS
 
@@ -22,6 +22,8 @@ MEASURES = {
     "good_eliminated_percent": ("good eliminated %", 1),
     "cycles_until_elimination": ("cycles until elimination", 1),
     "undone_percent": ("steps undone %", 1),
+    "FPR": ("FPR", 3),
+    "FNR": ("FNR", 3),
     "AUC_ROC": ("AUROC", 3),
     "difference_to_clean": ("difference to clean", 3),
     "difference_to_dirty": ("difference to dirty", 3),
@@ -34,16 +36,17 @@ DEVIATIONS = {name: f"{name}_sd_over_seeds" for name in MEASURES}
 @table("Settings compared", section="found", place=3)
 def settings(study: Study, diagnoses: Diagnoses) -> tuple:
     """Settings of quality control compared: published (a rise of FPR or FNR above -error), evidence (--rule evidence),
-    screen (published, with --screen) and both. Shares of harmful images flagged (put aside at least once) and
-    eliminated, and of good ones, which are false alarms; cycles until a harmful image was eliminated (median of those
-    that were; the first cycle of the run counts as 1); the share of verifications whose step was undone; AUROC {when}
-    and its differences to the clean and to the dirty model of the same seed; seconds of the run from its record (n/a
-    where it was interrupted: it does not tell for how long).{means}
+    screen (published, with --screen), both, and recommended (--recommended). Shares of harmful images flagged (put
+    aside at least once) and eliminated, and of good ones, which are false alarms; cycles until a harmful image was
+    eliminated (median of those that were; the first cycle of the run counts as 1); the share of verifications whose
+    step was undone; FPR, FNR and AUROC {when}, and its differences to the clean and to the dirty model of the same
+    seed; seconds of the run from its record (n/a where it was interrupted: it does not tell for how long).{means}
     """
     rows = []
     for case, runs in cases(study):
         key = (case["experiment"], case["kind"], control_folder(case["setting"]))
-        measures = [_measures(model) | _auroc(diagnoses, key, model.seed) for model in study.models if model.key == key]
+        models = [model for model in study.models if model.key == key]
+        measures = [_measures(model) | _diagnosed(diagnoses, key, model.seed) for model in models]
         known = pd.DataFrame(measures, columns=list(MEASURES), dtype=float)
         row = case | {"seeds": len(runs), "cycle": diagnoses.cycle} | known.mean().to_dict()
         rows.append(row | known.std(ddof=1).rename(DEVIATIONS).to_dict())
@@ -73,10 +76,79 @@ def _measures(model):
     return measures
 
 
-def _auroc(diagnoses, key, seed):
-    """The AUROC of one seed, and its differences to the clean and to the dirty model's; NaN where not known."""
-    place, unknown = METRICS.index("AUC_ROC"), np.full(len(METRICS), np.nan)
+def _diagnosed(diagnoses, key, seed):
+    """Rates and AUROC of one seed, and its differences to the clean and to the dirty model's; NaN where not known."""
+    unknown = np.full(len(METRICS), np.nan)
     own, clean, dirty = (
-        diagnoses.values.get((ALL, other, seed), unknown)[place] for other in (key, CLEAN_KEY, (*key[:2], DIRTY))
+        dict(zip(METRICS, diagnoses.values.get((ALL, other, seed), unknown), strict=True))
+        for other in (key, CLEAN_KEY, (*key[:2], DIRTY))
     )
-    return {"AUC_ROC": own, "difference_to_clean": own - clean, "difference_to_dirty": own - dirty}
+    auroc = own["AUC_ROC"]
+    differences = {"difference_to_clean": auroc - clean["AUC_ROC"], "difference_to_dirty": auroc - dirty["AUC_ROC"]}
+    return {"FPR": 1 - own["specificity"], "FNR": 1 - own["sensitivity"], "AUC_ROC": auroc} | differences
+
+
+def _side_by_side(tables):
+    """The table of settings with the numbers of images that were flagged and eliminated, sums over seeds."""
+    frame = tables["settings"].frame
+    found = tables["detection"].frame
+    for name in (HARMFUL, GOOD):
+        numbers = found[found["images"] == name][[*COLUMNS[:3], "number", *OUTCOMES]]
+        numbers = numbers.rename(columns={column: f"{name}_{column}" for column in ("number", *OUTCOMES)})
+        frame = frame.merge(numbers, on=list(COLUMNS[:3]), how="left")
+    return frame
+
+
+def _eliminated(row, name):
+    return f"{row[f'{name}_eliminated']:.0f} of {row[f'{name}_number']:.0f}"
+
+
+def summary_of_settings(tables: dict) -> pd.DataFrame:
+    """What each setting found and lost, and its model's rates: what the demo prints last."""
+    cells: dict = {
+        f"{name} eliminated (flagged)": lambda row, name=name: (
+            MISSING if pd.isna(row[f"{name}_number"]) else f"{_eliminated(row, name)} ({row[f'{name}_flagged']:.0f})"
+        )
+        for name in (HARMFUL, GOOD)
+    }
+    cells |= {MEASURES[name][0]: number(name) for name in ("FPR", "FNR", "AUC_ROC")}
+    return view(_side_by_side(tables), list(COLUMNS[:3]), cells)
+
+
+def settings_in_words(tables: dict) -> list[str]:
+    """What these figures say, a line for each setting: it follows from them, whatever they are."""
+    of_models = tables["performance"].frame
+    of_clean = of_models[(of_models["model"] == CLEAN) & (of_models["subgroup"] == ALL)].set_index("metric")["value"]
+    lines = []
+    for setting, rows in _side_by_side(tables).groupby("setting", sort=False):
+        known = rows.dropna(subset=[f"{HARMFUL}_number"])
+        if known.empty:
+            continue
+        spoiled = known[known[f"{HARMFUL}_number"] > 0]
+        missed = spoiled[spoiled[f"{HARMFUL}_eliminated"] < spoiled[f"{HARMFUL}_number"]]
+        lost = known[known[f"{GOOD}_eliminated"] > 0]
+        told = (
+            f"{setting_in_words(setting)}: eliminated all harmful images in {len(spoiled) - len(missed)} of "
+            f"{len(spoiled)} experiments{_where(missed, HARMFUL)}, good images in {len(lost)} of {len(known)}"
+            f"{_where(lost, GOOD)}."
+        )
+        rises = [
+            (row[rate] - (1 - of_clean.get(metric, np.nan)), rate, in_words(row["experiment"], row["kind"]))
+            for row in known.to_dict("records")
+            for rate, metric in (("FPR", "specificity"), ("FNR", "sensitivity"))
+        ]
+        if rises := [rise for rise in rises if rise[0] == rise[0]]:  # NaN is not equal to itself
+            most, rate, place = max(rises)
+            told += (
+                f" Its rates exceed the clean model's by {most:.2f} at most ({rate}; {place})."
+                if most > 0
+                else " No rate exceeds the clean model's."
+            )
+        lines.append(told)
+    return lines
+
+
+def _where(rows, name):
+    """In brackets: which experiments, and how many images."""
+    told = [f"{in_words(row['experiment'], row['kind'])}: {_eliminated(row, name)}" for row in rows.to_dict("records")]
+    return f" ({'; '.join(told)})" if told else ""

@@ -112,7 +112,13 @@ def limit_rank(subjects: int, false_alarms: float) -> int:
     rank = math.ceil((subjects + 1) * (1 - false_alarms) - 1e-9)  # 100 x 0.99 is 99, whatever floats make of it
     if rank > subjects:
         raise InputError(
-            f"--false-alarms {false_alarms:g}: a test set of {subjects} subjects can tell "
-            f"{1 / (subjects + 1):.3g} at best"
+            f"--screen: at a false-alarm rate of {false_alarms:g} it needs "
+            f"{math.ceil(1 / false_alarms - 1 - 1e-9)} test subjects, and this set has {subjects}; "
+            f"--false-alarms {least_rate(subjects):g} would do"
         )
     return rank
+
+
+def least_rate(subjects: int) -> float:
+    """The smallest false-alarm rate that so many test subjects can tell, in hundredths."""
+    return math.ceil(100 / (subjects + 1) - 1e-9) / 100

@@ -1,0 +1,84 @@
+"""The word for the recommended setting: a run that is given it is the one that is given the options it stands for."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import SCRIPTS
+
+from travelling.option import from_command_line, from_json, to_command_line, to_json
+from travelling.runs.extensible import extensions_in
+from travelling.runs.options import LocalQualityControl, QualityControlServer
+from travelling.runs.record import describe, differences
+
+GIVEN = ["-fn_train", "a.csv", "-fn_test", "b.csv", "-en", "en", "-pd", "pd", "-fn_save", "log"]
+SPELLED = ["--rule", "evidence", "--screen", "--verify-every", "16"]
+
+
+def record_of(monkeypatch, *words):
+    """What ``run.json`` says of a run with this command line."""
+    monkeypatch.setattr(sys, "argv", ["enc_PD_quality_control.py", *GIVEN, *words])
+    return describe(from_command_line(LocalQualityControl, ""), {}, "folder")
+
+
+def test_the_record_is_that_of_the_options(monkeypatch):
+    word, spelled = record_of(monkeypatch, "--recommended"), record_of(monkeypatch, *SPELLED)
+    assert differences(word, spelled) == differences(spelled, word) == []  # the one goes on where the other stopped
+    assert word == spelled
+    options = word["options"]
+    assert [options[name] for name in ("rule", "screen", "false_alarms", "verify_every")] == [
+        "evidence",
+        True,
+        0.01,
+        16,
+    ]
+    assert "recommended" not in options
+    found = [type(extension).__name__ for extension in extensions_in(options, Path("run.json"))]  # as an audit reads it
+    assert found == ["Evidence", "Groups", "Screen"]
+
+
+@pytest.mark.parametrize(
+    ("more", "same"),
+    [
+        (["--verify-every", "1"], ["--rule", "evidence", "--screen"]),
+        (["--verify-every", "8"], ["--rule", "evidence", "--screen", "--verify-every", "8"]),
+        (["--rule", "published"], ["--screen", "--verify-every", "16"]),
+        (["--false-alarms", "0.05", "--label-screen"], [*SPELLED, "--false-alarms", "0.05", "--label-screen"]),
+    ],
+)
+def test_what_is_given_beside_it_goes_first(more, same, monkeypatch):
+    for words in ([*more, "--recommended"], ["--recommended", *more]):
+        assert record_of(monkeypatch, *words) == record_of(monkeypatch, *same)
+
+
+def test_a_run_without_it_is_the_published_one(monkeypatch):
+    assert not {"rule", "screen", "verify_every", "recommended"} & record_of(monkeypatch)["options"].keys()
+
+
+def test_a_servers_file_knows_it(tmp_path):
+    def server(**more):
+        path = tmp_path / "server.json"
+        given = {"fn_test": "b.csv", "en": "en", "pd": "pd", "fn_save": "log", "centers": ["a", "b"]}
+        return from_json(QualityControlServer, path, json.loads(json.dumps(given | more)))
+
+    spelled = server(rule="evidence", screen=True, verify_every=16)
+    assert server(recommended=True).told() == spelled.told()
+    assert server(recommended=True, verify_every=4).told() == spelled.told() | {"verify_every": 4}
+    assert server(recommended=False).told() == server().told()
+    assert to_json(QualityControlServer, server(recommended=True)) == to_json(QualityControlServer, spelled)
+
+
+def test_help_says_what_it_stands_for(monkeypatch):
+    done = subprocess.run(
+        [sys.executable, SCRIPTS["quality_control"], "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"COLUMNS": "200"},
+    )
+    (options,) = re.findall(r"--recommended\s+the recommended setting: ([^;]*);", done.stdout)
+    assert record_of(monkeypatch, *options.split()) == record_of(monkeypatch, "--recommended")
+    assert to_command_line(LocalQualityControl, recommended=True) == ["--recommended"]
