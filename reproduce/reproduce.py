@@ -15,6 +15,7 @@ Examples:
 import contextlib
 import shlex
 import sys
+import textwrap
 import time
 from collections import Counter
 from pathlib import Path
@@ -167,7 +168,7 @@ def evaluate(folder: Path, arguments: Study) -> None:
     for title, view in views.items():
         print(f"\n{title}\n\n{view.to_string(index=False)}")
     if len(study.settings) > 1:
-        print("", *settings_in_words(tables), sep="\n")
+        print("", *(textwrap.fill(line, 100, subsequent_indent="  ") for line in settings_in_words(tables)), sep="\n")
 
 
 if __name__ == "__main__":

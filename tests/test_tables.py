@@ -263,9 +263,9 @@ def test_settings_side_by_side_and_in_words_that_follow_from_them(two_settings, 
     assert shown.loc[("clean", "published"), names].tolist() == ["n/a"] * 5  # not run
     # The clean model's FPR is 1/6, and its FNR 1/4.
     assert settings_in_words(tables) == [
-        "published: eliminated all harmful images in 1 of 1 experiments, good images in 0 of 1. No rate exceeds the "
-        "clean model's.",
-        "evidence, screen: eliminated all harmful images in 1 of 1 experiments, good images in 2 of 2 (whole "
+        "published: all harmful images eliminated in 1 of 1 experiment; good images eliminated in 0 of 1. No rate "
+        "exceeds the clean model's.",
+        "evidence, screen: all harmful images eliminated in 1 of 1 experiment; good images eliminated in 2 of 2 (whole "
         "centers, noise: 1 of 13; clean: 1 of 13). No rate exceeds the clean model's.",
     ]
     folder = shutil.copytree(two_settings, tmp_path / "study")
@@ -273,7 +273,7 @@ def test_settings_side_by_side_and_in_words_that_follow_from_them(two_settings, 
     write_control(folder / CONDITION / CONTROLLED, {}, steps)
     write_inference(folder / CONDITION / CONTROLLED, [0.9] * 9 + [0.1])
     told = settings_in_words(made(folder))[0]
-    assert "all harmful images in 0 of 1 experiments (whole centers, noise: 1 of 2), good images in 0 of 1." in told
+    assert "in 0 of 1 experiment (whole centers, noise: 1 of 2); good images eliminated in 0 of 1. Its rates" in told
     assert told.endswith("Its rates exceed the clean model's by 0.83 at most (FPR; whole centers, noise).")
 
 

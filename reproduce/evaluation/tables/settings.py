@@ -11,6 +11,7 @@ from evaluation.records import ControlRun, Study, in_words
 from evaluation.render import MISSING, leading, number, setting_in_words, view
 from evaluation.tables import GOOD, HARMFUL, OUTCOMES, cases, outcomes, table
 from travelling.method.metrics import METRICS
+from travelling.words import some
 
 # What is told of each setting, per seed: {column: (name for readers, digits)}.
 MEASURES = {
@@ -128,9 +129,9 @@ def settings_in_words(tables: dict) -> list[str]:
         missed = spoiled[spoiled[f"{HARMFUL}_eliminated"] < spoiled[f"{HARMFUL}_number"]]
         lost = known[known[f"{GOOD}_eliminated"] > 0]
         told = (
-            f"{setting_in_words(setting)}: eliminated all harmful images in {len(spoiled) - len(missed)} of "
-            f"{len(spoiled)} experiments{_where(missed, HARMFUL)}, good images in {len(lost)} of {len(known)}"
-            f"{_where(lost, GOOD)}."
+            f"{setting_in_words(setting)}: all harmful images eliminated in {len(spoiled) - len(missed)} of "
+            f"{some(len(spoiled), 'experiment')}{_where(missed, HARMFUL)}; good images eliminated in {len(lost)} of "
+            f"{len(known)}{_where(lost, GOOD)}."
         )
         rises = [
             (row[rate] - (1 - of_clean.get(metric, np.nan)), rate, in_words(row["experiment"], row["kind"]))
