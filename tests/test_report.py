@@ -386,7 +386,7 @@ def test_a_cycle_in_which_most_batches_were_undone_is_told(study, tables):
     assert "Lock-up" not in before
     number = int(batches.sum())
     assert f"Lock-up: {number} of {number} batches of cycle {log['Cycle'].max()} were undone" in told
-    assert "Verdict: do not use" in told
+    assert "Verdict: look closer" in told
 
 
 @pytest.mark.parametrize("setting", ["screen", SETTING])
