@@ -101,8 +101,8 @@ def prepared_scans(monkeypatch):
         calls.append((sitk.GetArrayViewFromImage(scan)[0, 0, 0], mask, spacing))
         image = empty_image(spacing, image_size(spacing))
         image = sitk.Cast(image + float(scan[0, 0, 0] % 255), sitk.sitkUInt8)
-        measures = dict.fromkeys(registration.MEASURES, 0.5)
-        return image, np.eye(4).tolist(), {**measures, "Similarity": len(calls) / 100, "Notices": []}
+        measures = {"Status": "prepared", "Reason": "", **dict.fromkeys(registration.MEASURES, 0.5)}
+        return image, np.eye(4).tolist(), {**measures, "Similarity": len(calls) / 100}
 
     monkeypatch.setattr(registration, "prepare", prepare)
     monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", Here)
@@ -160,7 +160,7 @@ def test_a_bids_folder_becomes_a_cohort(script, dataset, prepared_scans, tmp_pat
     }
     for subject, reason in reasons.items():
         assert reason in table.loc[subject, "Reason"]
-        assert reason in said
+        assert said.index(reason) < said.index("preparing scans")
     assert "sub-06_run-1_T1w.nii.gz, sub-06_run-2_T1w.nii.gz; --t1w chooses" in table.loc["sub-06", "Reason"]
     assert set(table["Mask"]) == {"template"}
     assert "have no brain mask: the template's is carried over" in said
@@ -170,6 +170,137 @@ def test_a_bids_folder_becomes_a_cohort(script, dataset, prepared_scans, tmp_pat
     assert shown == sorted(shown)  # by similarity
     assert page.count("data:image/jpeg;base64,") == 4
     assert "2 T1w images in" in page
+
+
+def test_what_is_in_a_folder_is_said_before_work_begins(script, dataset, prepared_scans, tmp_path):
+    with (dataset / "participants.tsv").open("a") as file:
+        file.writelines(
+            f"sub-1{i}\tPD\tA\tM\t{age}\n" for i, age in enumerate(("60,5", "061Y", "18-38", "744", "732M"))
+        )
+    for number in range(5):
+        shutil.copytree(dataset / "sub-02", dataset / f"sub-1{number}")
+        (dataset / f"sub-1{number}/anat/sub-02_T1w.nii.gz").rename(
+            dataset / f"sub-1{number}/anat/sub-1{number}_T1w.nii.gz"
+        )
+    status, said = run(script, "--bids", dataset, "--output-folder", tmp_path / "out")
+    assert status == 0
+    before = said[: said.index("preparing scans")]
+    for words in (
+        "found: 14 people, 15 scans, 2 centers (A: 7, B: 7)",
+        "people by diagnosis: 10 PD ('PD'), 2 HC ('Control', 'hc'), 2 neither ('', 'MSA')",
+        "people by sex: 6 M ('M'), 6 F ('F', 'female'), 2 not read ('', 'n/a')",
+        "ages of scans: 11 read (60.5 to 89 years), 2 not read ('18-38', '744'), 2 not told",
+        "masks: 15 template",
+        "the same image under two names: sub-02 and sub-10, one as HC and one as PD",
+    ):
+        assert words in before
+    ages = read_cohort(tmp_path / "out" / "prepared.csv")["Age"]
+    np.testing.assert_array_equal(ages[-5:], [60.5, 61, np.nan, np.nan, 61])
+    assert "nobody is" not in said
+
+
+@pytest.mark.parametrize(
+    ("text", "years"),
+    [("61", "61"), ("60.5", "60.5"), ("60,5", "60.5"), ("89+", "89"), ("061Y", "61"), ("018M", "1.5"), ("055y", "55"),
+     ("18-38", ""), ("744", ""), ("n/a", ""), ("", ""), ("-3", ""), ("sixty", ""), ("60.5.1", ""), ("6e1", "")],
+)  # fmt: skip
+def test_ages_as_labs_write_them(text, years):
+    assert bids.read_age(text) == years
+
+
+def people(folder, *rows, columns="participant_id\tgroup\tsite\tsex\tage"):
+    """A BIDS folder with the scan of each person in these rows."""
+    write_participants(folder, *rows, columns=columns)
+    for number, row in enumerate(rows):
+        name = "sub-" + row.split("\t")[0].strip('"').removeprefix("sub-")
+        write_scan(folder / name / "anat" / f"{name}_T1w.nii.gz", number)
+    return folder
+
+
+GROUPS = [f"sub-0{number}\t{{}}\tA\tM\t60" for number in range(4)]
+
+
+def test_one_class_is_said_or_refused_first(script, prepared_scans, tmp_path):
+    """A center may have one class only; a word that is not understood is a mistake."""
+    out = ["--output-folder", tmp_path / "out"]
+    folder = people(tmp_path / "bids", *[row.format("control") for row in GROUPS])
+    status, said = run(script, "--bids", folder, *out)
+    assert status == 0
+    assert said.index("notice: nobody is PD") < said.index("preparing scans")
+    write_participants(
+        folder, *[row.format(word) for row, word in zip(GROUPS, ["control", "patient"] * 2, strict=True)]
+    )
+    told = refusal(script, "--bids", folder, *out, "--overwrite")
+    assert "participants.tsv: nobody is PD; group is control, patient (see --pd and --hc)" in told
+    options = ["--bids", folder, *out, "--overwrite", "--hc", "control"]
+    assert run(script, *options, "--pd", "PD")[0] == 0  # nobody is, and the user knows
+    assert run(script, *options, "--pd", "patient")[0] == 0
+    assert list(read_cohort(tmp_path / "out/prepared.csv")["Group_bin"]) == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("columns", "row", "told"),
+    [
+        ("participant_id\tgroup\tgroup\tsite\tsex", "sub-01\tPD\tHC\tA\tM", "row 1: two columns are named 'group'"),
+        ("participant_id\tgroup\tGroup\tsite\tsex", "sub-01\tPD\tHC\tA\tM", "named 'group' and 'Group'"),
+        ("participant_id\tparticipant_id\tgroup\tsite\tsex", "sub-01\ta\tPD\tA\tM", "named 'participant_id'"),
+        ("participant_id\tgroup\tsite\tsex\tnotes", "sub-01\tPD\tA\tM\t\"moved\n02\tPD\tA\tM\tlens\"", "row 2: a line break"),
+        ("participant_id\tgroup\tnotes\tsite\tsex", "sub-01\tPD\t\"moved\tA\" lot\tM", "row 2: a line break"),
+        ("participant_id\tgroup\tsite\tsex\tnotes", "sub-01\tPD\tA\tM\t\"moved", "not a TSV file"),
+        ("participant_id\tgroup\tsite\tsex", "01\tPD\tA\tM\nsub-01\tHC\tA\tM", "row 3: participant_id is there twice"),
+        ("participant_id\tgroup\tsite\tsex", "n/a\tPD\tA\tM", "row 2: participant_id is empty or n/a"),
+        ("participant_id\tgroup\tsite\tsex", "sub-01\tPD\tA\tM\tx", "more cells than its header"),
+        ("participant_id\tgroup\tsite\tsex", "sub-01\tPD\tA\tM\nsub-0;2\tHC\tA\tM", "must not contain ';'"),
+    ],
+)  # fmt: skip
+def test_a_table_of_participants_has_the_rules_of_a_csv(columns, row, told, script, tmp_path):
+    write_participants(tmp_path / "bids", row, columns=columns)
+    for name in ("sub-01", "sub-0;2"):
+        write_scan(tmp_path / f"bids/{name}/anat/{name}_T1w.nii")
+    said = refusal(script, "--bids", tmp_path / "bids", "--output-folder", tmp_path / "out")
+    assert f"{tmp_path / 'bids/participants.tsv'}" in said
+    assert told in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_quotation_marks_around_whole_cells_do_not_count(tmp_path):
+    """As R and Excel write them."""
+    folder = people(tmp_path, '"sub-01"\t"PD"\t"A"\t"M"', columns='"participant_id"\t"group"\t"site"\t"sex"')
+    assert bids.read_bids(folder, {})["Subject"].to_list() == ["sub-01"]
+
+
+def test_files_beside_a_scan_are_no_scans(tmp_path):
+    folder = people(tmp_path, *[row.format("PD") for row in GROUPS])
+    anat = folder / "sub-00" / "anat"
+    for name in ("._sub-00_T1w.nii.gz", ".sub-00_T1w.nii.gz", "sub-00_T1w.json"):
+        (anat / name).write_bytes(b"\0")
+    (folder / "sub-01/anat/sub-01_T1w.nii.gz").unlink()
+    (folder / "sub-01/anat/sub-01_T1w.nii.gz").symlink_to("../.git/annex/objects/gone")
+    found = bids.read_bids(folder, {}, t1w="*_T1w*")
+    assert [Path(path).name for path in found["Path"]] == [f"sub-0{number}_T1w.nii.gz" for number in range(4)]
+    assert "of git-annex or DataLad: not fetched yet?" in found["Reason"].iloc[1]
+    assert (found["Reason"] == "").sum() == 3
+
+
+def test_a_session_may_have_a_diagnosis_and_an_age_of_its_own(tmp_path):
+    write_participants(tmp_path, "sub-01\tHC\tA\tM\t60", "sub-02\tPD\tA\tM\t70")
+    for subject, session in (("sub-01", "ses-1"), ("sub-01", "ses-2"), ("sub-02", "ses-1")):
+        write_scan(tmp_path / subject / session / "anat" / f"{subject}_{session}_T1w.nii")
+    (tmp_path / "sub-01/sub-01_sessions.tsv").write_text("session_id\tgroup\tage\nses-1\tn/a\t60.5\n2\tPD\t66\n")
+    found = bids.read_bids(tmp_path, {}).set_index("Subject")
+    assert found[["Group_bin", "Age"]].to_numpy().tolist() == [["0", "60.5"], ["1", "66"], ["1", "70"]]
+
+
+def test_levels_say_what_a_value_means(tmp_path):
+    folder = people(tmp_path, *[row.format(number % 2) for number, row in enumerate(GROUPS)])
+    with pytest.raises(InputError, match="nobody is PD or HC; group is 0, 1"):
+        bids.read_bids(folder, {})
+    levels = {"0": "Healthy control", "1": {"Description": "Parkinson's disease"}}
+    (folder / "participants.json").write_text(json.dumps({"group": {"Levels": levels}}))
+    assert bids.read_bids(folder, {})["Group_bin"].to_list() == ["0", "1", "0", "1"]
+    (folder / "participants.json").write_text("[1]")
+    with pytest.raises(InputError, match=r"participants\.json: not a description of columns"):
+        bids.read_bids(folder, {})
 
 
 def test_two_scans_of_a_session_are_told_apart_by_name(script, dataset, prepared_scans, tmp_path):
