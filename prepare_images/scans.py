@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pandas as pd
 
@@ -17,14 +17,11 @@ from travelling.errors import InputError
 from travelling.images.cohort import RELATED, UNKNOWN, check_cohort, copies, find_image, persons, read_cohort
 from travelling.images.nifti import read_header
 
-if TYPE_CHECKING:
-    from prepare_images.prepare_images import Preparation
 
-
-def find_scans(arguments: Preparation) -> pd.DataFrame:
+def find_scans(arguments: Any) -> pd.DataFrame:
     """A row per scan: the columns of prepared.csv, Mask (a file, "stripped" or "template"), Target and Reason.
 
-    Raises InputError for all that prepared.csv would be refused for.
+    ``arguments`` is what prepare_images.py is told. Raises InputError for all that prepared.csv would be refused for.
     """
     if arguments.csv:
         source = arguments.csv.absolute()

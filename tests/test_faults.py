@@ -356,7 +356,7 @@ def with_field(content, **values):
         ("x.nii", lambda content: with_field(content, srow_x=np.nan), "no possible one"),
         ("x.nii", lambda content: with_field(content, scl_slope=1e38), "too large"),
         ("x.nii", lambda content: content[:200], "does not begin with a header"),
-        ("x.nii", lambda content: gzip.compress(content, 1), "does not begin with a header"),
+        ("x.nii", lambda content: gzip.compress(content, 1), "is compressed"),
         ("x.nii.gz", lambda content: content, "Not a gzipped file"),
     ],
 )
