@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 
@@ -18,10 +18,23 @@ from travelling.images.cohort import RELATED, UNKNOWN, check_cohort, copies, fin
 from travelling.images.nifti import read_header
 
 
-def find_scans(arguments: Any) -> pd.DataFrame:
+class Sources(Protocol):
+    """What of the options of prepare_images.py says which scans there are."""
+
+    bids: Any
+    csv: Any
+    pd: list | None
+    hc: list | None
+    center: str | None
+    t1w: str
+    mask_pattern: str | None
+    stripped: bool
+
+
+def find_scans(arguments: Sources) -> pd.DataFrame:
     """A row per scan: the columns of prepared.csv, Mask (a file, "stripped" or "template"), Target and Reason.
 
-    ``arguments`` is what prepare_images.py is told. Raises InputError for all that prepared.csv would be refused for.
+    Raises InputError for all that prepared.csv would be refused for.
     """
     if arguments.csv:
         source = arguments.csv.absolute()

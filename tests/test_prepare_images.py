@@ -703,15 +703,16 @@ def biased(scan, strength):
     return image
 
 
-def test_a_strong_bias_field_does_not_move_the_head(head):
-    """Without N4 before it, the registration loses this head by more than 10 mm: the second start tells so."""
-    scan, truth = head
-    scan = biased(scan, 1.2)  # over 250 mm: 0.7 over the brain
+def test_a_strong_bias_field_does_not_move_the_head():
+    """Without N4 before it, the registration loses this head by 20 mm: the second start tells so."""
+    scan, truth = synthetic(15, protocol=0, spacing=2.5, seed=0, deformed=True)
+    scan = biased(scan, -1.2)  # over 250 mm: 0.7 over the brain
     _, matrix, measures = registration.prepare(scan, None, 4.0)
     turn = np.diag([-1.0, -1.0, 1.0, 1.0])
     matrix = turn @ matrix @ turn
     found = sitk.AffineTransform(matrix[:3, :3].ravel().tolist(), matrix[:3, 3].tolist())
-    assert error(sitk.CompositeTransform([truth, found]), sitk.AffineTransform(3), brain_points())[0] < 2  # mm
+    mean, _ = error(sitk.CompositeTransform([truth, found]), sitk.AffineTransform(3), brain_points())
+    assert mean < 4  # mm; the deformation alone is 2 to 3
     assert measures["Status"] == "look at it"
     assert measures["Displacement"] > 5
 
