@@ -103,7 +103,9 @@ def main() -> None:
     """Find the scans, prepare them, and write the tables and the page of pictures."""
     arguments = from_command_line(Preparation, __doc__)
     # Only now, so that --help answers at once.
-    from prepare_images.bids import participants_file
+    from prepare_images.bids import WORDS, participants_file
+    from prepare_images.registration import FAILED, LOOK
+    from prepare_images.scans import describe_scans, find_scans, notices
     from travelling.files import write_csv, write_whole
     from travelling.images.cohort import read_cohort
     from travelling.runs.run import Run
@@ -116,92 +118,32 @@ def main() -> None:
     scans = find_scans(arguments)
     results = [prepared_csv, registration_csv, overview]
     run = Run(folder, "preparation.log", arguments, inputs, results, models=False)
-    log = run.begin("CPU", notices=coarse_masks(scans))
+    log = run.begin("CPU", notices=notices(scans))
+    for line in describe_scans(scans):
+        log.info("%s", line)
     describe_derivative(folder / "images", arguments)
     measures = prepare_all(scans, arguments)
     registration = registration_table(scans, measures)
-    prepared = scans[(registration["Status"] == "prepared").to_numpy()]
+    made = registration["Status"] != FAILED
+    prepared = scans[made]
     write_csv(registration, registration_csv)
-    told = registration.loc[registration["Status"] == "prepared", ["Similarity", "Mutual_information"]]
-    cohort = prepared.assign(Path=prepared["Target"], **told).drop(columns=["Mask", "Target", "Reason"])
+    about = registration.loc[made, ["Status", "Similarity", "Mutual_information"]]
+    cohort = prepared.assign(Path=prepared["Target"], **about).drop(columns=["Mask", "Target", "Reason", *WORDS])
     first = ["Subject", "Study", "Path", "Group_bin", "Sex", "Age"]
     write_csv(cohort[[*first, *cohort.columns.difference(first, sort=False)]], prepared_csv)
-    for row in registration.to_dict("records"):
-        if row["Reason"] or row["Notices"]:
-            log.info(
-                "%s: %s: %s", "notice" if row["Notices"] else "failed", row["Subject"], row["Reason"] or row["Notices"]
-            )
+    for row in registration[scans["Reason"] == ""].to_dict("records"):
+        if said := "; ".join(filter(None, [row["Reason"], row["Notices"]])):
+            log.info("%s: %s: %s", row["Status"], row["Subject"], said)
     if prepared.empty:
         raise InputError(f"{registration_csv}: no scan could be prepared; the column Reason tells why")
     read_cohort(prepared_csv)  # as the other scripts will: what they would refuse is told now
     page = overview_page(registration, [folder / name for name in prepared["Target"]], arguments.spacing)
     write_whole(overview, page.encode())
     log.info(
-        "done: %d of %d scans prepared: %s; to look through: %s", len(prepared), len(scans), prepared_csv, overview
-    )
+        "done: %d of %d scans prepared, %d of these to look at: %s; to look through: %s",
+        len(prepared), len(scans), (registration["Status"] == LOOK).sum(), prepared_csv, overview,
+    )  # fmt: skip
     run.finish()
-
-
-def find_scans(arguments: Preparation) -> pd.DataFrame:
-    """A row per scan: the columns of prepared.csv, Mask (a file, "stripped" or "template"), Target and Reason."""
-    from prepare_images.bids import HC_VALUES, PD_VALUES, read_bids
-    from prepare_images.registration import STRIPPED, TEMPLATE
-    from travelling.images.cohort import read_cohort
-
-    if arguments.csv:
-        scans, base = read_cohort(arguments.csv).assign(Reason=""), arguments.csv.absolute().parent
-    else:
-        columns = {what: getattr(arguments, f"{what}_column") for what in ("label", "center", "sex", "age")}
-        pd_values, hc_values = arguments.pd or PD_VALUES, arguments.hc or HC_VALUES
-        scans = read_bids(arguments.bids, columns, pd_values, hc_values, arguments.center, arguments.t1w)
-        base = arguments.bids.absolute()
-    own = scans["Mask"] if "Mask" in scans else [""] * len(scans)
-    if arguments.stripped:
-        own = [STRIPPED] * len(scans)
-    elif arguments.mask_pattern is not None:
-        own = [mask_file(row, arguments.mask_pattern) for row in scans.to_dict("records")]
-    scans["Mask"] = [mask if mask in ("", STRIPPED) else str(base / mask) for mask in own]
-    scans.loc[scans["Mask"] == "", "Mask"] = TEMPLATE
-    scans["Target"] = targets(scans)
-    return scans.reset_index(drop=True)
-
-
-def mask_file(row: dict, pattern: str) -> str:
-    """The mask of a scan by ``--mask-pattern``."""
-    scan = Path(row["Path"])
-    subject, _, session = row["Subject"].partition("_ses-")
-    name = scan.name.removesuffix(".gz").removesuffix(".nii")
-    parts = {"subject": row["Subject"], "session": "", "name": name, "folder": scan.parent}
-    if row.get("Participant") == subject and session:  # of a BIDS folder
-        parts |= {"subject": subject, "session": f"ses-{session}"}
-    return pattern.format(**parts)
-
-
-def targets(scans: pd.DataFrame) -> list[str]:
-    """Where the prepared images lie, relative to the output folder: names as BIDS has them, letters and digits."""
-    from prepare_images.template import NAME
-
-    found, seen = [], dict[tuple, int]()
-    for subject in scans["Subject"]:
-        person, _, session = subject.removeprefix("sub-").partition("_ses-")
-        labels = ["".join(filter(str.isalnum, text)) or "x" for text in (person, session) if text]
-        key = tuple(map(str.casefold, labels))  # some file systems do not tell A from a
-        seen[key] = seen.get(key, 0) + 1
-        labels[0] += f"x{seen[key]}" if seen[key] > 1 else ""
-        parts = [f"{entity}-{label}" for entity, label in zip(("sub", "ses"), labels, strict=False)]
-        found.append("/".join(["images", *parts, "anat", f"{'_'.join(parts)}_space-{NAME}_desc-brain_T1w.nii.gz"]))
-    return found
-
-
-def coarse_masks(scans: pd.DataFrame) -> list[str]:
-    """What to tell of scans without a mask of their own, a list of lines."""
-    from prepare_images.registration import TEMPLATE
-
-    coarse = int((scans["Mask"] == TEMPLATE).sum())
-    return [
-        f"{coarse} of {len(scans)} scans have no brain mask: the template's is carried over by the registration, "
-        "which is coarse: it cuts off some brain and leaves some skull (--mask-pattern, --stripped)"
-    ] * bool(coarse)
 
 
 def describe_derivative(folder: Path, arguments: Preparation) -> None:
@@ -232,12 +174,12 @@ def prepare_all(scans: pd.DataFrame, arguments: Preparation) -> list[dict]:
 
     import SimpleITK as sitk
 
-    from prepare_images.registration import Job, prepare_file
+    from prepare_images.registration import FAILED, Job, prepare_file
     from travelling import __version__
     from travelling.console import progress_bar
 
     versions = {"travelling": __version__, "SimpleITK": sitk.Version_VersionString()}
-    measures = [{"Reason": reason} for reason in scans["Reason"]]
+    measures = [{"Status": FAILED, "Reason": reason} for reason in scans["Reason"]]
     folder = arguments.output_folder.absolute()
     waiting = [
         (number, Job(row["Path"], row["Mask"], str(folder / row["Target"]), arguments.spacing))
@@ -281,14 +223,12 @@ def registration_table(scans: pd.DataFrame, measures: list[dict]) -> pd.DataFram
     """registration.csv: every scan with its measures, or the reason why it could not be prepared."""
     import pandas as pd
 
-    from prepare_images.registration import MASKS, MEASURES
+    from prepare_images.registration import MEASURES
+    from prepare_images.scans import mask_kinds
 
-    measures = [{"Reason": "", "Notices": "", **scan} for scan in measures]
-    table = pd.DataFrame(measures, columns=["Reason", *MEASURES, "Notices"])
-    status = table["Reason"].map(lambda reason: "failed" if reason else "prepared")
-    mask = scans["Mask"].where(scans["Mask"].isin(MASKS), "own")
-    about = pd.DataFrame({"Subject": scans["Subject"], "Study": scans["Study"], "Scan": scans["Path"], "Mask": mask})
-    return pd.concat([about, status.rename("Status"), table], axis=1)
+    table = pd.DataFrame(measures, columns=["Status", "Reason", *MEASURES, "Notices"]).fillna({"Notices": ""})
+    about = scans[["Subject", "Study"]].assign(Scan=scans["Path"], Mask=mask_kinds(scans))
+    return pd.concat([about, table], axis=1)
 
 
 def overview_page(registration: pd.DataFrame, images: list[Path], spacing: float) -> str:
@@ -300,20 +240,20 @@ def overview_page(registration: pd.DataFrame, images: list[Path], spacing: float
 
     from scipy.ndimage import binary_erosion
 
-    from prepare_images.registration import white_matter
+    from prepare_images.registration import FAILED, white_matter
     from travelling.console import progress_bar
 
     white = white_matter(spacing)  # z, y, x
     border = white & ~binary_erosion(white)
-    prepared = registration[registration["Status"] == "prepared"].assign(Image=list(map(str, images)))
+    prepared = registration[registration["Status"] != FAILED].assign(Image=list(map(str, images)))
     rows = prepared.sort_values("Similarity", kind="stable").to_dict("records")
     figures = []
     for row in progress_bar(rows, desc="drawing", unit="image"):
         text = f"{row['Subject']} ({row['Study']}), similarity {row['Similarity']:.2f}"
-        text = html.escape(text + (f", {row['Notices']}" if row["Notices"] else ""))
+        text = html.escape(", ".join(filter(None, [text, row["Reason"], row["Notices"]])))
         picture = picture_of(Path(row["Image"]), border)
         figures.append(f'<figure><img src="{picture}" alt=""><figcaption>{text}</figcaption></figure>')
-    failed = registration[registration["Status"] == "failed"].to_dict("records")
+    failed = registration[registration["Status"] == FAILED].to_dict("records")
     reasons = [f"<li>{html.escape(row['Subject'])}: {html.escape(row['Reason'])}</li>" for row in failed]
     return PAGE.format(number=len(rows), failed=len(failed), reasons="\n".join(reasons), figures="\n".join(figures))
 

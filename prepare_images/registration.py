@@ -1,5 +1,7 @@
 """From a raw T1 scan to what the network reads: bias field, registration to the template, brain mask, 8 bits.
 
+The order (:func:`prepare`): N4 on the head, in coarse voxels; registration; resampling; N4 on the brain; intensities.
+
 SimpleITK images throughout (axes x, y, z; mm to the left, back and up, as their headers say).
 """
 
@@ -25,7 +27,8 @@ from travelling.files import write_whole
 from travelling.images.cache import identity
 from travelling.images.nifti import as_image, read_header, read_image, to_array, write_image
 
-FINE, COARSE, BIAS = 2.0, 8.0, 4.0  # mm: voxels of the registration, of its start, and of the fit of the bias field
+FINE, COARSE = 2.0, 8.0  # mm: voxels of the registration, and of its start
+HEAD_BIAS, BRAIN_BIAS = 8.0, 4.0  # mm: voxels in which the bias field is fitted, to the head and to the brain
 RIM = 5.0  # mm around the template's brain that count in the end: fluid and skull are dark, and the template is 0 there
 START = 20.0  # degrees of the starting rotations, both ways about each axis
 # mm to the right, front and up: the brain's center from that of the head, which the neck draws down.
@@ -36,8 +39,9 @@ SMALLEST_SCAN = 16  # voxels along each axis
 BRAIN_LITRES = (0.5, 2.5)  # a mask that holds less or more is not of a brain
 PLAUSIBLE_SCALE = (0.75, 1.4)  # of a head, along each of its axes, as a share of the template's
 GAUGE = 4.0  # mm, voxels in which a scan is compared with the template
-LOW_SIMILARITY = 0.5  # below it a scan is told as unlike the template
-SEEN = 0.98  # of the template's brain that should lie within the scan
+SEEN = 0.98  # of the template's brain that should lie within the scan; of a mask likewise
+# Limits beyond which somebody should look. Intact heads: docs/own_scans.md.
+LOW_SIMILARITY, MOST_EMPTY, MOST_APART, USUAL_LITRES = 0.5, 0.005, 5.0, (1.0, 2.3)
 
 
 class Job(NamedTuple):
@@ -49,14 +53,16 @@ class Job(NamedTuple):
     spacing: float  # mm
 
 
+PREPARED, LOOK, FAILED = "prepared", "look at it", "failed"  # how each scan ends
 STRIPPED, TEMPLATE = MASKS = ("stripped", "template")  # voxels above 0, or the template's brain
 MEASURES = (
-    "Similarity", "Mutual_information", "Dice_tissue", "Dice_mask", "Rotation", "Translation", "Scale", "Stretch",
+    "Similarity", "Mutual_information", "Dice_tissue", "Dice_mask", "Displacement", "Litres", "Empty",
+    "Rotation", "Translation", "Scale", "Stretch",
 )  # fmt: skip
 
 
 def prepare_file(job: Job, versions: dict) -> dict:
-    """Prepare a scan unless that was done: measures (:data:`MEASURES`), and ``Notices`` or, where it fails, ``Reason``.
+    """Prepare a scan unless that was done: ``Status``, ``Reason`` (not of the prepared), measures and ``Notices``.
 
     What was made of the same files, by the same options and ``versions``, stays as it is. Raises OSError where
     writing fails.
@@ -75,12 +81,10 @@ def prepare_file(job: Job, versions: dict) -> dict:
         scan, mask = _read(job)
         image, transform, measures = prepare(scan, mask, job.spacing)
     except InputError as error:
-        return {"Reason": str(error)}
+        return {"Status": FAILED, "Reason": str(error)}
     except RuntimeError as error:  # ITK's, for example of a registration that has lost the head
-        return {"Reason": f"{job.source}: {str(error).strip().splitlines()[-1]}"}
-    measures["Notices"] = "; ".join(
-        [f"an image {text}" for text in read_header(job.source).remarks] + measures["Notices"]
-    )
+        return {"Status": FAILED, "Reason": f"{job.source}: {str(error).strip().splitlines()[-1]}"}
+    measures["Notices"] = "; ".join(f"an image {text}" for text in read_header(job.source).remarks)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_image(image, target)
     about = {
@@ -112,18 +116,34 @@ def _read(job):
         raise InputError(f"{job.source}: every voxel has the same value")
     if job.mask == TEMPLATE:
         return scan, None
-    mask = scan > 0 if job.mask == STRIPPED else read_mask(job.mask, scan)
-    litres = to_array(mask).sum() * math.prod(scan.GetSpacing()) / 1e6
-    if not BRAIN_LITRES[0] <= litres <= BRAIN_LITRES[1]:
+    mask = read_mask(job.mask, scan) if job.mask != STRIPPED else sitk.BinaryFillhole(scan != background(scan))
+    if not BRAIN_LITRES[0] <= (volume := litres(mask)) <= BRAIN_LITRES[1]:
         place = (
-            f"{job.source}: its voxels above 0" if job.mask == STRIPPED else f"{job.mask}: its mask, where the scan is,"
+            f"{job.source}: what differs from its background, {background(scan):g},"
+            if job.mask == STRIPPED
+            else f"{job.mask}: its mask, where the scan is,"
         )
-        raise InputError(f"{place} holds {litres:.2g} litres; a brain has {BRAIN_LITRES[0]:g} to {BRAIN_LITRES[1]:g}")
+        raise InputError(f"{place} holds {volume:.2g} litres; a brain has {BRAIN_LITRES[0]:g} to {BRAIN_LITRES[1]:g}")
     return scan, mask
 
 
+def background(scan: sitk.Image) -> float:
+    """The most frequent value of a scan: of a stripped, defaced or cut one, that of what was taken away."""
+    values, numbers = np.unique(to_array(scan)[::2, ::2, ::2], return_counts=True)
+    return float(values[numbers.argmax()])
+
+
+def litres(mask: sitk.Image) -> float:
+    """The volume of a mask (0, 1)."""
+    return float(to_array(mask).sum() * math.prod(mask.GetSpacing()) / 1e6)
+
+
 def read_mask(path: str, scan: sitk.Image) -> sitk.Image:
-    """What is above 0 in a NIfTI or FreeSurfer (.mgz) image, as a mask (0, 1; 8 bits) on the grid of a scan."""
+    """What is above 0 in a NIfTI or FreeSurfer (.mgz) image, as a mask (0, 1; 8 bits) on the grid of a scan.
+
+    A NIfTI image that tells no place is taken voxel for voxel. Raises InputError where it has other voxels than the
+    scan, or where a mask lies partly outside it.
+    """
     if str(path).endswith((".mgz", ".mgh")):
         try:
             file = nib.MGHImage.from_filename(path)
@@ -135,26 +155,77 @@ def read_mask(path: str, scan: sitk.Image) -> sitk.Image:
         mask = as_image(np.ascontiguousarray(voxels.T), file.affine)
     else:
         mask = read_image(path)
-    return sitk.Resample(mask > 0, scan, sitk.Transform(), sitk.sitkNearestNeighbor)
+        if not read_header(path).is_oriented:
+            if mask.GetSize() != scan.GetSize():
+                raise InputError(f"{path}: tells no place, and has not the voxels of the scan")
+            mask.CopyInformation(scan)
+    moved = sitk.Resample(mask > 0, scan, sitk.Transform(), sitk.sitkNearestNeighbor)
+    if litres(moved) < SEEN * litres(mask > 0):
+        raise InputError(f"{path}: its mask lies partly outside the scan (has its header lost its place?)")
+    return moved
 
 
 def prepare(scan: sitk.Image, mask: sitk.Image | None, spacing: float) -> tuple[sitk.Image, list, dict]:
-    """A scan in template space (8 bits, 0 outside the brain), its transform and its measures.
+    """A scan in template space (8 bits, 0 outside the brain), its transform, and its status, reason and measures.
 
     The transform is a 4 x 4 matrix, rows of a list, from mm of the prepared image to mm of the scan (right, front, up).
     Without a mask the template's brain is taken. Raises InputError where no plausible head was found.
     """
-    affine, information = register(scan if mask is None else sitk.Mask(scan, mask), mask)
+    empty = scan == background(scan)
+    scan = scan - min(0.0, float(to_array(scan).min()))  # N4 leaves out what is not above 0
+    even = without_bias(scan, mask, HEAD_BIAS)
+    affine, information = register(even, mask)
     measures = {"Mutual_information": information, **_shape(affine)}
-    image, dice_mask = _in_template_space(scan, mask, affine, spacing)
-    measures |= {**_likeness(scan, mask, affine), "Dice_mask": dice_mask}
-    notices = []
-    if measures["Similarity"] < LOW_SIMILARITY:
-        notices.append(f"unlike the template (similarity {measures['Similarity']:.2f})")
-    if measures.pop("Seen") < SEEN:
-        notices.append("part of the brain lies outside the scan")
+    image, dice_mask = _in_template_space(even, mask, affine, spacing)
+    measures |= {
+        **_likeness(even, mask, affine),
+        "Dice_mask": dice_mask,
+        "Displacement": displacement(affine, register(scan, mask)[0]),
+        "Empty": _empty_share(empty, affine),
+        "Litres": litres(reference()[1] >= 0.5) * measures["Scale"] ** 3 if mask is None else litres(mask),
+        "Stripped": mask is None and litres(empty == 0) <= BRAIN_LITRES[1],
+    }
+    reasons = verdict(measures)
     rounded = {name: None if measures[name] is None else round(measures[name], 4) for name in MEASURES}
-    return image, _matrix(affine), {**rounded, "Notices": notices}
+    about = {"Status": LOOK if reasons else PREPARED, "Reason": "; ".join(reasons)}
+    return image, _matrix(affine), about | rounded
+
+
+def verdict(measures: dict) -> list[str]:
+    """Why somebody should look at a scan, by its measures; raises InputError where no registration can be believed."""
+    unlike = measures["Similarity"] < LOW_SIMILARITY
+    apart = measures["Displacement"] > MOST_APART
+    found = {
+        f"unlike the template (similarity {measures['Similarity']:.2f})": unlike,
+        f"with the bias field, the registration ends {measures['Displacement']:.0f} mm away": apart,
+        f"{measures['Empty']:.1%} of the brain is empty (cut off, or defaced?)": measures["Empty"] > MOST_EMPTY,
+        "part of the brain lies outside the scan": measures["Seen"] < SEEN,
+        f"the brain has {measures['Litres']:.2f} litres": not (
+            USUAL_LITRES[0] <= measures["Litres"] <= USUAL_LITRES[1]
+        ),
+        "seems skull-stripped already (--stripped)": measures["Stripped"],
+    }
+    reasons = [reason for reason, is_so in found.items() if is_so]
+    if unlike and apart:
+        raise InputError(f"the head was not found: {'; '.join(reasons)}")
+    return reasons
+
+
+def displacement(one: sitk.Transform, other: sitk.Transform) -> float:
+    """How far apart (mm) two transforms put the points of the template's brain, mean."""
+    brain = reference()[1]
+    inside = np.argwhere(to_array(brain) >= 0.5)[::100, ::-1]
+    points = [brain.TransformIndexToPhysicalPoint(index.tolist()) for index in inside]
+    apart = [np.subtract(one.TransformPoint(point), other.TransformPoint(point)) for point in points]
+    return float(np.linalg.norm(apart, axis=1).mean())
+
+
+def _empty_share(empty, affine):
+    """The share of the inner part of the template's brain where a scan is empty (a mask: 0, 1)."""
+    brain = reference()[1] >= 0.5
+    inside = to_array(sitk.BinaryErode(brain, [round(RIM / FINE)] * 3)) == 1
+    found = to_array(sitk.Resample(empty, brain, affine, sitk.sitkNearestNeighbor))
+    return float(found[inside].mean())
 
 
 def _resampled(scan, mask, affine, spacing):
@@ -221,10 +292,14 @@ def foreground(image: sitk.Image) -> sitk.Image:
     return sitk.OtsuThreshold(image, 0, 1, 256)
 
 
-def without_bias(image: sitk.Image, brain: sitk.Image) -> sitk.Image:
-    """An image over the bias field in its brain, by N4 (Tustison et al. 2010, doi 10.1109/TMI.2010.2046908)."""
-    small = shrunk(image, BIAS)
-    inside = sitk.And(shrunk(sitk.Cast(brain, sitk.sitkFloat32), BIAS) >= 0.5, small > 0)  # it takes the logarithm
+def without_bias(image: sitk.Image, brain: sitk.Image | None, voxels: float = BRAIN_BIAS) -> sitk.Image:
+    """An image over the bias field in its brain (None: in the head), fitted in voxels of so many mm.
+
+    N4 (Tustison et al. 2010, doi 10.1109/TMI.2010.2046908).
+    """
+    small = shrunk(image, voxels)
+    inside = foreground(small) if brain is None else shrunk(sitk.Cast(brain, sitk.sitkFloat32), voxels) >= 0.5
+    inside = sitk.And(inside, small > 0)  # it takes the logarithm
     n4 = sitk.N4BiasFieldCorrectionImageFilter()
     n4.SetMaximumNumberOfIterations([50] * 3)
     n4.Execute(small, inside)
@@ -238,6 +313,7 @@ def register(scan: sitk.Image, mask: sitk.Image | None = None) -> tuple[sitk.Aff
     voxels, as similarity transforms; the best of these goes on as an affine one. On one thread, the same scan gives the
     same transform.
     """
+    scan = scan if mask is None else sitk.Mask(scan, mask)
     template, brain, _ = reference()
     moving, brain = shrunk(scan, FINE), brain >= 0.5
     middle = _centroid(foreground(moving) if mask is None else mask)

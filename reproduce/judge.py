@@ -7,7 +7,7 @@ takes the smallest that does, and says so. It prints its plan first. What is don
 goes on after an interruption.
 
 Of one table (--cohort) half of the persons become the test set, in equal shares of class and center. Images that
-prepare_images.py found least like the template are not drawn for it: they are judged.
+prepare_images.py found least like the template, or says to look at, are not drawn for it: they are judged.
 
 Examples:
     python reproduce/judge.py --cohort prepared/prepared.csv --output-folder judged
@@ -147,12 +147,14 @@ def write_halves(judgement: Judgement) -> None:
 def test_half(cohort: "pd.DataFrame", other: bool) -> "pd.Series":
     """Which images (bool, by subject) are the test set: those of every second person by class and center.
 
-    Who has an image among the tenth least like the template, by one of ``MEASURES``, is not drawn in either half.
-    These are numbers, NaN where nobody has measured.
+    Who has an image to look at (``Status``), or among the tenth least like the template by one of ``MEASURES``, is not
+    drawn in either half. These are numbers, NaN where nobody has measured.
     """
+    from prepare_images.registration import LOOK
     from travelling.images.cohort import persons
 
-    person_of, strange = persons(cohort), set()
+    person_of = persons(cohort)
+    strange = set(person_of[cohort["Status"] == LOOK]) if "Status" in cohort else set()
     for measure in set(MEASURES) & set(cohort):
         strange |= set(person_of[cohort[measure].dropna().nsmallest(math.ceil(len(cohort) / 10)).index])
     order = cohort.assign(Person=person_of)[~person_of.isin(strange)].drop_duplicates("Person")

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from travelling.errors import InputError
-from travelling.images.cohort import read_cohort, refuse_one_class, refuse_overlap, subjects_by_center
+from travelling.images.cohort import persons, read_cohort, refuse_one_class, refuse_overlap, subjects_by_center
 from travelling.method.order import batches, travelling_order
 from travelling.method.protocol import PROTOCOLS
 
@@ -47,6 +47,13 @@ def test_age_is_optional(write):
     assert read_cohort(write(drop=["Age"]))["Age"].isna().all()
 
 
+def test_cells_that_say_nothing_are_no_name_that_all_share(write):
+    cohort = read_cohort(write(Scanner=["n/a", "NA", ""], Participant=["n/a", "N/A", "p"], Age=["n/a", "nan", "70"]))
+    assert cohort[["Scanner", "Participant"]].to_numpy().tolist() == [["", ""], ["", ""], ["", "p"]]
+    assert list(persons(cohort)) == ["007", "na", "p"]
+    assert cohort["Age"].isna().to_list() == [True, True, False]
+
+
 @pytest.mark.parametrize(
     ("changes", "row", "words"),
     [
@@ -57,6 +64,7 @@ def test_age_is_optional(write):
         ({"Subject": ["a", "b;c", "b"]}, 3, "must not contain ';'"),
         ({"Subject": ["a", "batch", "b"]}, 3, "must not be 'batch'"),
         ({"Study": ["", "y", ""]}, 2, "Study is empty (and 1 more rows)"),
+        ({"Study": ["x", "n/a", "x"]}, 3, "Study is n/a"),
         ({"Sex": ["M", "F", "x"]}, 4, "Sex must be M or F ('x')"),
         ({"Age": ["61", "old", ""]}, 3, "Age must be years"),
         ({"Age": ["61", "-1", ""]}, 3, "Age must be years"),

@@ -22,6 +22,7 @@ from typing import NamedTuple
 from unittest import mock
 
 import hypothesis
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -324,6 +325,15 @@ def test_a_damaged_archive_is_the_image_or_one_error(examples, plain_image, tmp_
 
     counts = try_all(examples, damaged(content) | damaged(content, places=ends), attempt)
     assert counts["refused"] > examples / 2
+
+
+def test_a_long_header_extension_is_no_damage(tmp_path):
+    """Some tools write megabytes there, for example of DICOM."""
+    path = tmp_path / "x.nii"
+    image = nib.Nifti1Image(np.arange(24, dtype="int16").reshape(2, 3, 4), np.eye(4))
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"x" * 1_500_000))
+    nib.save(image, path)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read_image(path)), image.get_fdata().T)
 
 
 def with_field(content, **values):

@@ -23,7 +23,8 @@ from travelling.method.verification_log import SEPARATOR
 
 REQUIRED_COLUMNS = ("Subject", "Study", "Path", "Group_bin", "Sex")
 RELATED = ("Participant", "Anatomy", "Scanner")  # columns: who shares one of these looks alike for reasons of his own
-LINE_BREAK = re.compile(r"[\r\n]")
+UNKNOWN = ("", "n/a", "na", "nan")  # in lower case: cells that say nothing
+_NO_CELL = {",": re.compile(r"[\r\n]"), "\t": re.compile(r"[\r\n\t]")}  # what a cell cannot hold, by separator
 _UNSEEN = re.compile("[\u034f\u115f\u1160\ufe00-\ufe0f]")  # joiner, fillers, variation selectors
 RESERVED_IDS = ("batch", "n/a")  # stand for something else in that log
 
@@ -35,8 +36,11 @@ def read_cohort(path: Path | str) -> pd.DataFrame:
     absolute, ``Group_bin`` int, ``Age`` float (NaN where unknown), every other column as text.
     Raises InputError, naming file and line, for anything that would go wrong later.
     """
-    path = Path(path)
-    table = _read_text_table(path)
+    return check_cohort(Path(path), read_text_table(path))
+
+
+def check_cohort(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """The cohort of a table of text, as :func:`read_cohort`; the index of ``table`` is that of the rows of its file."""
     for column in (*REQUIRED_COLUMNS, "Age", *RELATED):
         for other in table.columns:
             if other != column and _look(other) == _look(column):
@@ -51,28 +55,31 @@ def read_cohort(path: Path | str) -> pd.DataFrame:
         )
     if table.empty:
         raise InputError(f"{path}: no subjects")
-    table = table.apply(lambda column: column.str.strip())
+    table = table.copy()
+    for column in {"Age", *RELATED} & set(table.columns):
+        table[column] = table[column].mask(is_unknown(table[column]), "")
 
     for column in REQUIRED_COLUMNS:
-        _refuse(path, table[column] == "", f"{column} is empty")
-    _refuse(path, table["Subject"].isin(RESERVED_IDS), "Subject must not be 'batch' or 'n/a'")
-    _refuse(path, table["Subject"].str.contains(SEPARATOR, regex=False), f"Subject must not contain '{SEPARATOR}'")
-    _refuse(path, table["Subject"].duplicated(), "Subject appears before, too", table["Subject"])
+        refuse_rows(path, table[column] == "", f"{column} is empty")
+    refuse_rows(path, table["Study"].str.lower() == "n/a", "Study is n/a: the center must be known")
+    refuse_rows(path, table["Subject"].isin(RESERVED_IDS), "Subject must not be 'batch' or 'n/a'")
+    refuse_rows(path, table["Subject"].str.contains(SEPARATOR, regex=False), f"Subject must not contain '{SEPARATOR}'")
+    refuse_rows(path, table["Subject"].duplicated(), "Subject appears before, too", table["Subject"])
     for column in ("Subject", "Study"):
         refuse_look_alikes(path, table[column])
     labels = pd.to_numeric(table["Group_bin"], errors="coerce")
-    _refuse(path, ~labels.isin([0, 1]), "Group_bin must be 0 or 1", table["Group_bin"])
-    _refuse(path, ~table["Sex"].isin(["M", "F"]), "Sex must be M or F", table["Sex"])
+    refuse_rows(path, ~labels.isin([0, 1]), "Group_bin must be 0 or 1", table["Group_bin"])
+    refuse_rows(path, ~table["Sex"].isin(["M", "F"]), "Sex must be M or F", table["Sex"])
     if "Age" not in table.columns:
         table["Age"] = ""
     ages = pd.to_numeric(table["Age"], errors="coerce")
-    _refuse(path, (table["Age"] != "") & ~ages.between(0, 120), "Age must be years from 0 to 120", table["Age"])
+    refuse_rows(path, (table["Age"] != "") & ~ages.between(0, 120), "Age must be years from 0 to 120", table["Age"])
 
-    found = pd.DataFrame([_find(path.parent, name) for name in table["Path"]], table.index, ["file", "reason"])
+    found = pd.DataFrame([find_image(path.parent, name) for name in table["Path"]], table.index, ["file", "reason"])
     for reason in found["reason"].unique():
-        _refuse(path, (found["reason"] == reason) & (reason != ""), reason, table["Path"])
+        refuse_rows(path, (found["reason"] == reason) & (reason != ""), reason, table["Path"])
     table["Path"] = found["file"]
-    _refuse(path, _files(table).duplicated(), "the image belongs to another subject, too", table["Path"])
+    refuse_rows(path, _files(table).duplicated(), "the image belongs to another subject, too", table["Path"])
 
     table["Group_bin"] = labels.astype(int)
     table["Age"] = ages.astype(float)
@@ -84,14 +91,20 @@ def read_measure(path: Path | str, cohort: pd.DataFrame, column: str) -> pd.Seri
 
     NaN where it is empty or n/a; raises InputError for anything else that is no number.
     """
-    text = _read_text_table(Path(path))[column].str.strip()
+    text = read_text_table(path)[column]
     numbers = pd.to_numeric(text, errors="coerce")
-    told = ~text.str.lower().isin(["", "n/a", "nan"])
-    _refuse(path, told & ~np.isfinite(numbers), f"{column} is not a number, nor empty or n/a", text)
+    refuse_rows(
+        Path(path), ~is_unknown(text) & ~np.isfinite(numbers), f"{column} is not a number, nor empty or n/a", text
+    )
     return numbers.set_axis(cohort.index)
 
 
-def _find(folder, name):
+def is_unknown(cells: pd.Series) -> pd.Series:
+    """Which cells of text say nothing: they are empty, or n/a."""
+    return cells.str.lower().isin(UNKNOWN)
+
+
+def find_image(folder: Path, name: str) -> tuple[str, str]:
     """The absolute path of a file as text, and why it cannot be read (empty where it can)."""
     file = folder / name
     try:
@@ -124,7 +137,9 @@ def refuse_look_alikes(path: Path, names: pd.Series) -> None:
         first = first_of.setdefault(_look(name), name)
         if first != name:
             shown, other = (word.encode("unicode_escape").decode() for word in (name, first))  # what nobody sees, too
-            _refuse(path, names == name, f"{names.name} '{shown}' looks like '{other}', but is written in another way")
+            refuse_rows(
+                path, names == name, f"{names.name} '{shown}' looks like '{other}', but is written in another way"
+            )
 
 
 def _look(name):
@@ -134,19 +149,29 @@ def _look(name):
     return " ".join(_UNSEEN.sub("", "".join(seen)).split())
 
 
-def _read_text_table(path):
-    """Every cell as text (an id such as 007 or NA must stay what it is), blank lines left out."""
+def read_text_table(path: Path | str) -> pd.DataFrame:
+    """A CSV, or a TSV where its name ends so: every cell as text, without the blanks around it; no blank lines.
+
+    An id such as 007 or NA stays what it is. Row r of the file has the index r - 2. Raises InputError where the file
+    is no such table.
+    """
+    path = Path(path)
+    separator = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
         content = path.read_bytes()
         if b"\0" in content:  # what follows it in a cell, pandas would cut off
             raise ValueError("it holds a zero byte")
-        header = [name.strip() for name in next(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline="")), [])]
+        header = [
+            name.strip()
+            for name in next(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), delimiter=separator), [])
+        ]
         if header[:1] and header[0].lower().startswith("sep="):
             raise InputError(f"{path}, row 1: is Excel's line 'sep=', which no CSV file has; remove it")
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # pandas would cut off surplus cells
             table = pd.read_csv(
                 io.BytesIO(content),
+                sep=separator,
                 dtype=str,
                 keep_default_na=False,
                 encoding="utf-8-sig",
@@ -161,35 +186,38 @@ def _read_text_table(path):
         raise InputError(f"{path}: its rows have more cells than its header (a decimal comma?)") from None
     except (ValueError, csv.Error, pd.errors.ParserError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else "empty"
-        raise InputError(f"{path}: not a CSV file ({reason})") from None
-    twice = [name for number, name in enumerate(header) if name and name in header[:number]]
-    if twice:
-        raise InputError(f"{path}, row 1: two columns are named {twice[0]!r}")
+        raise InputError(f"{path}: not a {'TSV' if separator != ',' else 'CSV'} file ({reason})") from None
+    first_of: dict[str, str] = {}
+    for name in filter(None, header):
+        if look := first_of.get(_look(name)):
+            also = f" and {name!r}" * (name != look)
+            raise InputError(f"{path}, row 1: two columns are named {look!r}{also}")
+        first_of[_look(name)] = name
     table.columns = [name.strip() for name in table.columns]
     table = table[(table.fillna("") != "").any(axis=1)].fillna("")
-    # Between two stray quotation marks whole rows would become one cell.
-    reason = "a line break inside a cell (a quotation mark too many?)"
-    if any(LINE_BREAK.search(column) for column in table.columns):
+    # Between two stray quotation marks whole rows, or cells of a row, would become one cell.
+    mark, reason = _NO_CELL[separator], "a line break inside a cell (a quotation mark too many?)"
+    if any(mark.search(column) for column in table.columns):
         raise InputError(f"{path}, row 1: {reason}")
-    _refuse(path, table.apply(lambda column: column.str.contains(LINE_BREAK)).any(axis=1), reason)
-    return table
+    refuse_rows(path, table.apply(lambda column: column.str.contains(mark)).any(axis=1), reason)
+    return table.apply(lambda column: column.str.strip())
 
 
-def _refuse(path, bad, reason, values=None):
+def refuse_rows(path: Path, bad: pd.Series, reason: str, values: pd.Series | None = None) -> None:
     """Raise InputError for the first row marked in ``bad``, a boolean Series indexed by the rows of the file."""
     if not bad.any():
         return
-    first = bad.idxmax()
-    value = f" ({values[first][:100]!r})" if values is not None else ""
+    first = int(bad.to_numpy().argmax())
+    value = f" ({values.iloc[first][:100]!r})" if values is not None else ""
     more = f" (and {int(bad.sum()) - 1} more rows)" if bad.sum() > 1 else ""
-    raise InputError(f"{path}, row {first + 2}: {reason}{value}{more}")  # row 1 is the header
+    raise InputError(f"{path}, row {bad.index[first] + 2}: {reason}{value}{more}")  # row 1 is the header
 
 
 def refuse_overlap(training_set: pd.DataFrame, test_set: pd.DataFrame, training_path: Path, test_path: Path) -> None:
     """Raise InputError where a subject, a person or an image is in both sets: the test set must be unseen."""
     for column, of in (("Subject", _subject), ("Path", _files), ("Participant", persons)):
         tested = of(test_set).reset_index(drop=True)
-        _refuse(test_path, tested.isin(set(of(training_set))), f"{column} is in {training_path}, too", tested)
+        refuse_rows(test_path, tested.isin(set(of(training_set))), f"{column} is in {training_path}, too", tested)
 
 
 def _files(table):

@@ -26,7 +26,6 @@ from nibabel.spatialimages import HeaderDataError
 from travelling.errors import InputError, name_file
 from travelling.files import replace_whole
 
-LARGEST_OFFSET = 2**20  # bytes of header and extensions; more means that the header is damaged
 LARGEST_LENGTH = 1e6  # mm, of a voxel or from the origin
 LARGEST_PADDING = 1024  # bytes after the voxels; more means that they are of another type or number
 GZIP_RATIO = 1032  # no byte of a gzip file can stand for more bytes than that
@@ -166,7 +165,7 @@ def _checked_header(path, content, most):
             f"{path}: a 3-D image with one value per voxel is needed, this one is {shape_in_words(axes[::-1])}, "
             f"data type {nifti['datatype']}"
         )
-    if not 352 <= offset <= LARGEST_OFFSET:
+    if not offset >= 352:  # extensions may be long
         raise InputError(f"{path}: damaged image (its voxels begin at byte {offset:g})")
     if offset + _length(nifti) > most:
         raise InputError(

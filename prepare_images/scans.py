@@ -1,0 +1,183 @@
+"""The scans of a BIDS folder or of a CSV: found, checked and described before work begins."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import pandas as pd
+
+from prepare_images.bids import WORDS, participants_file, read_bids
+from prepare_images.registration import MASKS, STRIPPED, TEMPLATE
+from prepare_images.template import NAME
+from travelling.errors import InputError
+from travelling.images.cohort import RELATED, UNKNOWN, check_cohort, copies, find_image, persons, read_cohort
+from travelling.images.nifti import read_header
+
+
+class Sources(Protocol):
+    """What of the options of prepare_images.py says which scans there are."""
+
+    bids: Any
+    csv: Any
+    pd: list | None
+    hc: list | None
+    center: str | None
+    t1w: str
+    mask_pattern: str | None
+    stripped: bool
+
+
+def find_scans(arguments: Sources) -> pd.DataFrame:
+    """A row per scan: the columns of prepared.csv, Mask (a file, "stripped" or "template"), Target and Reason.
+
+    Raises InputError for all that prepared.csv would be refused for.
+    """
+    if arguments.csv:
+        source = arguments.csv.absolute()
+        scans = read_cohort(source).assign(Reason="").reset_index(drop=True)
+        scans[list(WORDS)] = scans[["Group_bin", "Sex", "Age"]].astype(str).replace("nan", "")
+    else:
+        source = participants_file(arguments.bids).absolute()
+        columns = {what: getattr(arguments, f"{what}_column") for what in ("label", "center", "sex", "age")}
+        scans = read_bids(arguments.bids, columns, arguments.pd, arguments.hc, arguments.center, arguments.t1w)
+        if (usable := scans["Reason"] == "").any():
+            checked = check_cohort(source, scans[usable])
+            related = [name for name in RELATED if name in scans]
+            scans.loc[usable, related] = checked[related].to_numpy()
+        scans = scans.reset_index(drop=True)
+    if arguments.stripped:
+        scans["Mask"] = STRIPPED
+    else:
+        scans["Mask"], missing = masks(scans, source.parent, arguments.mask_pattern)
+        scans["Reason"] = scans["Reason"].where(scans["Reason"] != "", missing)
+    for number, row in scans[scans["Reason"] == ""].iterrows():
+        try:
+            read_header(row["Path"])
+        except InputError as error:
+            scans.loc[number, "Reason"] = str(error)
+    scans["Target"] = targets(scans)
+    return scans
+
+
+def masks(scans: pd.DataFrame, base: Path, pattern: str | None) -> tuple[list[str], list[str]]:
+    """Each scan's mask (a file, or "template"), and why it cannot be used; raises InputError where no file is there."""
+    found, reasons = [], []
+    for row in scans.to_dict("records"):
+        name = mask_file(row, pattern) if pattern is not None else row.get("Mask", "")
+        if name.lower() in UNKNOWN:
+            found.append(TEMPLATE)
+            reasons.append("")
+            continue
+        file, reason = find_image(base, name)
+        found.append(file)
+        reasons.append(f"{file}: {reason}" if reason else "")
+    own = [reason for mask, reason in zip(found, reasons, strict=True) if mask != TEMPLATE]
+    if own and all(own):
+        raise InputError(f"{own[0]}: so are all {len(own)} masks ({'--mask-pattern' if pattern else 'column Mask'})")
+    return found, reasons
+
+
+def mask_file(row: dict, pattern: str) -> str:
+    """The mask of a scan by ``--mask-pattern``."""
+    scan = Path(row["Path"])
+    subject, _, session = row["Subject"].partition("_ses-")
+    name = scan.name.removesuffix(".gz").removesuffix(".nii")
+    parts = {"subject": row["Subject"], "session": "", "name": name, "folder": scan.parent}
+    if row.get("Participant") == subject and session:  # of a BIDS folder
+        parts |= {"subject": subject, "session": f"ses-{session}"}
+    return pattern.format(**parts)
+
+
+def targets(scans: pd.DataFrame) -> list[str]:
+    """Where the prepared images lie, relative to the output folder: names as BIDS has them, letters and digits."""
+    found, seen = [], dict[tuple, int]()
+    for subject in scans["Subject"]:
+        person, _, session = subject.removeprefix("sub-").partition("_ses-")
+        labels = ["".join(filter(str.isalnum, text)) or "x" for text in (person, session) if text]
+        key = tuple(map(str.casefold, labels))  # some file systems do not tell A from a
+        seen[key] = seen.get(key, 0) + 1
+        labels[0] += f"x{seen[key]}" if seen[key] > 1 else ""
+        parts = [f"{entity}-{label}" for entity, label in zip(("sub", "ses"), labels, strict=False)]
+        found.append("/".join(["images", *parts, "anat", f"{'_'.join(parts)}_space-{NAME}_desc-brain_T1w.nii.gz"]))
+    return found
+
+
+def notices(scans: pd.DataFrame) -> list[str]:
+    """What to say before work begins, a list of lines: coarse masks, one class, images that are there twice."""
+    coarse = int((scans["Mask"] == TEMPLATE).sum())
+    lines = [
+        f"{coarse} of {len(scans)} scans have no brain mask: the template's is carried over by the registration, "
+        "which is coarse: it cuts off some brain and leaves some skull (--mask-pattern, --stripped)"
+    ] * bool(coarse)
+    usable = scans[scans["Reason"] == ""].set_index("Subject", drop=False)
+    classes = set(usable["Group_bin"].astype(str))
+    if len(classes) == 1:
+        lines.append(f"nobody is {'HC' if classes == {'1'} else 'PD'}: a test set needs both")
+    return lines + copies(contents(usable["Path"]), usable)
+
+
+def contents(files: pd.Series) -> dict[str, dict]:
+    """What tells each file from the others: its size and, where several have it, its checksum too, by subject."""
+    sizes = files.map(os.path.getsize)
+    found = {}
+    for subject, path in zip(files.index.astype(str), files, strict=True):
+        found[subject] = {"sha256": str(sizes[subject])}
+        if (sizes == sizes[subject]).sum() > 1:
+            with open(path, "rb") as file:
+                found[subject]["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def describe_scans(scans: pd.DataFrame) -> list[str]:
+    """What is in a folder or table, a list of lines: people by class, by which words; what was read and what not."""
+    words = dict(zip(("diagnosis", "sex", "age"), WORDS, strict=True))
+    people = scans.assign(Person=persons(scans), Group_bin=scans["Group_bin"].astype(str))
+    centers = people.loc[people["Study"] != "", "Study"].value_counts()
+    lines = [
+        f"found: {counted(people['Person'].nunique(), 'person', 'people')}, {counted(len(people), 'scan')}, "
+        f"{counted(len(centers), 'center')} ({listed(f'{name}: {number}' for name, number in centers.items())})"
+    ]
+    for what, column, classes in (
+        ("diagnosis", "Group_bin", {"1": "PD", "0": "HC", "": "neither"}),
+        ("sex", "Sex", {"M": "M", "F": "F", "": "not read"}),
+    ):
+        word = words[what]
+        each = people.drop_duplicates(["Person", column, word])
+        parts = []
+        for value, name in classes.items():
+            some = each[each[column] == value]
+            said = listed(sorted(map(repr, some[word].unique())))
+            parts.append(f"{some['Person'].nunique()} {name}{f' ({said})' if said else ''}")
+        lines.append(f"people by {what}: {', '.join(parts)}")
+    ages = people["Age"].astype(str).replace("nan", "")
+    years = ages[ages != ""].astype(float)
+    told = ~people[words["age"]].str.lower().isin(UNKNOWN)
+    unread = people.loc[told & (ages == ""), words["age"]]
+    span = f" ({years.min():g} to {years.max():g} years)" if len(years) else ""
+    values = f" ({listed(map(repr, unread.unique()))})" if len(unread) else ""
+    lines.append(f"ages of scans: {len(years)} read{span}, {len(unread)} not read{values}, {(~told).sum()} not told")
+    kinds = mask_kinds(scans).value_counts()
+    lines.append(f"masks: {listed(f'{number} {name}' for name, number in kinds.items())}")
+    failed = scans[scans["Reason"] != ""]
+    lines += [f"failed: {row.Subject}: {row.Reason}" for row in failed.itertuples()]
+    return lines
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """A number with its noun."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def listed(words: Iterable[str]) -> str:
+    """The first ten of some words, and how many more there are."""
+    words = list(words)
+    return ", ".join([*words[:10], *([f"and {len(words) - 10} more"] if len(words) > 10 else [])])
+
+
+def mask_kinds(scans: pd.DataFrame) -> pd.Series:
+    """Which mask each scan has: stripped, template or own."""
+    return scans["Mask"].where(scans["Mask"].isin(MASKS), "own")
