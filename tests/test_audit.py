@@ -933,7 +933,8 @@ def test_it_shares_no_code_with_quality_control(finished):
     names = (
         "", ".console", ".errors", ".option", ".words",
         ".method", ".method.auditor", ".method.extension", ".method.protocol", ".method.rule",
-        ".beyond", ".beyond.evidence", ".beyond.groups", ".beyond.screen", ".beyond.screen_labels",
+        ".beyond", ".beyond.evidence", ".beyond.groups", ".beyond.recommended", ".beyond.screen",
+        ".beyond.screen_labels",
         ".runs", ".runs.command", ".runs.extensible", ".runs.stopping",
     )  # fmt: skip
     assert shared == {f"travelling{name}" for name in names}

@@ -22,6 +22,7 @@ SCRIPTS = sorted(
     )
     for path in (ROOT / folder).rglob("*.py")
     if '\nif __name__ == "__main__":\n' in path.read_text(encoding="utf-8")
+    and path.name != "gate.py"  # a site's start.sh asks that of what is installed
 )  # fmt: skip
 FEDERATED = {f"travelling_quality_control/federated/{name}.py" for name in ("job", "simulate", "prepare_site", "demo")}
 

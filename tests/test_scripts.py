@@ -50,7 +50,7 @@ def options_shown(text):
 def test_options_are_few_enough_to_hold(tmp_path):
     shown = {name: options_shown(run_here(name, "--help", cwd=tmp_path).stdout) for name in SCRIPTS}
     assert len(shown) == 5
-    assert sum(map(len, shown.values())) <= 70
+    assert sum(map(len, shown.values())) <= 71  # 70 and --recommended, one word for three of them
     for name in ("standard", "dirty", "quality_control", "inference"):
         published = [option.startswith("--") for option in shown[name]]
         assert published == sorted(published), name  # the published ones, which have one dash, come first
