@@ -960,3 +960,24 @@ def test_what_a_step_on_one_image_tells_the_home(federation, study):
         features = kernel[:, 0] / bias[0]  # that of the last kernel, (p - y) times the features
         assert (features >= 0).all()  # as they are after the ReLU
         assert features.max() > 0
+
+
+def test_centers_that_send_no_gradient_do_not_stop_the_others(loaded, caplog):
+    """Their norms are 0: no other is a number of times as large."""
+    from travelling_quality_control.federated.trainer import FEW_NORMS, FederatedTrainer
+
+    model, state, _, _ = loaded
+    model.import_state(state)
+    zeros = [np.zeros(shape, kind) for kind, shape in half_step_of(model)]
+    zeros[26:] = [np.array(variable) for variable in model.network.non_trainable_weights]
+    ones = [*(np.ones_like(array) for array in zeros[:26]), *zeros[26:]]
+    answers = {"dull": zeros, "c1": ones}
+
+    def ask(center, question, arrays, meta):
+        return answers[center], {"loss": 0.5, "digest": digest(answers[center])}
+
+    trainer = FederatedTrainer(ask, model, SimpleNamespace(space={}, shape=(35, 34, 33)))
+    trainer.center_of = {"a": "dull", "b": "c1"}
+    for subject in "a" * FEW_NORMS + "b":
+        trainer.train([subject])
+    assert "gradient's norm" not in caplog.text

@@ -73,8 +73,9 @@ class FederatedTrainer(LocalTrainer):
         gradients = arrays[: len(self._model.network.trainable_variables)]
         norm = math.hypot(*(float(np.linalg.norm(array.astype(float))) for array in gradients))
         others = [value for other, norms in self._norms.items() if other != center for value in norms]
-        if len(others) >= FEW_NORMS and norm > FAR_OUT * statistics.median(others):
-            times = norm / statistics.median(others)
+        usual = statistics.median(others) if len(others) >= FEW_NORMS else 0.0
+        if usual > 0 and norm > FAR_OUT * usual:
+            times = norm / usual
             self._log.warning("%s: its gradient's norm is %.0f times the median of the other centers'", center, times)
         self._norms.setdefault(center, []).append(norm)
 
