@@ -28,6 +28,7 @@ from travelling.errors import AlreadyDone, InputError
 from travelling.option import add_to_parser
 from travelling.runs import command, stopping
 from travelling.runs.options import Jobs
+from travelling.words import some
 from travelling_quality_control.federated.settings import Server
 
 if TYPE_CHECKING:
@@ -169,8 +170,8 @@ def describe_verification(row: dict) -> str:
     """A row of the log of quality control, in words."""
     from travelling.method.verification_log import SEPARATOR
 
-    images = len(row["Subjects"].split(SEPARATOR))
-    text = f"cycle {row['Cycle']}, {row['Study']}: {row['Phase']}, {images} image{'s' * (images > 1)}"
+    images = some(len(row["Subjects"].split(SEPARATOR)), "image")
+    text = f"cycle {row['Cycle']}, {row['Study']}: {row['Phase']}, {images}"
     text = "pre-trained model" if row["Phase"] == "baseline" else text
     if row["PFP"]:  # a visit that failed has none
         text += f", FPR {float(row['PFP']):.3f}, FNR {float(row['PFN']):.3f}" + ", undone" * (row["Ignored"] == "1")
