@@ -508,7 +508,7 @@ def test_a_full_disk_at_a_center_costs_its_step(federation):
 
 
 @pytest.mark.parametrize(
-    ("whole", "error"), [(False, r"File too large: '.*(qc|visits)\.csv'$"), (True, "qc_run: cannot be written")]
+    ("whole", "error"), [(False, r"File too large: '.*(qc|visits)\.(csv|log)'$"), (True, "qc_run: cannot be written")]
 )
 def test_a_full_disk_at_the_server_loses_no_decision(whole, error, federation, in_one_process):
     """The log cannot grow any more in the middle of a cycle, or no file: one line, and the next job goes on."""
