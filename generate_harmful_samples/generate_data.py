@@ -30,7 +30,7 @@ from travelling.errors import InputError
 from travelling.images import harm
 from travelling.option import from_command_line
 from travelling.runs import command, stopping
-from travelling.runs.options import HarmfulSamples
+from travelling.runs.harmful_samples import HarmfulSamples
 
 if TYPE_CHECKING:
     import numpy as np
@@ -167,13 +167,14 @@ def check_images(jobs: list[Job], maximum: float) -> list[dict]:
     Returns what a record says of them, a list.
     """
     from travelling.console import progress_bar
-    from travelling.images.volumes import read_with_content
+    from travelling.images.cache import checksum, identity
+    from travelling.images.nifti import read_upright
 
     contents = []
     for source, kind, _ in progress_bar(jobs, desc="checking images", unit="image"):
-        voxels, content = read_with_content(source)
+        file, voxels = identity(source), read_upright(source)
         harm.refuse_unfit(source, voxels, kind, maximum)
-        contents.append(content)
+        contents.append({"path": str(source), "file": file, "sha256": checksum(voxels)})
     return contents
 
 

@@ -26,7 +26,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from travelling.errors import InputError
 from travelling.images.cohort import copies, read_cohort, refuse_overlap
-from travelling.images.local_trainer import KNOWN, LocalTrainer
+from travelling.images.local_trainer import INTENSITY, LocalTrainer
 from travelling.images.nifti import read_image, read_upright, read_voxels, to_array
 from travelling.images.volumes import Volumes
 from travelling.network.model_files import SPACE
@@ -86,13 +86,12 @@ def test_another_orientation_is_refused_or_turned(code, voxels, tmp_path):
     np.testing.assert_array_equal(read_upright(other), voxels.T)
 
 
-def test_what_is_turned_is_turned_from_a_file_of_the_cache_too(voxels, tmp_path):
+def test_what_is_turned_is_turned_on_disk_too(voxels, tmp_path):
     first, other = save(tmp_path / "a.nii.gz", voxels), turned(tmp_path / "b.nii.gz", voxels, "SAR")
-    for _ in range(2):  # decoded, then found
-        volumes = Volumes(0, tmp_path / "cache", reorient=True)
-        volumes.add(pd.DataFrame({"Subject": ["a", "b"], "Path": [str(first), str(other)]}))
-        volumes.decode()
-        np.testing.assert_array_equal(*volumes.batch(["a", "b"]))
+    volumes = Volumes(0, tmp_path, reorient=True)
+    volumes.add(pd.DataFrame({"Subject": ["a", "b"], "Path": [str(first), str(other)]}))
+    volumes.decode()
+    np.testing.assert_array_equal(*volumes.batch(["a", "b"]))
 
 
 def moved(**changes):
@@ -271,32 +270,6 @@ def test_kinds_of_harm_go_by_the_orientation_of_a_file(tmp_path):
 
 
 # What a thing is, not how it is called
-
-
-def test_a_cached_image_is_that_of_the_file(voxels, tmp_path):
-    """Replaced by one of the same name, size and time of change."""
-    path = save(tmp_path / "x.nii", voxels)
-    os.utime(path, (1e9, 1e9))
-    for content in (voxels, voxels[::-1]):
-        save(path, content)
-        os.utime(path, (1e9, 1e9))
-        volumes = Volumes(0, tmp_path / "cache")
-        volumes.add(pd.DataFrame({"Subject": ["x"], "Path": [str(path)]}))
-        volumes.decode()
-        np.testing.assert_array_equal(volumes.batch(["x"])[0, ..., 0], content.T)
-
-
-def test_an_image_that_changes_during_a_run_ends_it(voxels, tmp_path):
-    """Where its file in the cache is gone, and it is read again."""
-    path = save(tmp_path / "x.nii", voxels)
-    volumes = Volumes(0, tmp_path / "cache")
-    volumes.add(pd.DataFrame({"Subject": ["x"], "Path": [str(path)]}))
-    volumes.decode()
-    shutil.rmtree(tmp_path / "cache")
-    assert volumes.batch(["x"]).max() <= 1
-    save(path, 1 - voxels)
-    with pytest.raises(InputError, match="has changed since this run began"):
-        volumes.batch(["x"])
 
 
 @pytest.fixture
@@ -631,43 +604,31 @@ def test_flat_images_are_told(voxels, tmp_path):
     assert notices == [f"1 image without any contrast: every voxel is the same: {flat}"]
 
 
-@pytest.mark.parametrize(("factor", "told"), [(1, False), (0.4, True), (3, True), (4000, True)])
-@pytest.mark.parametrize("tells", [True, False])
-def test_images_on_another_scale_than_the_models_are_told(tells, factor, told, cohort, pretrained):
-    """Whether the model's record tells how far its own images lie, or its training set does."""
-    from travelling.network.model import TravellingModel
-
-    training_set, test_set = (read_cohort(cohort / f"{name}.csv") for name in ("training_set", "test_set"))
-    volumes = Volumes(1, cohort / "no_cache")
+@pytest.mark.parametrize(("factor", "told"), [(1, False), (0.4, True), (3, True)])
+def test_images_on_another_scale_than_the_models_are_told(factor, told, cohort, tmp_path):
+    """Whether the model's record tells that of its own images, or its training set does."""
+    training_set, test_set = (read_cohort(cohort / f"{name}.csv").iloc[:8] for name in ("training_set", "test_set"))
+    for path in test_set["Path"]:
+        save(
+            tmp_path / Path(path).name,
+            np.float32(factor) * nib.load(path).get_fdata(dtype=np.float32),
+            nib.load(path).affine,
+        )
+    test_set = test_set.assign(Path=[str(tmp_path / Path(path).name) for path in test_set["Path"]])
+    volumes = Volumes(1, tmp_path)
     volumes.add(pd.concat([training_set, test_set]))
     volumes.decode()
-    names = "encoder_distributed_BS5_07.keras", "classifier_PD_distributed_BS5_07.keras"
-    model, record, _ = TravellingModel.load(*(pretrained / name for name in names), volumes.shape)
-    assert len(record[KNOWN]) == 2
-    trainer = LocalTrainer(model, volumes, training_set, test_set)
-    batch = volumes.batch
-
-    def scaled(subjects):
-        return batch(subjects) * np.float32(factor if subjects[0] in test_set.index else 1)
-
-    volumes.batch = scaled
-    notices = trainer.strange(record if tells else {})
-    assert len(notices) == told
-    assert all("of 20 test images that were looked at lie further" in notice for notice in notices)
-    if tells:
-        only = LocalTrainer(model, volumes, test_set=test_set)  # inference
-        assert only.strange(record) == notices
-        assert only.strange({}) == []
-
-
-def test_a_measurement_for_a_notice_that_fails_stops_no_run(cohort):
-    training_set = read_cohort(cohort / "training_set.csv")
-    volumes = SimpleNamespace(shape=(9, 9, 9), space={"shape": (9, 9, 9), "affine": None}, batches=lambda groups: 1 / 0)
-    trainer = LocalTrainer(SimpleNamespace(channels=(1,)), volumes, training_set, training_set[:4])
-    known = "how far images lie from what the model has learned of could not be measured"
-    for told in ({}, {KNOWN: [1.0, 2.0]}, {KNOWN: ["a", None]}):
-        assert trainer.strange(told) == [f"{known} (division by zero)"]
-    assert trainer.known(list(training_set["Subject"])) == {SPACE: volumes.space}
+    record = LocalTrainer(None, volumes, training_set).known(list(training_set.index))
+    assert record[SPACE] == volumes.space
+    trainer, inference = (
+        LocalTrainer(None, volumes, training_set, test_set),
+        LocalTrainer(None, volumes, None, test_set),
+    )
+    notices = trainer.strange(record)
+    assert notices == trainer.strange({}) == inference.strange(record)
+    assert [notice.startswith("the mean intensity of the test images is") for notice in notices] == [True] * told
+    assert inference.strange({}) == []
+    assert len(trainer.strange({INTENSITY: 1e6})) == 2
 
 
 # The user's machine
@@ -815,8 +776,7 @@ def test_a_file_system_without_locks_is_told(run, voxels, tmp_path):
 
 
 def test_nothing_that_only_linux_has_is_needed(cohort, last_model, tmp_path, monkeypatch):
-    for name in ("posix_fadvise", "posix_fallocate"):
-        monkeypatch.delattr(os, name)
+    monkeypatch.delattr(os, "posix_fallocate")
     read_text, opened = Path.read_text, open
 
     def no_proc(path):

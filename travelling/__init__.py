@@ -32,7 +32,7 @@ Shared code of the five scripts, in rooms. Each imports only from those above it
       cohort             the CSV: subjects and centers
       nifti              files of images: reading, checking, writing
       volumes            the images of a run: each decoded once, all in one space
-      cache              decoded images in memory and in memory-mapped files
+      cache              memory for decoded images, and what tells one image from another
       local_trainer      brings images and network together, on this machine
       harm               kinds of harmful images
 
@@ -44,7 +44,8 @@ Shared code of the five scripts, in rooms. Each imports only from those above it
       recommended        one word for the options that docs/settings.md recommends
 
     runs/
-      options            what each script can be told
+      options            what each script that trains or evaluates can be told
+      harmful_samples    what generate_data.py can be told
       extensible         options that may ask for extensions
       command            how every script ends: error line, exit status
       stopping           signals, and what a run lets go of at its end

@@ -38,9 +38,8 @@ class FederatedTrainer(LocalTrainer):
         model: TravellingModel,
         volumes: Volumes,
         test_set: pd.DataFrame | None = None,
-        evaluation_batch: int | None = None,
     ):
-        super().__init__(model, volumes, test_set=test_set, evaluation_batch=evaluation_batch)
+        super().__init__(model, volumes, test_set=test_set)
         self._ask = ask
         self._log = logging.getLogger("travelling")
         self.center_of: dict[str, str] = {}
@@ -107,7 +106,7 @@ class FederatedTrainer(LocalTrainer):
         return {"checksums": checksums, "means": list(self._volumes.means.values())}
 
     def known(self, subjects: list[str]) -> dict:
-        """Where images lie; centers are not asked how far they are from each other, unless for the screen."""
+        """Where images lie."""
         return {SPACE: self._volumes.space}
 
     def _ask_in(self, question, subjects, refuse, **about):
