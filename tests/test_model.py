@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 
-import travelling.network.model
+import travelling.network.saved_model
 from travelling.errors import InputError
 from travelling.network import backend, sfcn
 from travelling.network.inference_network import can_fold, prediction_function
@@ -502,7 +502,7 @@ def test_a_model_that_hdf5_would_read_for_ever_is_one_error(tmp_path):
     path = tmp_path / "encoder.h5"
     path.write_bytes(content)
     with (
-        mock.patch.object(travelling.network.model, "HDF5_TIMEOUT", 2),
+        mock.patch.object(travelling.network.saved_model, "HDF5_TIMEOUT", 2),
         pytest.raises(InputError, match=rf"{path}: damaged HDF5 file \(its reading does not end\)"),
     ):
         TravellingModel.load(path, path, SHAPE)

@@ -25,6 +25,7 @@ Shared code of the five scripts, in rooms. Each imports only from those above it
       sfcn               the network
       inference_network  the same, as evaluation needs it
       model              everything that travels: train, predict, keep, restore, save, load
+      saved_model        reading what model has saved, and published models
       model_files        names of model files, their cycles and their records
       backend            the only place that knows which Keras backend runs
 
