@@ -25,7 +25,6 @@ Shared code of the five scripts, in rooms. Each imports only from those above it
       sfcn               the network
       inference_network  the same, as evaluation needs it
       model              everything that travels: train, predict, keep, restore, save, load
-      saved_model        reading what model has saved, and published models
       model_files        names of model files, their cycles and their records
       backend            the only place that knows which Keras backend runs
 
@@ -33,7 +32,7 @@ Shared code of the five scripts, in rooms. Each imports only from those above it
       cohort             the CSV: subjects and centers
       nifti              files of images: reading, checking, writing
       volumes            the images of a run: each decoded once, all in one space
-      cache              memory for decoded images, and what tells one image from another
+      cache              decoded images in memory and in memory-mapped files
       local_trainer      brings images and network together, on this machine
       harm               kinds of harmful images
 
@@ -45,8 +44,7 @@ Shared code of the five scripts, in rooms. Each imports only from those above it
       recommended        one word for the options that docs/settings.md recommends
 
     runs/
-      options            what each script that trains or evaluates can be told
-      harmful_samples    what generate_data.py can be told
+      options            what each script can be told
       extensible         options that may ask for extensions
       command            how every script ends: error line, exit status
       stopping           signals, and what a run lets go of at its end

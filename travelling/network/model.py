@@ -20,7 +20,6 @@ import keras
 import numpy as np
 from numpy.typing import ArrayLike
 
-from travelling.network.inference_network import look_function, prediction_function
 from travelling.network.model_files import MODEL_SHA256, RANDOM_STATE, RECORD
 from travelling.network.sfcn import build_classifier, build_encoder
 
@@ -43,11 +42,7 @@ class TravellingModel:
         self.network.optimizer.build(self.network.trainable_variables)
         self._training_step = backend.compile_training_step(self.network)
         self._keep, self._restore = backend.compile_keep_and_restore(self.state)
-        self._prediction = backend.compile_prediction(
-            *prediction_function(encoder, classifier), self.network.input_shape[1:]
-        )
-        # Compiled by those who ask for them.
-        self._look: Callable[[np.ndarray, int | None], np.ndarray] | None = None
+        self._compiled: dict[Callable, Callable[[np.ndarray, int | None], np.ndarray]] = {}
 
     @staticmethod
     def optimizer(learning_rate: float) -> keras.optimizers.Optimizer:
@@ -105,7 +100,9 @@ class TravellingModel:
 
         ``largest_batch`` is that of the evaluation that these images are a part of (None: they are all).
         """
-        return self._prediction(images, largest_batch)[:, 0]
+        from travelling.network.inference_network import prediction_function  # training needs none of it
+
+        return self._compile(prediction_function)(images, largest_batch)[:, 0]
 
     def look(self, images: np.ndarray, largest_batch: int | None = None) -> np.ndarray:
         """What the network sees of each of images (batch, z, y, x, 1), beside what BatchNorm has learned of.
@@ -113,11 +110,16 @@ class TravellingModel:
         Float32 of shape (batch, 2 x sum of :attr:`channels` + 1), see
         :func:`travelling.network.inference_network.look_function`; ``largest_batch`` as in :meth:`predict`.
         """
-        if self._look is None:
-            self._look = backend.compile_prediction(
-                *look_function(self.encoder, self.classifier), self.network.input_shape[1:]
-            )
-        return self._look(images, largest_batch)
+        from travelling.network.inference_network import look_function
+
+        return self._compile(look_function)(images, largest_batch)
+
+    def _compile(self, make):
+        """What ``make(encoder, classifier)`` gives, compiled once for those who ask for it."""
+        if make not in self._compiled:
+            variables, function = make(self.encoder, self.classifier)
+            self._compiled[make] = backend.compile_prediction(variables, function, self.network.input_shape[1:])
+        return self._compiled[make]
 
     def keep(self) -> list:
         """A copy of everything that travels, on the device."""

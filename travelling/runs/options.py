@@ -39,7 +39,8 @@ class Images(Orientation):
         "memory for decoded images (default: half of what is free)", number(float, 0), None, metavar="GB"
     )
     cache_dir: Path | None = option(
-        "on whose disk decoded images beyond that lie, in files without a name (default: that of the results)",
+        "for the decoded images beyond that; it stays and may be shared by runs (default: run_image_cache in the "
+        "folder of the results, removed at the end)",
         Path,
         None,
         metavar="FOLDER",
@@ -215,7 +216,7 @@ class CenterSite(Images):
     cache_dir: Path | None = changed(
         Images,
         "cache_dir",
-        words="on whose disk decoded images beyond that lie, in files without a name (default: the private folder)",
+        words="for the decoded images beyond that (default: image_cache in the private folder; it stays there)",
     )
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from travelling.method.trainer import Trainer
     from travelling.network.model import TravellingModel
-    from travelling.runs.harmful_samples import HarmfulSamples
+    from travelling.runs.harm_options import HarmfulSamples
     from travelling.runs.options import Overwrite
 
 

@@ -1,4 +1,4 @@
-"""What generate_data.py can be told: apart from :mod:`travelling.runs.options`, whose scripts train or evaluate."""
+"""What the script that makes harmful images can be told; it imports nothing that only training needs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
