@@ -190,9 +190,9 @@ def write_images(jobs: list[Job], settings: HarmfulSamples, finished: Collection
 
 def write_harmful(source: Path, kind: str, target: Path, settings: HarmfulSamples, seed: tuple[int, ...]) -> None:
     """Make one harmful image; ``target`` appears only when it is complete."""
-    from travelling.images.nifti import write_image
+    from travelling.images.nifti import read_image, write_image
 
-    image = harm.read_source(source, kind, settings.maximum)
+    image = read_image(source)
     try:
         harmful = harm.make_harmful(image, kind, settings.maximum, seed)
     except InputError as error:
