@@ -20,7 +20,6 @@ import travelling.runs.command
 from travelling.errors import InputError
 from travelling.images.nifti import read_image
 from travelling.images.volumes import Volumes
-from travelling.method.metrics import performance
 from travelling.network.model_files import cycles_to_run, model_pairs, pretrained_files
 from travelling.runs.run import Run
 
@@ -181,12 +180,6 @@ def test_inference_does_without_one_class(command, cohort, tmp_path):
 def test_a_column_of_the_test_set_has_no_name_of_a_result(command, cohort, tmp_path):
     test = some_rows(cohort / "test_set.csv", tmp_path / "test.csv", slice(8), cycle=range(8))
     refused("inference", *command("inference", {"-fn": test}), cwd=tmp_path, names=[test, "column 'cycle'"])
-
-
-def test_a_diverged_model_has_metrics_too():
-    metrics = performance(np.array([0, 1, 0, 1]), np.full(4, np.nan, np.float32))
-    assert np.isnan(metrics["AUC_ROC"])
-    assert metrics["accuracy"] == 0  # as quality control counts it: a misdiagnosis, whatever the label
 
 
 # Images
@@ -477,14 +470,6 @@ def test_folder_without_pairs_of_models(files, culprit, tmp_path):
     assert input_error(model_pairs, tmp_path, tmp_path).startswith(f"{tmp_path / culprit}: ")
 
 
-def test_inference_needs_models_in_its_folder(command, tmp_path):
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    refused("inference", *command("inference", {"-en": empty, "-pd": empty}), cwd=tmp_path, names=[empty])
-    refused("inference", *command("inference", {"-pd": "none"}), cwd=tmp_path, names=["none"])
-    refused("inference", *command("inference"), "--first-cycle", 8, cwd=tmp_path, names=["there are cycles 6, 7"])
-
-
 @pytest.mark.parametrize("script", ["dirty", "quality_control"])
 def test_a_folder_of_models_to_go_on_from(script, command, models, tmp_path):
     """The last one, or that before --first-cycle; what is there is named where that one is not."""
@@ -511,16 +496,6 @@ def test_the_files_that_a_run_goes_on_from(models, tmp_path):
     unknown = tmp_path / "path_encoder.h5"
     unknown.touch()
     assert "tells its cycle" in input_error(model_pairs, unknown, last[1])
-
-
-@pytest.mark.parametrize(
-    ("surplus", "names"), [("encoder_x_05.keras", ["no classifier of cycle 5"]), ("encoder_x_7.keras", ["_07.keras"])]
-)
-def test_inference_needs_one_pair_for_each_cycle(surplus, names, command, models, tmp_path):
-    folder = shutil.copytree(models, tmp_path / "models")
-    (folder / surplus).touch()
-    arguments = command("inference", {"-en": folder, "-pd": folder})
-    refused("inference", *arguments, cwd=tmp_path, names=[folder, *names])
 
 
 # Where results go
@@ -641,37 +616,31 @@ def test_a_harmful_sample_is_replaced_on_demand_only(tmp_path):
     read_image(tmp_path / "out" / "x_clip.nii.gz")
 
 
-def test_an_original_is_never_overwritten(tmp_path):
-    t1(tmp_path / "x.nii.gz")
-    t1(tmp_path / "x_inv.nii.gz")
-    images = ("-i", "x.nii.gz", "x_inv.nii.gz", "--output-folder", ".", "--overwrite")
-    line = refused("generate", *images, cwd=tmp_path, names=["x_inv.nii.gz"])
-    assert "original" in line
-
-
-def test_an_experiment_never_overwrites_its_training_set(command, cohort, tmp_path):
-    training = some_rows(cohort / "training_set.csv", tmp_path / "training_set.csv")
-    arguments = command("generate", {"-fn_train": training})
-    line = refused(
-        "generate", *arguments, "--output-folder", ".", "--overwrite", cwd=tmp_path, names=["training_set.csv"]
-    )
-    assert "original" in line
-
-
-@pytest.mark.parametrize("images", [("x.nii.gz", "x.nii.gz"), ("x.nii.gz", "other/x.nii.gz")])
-def test_two_samples_of_one_name(images, tmp_path):
+@pytest.mark.parametrize(
+    ("images", "folder", "words"),
+    [
+        (["x.nii.gz", "x_inv.nii.gz"], ".", "x_inv.nii.gz: an original is never overwritten"),
+        (["x.nii.gz", "x.nii.gz"], "out", "x_inv.nii.gz: two harmful images"),
+        (["x.nii.gz", "other/x.nii.gz"], "out", "x_inv.nii.gz: two harmful images"),
+    ],
+)
+def test_names_of_samples(images, folder, words, tmp_path):
     for image in images:
         t1(tmp_path / image)
-    refused("generate", "-i", *images, "--output-folder", "out", cwd=tmp_path, names=["x_inv.nii.gz"])
+    refused("generate", "-i", *images, "--output-folder", folder, "--overwrite", cwd=tmp_path, names=[words])
 
 
-def test_an_experiment_needs_enough_subjects_and_centers(command, tmp_path):
-    whole = [*command("generate"), "--centers", 8, "--images", 5]
-    line = refused("generate", *whole, cwd=tmp_path, names=["--centers", "--images"])
-    assert "40 sources" in line
-    assert "39 subjects" in line
-    single = [*command("generate"), "--experiment", "single", "--centers", 9]
-    assert "8" in refused("generate", *single, cwd=tmp_path, names=["--centers: 9"])
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        (["--output-folder", ".", "--overwrite"], ["training_set.csv", "an original"]),
+        (["--centers", 8, "--images", 5], ["--centers x --images: 40 sources", "39 subjects"]),
+        (["--experiment", "single", "--centers", 9], ["--centers: 9", "8"]),
+    ],
+)
+def test_an_experiment_that_cannot_be(options, names, command, cohort, tmp_path):
+    training = some_rows(cohort / "training_set.csv", tmp_path / "training_set.csv")
+    refused("generate", *command("generate", {"-fn_train": training}), *options, cwd=tmp_path, names=names)
 
 
 def test_a_second_experiment_does_not_join_the_centers_of_the_first(command, cohort, tmp_path):
