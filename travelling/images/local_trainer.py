@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from travelling.network.model import TravellingModel
 
 INTENSITY = "mean_intensity"  # key in a model's record: the median of the images that it has trained on
-SAME_SCALE = 2  # times by which that of a set of images may differ from it
+SAME_SCALE = 1.5  # times by which that of a set of images may differ from it
 
 
 def images_at_once(shape: tuple[int, ...]) -> int:
