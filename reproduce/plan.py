@@ -23,10 +23,10 @@ from travelling.beyond.groups import GroupOptions
 from travelling.beyond.screen import ScreenOptions
 from travelling.option import changed, option, to_command_line
 from travelling.runs import command
+from travelling.runs.harm_options import HarmfulSamples
 from travelling.runs.options import (
     Device,
     DirtyBaseline,
-    HarmfulSamples,
     Inference,
     LocalQualityControl,
     Orientation,

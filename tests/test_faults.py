@@ -447,7 +447,7 @@ def saved_model(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("examples", [300])
 def test_a_damaged_model_is_the_model_or_one_error(examples, kind, shape, saved_model, tmp_path):
-    from travelling.network import model
+    from travelling.network import saved_model
     from travelling.network.model import TravellingModel
 
     good, classifier, bad = (
@@ -465,7 +465,7 @@ def test_a_damaged_model_is_the_model_or_one_error(examples, kind, shape, saved_
 
     def attempt(damage):
         bad.write_bytes(damage)
-        with mock.patch.object(model, "HDF5_TIMEOUT", 10):
+        with mock.patch.object(saved_model, "HDF5_TIMEOUT", 10):
             found = refusal(bad, load, bad)
         if found is None:
             return "refused"

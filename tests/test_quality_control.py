@@ -23,10 +23,10 @@ from fake_trainer import (
 
 from travelling.beyond.evidence import Evidence, EvidenceOptions, auroc_fell, more_misdiagnosed
 from travelling.beyond.screen import Screen, is_strange
+from travelling.beyond.screen.eyes import related
 from travelling.beyond.screen.looks import LOOKS, Distance, Mirrored
 from travelling.beyond.screen.scores import Scores, by_others, least_rate, limit_rank
 from travelling.errors import InputError, VisitFailed
-from travelling.images.cohort import related
 from travelling.method.metrics import Evaluation, evaluate
 from travelling.method.order import travelling_order
 from travelling.method.protocol import PROTOCOLS

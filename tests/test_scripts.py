@@ -373,32 +373,6 @@ def test_the_table_of_a_gpu_is_made_on_a_cpu_too():
     assert all(float(value) > 0 for value in rows["test set kept on the card, volumes/s"])
 
 
-def test_the_ladder_tells_each_cohort_and_strength(tmp_path):
-    header = "model,group,name,level,images,suspects\n"
-    (tmp_path / "a.csv").write_text(
-        f"{header}m,unseen,all,1.0,9,9\nm,harmful,blur,0.5,50,10\nm,harmful,blur,1.0,50,50\n"
-    )
-    (tmp_path / "b.csv").write_text(
-        f"{header}m,harmful,blur,0.5,50,0\nn,harmful,blur,0.5,50,50\nm,harmful,blur,1.0,4,3\n"
-    )
-    (tmp_path / "c.csv").write_text(f"{header}m,harmful,spike,1.0,50,50\n")
-    line = [sys.executable, ROOT / "tests" / "benchmarks" / "ladder.py", "--output", "ladder.png"]
-
-    def ladder(*cohorts):
-        return subprocess.run([*line, *cohorts], cwd=tmp_path, capture_output=True, text=True)
-
-    table = ladder("template=a.csv", "brains=b.csv,a.csv").stdout.splitlines()
-    assert table == [
-        "| kind | template | brains 1 | brains 2 |",
-        "|---|---|---|---|",
-        "| `blur` | 100 / 20 | 75 / 50 | 100 / 20 |",
-    ]
-    assert (tmp_path / "ladder.png").read_bytes().startswith(b"\x89PNG")
-    for wrong, told in ((["a=a.csv", "c=c.csv"], "not of the same kinds"), (["a="], "must be NAME=CSV")):
-        failed = ladder(*wrong)
-        assert (failed.returncode, told in failed.stderr.splitlines()[-1]) == (2, True)
-
-
 @pytest.mark.slow
 def test_every_kind_of_harm_is_screened(cohort, pretrained, tmp_path, monkeypatch, capsys):
     (tmp_path / "cohort").symlink_to(cohort)

@@ -8,7 +8,6 @@ import logging
 import os
 import platform
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -21,7 +20,6 @@ from travelling.files import refuse_read_only, replace_whole, write_whole
 from travelling.network.model_files import MODEL_FILE, model_files
 from travelling.runs import stopping
 from travelling.runs.checkpoint import Checkpoints
-from travelling.runs.options import Overwrite
 from travelling.runs.record import Record, describe, differences
 
 if TYPE_CHECKING:
@@ -29,6 +27,8 @@ if TYPE_CHECKING:
 
     from travelling.method.trainer import Trainer
     from travelling.network.model import TravellingModel
+    from travelling.runs.harm_options import HarmfulSamples
+    from travelling.runs.options import Overwrite
 
 
 class Run:
@@ -48,7 +48,7 @@ class Run:
         self,
         folder: Path | str,
         log: Path | str,
-        arguments: Overwrite,
+        arguments: Overwrite | HarmfulSamples,
         inputs: Mapping[str, Path],
         files: Iterable[Path] = (),
         models: bool = True,
@@ -68,10 +68,9 @@ class Run:
         for place in self._folders:
             refuse_read_only(place)
         self._record = Record(self.folder / record, describe(arguments, inputs, self.folder))
-        self._own_cache = self._record.path.with_name(f"{self._record.path.stem}_image_cache")
         self._times = self._record.path.with_name(self._record.path.name.replace("run.json", "cycles.csv"))
         self._cycle_began: float | None = None  # by the clock, in seconds; None: in an earlier session
-        self.cache_folder = getattr(arguments, "cache_dir", None) or self._own_cache  # for decoded images
+        self.cache_folder = getattr(arguments, "cache_dir", None) or self.folder  # on whose disk decoded images may lie
         self._lock: TextIO | None = None
         self._notices: list[str] = []
         self.log: logging.Logger  # from begin() on
@@ -215,7 +214,6 @@ class Run:
         """Note that the run is complete, and ``more`` in its record."""
         self._record.finish(more)
         self._checkpoints.remove()
-        shutil.rmtree(self._own_cache, ignore_errors=True)
         self._close_log()
         if self._lock:
             self._lock.close()
