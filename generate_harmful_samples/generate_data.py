@@ -30,7 +30,7 @@ from travelling.errors import InputError
 from travelling.images import harm
 from travelling.option import from_command_line
 from travelling.runs import command, stopping
-from travelling.runs.options import HarmfulSamples
+from travelling.runs.harm_options import HarmfulSamples
 
 if TYPE_CHECKING:
     import numpy as np

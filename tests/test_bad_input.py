@@ -19,7 +19,7 @@ import travelling.runs.command
 from travelling.errors import InputError
 from travelling.images.nifti import read_image
 from travelling.images.volumes import Volumes
-from travelling.method.metrics import performance
+from travelling.method.performance import performance
 from travelling.network.model_files import cycles_to_run, model_pairs, pretrained_files
 from travelling.runs.run import Run
 

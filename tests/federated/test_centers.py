@@ -42,7 +42,8 @@ from travelling.beyond.screen.looks import LOOKS
 from travelling.errors import AlreadyDone, InputError, VisitFailed
 from travelling.option import from_command_line
 from travelling.runs import stopping
-from travelling.runs.options import LocalQualityControl, StandardModel
+from travelling.runs.control_options import LocalQualityControl
+from travelling.runs.options import StandardModel
 from travelling_quality_control.federated.center import CenterExecutor, Pseudonyms
 from travelling_quality_control.federated.gate import CENTER_RIGHTS
 from travelling_quality_control.federated.job import refuse_complete, refuse_second, run_jobs

@@ -21,7 +21,6 @@ from travelling.files import refuse_read_only, replace_whole, write_whole
 from travelling.network.model_files import MODEL_FILE, model_files
 from travelling.runs import stopping
 from travelling.runs.checkpoint import Checkpoints
-from travelling.runs.options import Overwrite
 from travelling.runs.record import Record, describe, differences
 
 if TYPE_CHECKING:
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
 
     from travelling.method.trainer import Trainer
     from travelling.network.model import TravellingModel
+    from travelling.runs.harm_options import HarmfulSamples
+    from travelling.runs.options import Overwrite
 
 
 class Run:
@@ -48,7 +49,7 @@ class Run:
         self,
         folder: Path | str,
         log: Path | str,
-        arguments: Overwrite,
+        arguments: Overwrite | HarmfulSamples,
         inputs: Mapping[str, Path],
         files: Iterable[Path] = (),
         models: bool = True,
@@ -148,15 +149,16 @@ class Run:
         if not self._lock:
             self._take_lock()
             self._look()  # another process may have been faster
+        notices = [*notices, *self._notices]
         if self.resumes:
-            self._notices += self._record.resume(device, images or {})
+            notices = self._record.resume(device, images or {}, notices)
         else:
             for path in self._earlier_results():
                 path.unlink()
             self._times.unlink(missing_ok=True)
             self._checkpoints.remove()
             # First: whatever fails from now on, the same command goes on.
-            self._notices += self._record.start(device, images or {})
+            notices = self._record.start(device, images or {}, notices)
         self.log = log = logging.getLogger("travelling")
         log.setLevel(logging.INFO)
         log.propagate = False
@@ -168,10 +170,8 @@ class Run:
         log.info("command: %s", shlex.join(sys.argv))
         log.addHandler(AboveTheBar())
         log.info("device: %s", device)
-        self._notices = [*notices, *self._notices]
-        for notice in self._notices:
+        for notice in notices:
             log.info("notice: %s", notice)
-        self._record.note(self._notices)
         self._cycle_began = time.monotonic()
         stopping.finish_steps_on_signals()
         return log

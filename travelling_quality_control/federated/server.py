@@ -185,7 +185,7 @@ class TravellingController(ModelController):
         trainer = FederatedTrainer(self._ask, model, volumes)
         resumed_at = run.go_on(trainer)
         centers = self._gather(settings.centers, resumed_at, trainer)
-        files = PlainRun(settings, run, model, trainer, centers)
+        files = PlainRun(settings, run, model, trainer, centers, cycles, resumed_at)
         now = self._of_this_job(cycles, resumed_at)
         travel_plainly(trainer, centers, now, settings, learning_rates(settings), files, resumed_at)
         self._finish(run, cycles, resumed_at)
