@@ -18,7 +18,7 @@ from travelling.images import nifti
 from travelling.method.metrics import evaluate
 from travelling.method.quality_control import QualityControl, log_columns
 from travelling.method.travel import travel
-from travelling.runs import options, stopping
+from travelling.runs import control_options, stopping
 from travelling.runs.checkpoint import Checkpoints
 from travelling.runs.controlled_run import ControlledRun, first_evaluation, open_run
 from travelling.runs.log_file import LogFile
@@ -181,7 +181,7 @@ class PredictingTrainer(MortalTrainer):
 def test_the_end_is_compared_with_the_baseline_of_an_earlier_session(tmp_path):
     model = tmp_path / "encoder_x_09.h5"
     model.write_bytes(b"x")
-    settings = options.QualityControl(
+    settings = control_options.QualityControl(
         en=model, pd=model, fn_test=model, fn_save=tmp_path / "qc", output_folder=tmp_path / "run", revisit=1
     )
 

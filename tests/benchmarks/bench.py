@@ -24,14 +24,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from travelling.option import add_to_parser
-from travelling.runs import command, options
+from travelling.runs import command, control_options
 from travelling.runs.options import Device
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SIZES = {"33 x 33 x 33": (33, 33, 33), "40 x 48 x 40": (40, 48, 40), "80 x 96 x 80": (80, 96, 80)}
 FULL_SIZE = "160 x 192 x 160"
 PAPER_TEST_SET = 407  # volumes
-METHOD = options.QualityControl(**dict.fromkeys(("en", "pd", "fn_test", "fn_save")), revisit=1)
+METHOD = control_options.QualityControl(**dict.fromkeys(("en", "pd", "fn_test", "fn_save")), revisit=1)
 
 
 def parse_arguments():

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from travelling.method.settings import WithoutControl
-from travelling.runs import command, options
+from travelling.runs import command, control_options
 
 COLUMNS = (
     "seed", "condition", "rule", "screen", "every", "learning_rate",
@@ -134,7 +134,7 @@ class Bench:
         files = dict.fromkeys(("en", "pd", "fn_test", "fn_save"), Path())
         given = {"rule": rule, "screen": arguments.screen, "revisit": arguments.revisit, "verify_every": every}
         values = files | given | {"learning_rate": arguments.learning_rate}
-        settings = options.QualityControl.knowing(values).made_of(values, str)
+        settings = control_options.QualityControl.knowing(values).made_of(values, str)
         plain = WithoutControl(learning_rate=arguments.learning_rate)
         cycles = range(self.cycle, self.cycle + arguments.cycles)
         centers = subjects_by_center(self.training_set)
