@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import random
 import re
 import runpy
 import signal
@@ -96,33 +95,11 @@ def test_quality_control_eliminates_harmful_centers_and_no_good_image(controlled
     assert len(subjects) == len(pd.read_csv(dirty_cohort / "training_set.csv"))
 
 
-def test_quality_control_log_explains_itself(controlled):
+def test_quality_control_writes_log_and_models_in_their_places(controlled):
+    """What the rows must say is what the audit checks, below."""
     log = pd.read_csv(controlled / "qc.csv", keep_default_na=False)
     assert list(log.columns) == QC_COLUMNS
-    baseline = log.iloc[0]
-    assert (baseline["Cycle"], baseline["Subject"], baseline["Study"], baseline["Phase"]) == (
-        0,
-        "n/a",
-        "n/a",
-        "baseline",
-    )
-    reference = baseline[["PFP", "PFN"]].to_list()
-    for _, row in log.iloc[1:].iterrows():
-        assert [float(row["Reference_PFP"]), float(row["Reference_PFN"])] == reference
-        tolerance = 0.02 * len(row["Subjects"].split(";"))
-        assert float(row["Tolerance"]) == pytest.approx(tolerance)
-        rises = (row["PFP"] - reference[0], row["PFN"] - reference[1])
-        assert row["Ignored"] == int(max(rises) > tolerance + 1e-9)
-        assert row["PFP"] == row["FP"] / 20
-        if not row["Ignored"]:
-            reference = [row["PFP"], row["PFN"]]
-    flagged = log[(log["Phase"] == "subject") & (log["Ignored"] == 1)]
-    revisits = log[log["Phase"] == "revisit"].set_index("Subject")
-    for _, row in flagged[flagged["Cycle"] < 10].iterrows():
-        assert revisits.loc[row["Subject"], "Cycle"] == row["Cycle"] + 1
-
-
-def test_quality_control_writes_models_and_log_in_their_places(controlled):
+    assert log.loc[0, ["Cycle", "Subject", "Study", "Phase"]].to_list() == [0, "n/a", "n/a", "baseline"]
     assert {path.name for path in controlled.iterdir()} == {"qc.csv", "qc_subjects.csv", "qc.log", "qc_run"}
     assert len(list((controlled / "qc_run").glob("*.keras"))) == 6
 
@@ -143,24 +120,6 @@ def test_inference_evaluates_the_chosen_cycles(cohort, pretrained, tmp_path):
     accuracy = np.mean(last["preds"] == last["ground_truth"])
     assert metrics["accuracy"].iloc[-1] == pytest.approx(accuracy)
     assert "Path" not in predictions.columns
-
-
-@pytest.mark.slow
-def test_same_seed_same_models(cohort, tmp_path):
-    for name in ("first", "second"):
-        done = run_here(
-            "standard", "-fn_train", cohort / "training_set.csv", "-cycles", 1, "--width", 0.05,
-            "--output-folder", name, cwd=tmp_path,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-    from travelling.network.model import TravellingModel
-
-    states = []
-    for name in ("first", "second"):
-        pair = (tmp_path / name / f"{part}_distributed_BS5_00.keras" for part in ("encoder", "classifier_PD"))
-        model, _, _ = TravellingModel.load(*pair, (35, 34, 33))
-        states.append([variable.numpy() for variable in model.state])
-    assert all(np.array_equal(one, other) for one, other in zip(*states, strict=True))
 
 
 def test_one_image_becomes_two_harmful_ones_with_its_geometry(cohort, tmp_path):
@@ -331,33 +290,6 @@ def test_inference_skips_what_it_has_finished(cohort, controlled, tmp_path):
     assert done.returncode == 0, done.stderr
     assert [f"cycle {cycle}: AUROC" in done.stderr for cycle in (8, 9, 10)] == [False, True, True]
     assert [path.read_bytes() for path in results] == whole
-
-
-@pytest.mark.slow
-def test_quality_control_survives_fifty_kills(controlled, control_options, tmp_path):
-    """Killed at any moment: while it starts, trains, verifies, saves; also again before it has got any further."""
-    generator = random.Random(50)
-    kills, runs, folder = 0, 0, tmp_path / "0"
-    folder.mkdir()
-    while kills < 50 or not runs:
-        process = start("quality_control", *control_options, cwd=folder)
-        if kills < 50:
-            target = rows(folder / "qc.csv") + generator.choice([-99, 0, 1, 3, 5, 8, 13])
-            while rows(folder / "qc.csv") <= target and process.poll() is None:
-                time.sleep(0.01)
-            time.sleep(generator.uniform(0, 1))
-            process.kill()
-        _, errors = process.communicate()
-        assert b"Traceback" not in errors, errors
-        kills += process.returncode != 0
-        if process.returncode == 0:  # the next kills hit another run
-            for name in ("qc.csv", "qc_subjects.csv"):
-                assert (folder / name).read_bytes() == (controlled / name).read_bytes()
-            assert models(folder / "qc_run") == models(controlled / "qc_run")
-            runs += 1
-            folder = tmp_path / str(runs)
-            folder.mkdir()
-    print(f"{kills} kills, {runs} runs, every one equal to an uninterrupted one")
 
 
 @pytest.mark.slow

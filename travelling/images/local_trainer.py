@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from travelling.network.model import TravellingModel
 
 INTENSITY = "mean_intensity"  # key in a model's record: the median of the images that it has trained on
-SAME_SCALE = 1.5  # times by which that of a set of images may differ from it
+USUAL_SCALE = 1.5  # times by which that of a set of images may differ from it
 
 
 def images_at_once(shape: tuple[int, ...]) -> int:
@@ -113,7 +113,7 @@ class LocalTrainer:
             f"the mean intensity of the {name} images is {mean:.3g}, that of those which the model has trained on "
             f"{known:.3g}: is their scale of intensities another?"
             for name, mean in usual.items()
-            if known and not known / SAME_SCALE <= mean <= known * SAME_SCALE
+            if known and not known / USUAL_SCALE <= mean <= known * USUAL_SCALE
         ]
 
     def _per_subject(self, subjects, function):

@@ -147,15 +147,16 @@ class Run:
         if not self._lock:
             self._take_lock()
             self._look()  # another process may have been faster
+        notices = [*notices, *self._notices]
         if self.resumes:
-            self._notices += self._record.resume(device, images or {})
+            notices = self._record.resume(device, images or {}, notices)
         else:
             for path in self._earlier_results():
                 path.unlink()
             self._times.unlink(missing_ok=True)
             self._checkpoints.remove()
             # First: whatever fails from now on, the same command goes on.
-            self._notices += self._record.start(device, images or {})
+            notices = self._record.start(device, images or {}, notices)
         self.log = log = logging.getLogger("travelling")
         log.setLevel(logging.INFO)
         log.propagate = False
@@ -167,10 +168,8 @@ class Run:
         log.info("command: %s", shlex.join(sys.argv))
         log.addHandler(AboveTheBar())
         log.info("device: %s", device)
-        self._notices = [*notices, *self._notices]
-        for notice in self._notices:
+        for notice in notices:
             log.info("notice: %s", notice)
-        self._record.note(self._notices)
         self._cycle_began = time.monotonic()
         stopping.finish_steps_on_signals()
         return log
