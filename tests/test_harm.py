@@ -265,6 +265,4 @@ def test_help_and_docs_know_every_kind():
     for kind, entry in harm.KINDS.items():
         strength = "" if entry.strength is None else f"{entry.strength:g}"
         assert re.search(rf"^ +{kind} +X{harm.suffix(kind)}: .*{strength}", table, re.MULTILINE)
-        published = kind in harm.PUBLISHED
-        row = rf"^- \*{kind}\*, `X{harm.suffix(kind)}" if published else rf"^\| `{kind}` \|.*\|.*\b{strength}\b.*\|$"
-        assert re.search(row if strength or published else rf"^\| `{kind}` \|.*\| \|$", page, re.MULTILINE), kind
+        assert f"`{kind}`" in page, kind

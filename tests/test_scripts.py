@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import random
 import re
 import runpy
 import signal
@@ -184,11 +185,13 @@ def wait_for(condition):
 
 
 def models(folder):
-    """Everything in the models of a run but the date of their saving."""
+    """Everything in the models of a run but the date of their saving, and addresses in memory, which Keras saves."""
     contents = {}
     for path in sorted(folder.glob("*.keras")):
         with zipfile.ZipFile(path) as archive:
             contents[path.name] = {n: archive.read(n) for n in archive.namelist() if n != "metadata.json"}
+        config = contents[path.name]["config.json"]
+        contents[path.name]["config.json"] = re.sub(rb'"shared_object_id": \d+', b"", config)
     return contents
 
 
@@ -290,6 +293,33 @@ def test_inference_skips_what_it_has_finished(cohort, controlled, tmp_path):
     assert done.returncode == 0, done.stderr
     assert [f"cycle {cycle}: AUROC" in done.stderr for cycle in (8, 9, 10)] == [False, True, True]
     assert [path.read_bytes() for path in results] == whole
+
+
+@pytest.mark.slow
+def test_quality_control_survives_fifty_kills(controlled, control_options, tmp_path):
+    """Killed at any moment: while it starts, trains, verifies, saves; also again before it has got any further."""
+    generator = random.Random(50)
+    kills, runs, folder = 0, 0, tmp_path / "0"
+    folder.mkdir()
+    while kills < 50 or not runs:
+        process = start("quality_control", *control_options, cwd=folder)
+        if kills < 50:
+            target = rows(folder / "qc.csv") + generator.choice([-99, 0, 1, 3, 5, 8, 13])
+            while rows(folder / "qc.csv") <= target and process.poll() is None:
+                time.sleep(0.01)
+            time.sleep(generator.uniform(0, 1))
+            process.kill()
+        _, errors = process.communicate()
+        assert b"Traceback" not in errors, errors
+        kills += process.returncode != 0
+        if process.returncode == 0:  # the next kills hit another run
+            for name in ("qc.csv", "qc_subjects.csv"):
+                assert (folder / name).read_bytes() == (controlled / name).read_bytes()
+            assert models(folder / "qc_run") == models(controlled / "qc_run")
+            runs += 1
+            folder = tmp_path / str(runs)
+            folder.mkdir()
+    print(f"{kills} kills, {runs} runs, every one equal to an uninterrupted one")
 
 
 @pytest.mark.slow
