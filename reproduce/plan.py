@@ -58,6 +58,8 @@ DEMO = {
 }  # fmt: skip
 # Its experiments: the published kinds of harm, and one that the published rule does not see.
 DEMO_CONDITIONS = (("whole_centers", "inverted"), ("whole_centers", "noise_in_range"), ("single", "noise"))
+# Options that change no figure of the demo.
+INDIFFERENT = ("output_folder", "without_dirty", "jobs", "dry_run", "overwrite", "deterministic", "reorient")
 PUBLISHED_SEEDS = {"train": 40, "harm": 42, "dirty": 42, "control": 42}
 # A cycle's generator has the seed plus its cycle, so seeds that are close would share the orders of many cycles.
 BETWEEN_SEEDS = 1000
@@ -167,6 +169,13 @@ class Study(Device, Orientation):
         for name in ("train", "test", "output_folder"):  # the scripts run in the study's folder
             if getattr(self, name):
                 setattr(self, name, getattr(self, name).resolve())
+
+    def is_whole_demo(self) -> bool:
+        """Whether this is the demo as it was measured: with its defaults, as far as they decide a result."""
+        plain = Study(demo=True)
+        plain.check(str)
+        told, usual = ({**vars(one), **dict.fromkeys(INDIFFERENT)} for one in (self, plain))
+        return told == usual
 
 
 @dataclass(frozen=True)

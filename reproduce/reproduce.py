@@ -31,6 +31,7 @@ from travelling.beyond.screen import FALSE_ALARMS
 from travelling.errors import InputError
 from travelling.option import from_command_line
 from travelling.runs import command
+from travelling.words import some
 
 
 def main() -> None:
@@ -150,7 +151,7 @@ def describe(steps: list, left: list, arguments: Study) -> str:
 def evaluate(folder: Path, arguments: Study) -> None:
     """Make tables, figures and report, and print the tables that matter most."""
     # Only now, so that --help answers at once.
-    from evaluation import report
+    from evaluation import demo_runs, report
     from evaluation.figures import overview, render
     from evaluation.records import read_study
     from evaluation.tables.detection import summary_of_detection
@@ -169,6 +170,13 @@ def evaluate(folder: Path, arguments: Study) -> None:
         print(f"\n{title}\n\n{view.to_string(index=False)}")
     if len(study.settings) > 1:
         print("", *(textwrap.fill(line, 100, subsequent_indent="  ") for line in settings_in_words(tables)), sep="\n")
+    if arguments.is_whole_demo() and demo_runs.MEASURED.is_file():
+        measured = demo_runs.read_measured()
+        runs = len(measured[[*demo_runs.MADE_BY, "seed"]].drop_duplicates())
+        print(
+            f"\nThis run, and the smallest and the largest of {some(runs, 'run')} that were measured (docs/demo.md)\n"
+        )
+        print(demo_runs.place(study, measured).to_string(index=False))
 
 
 if __name__ == "__main__":
