@@ -4,10 +4,11 @@ Reads a folder as reproduce/reproduce.py makes it, or one with such a layout in 
 
     tables/      as CSV (all numbers, one case a row) and LaTeX (for readers)
     figures/     as PNG and PDF, one style, safe for the colour-blind
-    report.html  summary in plain words, tables that can be sorted, figures, what happened at every center and to every
-                 eliminated subject, the records of the runs, and a paragraph for a paper's methods; needs no network
+    report.html  summary in plain words, tables that can be sorted, figures, links to a page of every run with every
+                 decision, the records of the runs, and a paragraph for a paper's methods; needs no network
 
-What is not there is n/a, and notes say why. They hold ids and no images; report.py --with-images shows those of a run.
+What is not there is n/a, and notes say why. The pages hold no images;
+report.py --with-images shows those of a run.
 
 Example:
     python reproduce/evaluate.py demo

@@ -222,10 +222,11 @@ def _plan_of_seed(arguments, cohort, place, seed):
         reads += [model / "run.json"] if model else []
         if script in PUBLISHED_SEEDS:
             values = values | {"seed": PUBLISHED_SEEDS[script] + seed}
+        if script != "harm":
+            values = values | given("reorient")
         line = (SCRIPTS[script], *to_command_line(OPTIONS[script], **values))
-        options = () if script == "harm" else tuple(to_command_line(OPTIONS[script], **given("reorient")))
         results = tuple(Path(f"{target}{result}") for result in results)
-        steps.append(Step(str(target), line, tuple(reads), results, options, **facts))
+        steps.append(Step(str(target), line, tuple(reads), results, **facts))
 
     def train(target, script, values, results=(), **facts):
         values = values | {"output_folder": target, **given("protocol", "precision", "deterministic")}

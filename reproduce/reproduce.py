@@ -83,11 +83,11 @@ def read_cohort(arguments: Study) -> Cohort:
 
 def demo_cohort(arguments: Study) -> Cohort:
     """The demo cohort, which may not be made yet."""
-    import pandas as pd
-    from make_demo_cohort import CENTERS_FILE, check_spacing, plan_cohort
+    from demo_subjects import plan_cohort
+    from make_demo_cohort import check_spacing
 
     check_spacing(arguments.spacing)
-    training, test = plan_cohort(pd.read_csv(CENTERS_FILE), arguments.shrink)
+    training, test, _ = plan_cohort(arguments.shrink)
     place = Path("cohort")
     sizes = list(Counter(row["Study"] for row in training).values())
     return Cohort(place / "training_set.csv", place / "test_set.csv", sizes, len(test), {})
@@ -154,7 +154,6 @@ def evaluate(folder: Path, arguments: Study) -> None:
     from evaluation import demo_runs, report
     from evaluation.figures import overview, render
     from evaluation.records import read_study
-    from evaluation.tables.detection import summary_of_detection
     from evaluation.tables.performance import summary_of_performance
     from evaluation.tables.settings import settings_in_words, summary_of_settings
 
@@ -163,13 +162,10 @@ def evaluate(folder: Path, arguments: Study) -> None:
     if arguments.demo and arguments.conditions == DEMO_CONDITIONS and PUBLISHED in arguments.settings:
         (folder / "demo.png").write_bytes(render(overview(study)))  # shows images, and these are nobody's
     views = {f"Diagnoses of the test set after cycle {arguments.cycles - 1}": summary_of_performance(tables)}
-    views["Images found (numbers by cycle in brackets)"] = summary_of_detection(tables)
-    if len(study.settings) > 1:
-        views["The settings side by side"] = summary_of_settings(tables)
+    views["The settings side by side"] = summary_of_settings(tables)
     for title, view in views.items():
         print(f"\n{title}\n\n{view.to_string(index=False)}")
-    if len(study.settings) > 1:
-        print("", *(textwrap.fill(line, 100, subsequent_indent="  ") for line in settings_in_words(tables)), sep="\n")
+    print("", *(textwrap.fill(line, 100, subsequent_indent="  ") for line in settings_in_words(tables)), sep="\n")
     if arguments.is_whole_demo() and demo_runs.MEASURED.is_file():
         measured = demo_runs.read_measured()
         runs = len(measured[[*demo_runs.MADE_BY, "seed"]].drop_duplicates())

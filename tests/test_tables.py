@@ -35,7 +35,6 @@ from evaluation.intervals import metric_replicates, paired_p_value, percentile_i
 from evaluation.records import read_study
 from evaluation.render import to_latex, write_tables
 from evaluation.tables import Table, make_tables
-from evaluation.tables.detection import summary_of_detection
 from evaluation.tables.performance import summary_of_performance
 from evaluation.tables.settings import settings_in_words, summary_of_settings
 
@@ -361,9 +360,6 @@ def test_other_tables_of_a_study_with_several_settings(two_settings, tables):
     assert found["flagged"]["whole_centers", SETTING, "good"] == 2
     assert found["first_flagged_cycles"]["whole_centers", SETTING, "harmful"] == "10: 2"
     assert found["flagged"]["whole_centers", "published", "good"] == 1
-    rows = summary_of_detection(made_of_two).set_index(["experiment", "setting"])
-    assert rows["good flagged"]["whole centers", "evidence, screen"] == "2 (10: 2)"
-    assert rows["harmful images"]["clean", "evidence, screen"] == "0"
 
     def cost(column, model=SCREENED, table="cost"):
         return cell(made_of_two[table], column, model=model, experiment="whole_centers")
@@ -464,7 +460,7 @@ def test_what_is_missing_is_not_available(folder):
     assert "not tested after cycle 12 (the last is 11)" in text
     assert "quality_control: not finished" in text
     assert "| n/a |" in text
-    assert summary_of_detection(tables)["harmful flagged"].tolist() == ["n/a"]
+    assert summary_of_settings(tables)["harmful eliminated (flagged)"].tolist() == ["n/a"]
     assert "nan" not in text
 
 
@@ -487,84 +483,44 @@ def test_one_class_subgroup(folder):
     assert np.isnan(cell(tables["fairness"], "value", gap="male - female", metric="AUC_ROC", model="clean"))
 
 
-def broken_predictions(folder):
-    change(folder / "clean" / "inference_predictions.csv", "preds_raw", "much", Subject="t4", cycle=12)
-    return "clean/inference_predictions.csv, row 16: preds_raw is not a number"
-
-
-def other_labels(folder):
+def in_both_cycles(path, column, value, **where):
     for cycle in (11, 12):
-        change(folder / CONDITION / DIRTY / "inference_predictions.csv", "ground_truth", 1, Subject="t4", cycle=cycle)
-    return "dirty_baseline: tested on other subjects or labels than"
+        change(path, column, value, cycle=cycle, **where)
 
 
-def other_metrics(folder):
-    (folder / "clean" / "inference_metrics.csv").write_text("cycle,accuracy,AUC_ROC\n11,0.6,0.5\n12,0.9,0.8\n")
-    return "accuracy of cycle 12 is 0.9, its predictions say 0.8"
-
-
-def other_truth(folder):
-    change(folder / CONDITION / "harmful" / "truth.csv", "Subject", "h9", Subject="h2")
-    return "truth.csv, row 3: Subject is not in"
-
-
-def other_kind(folder):
-    (folder / CONDITION).rename(folder / "whole_centers_inverted")
-    return "truth.csv: its Experiment or Kind is not that of its folder"
-
-
-def other_training_set(folder):
-    path = folder / CONDITION / "harmful" / "training_set.csv"
+def without(path, subject):
     table = pd.read_csv(path)
-    table[table["Subject"] != "c7"].to_csv(path, index=False)
-    return "log.csv: trained c7, who is not in"
+    table[table["Subject"] != subject].to_csv(path, index=False)
 
 
-def no_columns(folder):
-    (folder / CONDITION / CONTROLLED / "log.csv").write_text("a,b\n1,2\n")
-    return "log.csv: missing column"
-
-
-def empty_log(folder):
-    (folder / CONDITION / CONTROLLED / "log.csv").write_text("")
-    return "log.csv: not a CSV file"
-
-
-def torn_record(folder):
-    (folder / "clean" / "run.json").write_text('{"script": ')
-    return "run.json: not a record of a run"
-
-
-def record_of_something_else(folder):
-    (folder / "clean" / "run.json").write_text(json.dumps(["a"]))
-    return "run.json: not a record of a run"
-
-
-def two_studies(folder):
-    shutil.copytree(folder / "clean", folder / "seed_1" / "clean")
-    return "has seed folders"
-
-
-def other_setting(folder):
-    write_record(folder / CONDITION / CONTROLLED / "run.json", **MADE_BY[SETTING])
-    return "run.json: made by another setting than that of its folder"
-
-
-def no_options(folder):
-    path = folder / CONDITION / CONTROLLED / "run.json"
+def without_options(path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"options": {"revisit": 1}}))
-    return "run.json: lacks the option protocol"
 
 
-BREAKS = [
-    other_setting, no_options, broken_predictions, other_labels, other_metrics, other_truth, other_kind,
-    other_training_set, no_columns, empty_log, torn_record, record_of_something_else, two_studies,
+RECORD, PREDICTIONS = f"{CONDITION}/{CONTROLLED}/run.json", "inference_predictions.csv"
+LOG, HARMFUL = f"{CONDITION}/{CONTROLLED}/log.csv", f"{CONDITION}/harmful"
+BREAKS = [  # a file, what is done to it, and what is said
+    (RECORD, lambda path: write_record(path, **MADE_BY[SETTING]), "made by another setting than that of its folder"),
+    (RECORD, without_options, "run.json: lacks the option protocol"),
+    (f"clean/{PREDICTIONS}", lambda path: change(path, "preds_raw", "much", Subject="t4", cycle=12),
+     "clean/inference_predictions.csv, row 16: preds_raw is not a number"),
+    (f"{CONDITION}/{DIRTY}/{PREDICTIONS}", lambda path: in_both_cycles(path, "ground_truth", 1, Subject="t4"),
+     "dirty_baseline: tested on other subjects or labels than"),
+    (f"{HARMFUL}/truth.csv", lambda path: change(path, "Subject", "h9", Subject="h2"), "row 3: Subject is not in"),
+    (f"{HARMFUL}/training_set.csv", lambda path: without(path, "c7"), "log.csv: trained c7, who is not in"),
+    (CONDITION, lambda path: path.rename(path.with_name("whole_centers_inverted")),
+     "truth.csv: its Experiment or Kind is not that of its folder"),
+    (LOG, lambda path: path.write_text("a,b\n1,2\n"), "log.csv: missing column"),
+    (LOG, lambda path: path.write_text(""), "log.csv: not a CSV file"),
+    ("clean/run.json", lambda path: path.write_text('{"script": '), "run.json: not a record of a run"),
+    ("clean/run.json", lambda path: path.write_text('["a"]'), "run.json: not a record of a run"),
+    ("clean", lambda path: shutil.copytree(path, path.parent / "seed_1" / "clean"), "has seed folders"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("damage", BREAKS)
-def test_records_that_contradict_themselves_are_refused(damage, folder):
-    message = damage(folder)
+@pytest.mark.parametrize(("file", "damage", "message"), BREAKS)
+def test_records_that_contradict_themselves_are_refused(file, damage, message, folder):
+    damage(folder / file)
     with pytest.raises(InputError) as error:
         read_study(folder)
     assert message in str(error.value)
@@ -585,27 +541,21 @@ def audited(folder, monkeypatch):
 
 
 def test_every_log_is_audited_with_the_options_of_its_run(folder, audited):
-    study = read_study(folder)
-    (asked,), _ = audited
-    control, record = folder / CONDITION / CONTROLLED, asked.pop("record")
-    assert asked == {
-        "log_csv": control / "log.csv", "train_csv": folder / CONDITION / "harmful" / "training_set.csv",
-        "test_csv": folder / "test_set.csv", "subjects_csv": control / "log_subjects.csv",
-    }  # fmt: skip
-    assert record == json.loads((control / "run.json").read_text())
-    assert study.notes == []
-
-
-def test_a_log_that_the_audit_refuses_is_refused(folder, audited):
-    audited[1].extend(["log.csv, row 7: Ignored is 0, but FPR rose", "log.csv, row 8: another"])
+    asked, violations = audited
+    assert read_study(folder).notes == []
+    control = folder / CONDITION / CONTROLLED
+    assert asked == [
+        {
+            "log_csv": control / "log.csv", "train_csv": folder / CONDITION / "harmful" / "training_set.csv",
+            "test_csv": folder / "test_set.csv", "subjects_csv": control / "log_subjects.csv",
+            "record": json.loads((control / "run.json").read_text()),
+        }
+    ]  # fmt: skip
+    violations.extend(["log.csv, row 7: Ignored is 0, but FPR rose", "log.csv, row 8: another"])
     with pytest.raises(InputError, match=r"^log\.csv, row 7: Ignored is 0, but FPR rose$"):
         read_study(folder)
-
-
-def test_where_the_test_set_is_gone_a_note_tells_that_nothing_was_audited(folder, audited):
     (folder / "test_set.csv").unlink()
     assert read_study(folder).notes == ["test_set.csv: missing, so its log was not audited"]
-    assert audited[0] == []
 
 
 def test_a_table_more_is_one_file_more(folder, monkeypatch, tmp_path):
@@ -647,11 +597,11 @@ def test_summaries_are_what_the_demo_prints(tables):
     performance_rows = summary_of_performance(tables)
     assert performance_rows["AUROC"].tolist() == ["0.896", "0.375", "0.896"]
     assert performance_rows["model"].tolist() == ["clean", "dirty", "quality-controlled"]
-    (row,) = summary_of_detection(tables).to_dict("records")
+    (row,) = summary_of_settings(tables).to_dict("records")
     assert row == {
-        "experiment": "whole centers", "kind": "noise",
-        "harmful images": "2", "harmful flagged": "2 (10: 1, 11: 1)", "harmful eliminated": "2 (11: 1, 12: 1)",
-        "good images": "13", "good flagged": "1 (10: 1)", "good eliminated": "0",
+        "experiment": "whole centers", "kind": "noise", "setting": "published",
+        "harmful eliminated (flagged)": "2 of 2 (2)", "good eliminated (flagged)": "0 of 13 (1)",
+        "FPR": "0.000", "FNR": "0.250", "AUROC": "0.896",
     }  # fmt: skip
 
 

@@ -277,10 +277,7 @@ def _test_set(model):
 
 
 def _read_predictions(folder):
-    """The predictions of a run's inference and the METRICS, of every cycle; (None, None) where there are none.
-
-    Raises InputError where inference wrote other metrics than its predictions tell.
-    """
+    """The predictions of a run's inference and the METRICS, of every cycle; (None, None) where there are none."""
     path = folder / "inference_predictions.csv"
     if not path.is_file():
         return None, None
@@ -297,14 +294,6 @@ def _read_predictions(folder):
         raise InputError(f"{path}: cycle {sizes.idxmin()} has {sizes.min()} subjects, others {sizes.max()}")
     rows = {cycle: performance(group["ground_truth"], group["preds_raw"]) for cycle, group in table.groupby("cycle")}
     metrics = pd.DataFrame.from_dict(rows, orient="index").rename_axis("cycle")
-    path, columns = folder / "inference_metrics.csv", ["accuracy", "AUC_ROC"]
-    if path.is_file():
-        written = read_table(path, ("cycle", *columns), ("cycle", *columns)).set_index("cycle")
-        for cycle, row in metrics.iterrows():
-            for name in columns:
-                there, value = written[name].get(cycle, np.nan), row[name]
-                if not np.isclose(there, value, atol=1e-6, equal_nan=True):
-                    raise InputError(f"{path}: {name} of cycle {cycle} is {there:g}, its predictions say {value:g}")
     return table, metrics
 
 

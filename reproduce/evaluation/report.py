@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from evaluation.diagnoses import ALL, CLEAN_KEY, Diagnoses
@@ -12,10 +11,10 @@ from evaluation.figures import make_figures, write_figures
 from evaluation.intervals import RESAMPLES
 from evaluation.layout import CLEAN, DIRTY, HARM, PARTS, control_folder
 from evaluation.records import Study, in_words
-from evaluation.render import METRIC_NAMES, MISSING, MODEL_NAMES, by_cycle, setting_in_words, write_tables
+from evaluation.render import METRIC_NAMES, MODEL_NAMES, setting_in_words, write_tables
 from evaluation.tables import GOOD, HARMFUL, make_tables, outcomes
 from travelling.files import write_whole
-from travelling_quality_control.reporting.one_run import IN_WORDS, decided_in_words, write_report
+from travelling_quality_control.reporting.one_run import write_report
 from travelling_quality_control.reporting.pages import make_page, versions
 
 FOLDER = Path(__file__).resolve().parent
@@ -69,7 +68,6 @@ def make_report(study: Study, tables: dict, figures: list, resamples: int = RESA
         settings=study.settings,
         pages=pages,
         runs=study.shown_controls,
-        told=[(run, _run(run)) for run in study.shown_controls],
         sizes=_sizes(study.shown_controls),
         summary=[_summary(study, tables, condition) for condition in study.conditions],
         tested=known.iloc[0] if len(known) else None,
@@ -113,40 +111,6 @@ def _summary(study, tables, condition):
         "words": in_words(*condition),
         "run": next(iter(study.runs(condition)), None),
     }
-
-
-def _run(run):
-    """Tables of a run: the images that were flagged, the centers, and the images of those that lost any."""
-    decisions = _decisions(run)
-    eliminated = decisions["decision"] == IN_WORDS["eliminated"]
-    columns = {"images": "one", "harmful": "Harmful", "flagged": "Flagged", "eliminated": "Eliminated"}
-    columns["good eliminated"] = "lost"
-    images = run.images.assign(one=1, lost=run.images["Eliminated"] & ~run.images["Harmful"])
-    centers = images.groupby("Study", sort=False)[[*columns.values()]].sum().set_axis([*columns], axis=1)
-    images["subject"], images["truth"] = images.index, np.where(images["Harmful"], HARMFUL, GOOD)
-    flags = run.flags.groupby("Subject")["Cycle"].agg(by_cycle) if len(run.flags) else pd.Series()
-    images["flags (cycle: number)"] = flags.reindex(images.index).fillna("")
-    outcome = "eliminated in cycle " + images["Eliminated_cycle"].astype(str)
-    images["outcome"] = outcome.where(images["Eliminated"], "in training")
-    images = images.set_index("Study")[["subject", "truth", "flags (cycle: number)", "outcome"]]
-    return {
-        "eliminated": decisions[eliminated],
-        "kept": decisions[~eliminated],
-        "centers": centers.rename_axis("center").reset_index(),
-        "touched": [
-            (name, row, images.loc[[name]]) for name, row in centers.iterrows() if row["harmful"] or row["flagged"]
-        ],
-    }
-
-
-def _decisions(run):
-    """What was decided about every flagged image, and the rows of the log that decided."""
-    rows = []
-    for subject, image in run.images[run.images["Flagged"]].sort_values("First_flagged", kind="stable").iterrows():
-        row = {"subject": subject, "center": image["Study"], "truth": HARMFUL if image["Harmful"] else GOOD}
-        told = dict(zip(("last flag", "revisit"), [*decided_in_words(run, subject), MISSING], strict=False))
-        rows.append(row | {"flags": image["Times_flagged"], **told, "decision": IN_WORDS[image["Decision"]]})
-    return pd.DataFrame(rows, columns=None if rows else ["decision"])
 
 
 def _differing(sessions):

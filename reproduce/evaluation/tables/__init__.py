@@ -19,7 +19,7 @@ from travelling.method.metrics import age_groups
 
 HARMFUL, GOOD = "harmful", "good"
 OUTCOMES = ("flagged", "eliminated")
-SECTIONS = ("diagnoses", "found", "centers", "fairness", "cost")  # of the report, which tells of centers otherwise
+SECTIONS = ("diagnoses", "found", "runs", "fairness", "cost")  # of the report
 _FOUND: list[tuple] = []
 
 
