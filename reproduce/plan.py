@@ -76,6 +76,11 @@ class Study(Device, Orientation):
 
     train: Path = option("training set (docs/data.md)", Path, None, metavar="CSV", group="study")
     test: Path = option("test set", Path, None, metavar="CSV", group="study")
+    holdout: Path | None = option(
+        "subjects by which nothing is decided: the models after the last cycle are tested on them, too (--demo makes "
+        "such a set)",
+        Path, None, metavar="CSV", group="study",
+    )  # fmt: skip
     demo: bool = option("make a synthetic cohort and use that", None, False, group="study")
     output_folder: Path = option(
         "for everything (default with --demo: demo)", Path, None, metavar="FOLDER", group="study"
@@ -152,7 +157,7 @@ class Study(Device, Orientation):
         for name in () if self.demo else ("train", "test", "output_folder"):
             if not getattr(self, name):
                 raise ValueError(f"{spell(name)}: is needed (or --demo)")
-        for name in ("train", "test") if self.demo else ("shrink", "spacing"):
+        for name in ("train", "test", "holdout") if self.demo else ("shrink", "spacing"):
             if getattr(self, name):
                 raise ValueError(f"{spell(name)}: {'--demo makes its own cohort' if self.demo else 'with --demo only'}")
         for name, value in (DEMO if self.demo else PAPER).items():
@@ -166,7 +171,7 @@ class Study(Device, Orientation):
         whole_demo = self.demo and not self.experiments and not self.kinds
         self.conditions = DEMO_CONDITIONS if whole_demo else tuple(dict.fromkeys(chosen))
         self.settings = tuple(dict.fromkeys(self.settings))  # each once
-        for name in ("train", "test", "output_folder"):  # the scripts run in the study's folder
+        for name in ("train", "test", "holdout", "output_folder"):  # the scripts run in the study's folder
             if getattr(self, name):
                 setattr(self, name, getattr(self, name).resolve())
 
@@ -184,6 +189,7 @@ class Cohort:
 
     training_csv: Path
     test_csv: Path
+    holdout_csv: Path | None
     centers: list
     tested: int
     files: dict  # of all images, by subject
@@ -195,7 +201,7 @@ def plan(arguments: Study, cohort: Cohort) -> list:
     if arguments.demo:
         size = to_command_line(Study, shrink=arguments.shrink, spacing=arguments.spacing)
         line = (SCRIPTS["cohort"], "--output-folder", str(cohort.training_csv.parent), *size)
-        results = cohort.training_csv, cohort.test_csv
+        results = cohort.training_csv, cohort.test_csv, cohort.holdout_csv
         steps.append(Step("cohort", line, results=results, overwrites=True, keeps_record=False, alone=True))
     for seed in range(arguments.seeds):
         place = Path() if arguments.seeds == 1 else Path(f"seed_{seed + 1}")
@@ -233,12 +239,17 @@ def _plan_of_seed(arguments, cohort, place, seed):
         add(target, script, values, ["/run.json", *results], **facts)
 
     def go_on(target, script, csv, values, results=(), **facts):
-        """Going on from the pre-trained model, and inference on the models of every cycle."""
+        """Going on from the pre-trained model, and inference on the models of every cycle (hold-out: of the last)."""
         values = {"fn_train": csv, "en": encoder, "pd": classifier, "cycles": arguments.cycles, **values}
         train(target, script, values | given("learning_rate"), results, model=pretrained, **facts)
-        values = {"fn": cohort.test_csv, "en": target, "pd": target, "o": target / "inference"}
+        infer(target, "inference", cohort.test_csv)
+        if cohort.holdout_csv:
+            infer(target, "holdout", cohort.holdout_csv, first_cycle=arguments.cycles - 1)
+
+    def infer(target, name, csv, **more):
+        values = {"fn": csv, "en": target, "pd": target, "o": target / name, **more}
         results = ["_run.json", "_metrics.csv", "_predictions.csv"]
-        add(target / "inference", "infer", values, results, model=target, overwrites=True)
+        add(target / name, "infer", values, results, model=target, overwrites=True)
 
     def go_on_without_control(target, csv):
         """By the script of the dirty baseline, clean images too: same start, same seed, same learning rates."""

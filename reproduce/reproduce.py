@@ -13,6 +13,7 @@ Examples:
 """
 
 import contextlib
+import itertools
 import shlex
 import sys
 import textwrap
@@ -70,15 +71,19 @@ def read_cohort(arguments: Study) -> Cohort:
     from travelling.images import cohort
     from travelling.images.volumes import Volumes
 
-    training_set, test_set = cohort.read_cohort(arguments.train), cohort.read_cohort(arguments.test)
-    cohort.refuse_overlap(training_set, test_set, arguments.train, arguments.test)
+    paths = [path for path in (arguments.train, arguments.test, arguments.holdout) if path]
+    sets = [cohort.read_cohort(path) for path in paths]
+    for (earlier, path), (later, other) in itertools.combinations(zip(sets, paths, strict=True), 2):
+        cohort.refuse_overlap(earlier, later, path, other)
+    training_set, test_set = sets[:2]
     cohort.refuse_one_class(test_set, arguments.test)
     volumes = Volumes(0, arguments.output_folder, arguments.reorient)
-    volumes.add(training_set)
-    volumes.add(test_set)
+    files: dict = {}
+    for images in sets:
+        volumes.add(images)
+        files |= images["Path"]
     sizes = list(map(len, cohort.subjects_by_center(training_set).values()))
-    files = {**training_set["Path"], **test_set["Path"]}
-    return Cohort(arguments.train, arguments.test, sizes, len(test_set), files)
+    return Cohort(arguments.train, arguments.test, arguments.holdout, sizes, len(test_set), files)
 
 
 def demo_cohort(arguments: Study) -> Cohort:
@@ -90,7 +95,8 @@ def demo_cohort(arguments: Study) -> Cohort:
     training, test, _ = plan_cohort(arguments.shrink)
     place = Path("cohort")
     sizes = list(Counter(row["Study"] for row in training).values())
-    return Cohort(place / "training_set.csv", place / "test_set.csv", sizes, len(test), {})
+    training_csv, test_csv, holdout_csv = (place / f"{name}_set.csv" for name in ("training", "test", "holdout"))
+    return Cohort(training_csv, test_csv, holdout_csv, sizes, len(test), {})
 
 
 def refuse_unfit_cohort(cohort: Cohort, arguments: Study) -> None:
@@ -154,6 +160,7 @@ def evaluate(folder: Path, arguments: Study) -> None:
     from evaluation import demo_runs, report
     from evaluation.figures import overview, render
     from evaluation.records import read_study
+    from evaluation.tables.holdout import summary_of_holdout
     from evaluation.tables.performance import summary_of_performance
     from evaluation.tables.settings import settings_in_words, summary_of_settings
 
@@ -162,6 +169,10 @@ def evaluate(folder: Path, arguments: Study) -> None:
     if arguments.demo and arguments.conditions == DEMO_CONDITIONS and PUBLISHED in arguments.settings:
         (folder / "demo.png").write_bytes(render(overview(study)))  # shows images, and these are nobody's
     views = {f"Diagnoses of the test set after cycle {arguments.cycles - 1}": summary_of_performance(tables)}
+    if "holdout" in tables:
+        views["AUROC on the set that decides, and on subjects by which nothing was decided"] = summary_of_holdout(
+            tables
+        )
     views["The settings side by side"] = summary_of_settings(tables)
     for title, view in views.items():
         print(f"\n{title}\n\n{view.to_string(index=False)}")

@@ -24,6 +24,9 @@ from study_maker import (
     write_inference,
     write_record,
 )
+from study_maker import (
+    DIRTY as DIRTY_ONES,
+)
 
 from travelling.errors import InputError
 from travelling.method.metrics import METRICS, performance
@@ -35,6 +38,7 @@ from evaluation.intervals import metric_replicates, paired_p_value, percentile_i
 from evaluation.records import read_study
 from evaluation.render import to_latex, write_tables
 from evaluation.tables import Table, make_tables
+from evaluation.tables.holdout import summary_of_holdout
 from evaluation.tables.performance import summary_of_performance
 from evaluation.tables.settings import settings_in_words, summary_of_settings
 
@@ -399,6 +403,36 @@ def test_clean_images_that_are_elsewhere(two_settings, tmp_path):
         ("whole_centers", "noise", CONTROLLED),
         ("whole_centers", "noise", SCREENED),
     ]
+
+
+def test_the_deciding_and_the_hold_out_set_side_by_side(folder, tables):
+    assert "holdout" not in tables
+    for name, predictions in (("clean", DIRTY_ONES), (f"{CONDITION}/{CONTROLLED}", CLEAN)):
+        write_inference(folder / name, predictions, (12,), "holdout")
+    made_now = made(folder)
+    for name, table in tables.items():  # decided by the test set, as before
+        pd.testing.assert_frame_equal(made_now[name].frame, table.frame)
+    table = made_now["holdout"]
+    assert set(table.frame["model"]) == {"clean", CONTROLLED}  # the others were not tested on it
+
+    def of(model, metric):
+        names = ("deciding", "holdout", "optimism", "optimism_low", "optimism_high")
+        return [cell(table, name, model=model, metric=metric) for name in names]
+
+    assert of("clean", "AUC_ROC")[:3] == pytest.approx([21.5 / 24, 9 / 24, 12.5 / 24])
+    assert of("clean", "specificity")[:3] == pytest.approx([5 / 6, 0, 5 / 6])
+    # the same predictions, of others: no difference, but an interval, for each set is resampled on its own
+    same, low, high = of(CONTROLLED, "AUC_ROC")[2:]
+    assert same == 0
+    assert -0.5 < low < 0 < high < 0.5
+    assert "(6 HC and 4 PD)" in table.caption
+    shown = summary_of_holdout(made_now)
+    assert [text.split()[0] for text in shown.iloc[0][["deciding set", "hold-out set", "optimism"]]] == [
+        "0.896", "0.375", "+0.521",
+    ]  # fmt: skip
+    change(folder / "clean" / "holdout_predictions.csv", "ground_truth", 1, Subject="t4")
+    with pytest.raises(InputError, match="tested on other subjects or labels than"):
+        read_study(folder)
 
 
 def test_another_cycle(folder):

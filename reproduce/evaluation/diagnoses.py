@@ -13,7 +13,7 @@ from travelling.method.metrics import METRICS, performance, refuse_unordered_age
 from travelling.runs.options import AGE_EDGES
 
 CLEAN_KEY = ("", "", CLEAN)
-ALL = "all"
+ALL, HOLDOUT = "all", "hold-out"  # of the test set, which decides; and of the hold-out set, which does not
 
 
 class Diagnoses:
@@ -22,8 +22,8 @@ class Diagnoses:
     ``cycle`` is that cycle (None: the last that any model was tested after), ``age_edges`` the ages (years) at which a
     group begins, ``resamples`` and ``seed`` those of the bootstrap. ``values`` maps (subgroup, model key, seed) to the
     METRICS, ``replicates`` to those of the resamples (metrics, resamples); ``sizes`` maps (subgroup, seed) to the
-    numbers of HC and PD. Every subgroup is resampled on its own, so it keeps its size. Raises InputError where no model
-    was tested after ``cycle`` or the edges do not increase.
+    numbers of HC and PD. Every subgroup is resampled on its own, so it keeps its size; so is HOLDOUT, which is none of
+    ``subgroups``. Raises InputError where no model was tested after ``cycle`` or the edges do not increase.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Diagnoses:
         self.notes: list[str] = []
         by_seed: dict[str, list] = {}
         for model in tested:
-            now = model.predictions[model.predictions["cycle"] == self.cycle].sort_values("Subject")
+            now = self._now(model.predictions)
             if now.empty:
                 last, place = model.predictions["cycle"].max(), model.folder.relative_to(study.folder)
                 self.notes.append(f"{place}: not tested after cycle {self.cycle} (the last is {last})")
@@ -57,19 +57,31 @@ class Diagnoses:
             stream = streams.setdefault(tuple(content.ravel()), len(streams))
             everybody = {ALL: np.ones(len(people), dtype=bool)}
             for number, (subgroup, members) in enumerate((everybody | subgroups(people, age_edges)).items()):
-                labels = people["ground_truth"].to_numpy()[members]
-                self.sizes[subgroup, name] = [int(np.sum(labels == label)) for label in (0, 1)]
-                predictions = np.array([now["preds_raw"].to_numpy()[members] for _, now in models])
-                drawn = metric_replicates(labels, predictions, [seed, stream, number], resamples)
-                for (key, _), own, replicates in zip(models, predictions, drawn, strict=True):
-                    metrics = performance(labels, own)
-                    self.values[subgroup, key, name] = np.array([metrics[metric] for metric in METRICS])
-                    self.replicates[subgroup, key, name] = replicates
-        self.subgroups = list(dict.fromkeys(subgroup for subgroup, _ in self.sizes))
+                self._add(subgroup, name, models, members, [seed, stream, number])
+            held = [model for model in tested if model.seed == name and model.holdout is not None]
+            held = [(model.key, now) for model in held if len(now := self._now(model.holdout))]
+            if held:
+                self._add(HOLDOUT, name, held, slice(None), [seed, stream, number + 1])
+        self.subgroups = [subgroup for subgroup in dict.fromkeys(name for name, _ in self.sizes) if subgroup != HOLDOUT]
 
-    def seeds(self, key: tuple) -> list:
+    def _now(self, predictions):
+        """The predictions after the cycle, by subject."""
+        return predictions[predictions["cycle"] == self.cycle].sort_values("Subject")
+
+    def _add(self, subgroup, seed, models, members, stream):
+        """Metrics and replicates of some models, [(key, predictions)], on the ``members`` of their test set."""
+        labels = models[0][1]["ground_truth"].to_numpy()[members]
+        self.sizes[subgroup, seed] = [int(np.sum(labels == label)) for label in (0, 1)]
+        predictions = np.array([now["preds_raw"].to_numpy()[members] for _, now in models])
+        drawn = metric_replicates(labels, predictions, stream, self.resamples)
+        for (key, _), own, replicates in zip(models, predictions, drawn, strict=True):
+            metrics = performance(labels, own)
+            self.values[subgroup, key, seed] = np.array([metrics[metric] for metric in METRICS])
+            self.replicates[subgroup, key, seed] = replicates
+
+    def seeds(self, key: tuple, subgroup: str = ALL) -> list:
         """The seeds whose model was tested."""
-        return [seed for subgroup, other, seed in self.values if subgroup == ALL and other == key]
+        return [seed for of, other, seed in self.values if of == subgroup and other == key]
 
     def mean(self, subgroup: str, key: tuple, seeds: list) -> tuple:
         """Means over seeds: the METRICS (metrics,) and their replicates (metrics, resamples)."""

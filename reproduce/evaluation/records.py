@@ -27,6 +27,7 @@ from travelling_quality_control.reporting.runs import (
     refuse_rows,
 )
 
+TESTS = ("inference", "holdout")  # on the test set, which decides, and on the hold-out set, which does not
 FOLDERS = (HARM, DIRTY, *CONTROL_FOLDERS)
 # The paper's order, then that of the options; other names follow by alphabet.
 ORDERS = (("", *layout.EXPERIMENTS), ("", *layout.KINDS), (CLEAN, DIRTY, *CONTROL_FOLDERS))
@@ -38,8 +39,8 @@ class TrainedModel:
 
     ``seed`` is the name of its seed folder, "" where there is none; ``experiment`` and ``kind`` are "" for the clean
     model; ``key`` is what a model is, whatever its seed. ``record`` is its ``run.json``. ``predictions`` has one row
-    per cycle and test subject (None: no inference), ``metrics`` one of METRICS per cycle, ``cycle_seconds`` the
-    duration of every cycle that is known.
+    per cycle and test subject (None: no inference), ``holdout`` those of the hold-out set, ``metrics`` the METRICS
+    by cycle, ``cycle_seconds`` the duration of every cycle that is known.
     """
 
     seed: str
@@ -49,6 +50,7 @@ class TrainedModel:
     folder: Path
     record: dict
     predictions: pd.DataFrame | None
+    holdout: pd.DataFrame | None
     metrics: pd.DataFrame | None
     cycle_seconds: pd.Series
 
@@ -196,20 +198,23 @@ class _Reader:
                     self.note(place / part, "missing")
             self.record(place / HARM / "run.json")
         self.record(folder / "pretrained" / "run.json")
-        tested = [model for model in models if model.predictions is not None]
-        for model in tested[1:]:  # no pairs, no comparison
-            if _test_set(model) != _test_set(tested[0]):
-                raise InputError(f"{model.folder}: tested on other subjects or labels than {tested[0].folder}")
+        for name in ("predictions", "holdout"):
+            tested = [model for model in models if getattr(model, name) is not None]
+            for model in tested[1:]:  # no pairs, no comparison
+                if _labels(getattr(model, name)) != _labels(getattr(tested[0], name)):
+                    raise InputError(f"{model.folder}: tested on other subjects or labels than {tested[0].folder}")
         return models
 
     def model(self, folder, seed, experiment, kind, name):
         record = self.record(folder / "run.json")
-        self.record(folder / "inference_run.json")
-        predictions, metrics = _read_predictions(folder)
+        for test in TESTS:
+            self.record(folder / f"{test}_run.json")
+        predictions, holdout = (_read_predictions(folder / f"{name}_predictions.csv") for name in TESTS)
+        metrics = None if predictions is None else _metrics(predictions)
         cycles, seconds = folder / "cycles.csv", pd.Series(dtype=float)
         if cycles.is_file():
             seconds = read_table(cycles, ("Cycle", "Seconds"), ("Cycle", "Seconds"))["Seconds"].dropna()
-        model = TrainedModel(seed, experiment, kind, name, folder, record, predictions, metrics, seconds)
+        model = TrainedModel(seed, experiment, kind, name, folder, record, predictions, holdout, metrics, seconds)
         if not model.record["finished"]:
             self.note(folder, "not finished")
         if predictions is None:
@@ -271,16 +276,15 @@ class _Reader:
         return files
 
 
-def _test_set(model):
-    cycle = model.predictions[model.predictions["cycle"] == model.predictions["cycle"].min()]
+def _labels(predictions):
+    cycle = predictions[predictions["cycle"] == predictions["cycle"].min()]
     return dict(zip(cycle["Subject"], cycle["ground_truth"], strict=True))
 
 
-def _read_predictions(folder):
-    """The predictions of a run's inference and the METRICS, of every cycle; (None, None) where there are none."""
-    path = folder / "inference_predictions.csv"
+def _read_predictions(path):
+    """The predictions of a model, of every cycle; None where there are none."""
     if not path.is_file():
-        return None, None
+        return None
     numeric = ("cycle", "ground_truth", "preds_raw", "Age")
     table = read_table(path, ("cycle", "ground_truth", "preds_raw", "Subject", "Sex"), numeric)
     if "Age" not in table.columns:
@@ -292,9 +296,13 @@ def _read_predictions(folder):
     sizes = table.groupby("cycle").size()
     if sizes.nunique() > 1:
         raise InputError(f"{path}: cycle {sizes.idxmin()} has {sizes.min()} subjects, others {sizes.max()}")
-    rows = {cycle: performance(group["ground_truth"], group["preds_raw"]) for cycle, group in table.groupby("cycle")}
-    metrics = pd.DataFrame.from_dict(rows, orient="index").rename_axis("cycle")
-    return table, metrics
+    return table
+
+
+def _metrics(predictions):
+    """The METRICS of every cycle."""
+    rows = {cycle: performance(of["ground_truth"], of["preds_raw"]) for cycle, of in predictions.groupby("cycle")}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("cycle")
 
 
 def _read_images(training_csv, truth_csv, experiment, kind):
