@@ -54,7 +54,9 @@ class Judgement(Device, Orientation):
     )
     train: Path | None = option("the images to judge (docs/data.md), and", Path, None, metavar="CSV")
     test: Path | None = option("test set: images that you trust", Path, None, metavar="CSV")
-    holdout: Path | None = changed(Study, "holdout", group=None)
+    holdout: Path | None = changed(
+        Study, "holdout", group=None, words="hold-out set, which decides nothing: a second test of the last model"
+    )
     other_half: bool = option("of --cohort, judge what is the test set otherwise", None, False)
     output_folder: Path = changed(Training, "output_folder", group=None, words="for everything")
     cycles: int | None = changed(Study, "cycles", PAPER["cycles"], words="cycles in all", group=None)

@@ -77,10 +77,12 @@ class Study(Device, Orientation):
     train: Path = option("training set (docs/data.md)", Path, None, metavar="CSV", group="study")
     test: Path = option("test set", Path, None, metavar="CSV", group="study")
     holdout: Path | None = option(
-        "subjects by which nothing is decided: the models after the last cycle are tested on them, too (--demo makes "
-        "such a set)",
-        Path, None, metavar="CSV", group="study",
-    )  # fmt: skip
+        "hold-out set, which decides nothing: a second test (--demo makes one)",
+        Path,
+        None,
+        metavar="CSV",
+        group="study",
+    )
     demo: bool = option("make a synthetic cohort and use that", None, False, group="study")
     output_folder: Path = option(
         "for everything (default with --demo: demo)", Path, None, metavar="FOLDER", group="study"

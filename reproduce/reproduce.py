@@ -165,7 +165,7 @@ def evaluate(folder: Path, arguments: Study) -> None:
     from evaluation.tables.settings import settings_in_words, summary_of_settings
 
     study = read_study(folder)
-    tables, _ = report.evaluate(study, folder)
+    tables = report.evaluate(study, folder)
     if arguments.demo and arguments.conditions == DEMO_CONDITIONS and PUBLISHED in arguments.settings:
         (folder / "demo.png").write_bytes(render(overview(study)))  # shows images, and these are nobody's
     views = {f"Diagnoses of the test set after cycle {arguments.cycles - 1}": summary_of_performance(tables)}

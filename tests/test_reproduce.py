@@ -18,12 +18,10 @@ from study_maker import CLEAN, LAST_CYCLE, make_clean_control, make_study, write
 sys.path.insert(0, str(ROOT / "reproduce"))
 import judge
 import plan
-from evaluation.layout import EXPERIMENTS, KINDS, condition_name, conditions_of, split_condition
 from steps import missing
 
 import reproduce
 from travelling.errors import InputError
-from travelling.images import harm
 from travelling.option import from_command_line
 from travelling.runs import command, options
 from travelling_quality_control.auditing import run_record
@@ -93,7 +91,7 @@ def main():
         (target / "run.json").write_text(" ".join(words))
         for part in ("encoder", "classifier_PD"):
             (target / f"{part}_distributed_BS5_09.keras").write_text("x")
-        for file in ("log.csv", "log_subjects.csv", "training_set.csv", "test_set.csv", "truth.csv"):
+        for file in ("log.csv", "log_subjects.csv", "training_set.csv", "test_set.csv", "holdout_set.csv", "truth.csv"):
             (target / file).write_text("x")
     note("end")
 
@@ -328,14 +326,6 @@ def test_more_kinds_of_harm_the_clean_images_and_no_dirty_baseline(monkeypatch, 
     assert option(controlled, "--false-alarms") == "0.02"
     made = {file for step in steps.values() for file in step.results}
     assert all(set(step.reads) <= made | {study.options[1], study.options[3]} for step in steps.values())
-
-
-def test_every_name_of_an_experiment_is_read_as_it_was_written():
-    for condition in conditions_of(EXPERIMENTS, KINDS):
-        assert split_condition(condition_name(*condition)) == condition
-    assert tuple(harm.KINDS) == KINDS
-    assert split_condition("steps") == ("", "")
-    assert split_condition("other_place_noise") == ("other_place", "noise")
 
 
 def test_seeds_have_folders_and_seeds_of_their_own(monkeypatch, tmp_path):

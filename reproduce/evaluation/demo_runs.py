@@ -26,7 +26,7 @@ def figures(study: Study) -> pd.DataFrame:
     """
     rows = []
     for model in study.models:
-        if model.metrics is None:
+        if model.metrics is None or not model.record["sessions"]:
             continue
         last, session = model.metrics.iloc[-1], model.record["sessions"][-1]
         row = {"seed": int(model.seed.removeprefix("seed_") or 1), "experiment": model.experiment, "kind": model.kind}

@@ -1,7 +1,5 @@
 """The diagnoses of a study's models after one cycle, overall and by subgroup, with their bootstrap replicates."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pandas as pd
 
@@ -88,27 +86,23 @@ class Diagnoses:
         found = self.values, self.replicates
         return tuple(np.mean([source[subgroup, key, seed] for seed in seeds], axis=0) for source in found)
 
-    def compare(self, key: tuple, of: Callable, difference: str) -> list:
-        """One row per metric of a model, with what it is against the clean model's, a list of dicts.
-
-        ``of(model key, seeds)`` gives what is told of a model: values (metrics,) and their replicates (metrics,
-        resamples). ``difference`` is what that to the clean model is called in the names of columns.
-        """
+    def compare(self, key: tuple, subgroup: str) -> list:
+        """One row per metric of a model in a subgroup, with what it is against the clean model's, a list of dicts."""
         seeds = self.seeds(key)
         experiment, kind, model = key
         rows = pd.DataFrame({"metric": METRICS}).assign(experiment=experiment, kind=kind, model=model, seeds=len(seeds))
         if not seeds:
             return rows.to_dict("records")
-        values, drawn = of(key, seeds)
+        values, drawn = self.mean(subgroup, key, seeds)
         rows["cycle"], rows["value"] = self.cycle, values
         rows["low"], rows["high"] = percentile_interval(drawn)
         if len(seeds) > 1:
-            rows["sd_over_seeds"] = np.std([of(key, [seed])[0] for seed in seeds], axis=0, ddof=1)
+            rows["sd_over_seeds"] = np.std([self.values[subgroup, key, seed] for seed in seeds], axis=0, ddof=1)
         both = [seed for seed in seeds if seed in self.seeds(CLEAN_KEY)]
         if both and key != CLEAN_KEY:
-            changes, drawn = (mine - clean for mine, clean in zip(of(key, both), of(CLEAN_KEY, both), strict=True))
-            rows[f"{difference}_to_clean"] = changes
-            rows[f"{difference}_low"], rows[f"{difference}_high"] = percentile_interval(drawn)
+            mine, clean = (self.mean(subgroup, which, both) for which in (key, CLEAN_KEY))
+            rows["difference_to_clean"], drawn = mine[0] - clean[0], mine[1] - clean[1]
+            rows["difference_low"], rows["difference_high"] = percentile_interval(drawn)
             auroc = METRICS.index("AUC_ROC")
             rows.loc[auroc, "p_value"] = paired_p_value(drawn[auroc])
         return rows.to_dict("records")

@@ -29,8 +29,6 @@ from travelling_quality_control.reporting.runs import (
 
 TESTS = ("inference", "holdout")  # on the test set, which decides, and on the hold-out set, which does not
 FOLDERS = (HARM, DIRTY, *CONTROL_FOLDERS)
-# The paper's order, then that of the options; other names follow by alphabet.
-ORDERS = (("", *layout.EXPERIMENTS), ("", *layout.KINDS), (CLEAN, DIRTY, *CONTROL_FOLDERS))
 
 
 @dataclass
@@ -98,7 +96,7 @@ class Study:
 
     def __post_init__(self) -> None:
         """What follows from the fields."""
-        self.keys = sorted({model.key for model in self.models}, key=_place)
+        self.keys = list(dict.fromkeys(model.key for model in self.models))
         self.conditions = list(dict.fromkeys(key[:2] for key in self.keys if key[0]))
         names = {model.name for model in self.models}
         self.settings = [setting for folder, setting in CONTROL_FOLDERS.items() if folder in names]
@@ -115,13 +113,6 @@ class Study:
 def in_words(*parts: str) -> str:
     """A name for readers: ``whole centers, noise``."""
     return ", ".join(part.replace("_", " ") for part in parts if part)
-
-
-def _place(key):
-    """Where an (experiment, kind, name), or the first of these, comes in :data:`ORDERS`."""
-    return [
-        (order.index(name) if name in order else len(order), name) for order, name in zip(ORDERS, key, strict=False)
-    ]
 
 
 def read_study(folder: Path) -> Study:
@@ -159,12 +150,11 @@ def read_study(folder: Path) -> Study:
 def _conditions(folder):
     """The folders of experiments, in the paper's order: [(folder, experiment, kind)]."""
     found = []
-    for path in folder.iterdir():
-        experiment, kind = layout.split_condition(path.name)
-        parts = CONTROL_FOLDERS if experiment == CLEAN else FOLDERS
-        if experiment and any((path / part).is_dir() for part in parts):
+    for experiment, kind in layout.conditions_of(layout.EXPERIMENTS, layout.KINDS):
+        path = folder / layout.condition_name(experiment, kind)
+        if any((path / part).is_dir() for part in (CONTROL_FOLDERS if experiment == CLEAN else FOLDERS)):
             found.append((path, experiment, kind))
-    return sorted(found, key=lambda condition: _place(condition[1:]))
+    return found
 
 
 @dataclass

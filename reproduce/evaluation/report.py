@@ -9,7 +9,7 @@ import pandas as pd
 from evaluation.diagnoses import ALL, CLEAN_KEY, Diagnoses
 from evaluation.figures import make_figures, write_figures
 from evaluation.intervals import RESAMPLES
-from evaluation.layout import CLEAN, DIRTY, HARM, PARTS, control_folder
+from evaluation.layout import CLEAN, DIRTY, HARM, control_folder
 from evaluation.records import Study, in_words
 from evaluation.render import METRIC_NAMES, MODEL_NAMES, setting_in_words, write_tables
 from evaluation.tables import GOOD, HARMFUL, make_tables, outcomes
@@ -21,24 +21,18 @@ FOLDER = Path(__file__).resolve().parent
 TEMPLATE = "report.html.jinja"
 
 
-def evaluate(study: Study, folder: Path, parts: tuple = PARTS, **options: Any) -> tuple:
-    """Write parts of the evaluation of a study to a folder; returns (tables, figures), empty where no part needs them.
+def evaluate(study: Study, folder: Path, **options: Any) -> dict:
+    """Write tables, figures and report of a study to a folder; returns the tables.
 
     ``options`` are those of :class:`evaluation.diagnoses.Diagnoses`.
     """
     diagnoses = Diagnoses(study, **options)
-    tables = make_tables(study, diagnoses) if {"tables", "report"} & set(parts) else {}
-    figures = make_figures(study) if {"figures", "report"} & set(parts) else []
-    folder.mkdir(parents=True, exist_ok=True)
-    if "tables" in parts:
-        write_tables(tables, folder / "tables")
-    if "figures" in parts:
-        write_figures(figures, folder / "figures")
-    if "report" in parts:
-        pages = write_pages(study, folder)
-        text = make_report(study, tables, figures, diagnoses.resamples, pages)
-        write_whole(folder / "report.html", text.encode())
-    return tables, figures
+    tables, figures = make_tables(study, diagnoses), make_figures(study)
+    write_tables(tables, folder / "tables")
+    write_figures(figures, folder / "figures")
+    text = make_report(study, tables, figures, diagnoses.resamples, write_pages(study, folder))
+    write_whole(folder / "report.html", text.encode())
+    return tables
 
 
 def write_pages(study: Study, folder: Path) -> list:
