@@ -47,7 +47,7 @@ def test_a_study_is_a_row_for_every_model_and_is_kept_once(kept):
     assert published[names].tolist() == [2, 2, 2, 13, 1, 0]
     assert both[names].tolist() == [2, 2, 2, 13, 2, 1]
     assert clean[names].isna().all()
-    assert both[["FPR", "FNR", "AUROC"]].tolist() == [0, 0.25, 0.7708]
+    assert both[["FPR", "FNR", "AUROC"]].tolist() == [0, 0.25, 0.771]
     assert published["eliminated"] != both["eliminated"]
     assert published[["seed", "version"]].tolist() == [1, "None (abc)"]
 
@@ -61,10 +61,10 @@ def test_ranges_are_printed_as_markdown(kept, tmp_path):
     assert lines[0].startswith("| experiment | kind | setting | runs | harmful | harmful eliminated |")
     assert len(lines) == 2 + 4
     assert (
-        "| whole centers | noise | published | 2 | 2 | 2 | 2 | 13 | 1 | 0 | 0 | 0.25 | 0.8958 | 1 of 1 seed |" in lines
+        "| whole centers | noise | published | 2 | 2 | 2 | 2 | 13 | 1 | 0 | 0 | 0.25 | 0.896 | 1 of 1 seed |" in lines
     )
     ((spread,),) = [[line for line in lines if "evidence" in line]]
-    assert "| 2 to 4 | 1 | 0 to 0.5 | 0.25 | 0.7708 | 0 of 1 seed |" in spread
+    assert "| 2 to 4 | 1 | 0 to 0.5 | 0.25 | 0.771 | 0 of 1 seed |" in spread
 
 
 def test_a_run_is_placed_among_those_measured(study, kept, tmp_path):
@@ -76,7 +76,7 @@ def test_a_run_is_placed_among_those_measured(study, kept, tmp_path):
     measured.loc[measured["setting"] == SETTING, ["FPR", "good_eliminated"]] = [0.1, 2]
     shown = place(read_study(study), measured)
     assert shown["among those measured"].tolist() == ["inside", "inside", "outside: good eliminated, FPR"]
-    assert shown["FPR"].iloc[-1] == "0.00 (0.10 to 0.10)"
+    assert shown["FPR"].iloc[-1] == "0.000 (0.100 to 0.100)"
 
 
 def demo(**given):

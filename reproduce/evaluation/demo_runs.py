@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from evaluation.records import ControlRun, Study, in_words
-from evaluation.render import setting_in_words
+from evaluation.render import MODEL_NAMES, setting_in_words
 from travelling_quality_control.reporting.pages import number_text
 
 MEASURED = Path(__file__).resolve().parents[1] / "demo_runs.csv"
@@ -18,7 +18,7 @@ RATES = ["FPR", "FNR", "AUROC"]
 
 
 def figures(study: Study) -> pd.DataFrame:
-    """One row for every tested model of a study: ``CASE``, seed (1, 2, ...), ``COUNTS``, ``RATES`` and more.
+    """One row for every finished and tested model: ``CASE``, seed (1, 2, ...), ``COUNTS``, ``RATES`` and more.
 
     The setting of a model that had no quality control is its name, and its COUNTS are missing. The rates are those on
     the test set after the last cycle. ``eliminated`` is a digest of the ids of all eliminated images, by which runs on
@@ -26,7 +26,7 @@ def figures(study: Study) -> pd.DataFrame:
     """
     rows = []
     for model in study.models:
-        if model.metrics is None or not model.record["sessions"]:
+        if model.metrics is None or not model.record["finished"]:
             continue
         last, session = model.metrics.iloc[-1], model.record["sessions"][-1]
         row = {"seed": int(model.seed.removeprefix("seed_") or 1), "experiment": model.experiment, "kind": model.kind}
@@ -42,7 +42,7 @@ def figures(study: Study) -> pd.DataFrame:
             row["eliminated"] = hashlib.sha256("\n".join(gone).encode()).hexdigest()[:8]
         rows.append(row)
     frame = pd.DataFrame(rows, columns=["seed", *CASE, *COUNTS, "eliminated", *RATES, "version"])
-    return frame.astype(dict.fromkeys(COUNTS, "Int64")).round(dict.fromkeys(RATES, 4))
+    return frame.astype(dict.fromkeys(COUNTS, "Int64")).round(dict.fromkeys(RATES, 3))
 
 
 def read_measured(path: Path = MEASURED) -> pd.DataFrame:
@@ -60,17 +60,16 @@ def place(study: Study, measured: pd.DataFrame) -> pd.DataFrame:
 
     The last column says whether they are inside; what nobody has measured is left out.
     """
-    rows = []
-    known = ranges(measured)
+    rows, known = [], ranges(measured)
     for run in figures(study).to_dict("records"):
         case = tuple(run[name] for name in CASE)
         if case not in known.index:
             continue
-        row = {"experiment": in_words(*case[:2]) or "none", "setting": setting_in_words(case[2])}
+        row = {"experiment": in_words(*case[:2]), "setting": MODEL_NAMES.get(case[2]) or setting_in_words(case[2])}
         outside = []
         for name in (*SHOWN, *RATES):
             low, high = known.loc[case, name]
-            digits = 2 if name in RATES else 0
+            digits = 3 if name in RATES else 0
             text = (number_text(value, digits=digits) for value in (run[name], low, high))
             row[name.replace("_", " ")] = "{} ({} to {})".format(*text) if pd.notna(run[name]) else ""
             if not pd.isna(run[name]) and not low <= run[name] <= high:
