@@ -157,7 +157,9 @@ def test_colors_can_be_read_in_light_and_dark(text):
 
 
 def test_what_was_found_and_at_which_centers(elements, text):
-    assert "2 of 2 harmful images were eliminated, and 0 of 13 good ones by mistake. 1 good image was flagged" in text
+    told = words(text)
+    assert "published: all harmful images eliminated in 1 of 1 experiment; good images eliminated in 0 of 1. No" in told
+    assert "Of 2 harmful images, 2 were flagged and 2 eliminated. Of 13 good images, 1 was flagged and 0 elim" in told
     cells = [cell.strip() for cell in elements.cells]
     start = cells.index(NAMES["harmful_01"])
     assert cells[start + 1 : start + 8] == ["2", "2", "2", "2", "0", "0", "0"]  # images, harmful and good ones
@@ -199,7 +201,7 @@ def test_a_study_with_several_settings_shows_the_published_one_and_compares_all(
     tables = make_tables(both, Diagnoses(both, resamples=99))
     drawn = make_figures(both)
     report = make_report(both, tables, [], resamples=99)
-    assert "In 2 runs of quality control in the setting 'published', 2 of 2 harmful images" in words(report)
+    assert "evidence, screen: all harmful images eliminated in 1 of 1 experiment; good images" in words(report)
     assert "Settings compared" in report
     assert "Whom false alarms hit" in report
     assert "<td>evidence, screen</td>" in report
@@ -213,14 +215,14 @@ def test_a_study_with_several_settings_shows_the_published_one_and_compares_all(
     assert not re.search(r"\b(nan|NaN)\b", re.sub("(?s)<(script|style)>.*?</", "", report))
 
 
-def test_quality_control_of_images_as_they_are_is_not_called_a_mistake(tmp_path):
+def test_quality_control_of_images_as_they_are_has_no_harmful_ones(tmp_path):
     folder = make_study(tmp_path / "study", settings=())
     make_clean_control(folder, "published")
     shutil.rmtree(folder / "whole_centers_noise")
     clean = read_study(folder)
     told = words(make_report(clean, make_tables(clean, Diagnoses(clean, resamples=99)), [], resamples=99))
-    assert "In 1 run of quality control, 1 of 13 images was flagged" in told
-    assert "mistake" not in told
+    assert "published: good images eliminated in 0 of 1 experiment." in told
+    assert "all harmful images" not in told
 
 
 def test_a_report_of_the_screen_alone(tmp_path):

@@ -12,7 +12,8 @@ from evaluation.intervals import RESAMPLES
 from evaluation.layout import CLEAN, DIRTY, HARM, control_folder
 from evaluation.records import Study, in_words
 from evaluation.render import METRIC_NAMES, MODEL_NAMES, setting_in_words, write_tables
-from evaluation.tables import GOOD, HARMFUL, make_tables, outcomes
+from evaluation.tables import GOOD, HARMFUL, make_tables
+from evaluation.tables.settings import settings_in_words
 from travelling.files import write_whole
 from travelling_quality_control.reporting.one_run import write_report
 from travelling_quality_control.reporting.pages import make_page, versions
@@ -62,7 +63,7 @@ def make_report(study: Study, tables: dict, figures: list, resamples: int = RESA
         settings=study.settings,
         pages=pages,
         runs=study.shown_controls,
-        sizes=_sizes(study.shown_controls),
+        lead=settings_in_words(tables),
         summary=[_summary(study, tables, condition) for condition in study.conditions],
         tested=known.iloc[0] if len(known) else None,
         against_clean=CLEAN in set(known["model"]),
@@ -76,12 +77,6 @@ def make_report(study: Study, tables: dict, figures: list, resamples: int = RESA
         metric_names=METRIC_NAMES,
         setting_in_words=setting_in_words,
     )
-
-
-def _sizes(runs):
-    """Numbers of harmful and good images of all runs, and how many of them were flagged and eliminated."""
-    images = {HARMFUL: [run.harmful for run in runs], GOOD: [run.good for run in runs]} if runs else {}
-    return {name: {"number": sum(map(len, each)), **outcomes(pd.concat(each))} for name, each in images.items()}
 
 
 def _summary(study, tables, condition):
