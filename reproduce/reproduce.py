@@ -181,7 +181,7 @@ def evaluate(folder: Path, arguments: Study) -> None:
         measured = demo_runs.read_measured()
         runs = len(measured[[*demo_runs.MADE_BY, "seed"]].drop_duplicates())
         print(
-            f"\nThis run, and the smallest and the largest of {some(runs, 'run')} that were measured (docs/demo.md)\n"
+            f"\nThis run; in brackets the smallest and the largest of {some(runs, 'run')} that were measured (docs/demo.md)\n"
         )
         print(demo_runs.place(study, measured).to_string(index=False))
 

@@ -70,13 +70,14 @@ def test_ranges_are_printed_as_markdown(kept, tmp_path):
 def test_a_run_is_placed_among_those_measured(study, kept, tmp_path):
     inside = place(read_study(study), read_measured(kept))
     assert inside["among those measured"].tolist() == ["inside"] * 4
-    assert inside["good flagged"].tolist() == ["", "", "1 (1 to 1)", "2 (2 to 2)"]
+    assert inside["good flagged"].tolist() == ["", "", "1 (1)", "2 (2)"]
     measured = read_measured(kept)
     measured = measured[measured["setting"] != "clean"]
     measured.loc[measured["setting"] == SETTING, ["FPR", "good_eliminated"]] = [0.1, 2]
+    measured.loc[measured.index[-1], "good_eliminated"] = 3
     shown = place(read_study(study), measured)
     assert shown["among those measured"].tolist() == ["inside", "inside", "outside: good eliminated, FPR"]
-    assert shown["FPR"].iloc[-1] == "0.000 (0.100 to 0.100)"
+    assert shown.iloc[-1][["FPR", "good eliminated"]].tolist() == ["0 (0.1)", "1 (2 to 3)"]
 
 
 def demo(**given):
@@ -98,7 +99,7 @@ def test_only_the_demo_with_its_defaults_is_placed(study, kept, monkeypatch, cap
         out = capsys.readouterr().out
         assert ("that were measured" in out) == bool(words)
         assert words in out
-        assert ("2 (2 to 2)" in out) == bool(words)
+        assert ("0.771 (0.771)" in out) == bool(words)
 
 
 def test_seeds_have_numbers(tmp_path):

@@ -7,7 +7,6 @@ import pandas as pd
 
 from evaluation.records import ControlRun, Study, in_words
 from evaluation.render import MODEL_NAMES, setting_in_words
-from travelling_quality_control.reporting.pages import number_text
 
 MEASURED = Path(__file__).resolve().parents[1] / "demo_runs.csv"
 MADE_BY = ["processor", "kernels", "threads"]
@@ -55,6 +54,13 @@ def ranges(measured: pd.DataFrame) -> pd.DataFrame:
     return measured.groupby(CASE, sort=False)[[*COUNTS, *RATES]].agg(["min", "max"])
 
 
+def span(low: float, high: float) -> str:
+    """A range in words: one number where it has no width, nothing where it is not known."""
+    if pd.isna(low):
+        return ""
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
 def place(study: Study, measured: pd.DataFrame) -> pd.DataFrame:
     """The figures of one run of the demo, each with the smallest and the largest that were measured in brackets.
 
@@ -69,10 +75,9 @@ def place(study: Study, measured: pd.DataFrame) -> pd.DataFrame:
         outside = []
         for name in (*SHOWN, *RATES):
             low, high = known.loc[case, name]
-            digits = 3 if name in RATES else 0
-            text = (number_text(value, digits=digits) for value in (run[name], low, high))
-            row[name.replace("_", " ")] = "{} ({} to {})".format(*text) if pd.notna(run[name]) else ""
-            if not pd.isna(run[name]) and not low <= run[name] <= high:
+            known_too = pd.notna(run[name]) and pd.notna(low)
+            row[name.replace("_", " ")] = f"{run[name]:g} ({span(low, high)})" if known_too else ""
+            if known_too and not low <= run[name] <= high:
                 outside.append(name.replace("_", " "))
         rows.append(row | {"among those measured": f"outside: {', '.join(outside)}" if outside else "inside"})
     return pd.DataFrame(rows)

@@ -17,7 +17,7 @@ import pandas as pd
 
 REPRODUCE = Path(__file__).resolve().parents[2] / "reproduce"
 sys.path.insert(0, str(REPRODUCE))
-from evaluation.demo_runs import CASE, MADE_BY, MEASURED, figures, ranges, read_measured  # noqa: E402
+from evaluation.demo_runs import CASE, MADE_BY, MEASURED, figures, ranges, read_measured, span  # noqa: E402
 from evaluation.records import read_study  # noqa: E402
 
 from travelling.words import some  # noqa: E402
@@ -43,17 +43,11 @@ def print_ranges(told: argparse.Namespace) -> None:
     columns = [*CASE, "runs", *dict.fromkeys(known.columns.get_level_values(0)), "same images"]
     print(_line(name.replace("_", " ") for name in columns), _line("---" for _ in columns), sep="\n")
     for case, rows in cases:
-        cells = [_range(*known.loc[case, name]) for name in columns[4:-1]]
+        cells = [span(*known.loc[case, name]) for name in columns[4:-1]]
         digests = rows[rows["eliminated"] != ""].groupby("seed")["eliminated"].agg(["size", "nunique"])
         digests = digests[digests["size"] > 1]
         same = f"{(digests['nunique'] == 1).sum()} of {some(len(digests), 'seed')}" if len(digests) else ""
         print(_line([*(name.replace("_", " ") for name in case), len(rows), *cells, same]))
-
-
-def _range(low, high):
-    if pd.isna(low):
-        return ""
-    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
 def _line(cells):
