@@ -178,7 +178,7 @@ def evaluate(folder: Path, arguments: Study) -> None:
         print(f"\n{title}\n\n{view.to_string(index=False)}")
     print("", *(textwrap.fill(line, 100, subsequent_indent="  ") for line in settings_in_words(tables)), sep="\n")
     if arguments.is_whole_demo() and demo_runs.MEASURED.is_file():
-        measured = demo_runs.read_measured()
+        measured = demo_runs.read_measured(demo_runs.MEASURED)
         runs = some(len(measured[[*demo_runs.MADE_BY, "seed"]].drop_duplicates()), "run")
         print(f"\nThis run; in brackets the smallest and the largest of {runs} that were measured (docs/demo.md)\n")
         print(demo_runs.place(study, measured).to_string(index=False))

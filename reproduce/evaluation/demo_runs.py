@@ -44,7 +44,7 @@ def figures(study: Study) -> pd.DataFrame:
     return frame.astype(dict.fromkeys(COUNTS, "Int64")).round(dict.fromkeys(RATES, 3))
 
 
-def read_measured(path: Path = MEASURED) -> pd.DataFrame:
+def read_measured(path: Path) -> pd.DataFrame:
     """The rows that tests/benchmarks/demo_runs.py keeps: those of :func:`figures`, and how each was made."""
     return pd.read_csv(path, keep_default_na=False, na_values=dict.fromkeys((*COUNTS, *RATES), ""))
 
