@@ -241,11 +241,14 @@ def _plan_of_seed(arguments, cohort, place, seed):
         add(target, script, values, ["/run.json", *results], **facts)
 
     def go_on(target, script, csv, values, results=(), **facts):
-        """Going on from the pre-trained model, and inference on the models of every cycle (hold-out: of the last)."""
+        """Going on from the pre-trained model, and inference on the models of every cycle.
+
+        On the hold-out set, of the last one, if it is no dirty one: it shows how much the test set flatters.
+        """
         values = {"fn_train": csv, "en": encoder, "pd": classifier, "cycles": arguments.cycles, **values}
         train(target, script, values | given("learning_rate"), results, model=pretrained, **facts)
         infer(target, "inference", cohort.test_csv)
-        if cohort.holdout_csv:
+        if cohort.holdout_csv and target.name != DIRTY:
             infer(target, "holdout", cohort.holdout_csv, first_cycle=arguments.cycles - 1)
 
     def infer(target, name, csv, **more):

@@ -187,12 +187,10 @@ RECOMMENDED = "quality_control_recommended"
 
 def in_order(conditions, parts=("dirty_baseline", "quality_control"), tests=("inference",)):
     """The steps of these experiments, in their order."""
+    harmful = [f"{condition}/harmful" for condition in conditions if condition != "clean"]
     trained = ["clean", *(f"{condition}/{part}" for condition in conditions for part in parts)]
-    return [
-        *(f"{condition}/harmful" for condition in conditions if condition != "clean"),
-        "pretrained",
-        *("/".join([name, *test]) for name in trained for test in ((), *((test,) for test in tests))),
-    ]
+    steps = [f"{name}{end}" for name in trained for end in ("", *(f"/{test}" for test in tests))]
+    return [*harmful, "pretrained", *(name for name in steps if not name.endswith("dirty_baseline/holdout"))]
 
 
 IN_ORDER = in_order(CONDITIONS)

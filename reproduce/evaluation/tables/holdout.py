@@ -21,8 +21,8 @@ LABELS = dict(zip(FIGURES, ("deciding set", "hold-out set", "optimism"), strict=
 def holdout(study: Study, diagnoses: Diagnoses) -> tuple | None:
     """Diagnoses {when} of the test set, which decided which steps and images were kept, and of a hold-out set of other
     subjects, by which nothing was decided ({sizes}). Optimism is the first minus the second. Brackets: 95 % percentile
-    intervals of a bootstrap over the subjects of each set on its own, stratified by class. The models without quality
-    control were not decided by the test set either: their optimism is the difference between the subjects.
+    intervals of a bootstrap over the subjects of each set on its own, stratified by class. Nothing decided about the
+    clean model: its optimism is a difference between the subjects.
     """
     rows = []
     for key in diagnoses.keys:
