@@ -18,18 +18,17 @@ class Diagnoses:
     """Metrics of every model after one cycle.
 
     ``cycle`` is that cycle (None: the last that any model was tested after), ``age_edges`` the ages (years) at which a
-    group begins, ``resamples`` and ``seed`` those of the bootstrap. ``values`` maps (subgroup, model key, seed) to the
+    group begins, ``resamples`` those of the bootstrap. ``values`` maps (subgroup, model key, seed) to the
     METRICS, ``replicates`` to those of the resamples (metrics, resamples); ``sizes`` maps (subgroup, seed) to the
     numbers of HC and PD. Every subgroup is resampled on its own, so it keeps its size; so is HOLDOUT, which is none of
     ``subgroups``. Raises InputError where no model was tested after ``cycle`` or the edges do not increase.
     """
 
     def __init__(
-        self, study: Study, cycle: int | None = None, age_edges: tuple = AGE_EDGES, resamples: int = RESAMPLES,
-        seed: int = 0,
-    ):  # fmt: skip
+        self, study: Study, cycle: int | None = None, age_edges: tuple = AGE_EDGES, resamples: int = RESAMPLES
+    ):
         refuse_unordered_ages(age_edges)
-        self.keys, self.age_edges, self.resamples, self.seed = study.keys, age_edges, resamples, seed
+        self.keys, self.age_edges, self.resamples = study.keys, age_edges, resamples
         tested = [model for model in study.models if model.predictions is not None]
         cycles = sorted({int(number) for model in tested for number in model.predictions["cycle"].unique()})
         if cycle is not None and cycle not in cycles:
@@ -55,11 +54,11 @@ class Diagnoses:
             stream = streams.setdefault(tuple(content.ravel()), len(streams))
             everybody = {ALL: np.ones(len(people), dtype=bool)}
             for number, (subgroup, members) in enumerate((everybody | subgroups(people, age_edges)).items()):
-                self._add(subgroup, name, models, members, [seed, stream, number])
+                self._add(subgroup, name, models, members, [0, stream, number])
             held = [model for model in tested if model.seed == name and model.holdout is not None]
             held = [(model.key, now) for model in held if len(now := self._now(model.holdout))]
             if held:
-                self._add(HOLDOUT, name, held, slice(None), [seed, stream, number + 1])
+                self._add(HOLDOUT, name, held, slice(None), [0, stream, number + 1])
         self.subgroups = [subgroup for subgroup in dict.fromkeys(name for name, _ in self.sizes) if subgroup != HOLDOUT]
 
     def _now(self, predictions):
