@@ -139,7 +139,10 @@ class Study(Device, Orientation):
         LocalQualityControl, "revisit", None, flag=None, group=CONTROL,
         words=f"cycles that a flagged image waits {_default('revisit')}",
     )  # fmt: skip
-    allow_saturated: bool = changed(LocalQualityControl, "allow_saturated", group=CONTROL)
+    allow_saturated: bool = changed(
+        LocalQualityControl, "allow_saturated", group=CONTROL,
+        words="go on where the pre-trained model errs so much that verification cannot see harm (--demo: always)",
+    )  # fmt: skip
     shrink: int = option(
         f"divides the paper's numbers of images {_default('shrink')}", COUNT, None, metavar="N", group="demo cohort"
     )
@@ -167,6 +170,7 @@ class Study(Device, Orientation):
         whole_demo = self.demo and not self.experiments and not self.kinds
         self.conditions = DEMO_CONDITIONS if whole_demo else tuple(dict.fromkeys(chosen))
         self.settings = tuple(dict.fromkeys(self.settings))  # each once
+        self.allow_saturated |= self.demo  # on some processors the demo's pre-trained model is
         for name in ("train", "test", "holdout", "output_folder"):  # the scripts run in the study's folder
             if getattr(self, name):
                 setattr(self, name, getattr(self, name).resolve())

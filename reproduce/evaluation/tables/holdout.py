@@ -6,7 +6,7 @@ from evaluation.diagnoses import ALL, HOLDOUT
 from evaluation.intervals import percentile_interval
 from evaluation.render import METRIC_NAMES, leading, number, view
 from evaluation.tables import Diagnoses, Study, table
-from travelling.method.metrics import METRICS
+from travelling.method.performance import METRICS
 
 NAMES = ("experiment", "kind", "model")
 FIGURES = ("deciding", "holdout", "optimism")
