@@ -440,7 +440,7 @@ def test_a_first_row_that_claims_to_be_the_screens(better, tmp_path):
         ("screen", {"Ignored": "0"}, "Screen_score", "2.6", "Ignored is 0, should be 1 (Screen_score 2.6"),
         ("screen", {"Ignored": "0"}, "Screen_score", "-9", "Screen_score is -9, should be"),
         ("screen", {"Ignored": "0"}, "Screen_spectrum", "9", "should be 9 (the largest of"),
-        ("screen", {"Ignored": "0"}, "Screen_channels", "", "is empty, should be a number"),
+        ("screen", {"Ignored": "0"}, "Screen_metrics", "", "is empty, should be a number"),
         ("screen", {"Ignored": "1"}, "Screen_limit", "9", "Screen_limit is 9, should be 2.5"),
         ("screen", {"Ignored": "0"}, "FP", "3", "FP is 3, should be empty"),
         ("screen", {"Ignored": "0"}, "Screen_score", "", "empty, should be a number"),

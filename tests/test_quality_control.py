@@ -496,7 +496,7 @@ def test_the_limit_is_the_test_sets_quantile_each_measured_by_the_others():
     for name, look in LOOKS.items():
         mean, sd = units[name]
         assert cells[f"Screen_{name}"] == pytest.approx((look.yardstick(looks[name])(seen[name])[0] - mean) / sd)
-    assert cells["Screen_score"] == max(cells[f"Screen_{name}"] for name in LOOKS) == cells["Screen_channels"]
+    assert cells["Screen_score"] == max(cells[f"Screen_{name}"] for name in LOOKS) == cells["Screen_metrics"]
     assert is_strange(cells | {"Screen_score": float("nan")})
 
 
@@ -535,7 +535,7 @@ def test_as_many_good_images_are_suspected_as_stated(subjects, stated, runs):
         def look(self, some=None, labels=None):
             number = subjects if some is None else len(some)
             return {
-                "channels": random.normal(0, np.linspace(1, 5, 30), (number, 30)),
+                "metrics": random.normal(0, np.linspace(1, 5, 30), (number, 30)),
                 "spectrum": random.exponential(size=(number, 1)),
                 **{name: random.normal(1, 1, (number, 5)) for name in HALVES},
             }

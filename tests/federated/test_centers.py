@@ -327,25 +327,24 @@ def test_a_list_of_subjects_that_cannot_be_right_is_invalid(names):
 
 
 @pytest.mark.parametrize("rows", [
-    None, [], [[1.0, 2.0]], [[1.0], [1.0, 2.0]], [[1.0], [2.0]], [[1.0, 2.0], [1.0, "1.0"]], [1.0, 2.0],
+    None, [], [[1.0]], [[1.0], [1.0, 2.0]], [[1.0, 2.0], [1.0, 2.0]], [[1.0], ["1.0"]], [1.0, 2.0],
 ])  # fmt: skip
 def test_looks_that_cannot_be_right_are_invalid(rows):
-    looks = {name: [[0.0] * look.numbers] * 2 for name, look in LOOKS.items() if look.numbers}
-    looks["channels"] = [[1.0, 2.0], [3.0, 0.0]]
-    refuse_bad_looks(looks, 2, 2, False)
-    refuse_bad_looks(looks | {"channels": [[1.0, float("inf")], [float("nan"), 0.0]]}, 2, 2, False)  # of suspects
-    refuse_bad_looks(looks | {"labels": [[0.1], [1.0]]}, 2, 2, True)
+    looks = {name: [[0.0] * look.numbers] * 2 for name, look in LOOKS.items()}
+    refuse_bad_looks(looks, 2, False)
+    refuse_bad_looks(looks | {"spectrum": [[float("inf")], [float("nan")]]}, 2, False)  # of suspects
+    refuse_bad_looks(looks | {"labels": [[0.1], [1.0]]}, 2, True)
     for p in (0.0, -1.0, 7.0, float("nan")):
         with pytest.raises(ValueError, match="from 0 to 1"):
-            refuse_bad_looks(looks | {"labels": [[0.1], [p]]}, 2, 2, True)
+            refuse_bad_looks(looks | {"labels": [[0.1], [p]]}, 2, True)
     for wrong in (
         rows,
-        looks | {"channels": rows},
+        looks | {"spectrum": rows},
         looks | {"labels": [[0.1], [0.2]]},
-        {"channels": looks["channels"]},
+        {"spectrum": looks["spectrum"]},
     ):
         with pytest.raises(ValueError, match="look"):
-            refuse_bad_looks(wrong, 2, 2, False)
+            refuse_bad_looks(wrong, 2, False)
 
 
 @pytest.mark.parametrize("labels", [False, True])

@@ -13,10 +13,10 @@ train       weights, BatchNorm's statistics and the     the gradient of every we
             dropout's seed (only their digest, where    and the loss
             the center has them), one batch of
             pseudonyms, and what prepare holds
-look        the same, but pseudonyms of images          with ``--screen``, for each image: mean and variance of every
-                                                        channel of the network beside what it has learned of, one
-                                                        number of its spectrum, and the differences of its halves in
-                                                        blocks; with ``--label-screen`` how usual its label is
+look        the same, but pseudonyms of images          with ``--screen``, for each image: quality metrics of its
+                                                        foreground, one number of its spectrum, and the differences
+                                                        of its halves in blocks; with ``--label-screen`` how usual its
+                                                        label is
 report      what became of the center's subjects        nothing
 ==========  ==========================================  ======================================================
 

@@ -83,10 +83,9 @@ class FederatedTrainer(LocalTrainer):
         """As :meth:`Eyes.look`; measured at the subjects' center. Raises VisitFailed."""
         if subjects is None:
             return self._eyes().look()
-        numbers = 2 * sum(self._model.channels)
 
         def refuse(_, meta):
-            refuse_bad_looks(meta.get("looks"), len(subjects), numbers, bool(labels))
+            refuse_bad_looks(meta.get("looks"), len(subjects), bool(labels))
 
         _, _, meta = self._ask_in("look", subjects, refuse, labels=labels)
         return {look: np.array(rows) for look, rows in meta["looks"].items()}
@@ -134,21 +133,21 @@ class FederatedTrainer(LocalTrainer):
         """The images are the center's own concern."""
 
 
-def refuse_bad_looks(looks: object, subjects: int, numbers: int, labels: bool) -> None:
+def refuse_bad_looks(looks: object, subjects: int, labels: bool) -> None:
     """Raise ValueError where a center's answer has not, for each look, one row of its numbers for each subject.
 
-    ``numbers`` are those of a look that the network measures; ``labels`` tells whether labels were asked for, too.
+    ``labels`` tells whether labels were asked for, too.
     """
     from travelling.beyond.screen.looks import LOOKS  # only where a run has the screen
 
-    lengths = {name: look.numbers or numbers for name, look in LOOKS.items()} | ({"labels": 1} if labels else {})
+    lengths = {name: look.numbers for name, look in LOOKS.items()} | ({"labels": 1} if labels else {})
     if not isinstance(looks, dict) or looks.keys() != lengths.keys():
         raise ValueError(f"its looks are not {', '.join(lengths)}")
     for name, rows in looks.items():
         if not isinstance(rows, list) or len(rows) != subjects:
             raise ValueError(f"its look {name} is not one row for each subject")
         if not all(isinstance(row, list) and len(row) == lengths[name] for row in rows):
-            raise ValueError(f"its look {name} is not that of this network")
+            raise ValueError(f"its look {name} has not its numbers")
         # An image may be infinitely far, or no number: then it is a suspect, as in the script.
         if not all(isinstance(value, float) for row in rows for value in row):
             raise ValueError(f"its look {name} holds what is not a number")

@@ -103,24 +103,27 @@ class Screen(Extension):
     # The loop.
 
     def before_cycle(self, control: QualityControl, order: list) -> bool:
-        """As :meth:`Extension.before_cycle`: look at all images with the model as it is now."""
+        """As :meth:`Extension.before_cycle`: look at all images that were not looked at, or at all for a partner."""
         if self.cycle == control.cycle:
             return False
         self.cycle, self.counts = control.cycle, dict.fromkeys(self.counts, 0)
+        first = not self.looks
         self.calibrate(control, len(order))
         for place, center in enumerate(order, 1):
             control.trainer.expect(control.centers[order[place]] if place < len(order) else [])
             with suppress(VisitFailed):
                 self._look(control, center)
+        if first:
+            self._write_metrics(control)
         return True
 
     def calibrate(self, control: QualityControl, centers: int) -> None:
-        """Measure the test set with the model as it is now, before the images of so many centers are looked at."""
+        """Measure the test set, before the images of so many centers are looked at."""
         from travelling.beyond.screen.scores import Scores
 
         if self._scores is None:
             self._scores = Scores(eyes_of(control.trainer), self.options.false_alarms)
-        self._scores.calibrate()
+            self._scores.calibrate()
         for partner in partners(control.extensions):
             partner.calibrate(control, centers)
 
@@ -156,6 +159,14 @@ class Screen(Extension):
             if suspect:
                 control.flag(subject)
             control.decided(PHASE, subject, cells[subject], suspect)
+
+    def _write_metrics(self, control):
+        """Write the table of image metrics beside the log, where the images are on this machine."""
+        from travelling.beyond.screen.eyes import Eyes
+
+        save = getattr(control.settings, "fn_save", None)
+        if save and self._scores and isinstance(self._scores.eyes, Eyes):
+            self._scores.eyes.write_metrics(save.with_name(f"{save.name}_iqm.tsv"))
 
     def at_revisit(self, control: QualityControl, subject: str) -> tuple[bool, dict]:
         """As :meth:`Extension.at_revisit`: whether its two looks are enough, and the cells of the second."""

@@ -1,4 +1,4 @@
-"""How strange images look beside the test set: their scores, and the limit of a cycle.
+"""How strange images look beside the test set: their scores, and their limit.
 
 How strange is too strange is not a number of ours: the limit is the conformal quantile (Vovk et al., "Algorithmic
 Learning in a Random World", 2005) that a good image exceeds with the probability that the user states. Each test image
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Scores:
-    """The limit of a cycle (:meth:`calibrate`), and what the log says of any images (:meth:`cells`).
+    """The limit (:meth:`calibrate`), and what the log says of any images (:meth:`cells`).
 
     ``false_alarms`` is the share of good images that may exceed the limit, at one look and on average over test sets,
     if they come from where the test set does. An image has a score of each look, in standard deviations of those of the
@@ -30,19 +30,18 @@ class Scores:
     """
 
     def __init__(self, eyes: Looking, false_alarms: float):
-        self._eyes = eyes
+        self.eyes = eyes
         self._false_alarms = false_alarms
         self.limit: float = math.nan
         self._yardsticks: dict[str, tuple[Yardstick, float, float]] = {}  # with mean and unit of the test set
         self._test_scores: dict[str, np.ndarray] = {}  # by each look (test images,)
 
     def calibrate(self) -> None:
-        """Measure the test set with the model as it is now; raises what :func:`limit_rank` raises."""
-        looks, related = self._eyes.look(), self._eyes.related()[0]
+        """Measure the test set; raises what :func:`limit_rank` raises."""
+        looks, related = self.eyes.look(), self.eyes.related()[0]
         rank = limit_rank(len(related), self._false_alarms)
         for name, look in LOOKS.items():
-            if look.measure is None or name not in self._yardsticks:  # no model changes what the image alone tells
-                self._measure(name, look.yardstick(looks[name]), looks[name], related)
+            self._measure(name, look.yardstick(looks[name]), looks[name], related)
         scores = np.max(list(self._test_scores.values()), axis=0)
         self.limit = float(np.sort(scores)[rank - 1])
 
@@ -64,7 +63,7 @@ class Scores:
         And all that was measured; ``question`` is what else is asked. Raises VisitFailed where the center does not
         answer.
         """
-        looks = self._eyes.look(subjects, **question)
+        looks = self.eyes.look(subjects, **question)
         with np.errstate(all="ignore"):  # an image may be infinitely far, or no number
             parts = [
                 (yardstick(looks[name]) - mean) / unit for name, (yardstick, mean, unit) in self._yardsticks.items()
