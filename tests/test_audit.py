@@ -446,7 +446,7 @@ def test_a_first_row_that_claims_to_be_the_screens(better, tmp_path):
         ("screen", {"Ignored": "0"}, "Screen_score", "", "empty, should be a number"),
         ("revisit", {"FP": ""}, "Eliminated", "0", "Eliminated is 0, should be 1"),
         ("revisit", {"FP": ""}, "Screen_score", "1", "no extension is sure and the image must train"),
-        ("revisit", {"Ignored": "0"}, "Screen_score", "30", "is sure, as the first was, but it trained"),
+        ("revisit", {"Ignored": "0"}, "Screen_metrics", "30", "is sure, but it trained"),
         ("batch", {"Ignored": "1"}, "P_AUROC", "0.9", "P_AUROC is 0.9, but AUROC was"),
         ("batch", {"Ignored": "0"}, "P_AUROC", "1e-3", "Ignored is 0, should be 1 (PFP"),
         ("batch", {"Ignored": "0"}, "P_FP", "1e-3", "P_FP is 0.001, but FP was"),

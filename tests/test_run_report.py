@@ -19,7 +19,7 @@ from fake_trainer import settings_of
 from study_maker import REPRODUCE
 from test_audit import FakeScreen, RandomTrainer, change_record, make_run, read_rows, write_rows
 
-from travelling.beyond import screen, screen_labels
+from travelling.beyond import screen_labels
 from travelling.beyond.screen import looks as measured
 from travelling.beyond.screen.looks import LOOKS
 from travelling.images.nifti import read_upright
@@ -508,13 +508,12 @@ def test_the_methods_for_a_paper_are_those_that_ran(rule, verify_every, screened
 
 
 def test_the_methods_follow_the_numbers_of_the_code(monkeypatch):
-    monkeypatch.setattr(screen, "SURE", 7.5)
     monkeypatch.setattr(screen_labels, "ALPHA", 0.0125)
-    monkeypatch.setattr(measured, "LOOKS", {"grain": LOOKS["spectrum"]._replace(words="how grainy it is")})
+    monkeypatch.setattr(measured, "LOOKS", {"grain": LOOKS["up_down"]._replace(words="how grainy it is", sure=7.5)})
     settings = settings_of(screen=True, label_screen=True)
     told = methods(settings, settings.extensions)
     assert "by 1 look: (1) how grainy it is. Its" in told
-    assert "the two above 7.5, was eliminated" in told
+    assert "above its own limit of 7.5 (1) were eliminated" in told
     assert "below 0.0125 divided by the number of centers" in told
 
 

@@ -180,13 +180,14 @@ def difference_of_halves(image: np.ndarray, axis: int, blocks: tuple[int, ...]) 
 class Look(NamedTuple):
     """A look: how it is measured of an image (z, y, x), how many ``numbers`` it has, and its yardstick.
 
-    ``words`` say for a paper what of an image it is.
+    ``words`` say for a paper what of an image it is. An image with a score above ``sure`` is eliminated for it.
     """
 
     measure: Callable[[np.ndarray], np.ndarray]
     numbers: int
     yardstick: type[Yardstick]
     words: str
+    sure: float = 4.0  # standard deviations of the test set
 
 
 _METRICS = f"{len(MEANINGS)} image quality metrics of its foreground (Mahalanobis distance)"
