@@ -94,6 +94,10 @@ class FederatedTrainer(LocalTrainer):
         """As :meth:`Eyes.related`."""
         return self._eyes().related()
 
+    def people(self) -> int:
+        """As :meth:`Eyes.people`."""
+        return self._eyes().people()
+
     def _eyes(self):
         from travelling.beyond.screen.eyes import Eyes  # only where a run has the screen
 

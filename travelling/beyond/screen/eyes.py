@@ -26,6 +26,9 @@ class Looking(Protocol):
     def related(self) -> tuple[np.ndarray, str]:
         """As :meth:`Eyes.related`."""
 
+    def people(self) -> int:
+        """As :meth:`Eyes.people`."""
+
 
 class Eyes:
     """What a trainer's images tell, and its network of their labels."""
@@ -64,3 +67,8 @@ class Eyes:
     def related(self) -> tuple[np.ndarray, str]:
         """Which test subjects share person, anatomy or scanner, see :func:`travelling.images.cohort.related`."""
         return related(self._trainer.test_set)
+
+    def people(self) -> int:
+        """How many different people the test set has, as far as Participant and Anatomy tell them."""
+        told = self._trainer.test_set.filter(["Participant", "Anatomy"])
+        return len(np.unique(related(told)[0], axis=0)) if len(told.columns) else len(told)
