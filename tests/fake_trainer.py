@@ -68,6 +68,9 @@ class FakeTrainer:
     def related(self):
         return np.eye(TEST_IMAGES, dtype=bool), ""
 
+    def people(self):
+        return TEST_IMAGES
+
     def known(self, subjects):
         return {}
 

@@ -481,6 +481,21 @@ def test_the_limit_is_the_test_sets_quantile_each_measured_by_the_others():
     assert is_strange(cells | {"Screen_score": float("nan")})
 
 
+def test_few_people_change_no_flag_but_make_it_harder_to_eliminate(monkeypatch):
+    trainer = FakeTrainer()
+    trainer.strange = {"a": 2.2, "b": 50}
+    found = {}
+    for people in (11, 12):
+        monkeypatch.setattr(trainer, "people", lambda people=people: people)
+        screen = Scores(trainer, 0.1)
+        screen.calibrate()
+        found[people] = screen.cells(["a", "b", "c"])[0]
+    for few, enough in zip(found[11], found[12], strict=True):
+        assert is_strange(few) == is_strange(enough)
+        for column in few:
+            assert enough[column] == pytest.approx(1.3 * few[column])
+
+
 def test_test_images_are_not_scored_by_their_relatives():
     """Copies of one brain look usual beside each other, however strange it is."""
     random = np.random.default_rng(0)
@@ -523,6 +538,9 @@ def test_as_many_good_images_are_suspected_as_stated(subjects, stated, runs):
 
         def related(self):
             return np.eye(subjects, dtype=bool), ""
+
+        def people(self):
+            return subjects
 
     shares = []
     for _ in range(runs):

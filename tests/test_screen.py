@@ -283,3 +283,12 @@ def test_harm_within_the_brain_is_seen_by_the_metrics_and_a_good_image_is_not(im
     np.testing.assert_allclose(table.loc[40, list(MEANINGS)].astype(float), image_metrics(good), rtol=1e-6)
     assert table.loc[43, list(MEANINGS)].isna().all()
     assert json.loads((tmp_path / "run_iqm.json").read_text()).keys() == MEANINGS.keys()
+
+
+def test_people_are_counted_by_all_that_tells_them():
+    def people(**columns):
+        return Eyes(SimpleNamespace(test_set=pd.DataFrame({"Subject": list("abcdef")} | columns))).people()
+
+    assert people() == people(Scanner=list("AAABBB")) == 6
+    assert people(Anatomy=list("xxyyzz")) == 3
+    assert people(Participant=["p", "p", "q", "", "", "r"]) == 5

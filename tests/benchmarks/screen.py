@@ -109,7 +109,7 @@ def draws(images: Any, looks: dict, people: int, arguments: argparse.Namespace) 
         generator = np.random.default_rng([arguments.seed, people, draw])
         known = images["Person"].isin(generator.permutation(persons)[:people])
         test = generator.permutation(np.flatnonzero(known & good))[: arguments.test_images]
-        screen = Scores(Recorded(looks, test, related(images.iloc[test])), arguments.false_alarms)
+        screen = Scores(Recorded(looks, test, related(images.iloc[test]), people), arguments.false_alarms)
         screen.calibrate()
         others = np.flatnonzero(~known)
         found = images.iloc[others][["kind", "level"]].assign(images=1)
@@ -123,8 +123,8 @@ def draws(images: Any, looks: dict, people: int, arguments: argparse.Namespace) 
 class Recorded:
     """Looks that were taken before: eyes, whose subjects are numbers of images."""
 
-    def __init__(self, looks: dict, test: Any, related: tuple):
-        self._looks, self._test, self._related = looks, test, related
+    def __init__(self, looks: dict, test: Any, related: tuple, people: int):
+        self._looks, self._test, self._related, self._people = looks, test, related, people
 
     def look(self, subjects: Any = None, labels: None = None) -> dict:
         """As :meth:`travelling.beyond.screen.eyes.Eyes.look`."""
@@ -133,6 +133,10 @@ class Recorded:
     def related(self) -> tuple:
         """As :meth:`travelling.beyond.screen.eyes.Eyes.related`."""
         return self._related
+
+    def people(self) -> int:
+        """As :meth:`travelling.beyond.screen.eyes.Eyes.people`."""
+        return self._people
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ class ScreenAuditor(Auditor):
 
     deciding = ("Screen_score", "Screen_limit")
     flagging = ("screen",)
-    sure: ClassVar[dict[str, float]] = {}  # limit of elimination where it is not 4
+    sure: ClassVar[dict[str, float]] = {"Screen_spectrum": 5.4}  # limit of elimination where it is not 4
 
     def __init__(self, columns: tuple[str, ...]):
         super().__init__(columns)

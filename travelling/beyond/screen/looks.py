@@ -194,7 +194,7 @@ _METRICS = f"{len(MEANINGS)} image quality metrics of its foreground (Mahalanobi
 _FLIPPED = "the difference between its {} halves, towards that of a flipped image (linear discriminant)"
 LOOKS = {
     "metrics": Look(image_metrics, len(MEANINGS), Distance, _METRICS),
-    "spectrum": Look(spectrum, 1, AsItIs, "the largest peak of its spectrum above its shell"),
+    "spectrum": Look(spectrum, 1, AsItIs, "the largest peak of its spectrum above its shell", sure=5.4),
     "asymmetry": Look(asymmetry, int(np.prod(BLOCKS)), Mirrored, _FLIPPED.format("left and right")),
     "up_down": Look(up_down, int(np.prod(COARSE_BLOCKS)), Mirrored, _FLIPPED.format("lower and upper")),
     "front_back": Look(front_back, int(np.prod(COARSE_BLOCKS)), Mirrored, _FLIPPED.format("back and front")),

@@ -20,6 +20,10 @@ from travelling.errors import InputError
 if TYPE_CHECKING:
     from travelling.beyond.screen.eyes import Looking
 
+# Fewer people than that do not tell how far another good image can lie from them: then the unit is larger. With it no
+# good image of a new person was above 4 (docs/results.md).
+ENOUGH_PEOPLE, CAUTION = 12, 1.3
+
 
 class Scores:
     """The limit (:meth:`calibrate`), and what the log says of any images (:meth:`cells`).
@@ -40,12 +44,13 @@ class Scores:
         """Measure the test set; raises what :func:`limit_rank` raises."""
         looks, related = self.eyes.look(), self.eyes.related()[0]
         rank = limit_rank(len(related), self._false_alarms)
+        caution = 1.0 if self.eyes.people() >= ENOUGH_PEOPLE else CAUTION
         for name, look in LOOKS.items():
-            self._measure(name, look.yardstick(looks[name]), looks[name], related)
+            self._measure(name, look.yardstick(looks[name]), looks[name], related, caution)
         scores = np.max(list(self._test_scores.values()), axis=0)
         self.limit = float(np.sort(scores)[rank - 1])
 
-    def _measure(self, name, yardstick, looks, related):
+    def _measure(self, name, yardstick, looks, related, caution):
         """Score the test images by one look, each by others, and note its unit."""
         strange = by_others(yardstick, looks, related)
         if not np.isfinite(strange).all():
@@ -54,8 +59,8 @@ class Scores:
             )
         least = yardstick.least_unit(strange)
         unit = max(float(strange.std(ddof=1)), least) or 1.0
-        self._yardsticks[name] = yardstick, float(strange.mean()), unit
-        self._test_scores[name] = beside_others(strange, least)
+        self._yardsticks[name] = yardstick, float(strange.mean()), unit * caution
+        self._test_scores[name] = beside_others(strange, least) / caution
 
     def cells(self, subjects: list[str], **question: Any) -> tuple[list[dict], dict[str, np.ndarray]]:
         """The cells of the log for each subject of a center: its score, the limit, and the score of each look.
