@@ -65,8 +65,11 @@ class FakeTrainer:
             looks["labels"] = np.array([[self.label_p.get(subject, 0.5)] for subject in subjects])
         return looks
 
-    def related(self):
+    def related(self, scanners=True):
         return np.eye(TEST_IMAGES, dtype=bool), ""
+
+    def knows_scanners(self, subjects):
+        return [False] * len(subjects)
 
     def people(self):
         return TEST_IMAGES

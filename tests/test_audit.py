@@ -106,10 +106,7 @@ class FakeScreen(Screen):
             [*(self.random.normal(size=3) + (np.array(away) if subject in BAD else 0)).tolist(), *others]
             for subject in subjects
         ]
-        cells = [
-            {"Screen_score": max(look), "Screen_limit": self.limit} | dict(zip(self.columns[2:], look, strict=True))
-            for look in looks
-        ]
+        cells = [dict(zip(self.columns, (max(look), self.limit, *look, 0), strict=True)) for look in looks]
         if self.labels and self.cycle % 5 == 4:  # the model knows too little
             cells = [found | dict.fromkeys(LabelScreen.columns) for found in cells]
         elif self.labels:

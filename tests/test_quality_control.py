@@ -470,7 +470,9 @@ def test_the_limit_is_the_test_sets_quantile_each_measured_by_the_others():
         rest = [np.delete(strange, i) for i in range(120)]
         pairs = zip(strange, rest, strict=True)
         scores.append([(one - some.mean()) / max(some.std(ddof=1), least) for one, some in pairs])
-    assert screen.limit == pytest.approx(np.sort(np.max(scores, axis=0))[108])  # rank 109 of 120: 0.9 x 121, rounded up
+    assert screen.scales[False].limit == pytest.approx(
+        np.sort(np.max(scores, axis=0))[108]
+    )  # rank 109 of 120: 0.9 x 121, rounded up
     trainer.strange = {"somebody": 3}
     ((cells,), _) = screen.cells(["somebody"])
     seen = trainer.look(["somebody"])
@@ -536,8 +538,11 @@ def test_as_many_good_images_are_suspected_as_stated(subjects, stated, runs):
                 **{name: random.normal(1, 1, (number, 5)) for name in HALVES},
             }
 
-        def related(self):
+        def related(self, scanners=True):
             return np.eye(subjects, dtype=bool), ""
+
+        def knows_scanners(self, some):
+            return [False] * len(some)
 
         def people(self):
             return subjects
@@ -565,10 +570,9 @@ def test_what_an_image_alone_tells_is_measured_once(monkeypatch):
     made = []
     make = Distance.__init__
     monkeypatch.setattr(Distance, "__init__", lambda self, *about: made.append(type(self)) or make(self, *about))
-    screen = Scores(FakeTrainer(), 0.1)
-    for _ in (10, 11):
-        screen.calibrate()
-    assert made.count(Distance) == 2 * (1 + TEST_IMAGES)
+    control, _ = screened_control({"a": ["a0", "a1"]}, FakeTrainer())
+    run_cycles(control, [10, 11])
+    assert made.count(Distance) == 1 + TEST_IMAGES
     assert made.count(Mirrored) == len(HALVES) * (1 + TEST_IMAGES)
 
 

@@ -135,7 +135,7 @@ def test_every_number_is_that_of_the_log(tmp_path, setting):
     truth = truth_of(control)
     numbers = Counter(truth.values())
     flagged = len(truth) - numbers["kept"]
-    assert flagged > 4
+    assert flagged > 3
     assert out.startswith(
         f"{len(truth)} images: {numbers['eliminated']} eliminated, {numbers['waiting']} waiting, "
         f"{numbers['came_back']} came back, {numbers['kept']} kept; verdict: "
@@ -258,7 +258,7 @@ def test_the_first_screen_tells_the_audit_and_the_last_the_settings(run):
     assert "in cycles 10 to 15, in batches of 5, with Adam at 0.0001 in cycle 0." in page.words
     assert "revisited 2 cycles later" in page.words
     assert "lowered the AUROC (paired DeLong test" in page.words
-    assert "with a mean score of the two above 4, was eliminated without a training step" in page.words
+    assert "were eliminated at their revisit without a training step" in page.words
     assert "audited: every decision follows" in page.words
     assert "device: CPU; git commit: abc." in page.words
     assert "Python 3.12.1, keras 3.15.1" in page.words
@@ -329,7 +329,7 @@ def test_a_log_that_was_tampered_with_is_refused_in_red(run):
     ("column", "text"),
     [("Subjects", "nobody"), ("Subject", "nobody"), ("Phase", "revisit"), ("Study", "c9"), ("PFP", "7")],
 )
-@pytest.mark.parametrize("row", [0, 150])
+@pytest.mark.parametrize("row", [0, 60])
 def test_whatever_was_tampered_with_there_is_a_page(run, row, column, text):
     rows = read_rows(run / "log.csv")
     rows[row][column] = text

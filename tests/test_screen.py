@@ -227,7 +227,7 @@ def test_metrics_are_what_their_names_say(head):
     assert found["summary_fg_p75"] == pytest.approx(15.25)
     assert found["cv"] == pytest.approx(np.std(np.arange(20)) / 10.5, rel=1e-3)
     assert found["volume"] == pytest.approx(np.log(10 * 12 * 20 / image.size))
-    assert (found["extent_z"], found["extent_x"]) == (9 / 20, 19 / 30)
+    assert (found["extent_z"], found["extent_x"]) == pytest.approx((9 / 20, 19 / 30))
     assert found["middle_y"] == pytest.approx((4 + 15) / 2 / 24)
     assert found["center_x"] == pytest.approx(14.5 / 30)
     assert found["weight_x"] > 0
@@ -292,3 +292,24 @@ def test_people_are_counted_by_all_that_tells_them():
     assert people() == people(Scanner=list("AAABBB")) == 6
     assert people(Anatomy=list("xxyyzz")) == 3
     assert people(Participant=["p", "p", "q", "", "", "r"]) == 5
+
+
+def test_an_image_of_a_scanner_that_the_test_set_has_is_compared_with_more():
+    """With the test set's images of that scanner, too: they are nearer, and so is its limit."""
+    random = np.random.default_rng(0)
+    scanners = np.repeat(list("ABCDEFGH"), 10)
+    centers = 4 * random.normal(size=(8, 6))[np.arange(80) // 10]
+    usual = centers + random.normal(size=(80, 6))
+    test_set = pd.DataFrame({"Subject": range(80), "Scanner": scanners})
+    eyes = Eyes(SimpleNamespace(test_set=test_set, scanners={80: "A", 81: "Z", 82: ""}))
+    others = {name: random.normal(1, 1, (83, 4)) for name in LOOKS if name not in ("metrics", "spectrum")}
+    taken = {"metrics": np.vstack([usual, np.tile(centers[0], (3, 1)) + 3]), "spectrum": np.zeros((83, 1)), **others}
+    eyes.look = lambda subjects=None: {
+        name: rows[:80] if subjects is None else rows[80:] for name, rows in taken.items()
+    }
+    screen = Scores(eyes, 0.05)
+    screen.calibrate()
+    known, new, unknown = screen.cells([80, 81, 82])[0]
+    assert [cells["Screen_known"] for cells in (known, new, unknown)] == [1, 0, 0]
+    assert (known["Screen_limit"], new["Screen_limit"]) == (screen.scales[True].limit, screen.scales[False].limit)
+    assert known["Screen_metrics"] > new["Screen_metrics"] + 1 == pytest.approx(unknown["Screen_metrics"] + 1)

@@ -99,7 +99,6 @@ def draws(images: Any, looks: dict, people: int, arguments: argparse.Namespace) 
 
     from travelling.beyond.screen import is_strange, is_surely_strange
     from travelling.beyond.screen.scores import Scores
-    from travelling.images.cohort import related
 
     persons, good = images["Person"].unique(), images["kind"] == "good"
     if people >= len(persons):
@@ -109,7 +108,7 @@ def draws(images: Any, looks: dict, people: int, arguments: argparse.Namespace) 
         generator = np.random.default_rng([arguments.seed, people, draw])
         known = images["Person"].isin(generator.permutation(persons)[:people])
         test = generator.permutation(np.flatnonzero(known & good))[: arguments.test_images]
-        screen = Scores(Recorded(looks, test, related(images.iloc[test]), people), arguments.false_alarms)
+        screen = Scores(Recorded(looks, test, images, people), arguments.false_alarms)
         screen.calibrate()
         others = np.flatnonzero(~known)
         found = images.iloc[others][["kind", "level"]].assign(images=1)
@@ -123,16 +122,25 @@ def draws(images: Any, looks: dict, people: int, arguments: argparse.Namespace) 
 class Recorded:
     """Looks that were taken before: eyes, whose subjects are numbers of images."""
 
-    def __init__(self, looks: dict, test: Any, related: tuple, people: int):
-        self._looks, self._test, self._related, self._people = looks, test, related, people
+    def __init__(self, looks: dict, test: Any, images: Any, people: int):
+        self._looks, self._test, self._images, self._people = looks, test, images, people
 
     def look(self, subjects: Any = None, labels: None = None) -> dict:
         """As :meth:`travelling.beyond.screen.eyes.Eyes.look`."""
         return {name: rows[self._test if subjects is None else subjects] for name, rows in self._looks.items()}
 
-    def related(self) -> tuple:
+    def related(self, scanners: bool = True) -> tuple:
         """As :meth:`travelling.beyond.screen.eyes.Eyes.related`."""
-        return self._related
+        from travelling.images.cohort import related
+
+        test_set = self._images.iloc[self._test]
+        return related(test_set if scanners else test_set.drop(columns="Scanner", errors="ignore"))
+
+    def knows_scanners(self, subjects: Any) -> list:
+        """As :meth:`travelling.beyond.screen.eyes.Eyes.knows_scanners`."""
+        scanners = self._images.get("Scanner")
+        known = [] if scanners is None else scanners.iloc[self._test]
+        return [scanners is not None and scanners.iloc[subject] in set(known) for subject in subjects]
 
     def people(self) -> int:
         """As :meth:`travelling.beyond.screen.eyes.Eyes.people`."""

@@ -90,9 +90,13 @@ class FederatedTrainer(LocalTrainer):
         _, _, meta = self._ask_in("look", subjects, refuse, labels=labels)
         return {look: np.array(rows) for look, rows in meta["looks"].items()}
 
-    def related(self) -> tuple[np.ndarray, str]:
+    def related(self, scanners: bool = True) -> tuple[np.ndarray, str]:
         """As :meth:`Eyes.related`."""
-        return self._eyes().related()
+        return self._eyes().related(scanners)
+
+    def knows_scanners(self, subjects: list[str]) -> list[bool]:
+        """As :meth:`Eyes.knows_scanners`: no center says which scanner it has."""
+        return [False] * len(subjects)
 
     def people(self) -> int:
         """As :meth:`Eyes.people`."""

@@ -82,7 +82,7 @@ class Screen(Extension):
         from travelling.beyond.screen.looks import LOOKS  # only now, so that --help answers at once
 
         self.options: ScreenOptions = options
-        self.columns = (SCORE, "Screen_limit", *(f"Screen_{name}" for name in LOOKS))
+        self.columns = (SCORE, "Screen_limit", *(f"Screen_{name}" for name in LOOKS), "Screen_known")
         self.cycle: int | None = None  # the last in which it looked
         self.looks: dict[str, list[dict]] = {}  # subject -> cells of its last look, while it waits of another, too
         self.counts = {"screened": 0, "suspected": 0}  # images of this cycle
@@ -236,7 +236,7 @@ class Screen(Extension):
 
     def explain(self, row: Any) -> dict[str, str]:
         """As :meth:`Extension.explain`: the score, the limit, and the look that gave the score."""
-        score, limit, *looks = self.columns
+        score, limit, *looks, _ = self.columns
         told = {"score": _number(row[score]), "limit": _number(row[limit])}
         values = {name.removeprefix("Screen_"): row[name] for name in looks}
         known = all(value == value for value in values.values())  # NaN is not equal to itself

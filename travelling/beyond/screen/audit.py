@@ -18,9 +18,9 @@ class ScreenAuditor(Auditor):
 
     def __init__(self, columns: tuple[str, ...]):
         super().__init__(columns)
-        self._looks = columns[2:]
+        self._looks = columns[2:-1]
         self.may_be_nan = ("Screen_score", *self._looks)  # an image can be so strange
-        self._limits: dict[int, float] = {}  # cycle -> the limit
+        self._limits: dict[tuple, float] = {}  # cycle, whether the scanner is known -> the limit
         self._seen: dict[str, Row] = {}  # subject -> row of its first look
         self._again = False  # whether labels are looked at, in every cycle
 
@@ -77,7 +77,10 @@ class ScreenAuditor(Auditor):
 
     def _check_cells(self, row):
         score, limit = row["Screen_score"], row["Screen_limit"]
-        faults = differs(row, "Screen_limit", self._limits.setdefault(row["Cycle"], limit), "the limit of this cycle")
+        usual = self._limits.setdefault((row["Cycle"], row["Screen_known"]), limit)
+        faults = differs(row, "Screen_limit", usual, "the limit of this cycle")
+        if row["Screen_known"] not in (0, 1):
+            faults.append(f"Screen_known is {shown(row['Screen_known'])}, should be 0 or 1")
         if score is None or limit is None:
             return [*faults, "Screen_score or Screen_limit is empty, should be a number"]
         looks = [row[name] for name in self._looks]

@@ -23,8 +23,11 @@ class Looking(Protocol):
     def look(self, subjects: list[str] | None = None, labels: Reference | None = None) -> dict[str, np.ndarray]:
         """As :meth:`Eyes.look`; raises VisitFailed where a center does not answer."""
 
-    def related(self) -> tuple[np.ndarray, str]:
+    def related(self, scanners: bool = True) -> tuple[np.ndarray, str]:
         """As :meth:`Eyes.related`."""
+
+    def knows_scanners(self, subjects: list[str]) -> list[bool]:
+        """As :meth:`Eyes.knows_scanners`."""
 
     def people(self) -> int:
         """As :meth:`Eyes.people`."""
@@ -64,9 +67,15 @@ class Eyes:
         test = {subject: metrics.pop(subject) for subject in self._trainer.test_set["Subject"]}
         write_table(path, test, metrics)
 
-    def related(self) -> tuple[np.ndarray, str]:
-        """Which test subjects share person, anatomy or scanner, see :func:`travelling.images.cohort.related`."""
-        return related(self._trainer.test_set)
+    def related(self, scanners: bool = True) -> tuple[np.ndarray, str]:
+        """Which test subjects share person, anatomy or, unless not asked for, scanner, see :func:`related`."""
+        test_set = self._trainer.test_set
+        return related(test_set if scanners else test_set.drop(columns="Scanner", errors="ignore"))
+
+    def knows_scanners(self, subjects: list[str]) -> list[bool]:
+        """Whether the test set has images of the scanner of each of some training subjects, as far as CSVs tell."""
+        known = set(self._trainer.test_set.get("Scanner", ())) - {""}
+        return [self._trainer.scanners.get(subject) in known for subject in subjects]
 
     def people(self) -> int:
         """How many different people the test set has, as far as Participant and Anatomy tell them."""
