@@ -1,23 +1,6 @@
 """What runs at a hospital. Its images, its CSV and the ids of its subjects stay here.
 
 What leaves: for each of the server's questions one answer, made in :meth:`Center.answer` and nowhere else.
-question    holds                                       answer
-==========  ==========================================  ======================================================
-subjects    nothing                                     pseudonyms of all subjects, in their own order, and which
-                                                        versions of code and libraries are installed
-prepare     how many filters the convolutions have,     for each image the mean intensity's place among the
-            the affine and shape of the home's images   center's (least, median, greatest) and a checksum
-train       weights, BatchNorm's statistics and the     the gradient of every weight, BatchNorm's new statistics,
-            dropout's seed (only their digest, where    and the loss
-            the center has them), one batch of
-            pseudonyms, and what prepare holds
-look        the same, but pseudonyms of images          with ``--screen``, for each image: quality metrics of its
-                                                        foreground, one number of its spectrum, and the differences
-                                                        of its halves in blocks; with ``--label-screen`` how usual its
-                                                        label is
-report      what became of the center's subjects        nothing
-==========  ==========================================  ======================================================
-=======
 docs/federation.md has them all in a table.
 
 A question that cannot be answered is answered with one of ERRORS; the reason is written to the center's own log.
