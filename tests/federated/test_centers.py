@@ -359,6 +359,7 @@ def test_the_screen_at_the_centers_is_that_of_one_process(labels, federation, st
     federation.configure(study, screen=True, label_screen=labels, false_alarms=0.06, rule="evidence", cycles=cycles)
     log = federation.jobs(1, cycles=2)
     pd.testing.assert_frame_equal(log, read_log(here / "qc.csv"))
+    assert sorted(path.name for path in here.glob("qc_iqm.*")) == ["qc_iqm.json", "qc_iqm.tsv"]
     eliminated = log[(log["Eliminated"] == "1") & (log["FP"] == "")]
     assert (eliminated["Study"] == "bad").sum() == 3  # by the screen, without a training step
     looks = federation.asked("look")
