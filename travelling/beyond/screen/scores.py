@@ -20,8 +20,8 @@ from travelling.errors import InputError
 if TYPE_CHECKING:
     from travelling.beyond.screen.eyes import Looking
 
-# Fewer people than that do not tell how far another good image can lie from them: then the unit is larger. With it no
-# good image of a new person was above 4 (docs/results.md).
+# Fewer people than that do not tell how far another good image can lie from them: then the unit is larger. So three of
+# 17,127 looks at good images of people whom the test set lacked were above a limit of elimination, all at four people.
 ENOUGH_PEOPLE, CAUTION = 12, 1.3
 
 
