@@ -131,7 +131,7 @@ class Recorded:
 
     def related(self, scanners: bool = True) -> tuple:
         """As :meth:`travelling.beyond.screen.eyes.Eyes.related`."""
-        from travelling.images.cohort import related
+        from travelling.beyond.screen.eyes import related
 
         test_set = self._images.iloc[self._test]
         return related(test_set if scanners else test_set.drop(columns="Scanner", errors="ignore"))

@@ -10,9 +10,11 @@ import numpy as np
 from travelling.beyond.screen.labels import Reference, p_values
 from travelling.beyond.screen.looks import LOOKS
 from travelling.beyond.screen.metrics import write_table
-from travelling.images.cohort import related
+from travelling.images.cohort import RELATED, as_seen
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from travelling.images.local_trainer import LocalTrainer
 
 
@@ -80,4 +82,29 @@ class Eyes:
     def people(self) -> int:
         """How many different people the test set has, as far as Participant and Anatomy tell them."""
         told = self._trainer.test_set.filter(["Participant", "Anatomy"])
-        return len(np.unique(related(told)[0], axis=0)) if len(told.columns) else len(told)
+        different = [told[column][told[column] != ""].nunique() + (told[column] == "").sum() for column in told]
+        return min([len(told), *different])
+
+
+def related(cohort: pd.DataFrame) -> tuple[np.ndarray, str]:
+    """Which images of a cohort share person, anatomy or scanner with which: (images, images), and that in words.
+
+    Each is related to itself. A column with fewer than three values, or by which more than half of the cohort would be
+    related to an image, is not heeded.
+    """
+    matrix, words = np.eye(len(cohort), dtype=bool), []
+    for column in RELATED:
+        if column not in cohort.columns:
+            continue
+        values = cohort[column].map(as_seen).to_numpy(dtype=str)
+        different, untold = len(set(values) - {""}), (values == "").sum()
+        with_column = matrix | ((values[:, None] == values) & (values != ""))
+        share = with_column.sum(axis=1).max() / len(cohort)
+        if different + untold < 3 or share > 0.5:
+            words.append(
+                f"{column} (not heeded: {different} different ones, and {share:.0%} would have to be left out)"
+            )
+        else:
+            matrix = with_column
+            words.append(f"{column} ({different} different ones)")
+    return matrix, " and ".join(words)
