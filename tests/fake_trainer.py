@@ -54,19 +54,25 @@ class FakeTrainer:
         if subjects is None:
             random = np.random.default_rng(0)
             return {
-                "channels": random.normal(size=(TEST_IMAGES, 4)),
+                "metrics": random.normal(size=(TEST_IMAGES, 4)),
                 "spectrum": random.normal(size=(TEST_IMAGES, 1)),
                 **{name: random.normal([1, 0], size=(TEST_IMAGES, 2)) for name in HALVES},
             }
         away = np.array([self.strange.get(subject, 0.5) for subject in subjects])[:, None]
-        looks = {"channels": away * np.ones(4), "spectrum": 0 * away} | {name: [1, 0] + 0 * away for name in HALVES}
+        looks = {"metrics": away * np.ones(4), "spectrum": 0 * away} | {name: [1, 0] + 0 * away for name in HALVES}
         if labels:
             self.references.append(labels)
             looks["labels"] = np.array([[self.label_p.get(subject, 0.5)] for subject in subjects])
         return looks
 
-    def related(self):
+    def related(self, scanners=True):
         return np.eye(TEST_IMAGES, dtype=bool), ""
+
+    def knows_scanners(self, subjects):
+        return [False] * len(subjects)
+
+    def people(self):
+        return TEST_IMAGES
 
     def known(self, subjects):
         return {}

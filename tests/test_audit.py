@@ -106,10 +106,7 @@ class FakeScreen(Screen):
             [*(self.random.normal(size=3) + (np.array(away) if subject in BAD else 0)).tolist(), *others]
             for subject in subjects
         ]
-        cells = [
-            {"Screen_score": max(look), "Screen_limit": self.limit} | dict(zip(self.columns[2:], look, strict=True))
-            for look in looks
-        ]
+        cells = [dict(zip(self.columns, (max(look), self.limit, *look, 0), strict=True)) for look in looks]
         if self.labels and self.cycle % 5 == 4:  # the model knows too little
             cells = [found | dict.fromkeys(LabelScreen.columns) for found in cells]
         elif self.labels:
@@ -440,13 +437,13 @@ def test_a_first_row_that_claims_to_be_the_screens(better, tmp_path):
         ("screen", {"Ignored": "0"}, "Screen_score", "2.6", "Ignored is 0, should be 1 (Screen_score 2.6"),
         ("screen", {"Ignored": "0"}, "Screen_score", "-9", "Screen_score is -9, should be"),
         ("screen", {"Ignored": "0"}, "Screen_spectrum", "9", "should be 9 (the largest of"),
-        ("screen", {"Ignored": "0"}, "Screen_channels", "", "is empty, should be a number"),
+        ("screen", {"Ignored": "0"}, "Screen_metrics", "", "is empty, should be a number"),
         ("screen", {"Ignored": "1"}, "Screen_limit", "9", "Screen_limit is 9, should be 2.5"),
         ("screen", {"Ignored": "0"}, "FP", "3", "FP is 3, should be empty"),
         ("screen", {"Ignored": "0"}, "Screen_score", "", "empty, should be a number"),
         ("revisit", {"FP": ""}, "Eliminated", "0", "Eliminated is 0, should be 1"),
         ("revisit", {"FP": ""}, "Screen_score", "1", "no extension is sure and the image must train"),
-        ("revisit", {"Ignored": "0"}, "Screen_score", "30", "is sure, as the first was, but it trained"),
+        ("revisit", {"Ignored": "0"}, "Screen_metrics", "30", "is sure, but it trained"),
         ("batch", {"Ignored": "1"}, "P_AUROC", "0.9", "P_AUROC is 0.9, but AUROC was"),
         ("batch", {"Ignored": "0"}, "P_AUROC", "1e-3", "Ignored is 0, should be 1 (PFP"),
         ("batch", {"Ignored": "0"}, "P_FP", "1e-3", "P_FP is 0.001, but FP was"),

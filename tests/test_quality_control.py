@@ -23,7 +23,7 @@ from fake_trainer import (
 )
 
 from travelling.beyond.evidence import Evidence, EvidenceOptions, auroc_fell, more_misdiagnosed
-from travelling.beyond.screen import Screen, is_strange
+from travelling.beyond.screen import Screen, is_strange, is_surely_strange
 from travelling.beyond.screen.eyes import related
 from travelling.beyond.screen.looks import LOOKS, Distance, Mirrored
 from travelling.beyond.screen.scores import Scores, by_others, least_rate, limit_rank
@@ -345,60 +345,41 @@ def test_a_suspect_never_trains_and_is_eliminated_at_its_revisit():
     assert all(row[column] is None for row in unmeasured for column in ("ACC", "FP", "FN", "PFP", "PFN", "Tolerance"))
     assert all(row["Screen_score"] > row["Screen_limit"] for row in unmeasured)
     assert all(tuple(row) == log_columns(control.extensions) for row in rows)
-    assert trainer.looked_at.count(None) == 3  # the test set, once in a cycle
-    for cycle, others in ((10, ["strange"]), (11, []), (12, [])):
-        phases = [(row["Phase"], row["Subject"]) for row in rows if row["Cycle"] == cycle]
-        looks = ["a0", "a2", "b0", *others]
-        assert sorted(phases[: len(looks)]) == [("screen", subject) for subject in looks]  # before any step
-    # The screen sees those whom it may eliminate once more, before the first step of that cycle, too.
-    assert [sorted(subjects) for subjects in trainer.looked_at if subjects and len(subjects) > 1] == [
-        ["a0", "a2", "strange"], ["a0", "a2", "strange"], ["a0", "a2"]
-    ]  # fmt: skip
+    phases = [(row["Cycle"], row["Phase"], row["Subject"]) for row in rows[1:]]
+    assert sorted(phases[:4]) == [
+        (10, "screen", subject) for subject in ("a0", "a2", "b0", "strange")
+    ]  # before any step
+    assert {phase for _, phase, _ in phases[4:]} == {"batch", "revisit"}
+    assert sorted(map(sorted, filter(None, trainer.looked_at))) == [["a0", "a2", "strange"], ["b0"]]  # each image once
+    assert trainer.looked_at.count(None) == 1  # and the test set
     good = next(row for row in rows if (row["Phase"], row["Subject"]) == ("screen", "a0"))
     assert (good["Ignored"], good["Study"]) == (0, "a")
     assert good["Screen_score"] <= good["Screen_limit"]
 
 
-def test_a_suspect_that_has_become_like_others_trains_and_is_back():
-    centers = {"a": ["a0", "strange"]}
-    trainer = FakeTrainer()
-    trainer.strange = {"strange": 50}
-    control, rows = screened_control(centers, trainer)
-    run_cycles(control, [10])
-    trainer.strange = {}
-    run_cycles(control, [11, 12])
-    assert next(batch for batch in trainer.fitted if "strange" in batch) == ["strange"]  # at its revisit
-    assert sorted(trainer.fitted[-1]) == ["a0", "strange"]
+@pytest.mark.parametrize(("strange", "harm", "sure"), [(2.2, 0, False), (2.2, 30, False), (50, 0, True)])
+def test_a_suspect_of_which_no_look_is_sure_is_tried_and_then_left_to_verification(strange, harm, sure):
+    trainer = FakeTrainer(harm={"strange": (harm, 0)})
+    trainer.strange = {"strange": strange}
+    control, rows = screened_control({"a": ["a0", "strange"]}, trainer)
+    run_cycles(control, [10, 11, 12])
     revisit = next(row for row in rows if row["Phase"] == "revisit")
-    assert (revisit["Ignored"], revisit["Eliminated"]) == (0, 0)
-    assert revisit["Screen_score"] <= revisit["Screen_limit"]
-    assert not control.eliminated
-    assert not control.waiting
+    assert revisit["Screen_score"] > revisit["Screen_limit"]
+    assert (revisit["Screen_metrics"] > LOOKS["metrics"].sure) == sure
+    assert (["strange"] in trainer.fitted) == (not sure)
+    assert revisit["Eliminated"] == (sure or harm > 0)
+    assert control.flags["strange"] == [10]
+    back = not revisit["Eliminated"]
+    assert (sorted(trainer.fitted[-1]) == ["a0", "strange"]) == back  # not flagged again for the same look
 
 
-def test_a_second_look_alone_does_not_eliminate():
-    """Nor do two that are above the limit, but in the mean not far enough: then a training step decides."""
-    centers = {"a": ["a0", "strange"]}
-    for harm, looks, trains in (
-        (0, (0.5, 50), True),
-        (0, (2.2, 2.2), True),
-        (30, (2.2, 2.2), True),
-        (0, (2.2, 50), False),
-    ):
-        trainer = FakeTrainer(harm={"strange": (harm, 0)})
-        control, rows = screened_control(centers, trainer)
-        trainer.strange = {"strange": looks[0]}
-        control.begin_cycle(10, ["a"], np.random.RandomState(0))
-        if looks[0] < 1:
-            control.flag("strange")  # by verification
-        control.end_cycle()
-        assert list(control.waiting) == ["strange"]
-        trainer.strange = {"strange": looks[1]}
-        run_cycles(control, [11])
-        revisit = next(row for row in rows if row["Phase"] == "revisit")
-        assert revisit["Screen_score"] > revisit["Screen_limit"]
-        assert (["strange"] in trainer.fitted) == trains
-        assert bool(revisit["Eliminated"]) == (not trains or harm > 0)
+def test_each_look_has_a_limit_of_elimination_of_its_own(monkeypatch):
+    cells = {"Screen_score": 5.0, "Screen_limit": 2.0} | {f"Screen_{name}": 0.0 for name in LOOKS}
+    for name, look in LOOKS.items():
+        assert is_surely_strange(cells | {f"Screen_{name}": look.sure + 0.01})
+        assert not is_surely_strange(cells | {f"Screen_{name}": look.sure})
+        assert is_surely_strange(cells | {f"Screen_{name}": float("nan")})
+    assert not is_surely_strange(cells | {"Screen_metrics": 50, "Screen_limit": 60.0})
 
 
 def test_a_center_that_does_not_let_the_screen_look_is_not_visited():
@@ -442,15 +423,32 @@ def test_the_limit_is_the_test_sets_quantile_each_measured_by_the_others():
         rest = [np.delete(strange, i) for i in range(120)]
         pairs = zip(strange, rest, strict=True)
         scores.append([(one - some.mean()) / max(some.std(ddof=1), least) for one, some in pairs])
-    assert screen.limit == pytest.approx(np.sort(np.max(scores, axis=0))[108])  # rank 109 of 120: 0.9 x 121, rounded up
+    assert screen.scales[False].limit == pytest.approx(
+        np.sort(np.max(scores, axis=0))[108]
+    )  # rank 109 of 120: 0.9 x 121, rounded up
     trainer.strange = {"somebody": 3}
     ((cells,), _) = screen.cells(["somebody"])
     seen = trainer.look(["somebody"])
     for name, look in LOOKS.items():
         mean, sd = units[name]
         assert cells[f"Screen_{name}"] == pytest.approx((look.yardstick(looks[name])(seen[name])[0] - mean) / sd)
-    assert cells["Screen_score"] == max(cells[f"Screen_{name}"] for name in LOOKS) == cells["Screen_channels"]
+    assert cells["Screen_score"] == max(cells[f"Screen_{name}"] for name in LOOKS) == cells["Screen_metrics"]
     assert is_strange(cells | {"Screen_score": float("nan")})
+
+
+def test_few_people_change_no_flag_but_make_it_harder_to_eliminate(monkeypatch):
+    trainer = FakeTrainer()
+    trainer.strange = {"a": 2.2, "b": 50}
+    found = {}
+    for people in (11, 12):
+        monkeypatch.setattr(trainer, "people", lambda people=people: people)
+        screen = Scores(trainer, 0.1)
+        screen.calibrate()
+        found[people] = screen.cells(["a", "b", "c"])[0]
+    for few, enough in zip(found[11], found[12], strict=True):
+        assert is_strange(few) == is_strange(enough)
+        for column in few:
+            assert enough[column] == pytest.approx(1.3 * few[column])
 
 
 def test_test_images_are_not_scored_by_their_relatives():
@@ -488,13 +486,19 @@ def test_as_many_good_images_are_suspected_as_stated(subjects, stated, runs):
         def look(self, some=None, labels=None):
             number = subjects if some is None else len(some)
             return {
-                "channels": random.normal(0, np.linspace(1, 5, 30), (number, 30)),
+                "metrics": random.normal(0, np.linspace(1, 5, 30), (number, 30)),
                 "spectrum": random.exponential(size=(number, 1)),
                 **{name: random.normal(1, 1, (number, 5)) for name in HALVES},
             }
 
-        def related(self):
+        def related(self, scanners=True):
             return np.eye(subjects, dtype=bool), ""
+
+        def knows_scanners(self, some):
+            return [False] * len(some)
+
+        def people(self):
+            return subjects
 
     shares = []
     for _ in range(runs):
@@ -519,10 +523,9 @@ def test_what_an_image_alone_tells_is_measured_once(monkeypatch):
     made = []
     make = Distance.__init__
     monkeypatch.setattr(Distance, "__init__", lambda self, *about: made.append(type(self)) or make(self, *about))
-    screen = Scores(FakeTrainer(), 0.1)
-    for _ in (10, 11):
-        screen.calibrate()
-    assert made.count(Distance) == 2 * (1 + TEST_IMAGES)
+    control, _ = screened_control({"a": ["a0", "a1"]}, FakeTrainer())
+    run_cycles(control, [10, 11])
+    assert made.count(Distance) == 1 + TEST_IMAGES
     assert made.count(Mirrored) == len(HALVES) * (1 + TEST_IMAGES)
 
 

@@ -233,7 +233,7 @@ def test_a_report_of_the_screen_alone(tmp_path):
     assert (
         "a step that lowered the AUROC (paired DeLong test, one-sided p < 0.01), or raised FPR or FNR by more" in told
     )
-    assert "without its label, by 5 looks: (1) the means and variances of the network's channels" in told
+    assert "without its label or the model, by 5 looks: (1) 54 image quality metrics of its foreground" in told
     assert [picture.name for picture in drawn] == [
         "metrics_by_cycle", "rates_whole_centers_noise", "flags_whole_centers_noise",
     ]  # fmt: skip

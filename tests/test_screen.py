@@ -1,15 +1,21 @@
 """What the screen sees of one image, and how it judges labels: against images and numbers whose truth is known."""
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 from fake_trainer import FakeTrainer, control_over, run_cycles
+from scipy.ndimage import gaussian_filter
 from sklearn.covariance import LedoitWolf
 
+from travelling.beyond.screen import is_strange
 from travelling.beyond.screen.eyes import Eyes
 from travelling.beyond.screen.labels import center_p_value, p_values, reference_of
 from travelling.beyond.screen.looks import LOOKS, Distance, Mirrored, asymmetry, spectrum
-from travelling.beyond.screen.scores import beside_others, by_others
+from travelling.beyond.screen.metrics import MEANINGS, image_metrics
+from travelling.beyond.screen.scores import Scores, beside_others, by_others
 from travelling.images.local_trainer import LocalTrainer
 from travelling.images.volumes import Volumes
 from travelling.method.metrics import evaluate
@@ -114,18 +120,21 @@ def test_looks_are_taken_upright_and_once(head, tmp_path):
 
         def look(self, images, largest_batch):
             asked.append(len(images))
-            return np.full((len(images), 3), 0.25 * len(asked))
+            return np.full((len(images), 3), 0.25)
 
     eyes = Eyes(LocalTrainer(Model(), volumes, cohort.set_index("Subject", drop=False), cohort))
+    read = []
+    volumes.batch, batch = lambda subjects: read.append(subjects) or batch(subjects), volumes.batch
+    again = eyes.look(["a"])
+    assert not asked  # images alone need no model
     looks = eyes.look(["a"], {"0": [0.5], "1": [0.1, 0.2, 0.9]})
     np.testing.assert_allclose(looks["asymmetry"], [asymmetry(head)], atol=1e-5)
-    np.testing.assert_allclose(looks["channels"], [[0.25, 0.25]])
+    np.testing.assert_allclose(looks["metrics"], [image_metrics(head)], rtol=1e-4, atol=1e-4)
     assert looks["labels"] == (1 + 2) / 4  # PD with probability 0.25
-    again = eyes.look(["a"])
     assert "labels" not in again
-    assert again["spectrum"] is not looks["spectrum"]
     np.testing.assert_array_equal(again["spectrum"], looks["spectrum"])
-    assert len(asked) == 2
+    assert asked == [1]
+    assert len(read) <= 2  # once for the looks, once for the label
 
 
 def reference_at(auroc):
@@ -207,3 +216,102 @@ def test_strange_images_say_nothing_of_their_centers_labels():
     run_cycles(control, [10])
     assert set(control.waiting) == {"a0", "a1"}
     assert all(row["Center_p"] is None for row in rows if row["Phase"] == "screen")  # two images are too few
+
+
+def test_metrics_are_what_their_names_say(head):
+    """Against numbers that are known: of a ramp, which has no noise, in a box."""
+    image = np.zeros((20, 24, 30), np.float32)
+    image[2:12, 4:16, 5:25] = 1 + np.arange(20)  # along x
+    found = dict(zip(MEANINGS, image_metrics(image), strict=True))
+    assert found["summary_fg_median"] == 10.5
+    assert found["summary_fg_p75"] == pytest.approx(15.25)
+    assert found["cv"] == pytest.approx(np.std(np.arange(20)) / 10.5, rel=1e-3)
+    assert found["volume"] == pytest.approx(np.log(10 * 12 * 20 / image.size))
+    assert (found["extent_z"], found["extent_x"]) == pytest.approx((9 / 20, 19 / 30))
+    assert found["middle_y"] == pytest.approx((4 + 15) / 2 / 24)
+    assert found["center_x"] == pytest.approx(14.5 / 30)
+    assert found["weight_x"] > 0
+    assert found["weight_z"] == pytest.approx(0, abs=1e-9)
+    assert found["tilt_zx"] == pytest.approx(0, abs=1e-9)
+    assert found["variogram_x_2"] == pytest.approx(np.log(2**2 / 2 / np.var(np.arange(20)) + 1e-4), rel=1e-3)
+    assert found["variogram_y_1"] == pytest.approx(np.log(1e-4))  # nothing differs
+    assert found["curvature_x"] == pytest.approx(np.log(1e-4))
+    scaled = dict(zip(MEANINGS, image_metrics(7 * head), strict=True))
+    unscaled = dict(zip(MEANINGS, image_metrics(head), strict=True))
+    differs = {name for name in MEANINGS if not np.isclose(scaled[name], unscaled[name], rtol=1e-2, atol=1e-2)}
+    assert differs == {name for name in MEANINGS if name.startswith("summary_fg")} - {"summary_fg_k"}
+    assert np.isnan(image_metrics(np.zeros((9, 9, 9)))).all()
+
+
+@pytest.fixture
+def image_of(head):
+    """Makes an image of a person, of whom there is a number."""
+    z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in head.shape), indexing="ij")
+
+    def image(number):
+        random = np.random.default_rng(number)
+        own = random.normal(1, 0.05, 4)
+        inside = own[0] * z**2 + own[1] * y**2 + own[2] * x**2 < 0.8
+        texture = 1 + 0.3 * own[3] * np.cos(5 * y) + 0.2 * (x > 0.2) * (y > 0) + 0.1 * random.normal(size=z.shape)
+        return (inside * texture.clip(0.1)).astype(np.float32)
+
+    return image
+
+
+def screened(test, others):
+    """The cells of other images, which the screen compares with test images; and the eyes."""
+    images = dict(enumerate([*test, *others]))
+    cohort = pd.DataFrame({"Subject": range(len(test))})
+    trainer = SimpleNamespace(test_set=cohort, upright=images.__getitem__, scanners={})
+    eyes = Eyes(trainer)
+    screen = Scores(eyes, 0.05)
+    screen.calibrate()
+    return screen.cells(list(images)[len(test) :])[0], eyes
+
+
+def test_harm_within_the_brain_is_seen_by_the_metrics_and_a_good_image_is_not(image_of, tmp_path):
+    test, good = [image_of(number) for number in range(40)], image_of(99)
+    blurred = np.where(good > 0, gaussian_filter(good, 1), 0)
+    noisy = np.where(good > 0, good + 0.3 * np.random.default_rng(1).normal(size=good.shape), 0)
+    cells, eyes = screened(test, [good, blurred, noisy, np.zeros_like(good)])
+    assert [is_strange(one) for one in cells] == [False, True, True, True]
+    assert all(max(LOOKS, key=lambda name: one[f"Screen_{name}"]) == "metrics" for one in cells[1:3])
+    eyes.write_metrics(tmp_path / "run_iqm.tsv")
+    table = pd.read_csv(tmp_path / "run_iqm.tsv", sep="\t", index_col="subject")
+    assert list(table.columns) == ["set", *MEANINGS, "farthest"]
+    assert table["set"].value_counts().to_dict() == {"test": 40, "training": 4}
+    assert table["farthest"][41].startswith(("variogram", "curvature", "laplacian", "noise", "gradient"))  # the blur
+    np.testing.assert_allclose(table.loc[40, list(MEANINGS)].astype(float), image_metrics(good), rtol=1e-6)
+    assert table.loc[43, list(MEANINGS)].isna().all()
+    assert json.loads((tmp_path / "run_iqm.json").read_text()).keys() == MEANINGS.keys()
+
+
+def test_people_are_counted_by_all_that_tells_them():
+    def people(**columns):
+        return Eyes(SimpleNamespace(test_set=pd.DataFrame({"Subject": list("abcdef")} | columns))).people()
+
+    assert people() == people(Scanner=list("AAABBB")) == 6
+    assert people(Anatomy=list("xxyyzz")) == 3
+    assert people(Anatomy=list("xxxyyy"), Participant=list("pqrstu")) == 2
+    assert people(Participant=["p", "p", "q", "", "", "r"]) == 5
+
+
+def test_an_image_of_a_scanner_that_the_test_set_has_is_compared_with_more():
+    """With the test set's images of that scanner, too: they are nearer, and so is its limit."""
+    random = np.random.default_rng(0)
+    scanners = np.repeat(list("ABCDEFGH"), 10)
+    centers = 4 * random.normal(size=(8, 6))[np.arange(80) // 10]
+    usual = centers + random.normal(size=(80, 6))
+    test_set = pd.DataFrame({"Subject": range(80), "Scanner": scanners})
+    eyes = Eyes(SimpleNamespace(test_set=test_set, scanners={80: "A", 81: "Z", 82: ""}))
+    others = {name: random.normal(1, 1, (83, 4)) for name in LOOKS if name not in ("metrics", "spectrum")}
+    taken = {"metrics": np.vstack([usual, np.tile(centers[0], (3, 1)) + 3]), "spectrum": np.zeros((83, 1)), **others}
+    eyes.look = lambda subjects=None: {
+        name: rows[:80] if subjects is None else rows[80:] for name, rows in taken.items()
+    }
+    screen = Scores(eyes, 0.05)
+    screen.calibrate()
+    known, new, unknown = screen.cells([80, 81, 82])[0]
+    assert [cells["Screen_known"] for cells in (known, new, unknown)] == [1, 0, 0]
+    assert (known["Screen_limit"], new["Screen_limit"]) == (screen.scales[True].limit, screen.scales[False].limit)
+    assert known["Screen_metrics"] > new["Screen_metrics"] + 1 == pytest.approx(unknown["Screen_metrics"] + 1)

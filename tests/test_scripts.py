@@ -19,7 +19,6 @@ import SimpleITK as sitk
 from conftest import ROOT, SCRIPTS, run_here, run_script
 
 from travelling.images import cache
-from travelling.images.harm import KINDS
 
 QC_COLUMNS = [
     "Cycle", "Subject", "Study", "ACC", "FP", "FN", "PFP", "PFN", "Ignored",
@@ -336,25 +335,21 @@ def test_the_table_of_a_gpu_is_made_on_a_cpu_too():
 
 
 @pytest.mark.slow
-def test_every_kind_of_harm_is_screened(cohort, pretrained, tmp_path, monkeypatch, capsys):
-    (tmp_path / "cohort").symlink_to(cohort)
-    (tmp_path / "pretrained").symlink_to(pretrained)
-    script = ROOT / "tests" / "benchmarks" / "screen.py"
-    output = tmp_path / "out.csv"
-    line = [script, tmp_path, "--images", 4, "--false-alarms", 0.05, "--levels", 0.5, 1, "--output", output]
-    line += ["--unseen", cohort / "training_set.csv", "--calibrations", 3]
-    monkeypatch.setattr(sys, "argv", list(map(str, line)))
+def test_harm_is_screened_on_people_whom_the_test_set_lacks(cohort, tmp_path, monkeypatch, capsys):
+    script, output = ROOT / "tests" / "benchmarks" / "screen.py", tmp_path / "out.csv"
+    line = [script, cohort / "training_set.csv", cohort / "test_set.csv", "--people", 40, "--draws", 3, "--harmed", 1]
+    line += ["--kinds", "inverted", "blur", "swapped_label", "--levels", 0.5, 1, "--false-alarms", 0.05]
+    monkeypatch.setattr(sys, "argv", list(map(str, [*line, "--output", output])))
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(script), run_name="__main__")
     assert end.value.code == 0
     table = pd.read_csv(output)
-    training_set, test_set = (pd.read_csv(cohort / f"{name}_set.csv") for name in ("training", "test"))
-    found = table.set_index(["group", "name"])["images"]
-    assert found[("trained on", "all")] == len(training_set)
-    assert found[("unseen", "all")].tolist() == [len(training_set) - len(test_set)] * 3
-    harmful = table[table["group"] == "harmful"].set_index(["name", "level"])
-    assert {name for name, level in harmful.index if level == 1} == set(KINDS)
-    assert {name for name, level in harmful.index if level == 0.5} == {name for name in KINDS if KINDS[name].strength}
-    assert (harmful.loc[[("inverted", 1), ("noise", 1), ("blur", 1)], "suspects"] == 4).all()
-    assert harmful.loc[("swapped_label", 1), "suspects"] < 4
-    assert "inverted_brain" in capsys.readouterr().out
+    people = sum(len(pd.read_csv(cohort / f"{name}_set.csv")) for name in ("training", "test"))
+    assert (table["images"] == people - 40).all()
+    kinds = {("good", 1.0), ("inverted", 1.0), ("blur", 0.5), ("blur", 1.0), ("swapped_label", 1.0)}
+    assert set(zip(table["kind"], table["level"], strict=True)) == kinds
+    found = table.groupby(["kind", "level"])[["suspects", "eliminated"]].sum()
+    assert found.loc[("inverted", 1.0), "suspects"] == found.loc[("blur", 1.0), "suspects"] == 3 * (people - 40)
+    assert (found.loc[("good", 1.0)] == found.loc[("swapped_label", 1.0)]).all()  # the same images
+    assert (found["eliminated"] <= found["suspects"]).all()
+    assert "blur" in capsys.readouterr().out

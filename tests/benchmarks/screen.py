@@ -1,180 +1,150 @@
-"""What one look of the screen sees: of every kind and strength of harm, and of good images at every scanner.
+"""What the screen sees of people whom it does not know: of every kind and strength of harm, and of good images.
 
-Takes the pre-trained models of a study, makes images of the training set harmful in memory, and looks at them as
-`enc_PD_quality_control.py --screen` does in its first cycle. With --unseen, a larger test set of the same kind that no
-model has trained on, as many of it as the study has test subjects are drawn to set the limit, again and again, and the
-others are looked at: how often good images are suspected, on average and by scanner.
+Takes a cohort with several images of each person (column Anatomy), as `make_demo_cohort.py --anatomies` makes it. Again
+and again the images of some people, drawn by chance, are the test set, and the others are looked at: as they are, and
+made harmful in memory as `generate_data.py` does it. No model is needed.
 
-Examples:
-    python tests/benchmarks/screen.py demo --levels 0.1 0.25 0.5 1 --output kinds.csv
-    python tests/benchmarks/screen.py demo --kinds --unseen larger/test_set.csv --calibrations 60
+Example:
+    python reproduce/make_demo_cohort.py --anatomies brains --shrink 2 --output-folder cohort
+    python tests/benchmarks/screen.py cohort/training_set.csv cohort/test_set.csv --people 4 8 12 --output look.csv
 """
 
 import argparse
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from travelling.beyond.screen import FALSE_ALARMS
-from travelling.images.harm import KINDS
+from travelling.errors import InputError
+from travelling.images.harm import KINDS, PUBLISHED
 from travelling.runs import command
-
-LARGE_SCANNER = 20  # images, from which on a scanner has a row of its own
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = command.Parser(__doc__)
     count = command.number(int, 1)
-    parser.add_argument("study", type=Path, metavar="FOLDER", help="with cohort/ and pretrained/ or seed_*/pretrained/")
-    parser.add_argument("--kinds", nargs="*", choices=list(KINDS), default=list(KINDS), help="of harm")
-    parser.add_argument("--levels", nargs="+", type=command.number(float, 1e-6), default=[1.0], metavar="X")
-    parser.add_argument("--images", type=count, default=50, metavar="N", help="to make harmful, of each")
-    parser.add_argument("--unseen", type=Path, metavar="CSV", help="good images that no model has trained on")
-    parser.add_argument("--calibrations", type=count, default=60, metavar="N", help="test sets drawn of them")
+    parser.add_argument("cohorts", type=Path, nargs="+", metavar="CSV", help="good images")
+    parser.add_argument("--people", nargs="+", type=count, default=[4, 8, 12], metavar="N", help="in the test set")
+    parser.add_argument("--test-images", type=count, default=102, metavar="N", help="of them, at most")
+    parser.add_argument("--draws", type=count, default=12, metavar="N", help="of a test set")
+    parser.add_argument("--kinds", nargs="*", choices=list(KINDS), metavar="KIND", default=list(KINDS), help="of harm")
+    parser.add_argument("--levels", nargs="+", type=command.number(float, 1e-6), default=[1.0, 0.5, 0.25], metavar="X")
+    parser.add_argument("--harmed", type=count, default=12, metavar="N", help="images of each person")
     parser.add_argument("--false-alarms", type=command.number(float, 1e-6, 0.5), default=FALSE_ALARMS, metavar="RATE")
     parser.add_argument("--maximum", type=command.number(float, 0), default=255.0, help="of the two published kinds")
-    parser.add_argument("--seed", type=command.number(int, 0), default=42, help="of the choice and of the harm")
-    parser.add_argument("--output", type=Path, metavar="CSV", help="also write one row per model and group of images")
+    parser.add_argument("--seed", type=command.number(int, 0), default=42, help="of the draws and of the harm")
+    parser.add_argument("--output", type=Path, metavar="CSV", help="also write one row per draw and kind")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Look, and print the share of suspects: mean over models, smallest and largest."""
+    """Look, and print the shares of images that are suspected and eliminated."""
     arguments = parse_arguments()
     import pandas as pd
 
-    from travelling.console import progress_bar
     from travelling.files import write_csv
     from travelling.images.cohort import read_cohort
-    from travelling.images.volumes import Volumes
-    from travelling.network import backend
 
-    cohort = arguments.study / "cohort"
-    sets = [read_cohort(cohort / f"{name}_set.csv") for name in ("training", "test")]
-    sets += [read_cohort(arguments.unseen)] if arguments.unseen else []
-    volumes = Volumes(None, arguments.study / "image_cache")
-    for some in sets:
-        volumes.add(some)
-    backend.start(arguments.seed)
-    volumes.decode()
-    pretrained = sorted(arguments.study.glob("seed_*/pretrained")) or [arguments.study / "pretrained"]
-    rows = []
-    for folder in progress_bar(pretrained, desc="screening", unit="model"):
-        rows += [{"model": folder.parent.name} | row for row in look_with(folder, volumes, arguments, *sets)]
+    cohort = pd.concat([read_cohort(path) for path in arguments.cohorts])
+    images, looks = measure(cohort, arguments)
+    rows = [row for people in arguments.people for row in draws(images, looks, people, arguments)]
     table = pd.DataFrame(rows)
     if arguments.output:
         write_csv(table, arguments.output)
-    table["share"] = 100 * table["suspects"] / table["images"]
-    shares = table.groupby(["group", "name", "level"], sort=False)["share"]
-    shown = shares.agg(mean="mean", least="min", most="max").round(1)
-    print(f"Suspects in % of the images, over {len(pretrained)} model(s)\n\n{shown.to_string()}")
+    groups = table.groupby(["kind", "level", "people"], sort=False)
+    shares = groups[["suspects", "eliminated"]].sum().div(groups["images"].sum(), axis=0)
+    shares["worst draw"] = groups.apply(lambda some: (some["suspects"] / some["images"]).max())
+    print("In % of the images, by people in the test set\n")
+    print((100 * shares).unstack("people").round(2).to_string())
 
 
-def look_with(folder: Path, volumes: Any, arguments: argparse.Namespace, training_set, test_set, unseen=None) -> list:
-    """Rows of one pre-trained model: group, name, level, images, suspects; of cohorts as DataFrames."""
+def measure(cohort: Any, arguments: argparse.Namespace) -> tuple:
+    """Images, good and harmful, a DataFrame, and their looks by name, arrays (images, numbers)."""
+    import numpy as np
+    import pandas as pd
+    import SimpleITK as sitk
+
+    from travelling.beyond.screen.looks import LOOKS
+    from travelling.console import progress_bar
+    from travelling.images.harm import make_harmful
+    from travelling.images.nifti import read_image, to_array
+
+    cohort = cohort.assign(Person=cohort.get("Anatomy", cohort["Subject"]))
+    place = cohort.sample(frac=1, random_state=arguments.seed).groupby("Person").cumcount().to_dict()
+    rows, looks = [], {name: [] for name in LOOKS}
+    for number, row in enumerate(progress_bar(cohort.to_dict("records"), desc="looking", unit="image")):
+        original = read_image(row["Path"])
+        harms = [("good", 1.0)]
+        if place[row["Subject"]] < arguments.harmed:
+            harms += [(k, v) for k in arguments.kinds for v in (arguments.levels if KINDS[k].strength else [1.0])]
+        for kind, level in harms:
+            image = original
+            if kind != "good":
+                maximum = arguments.maximum if kind in PUBLISHED else None
+                strength = level if KINDS[kind].strength else None
+                try:
+                    image = make_harmful(original, kind, maximum, (arguments.seed, number), strength)
+                except InputError:  # so weak that nothing changes
+                    continue
+            array = to_array(sitk.DICOMOrient(image, "RAS")).astype(np.float32)
+            rows.append(row | {"kind": kind, "level": level})
+            for name, look in LOOKS.items():
+                looks[name].append(look.measure(array).astype(np.float32))
+    return pd.DataFrame(rows), {name: np.array(some) for name, some in looks.items()}
+
+
+def draws(images: Any, looks: dict, people: int, arguments: argparse.Namespace) -> list:
+    """Rows of each draw of so many people for the test set: kind, level, and how many images the screen suspects."""
     import numpy as np
 
-    from travelling.beyond.screen import is_strange
-    from travelling.beyond.screen.eyes import Eyes
-    from travelling.beyond.screen.scores import Scores
-    from travelling.images.local_trainer import LocalTrainer
-    from travelling.network.model import TravellingModel
-    from travelling.network.model_files import model_pairs
-
-    pairs = model_pairs(folder, folder)
-    model, _, _ = TravellingModel.load(*pairs[max(pairs)], volumes.shape)
-    eyes = SimpleNamespace(of=Eyes(LocalTrainer(model, volumes, training_set, test_set)))
-    eyes.look, eyes.related = lambda *asked: eyes.of.look(*asked), eyes.of.related
-    screen = Scores(eyes, arguments.false_alarms)
-    screen.calibrate()
-
-    def suspects(subjects):
-        return np.array([is_strange(cells) for cells in screen.cells(list(subjects))[0]])
-
-    rows = by_scanner("trained on", training_set, suspects(training_set["Subject"]))
-    chosen = list(np.random.default_rng(arguments.seed).permutation(training_set["Subject"])[: arguments.images])
-    for kind in arguments.kinds:
-        for level in arguments.levels if KINDS[kind].strength else [1.0]:
-            harmed = Harmed(volumes, training_set, chosen, kind, level, arguments)
-            eyes.of = Eyes(LocalTrainer(model, harmed, training_set))
-            found = suspects(harmed.possible)
-            rows.append(row("harmful", kind, found, level))
-    if unseen is not None:
-        rows += calibrations(Eyes(LocalTrainer(model, volumes, test_set=unseen)), unseen, len(test_set), arguments)
-    return rows
-
-
-def calibrations(eyes: Any, unseen: Any, number: int, arguments: argparse.Namespace) -> list:
-    """Rows of ``unseen``, a cohort, of which so many set the limit and the others are looked at, again and again."""
-    import numpy as np
-
-    from travelling.beyond.screen import is_strange
+    from travelling.beyond.screen import is_strange, is_surely_strange
     from travelling.beyond.screen.scores import Scores
 
-    looks, related = eyes.look(), eyes.related()[0]
+    persons, good = images["Person"].unique(), images["kind"] == "good"
+    if people >= len(persons):
+        raise InputError(f"--people: {people}, but the cohort has {len(persons)}")
     rows = []
-    for draw in range(arguments.calibrations):
-        order = np.random.default_rng([arguments.seed, draw]).permutation(len(unseen))
-        test, others = order[:number], order[number:]
-        recorded = SimpleNamespace(
-            look=lambda some=test, labels=None: {name: values[some] for name, values in looks.items()},
-            related=lambda test=test: (related[np.ix_(test, test)], ""),
-        )
-        screen = Scores(recorded, arguments.false_alarms)
+    for draw in range(arguments.draws):
+        generator = np.random.default_rng([arguments.seed, people, draw])
+        known = images["Person"].isin(generator.permutation(persons)[:people])
+        test = generator.permutation(np.flatnonzero(known & good))[: arguments.test_images]
+        screen = Scores(Recorded(looks, test, images, people), arguments.false_alarms)
         screen.calibrate()
-        rows += by_scanner(
-            "unseen", unseen.iloc[others], np.array([is_strange(one) for one in screen.cells(others)[0]])
-        )
+        others = np.flatnonzero(~known)
+        found = images.iloc[others][["kind", "level"]].assign(images=1)
+        cells = screen.cells(others)[0]
+        found["suspects"], found["eliminated"] = ([*map(judge, cells)] for judge in (is_strange, is_surely_strange))
+        counts = found.groupby(["kind", "level"], sort=False).sum().reset_index()
+        rows += counts.assign(people=people, draw=draw).to_dict("records")
     return rows
 
 
-def by_scanner(group: str, cohort: Any, suspects: Any) -> list:
-    """Rows of all images of a cohort, and of each scanner with many."""
-    rows = [row(group, "all", suspects)]
-    for scanner, number in cohort["Scanner"].value_counts().items() if "Scanner" in cohort else ():
-        if number >= LARGE_SCANNER:
-            rows.append(row(group, scanner, suspects[(cohort["Scanner"] == scanner).to_numpy()]))
-    return rows
+class Recorded:
+    """Looks that were taken before: eyes, whose subjects are numbers of images."""
 
+    def __init__(self, looks: dict, test: Any, images: Any, people: int):
+        self._looks, self._test, self._images, self._people = looks, test, images, people
 
-def row(group: str, name: str, suspects: Any, level: float = 1.0) -> dict:
-    """A row of the table, of an array that tells of each image whether it is a suspect."""
-    return {"group": group, "name": name, "level": level, "images": len(suspects), "suspects": int(suspects.sum())}
+    def look(self, subjects: Any = None, labels: None = None) -> dict:
+        """As :meth:`travelling.beyond.screen.eyes.Eyes.look`."""
+        return {name: rows[self._test if subjects is None else subjects] for name, rows in self._looks.items()}
 
+    def related(self, scanners: bool = True) -> tuple:
+        """As :meth:`travelling.beyond.screen.eyes.Eyes.related`."""
+        from travelling.beyond.screen.eyes import related
 
-class Harmed:
-    """The volumes of a trainer that sees the harmful versions of some images; ``possible`` are those that there are."""
+        test_set = self._images.iloc[self._test]
+        return related(test_set if scanners else test_set.drop(columns="Scanner", errors="ignore"))
 
-    def __init__(self, volumes: Any, cohort: Any, subjects: list, kind: str, level: float, arguments: Any):
-        import numpy as np
+    def knows_scanners(self, subjects: Any) -> list:
+        """As :meth:`travelling.beyond.screen.eyes.Eyes.knows_scanners`."""
+        scanners = self._images.get("Scanner")
+        known = [] if scanners is None else scanners.iloc[self._test]
+        return [scanners is not None and scanners.iloc[subject] in set(known) for subject in subjects]
 
-        from travelling.errors import InputError
-        from travelling.images.harm import make_harmful
-        from travelling.images.nifti import read_image, to_array
-
-        self.shape, self.upright = volumes.shape, volumes.upright
-        self._images = {}
-        for number, subject in enumerate(subjects):
-            try:
-                image = make_harmful(
-                    read_image(cohort["Path"][subject]), kind, arguments.maximum, (arguments.seed, number),
-                    level if KINDS[kind].strength else None,
-                )  # fmt: skip
-            except InputError:  # so weak that nothing changes
-                continue
-            self._images[subject] = np.asarray(to_array(image), np.float32)[..., None]
-        self.possible = list(self._images)
-
-    def batch(self, subjects: list) -> Any:
-        """As :meth:`travelling.images.volumes.Volumes.batch`."""
-        import numpy as np
-
-        return np.stack([self._images[subject] for subject in subjects])
-
-    def batches(self, groups: list) -> Any:
-        """As :meth:`travelling.images.volumes.Volumes.batches`."""
-        return map(self.batch, groups)
+    def people(self) -> int:
+        """As :meth:`travelling.beyond.screen.eyes.Eyes.people`."""
+        return self._people
 
 
 if __name__ == "__main__":

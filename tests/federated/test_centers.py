@@ -332,21 +332,20 @@ def test_a_list_of_subjects_that_cannot_be_right_is_invalid(names):
 
 
 @pytest.mark.parametrize("rows", [
-    None, [], [[1.0, 2.0]], [[1.0], [1.0, 2.0]], [[1.0], [2.0]], [[1.0, 2.0], [1.0, "1.0"]], [1.0, 2.0],
+    None, [], [[1.0]], [[1.0], [1.0, 2.0]], [[1.0, 2.0], [1.0, 2.0]], [[1.0], ["1.0"]], [1.0, 2.0],
 ])  # fmt: skip
 def test_looks_that_cannot_be_right_are_invalid(rows):
-    looks = {name: [[0.0] * look.numbers] * 2 for name, look in LOOKS.items() if look.numbers}
-    looks["channels"] = [[1.0, 2.0], [3.0, 0.0]]
-    refuse_bad_looks(looks, 2, 2, False)
-    refuse_bad_looks(looks | {"channels": [[1.0, float("inf")], [float("nan"), 0.0]]}, 2, 2, False)  # to be flagged
-    refuse_bad_looks(looks | {"labels": [[0.1], [1.0]]}, 2, 2, True)
-    one_too_many, too_few = looks | {"labels": [[0.1], [0.2]]}, {"channels": looks["channels"]}
-    for wrong in (rows, looks | {"channels": rows}, one_too_many, too_few):
+    looks = {name: [[0.0] * look.numbers] * 2 for name, look in LOOKS.items()}
+    refuse_bad_looks(looks, 2, False)
+    refuse_bad_looks(looks | {"spectrum": [[float("inf")], [float("nan")]]}, 2, False)  # to be flagged
+    refuse_bad_looks(looks | {"labels": [[0.1], [1.0]]}, 2, True)
+    one_too_many, too_few = looks | {"labels": [[0.1], [0.2]]}, {"spectrum": looks["spectrum"]}
+    for wrong in (rows, looks | {"spectrum": rows}, one_too_many, too_few):
         with pytest.raises(ValueError, match=r"look|inhomogeneous"):
-            refuse_bad_looks(wrong, 2, 2, False)
+            refuse_bad_looks(wrong, 2, False)
     for p in (0.0, -1.0, 7.0, float("nan")):
         with pytest.raises(ValueError, match="from 0 to 1"):
-            refuse_bad_looks(looks | {"labels": [[0.1], [p]]}, 2, 2, True)
+            refuse_bad_looks(looks | {"labels": [[0.1], [p]]}, 2, True)
 
 
 @pytest.mark.parametrize("labels", [False, True])
@@ -360,6 +359,7 @@ def test_the_screen_at_the_centers_is_that_of_one_process(labels, federation, st
     federation.configure(study, screen=True, label_screen=labels, false_alarms=0.06, rule="evidence", cycles=cycles)
     log = federation.jobs(1, cycles=2)
     pd.testing.assert_frame_equal(log, read_log(here / "qc.csv"))
+    assert sorted(path.name for path in here.glob("qc_iqm.*")) == ["qc_iqm.json", "qc_iqm.tsv"]
     eliminated = log[(log["Eliminated"] == "1") & (log["FP"] == "")]
     assert (eliminated["Study"] == "bad").sum() == 3  # by the screen, without a training step
     looks = federation.asked("look")

@@ -1,6 +1,7 @@
 """Kinds of harm: what a T1 image becomes. The table :data:`KINDS` says everything about each of them.
 
-All but the two published kinds keep the image's data type and geometry, and need no known range of intensities.
+All but the two published kinds keep the image's data type and geometry, and need no known range of intensities; what
+spoils intensities keeps the background, as preparation would leave it.
 Imports nothing that is slow before an image is made, so that ``--help`` can show the table.
 """
 
@@ -42,6 +43,8 @@ def make_harmful(
     if original.min() == original.max():
         raise InputError(f"every voxel is {original.min():g}: nothing to harm")
     made = function(original.astype(np.float64), strength, np.random.default_rng(seed))
+    if KINDS[kind].within:  # a background that is not exactly what preparation made it would be found by that alone
+        made = np.where(original == original.min(), original, made)
     if original.dtype.kind in "iu":
         made = made.round()
     made = made.astype(original.dtype)
@@ -311,6 +314,7 @@ class Kind(NamedTuple):
     strength: float | None = None  # by default; None: there is nothing to multiply
     suffix: str = ""  # where it is not the kind's name
     limit: float = math.inf  # of the strength
+    within: bool = False  # the head: voxels of the lowest intensity stay as they are
 
 
 KINDS = {
@@ -318,15 +322,15 @@ KINDS = {
     "noise": Kind(add_noise, "Gaussian noise added, sd {:g} units of intensity (published)", 25.0, suffix="_clip"),
     "inverted_in_range": Kind(inverted_in_range, "own smallest plus own largest intensity minus intensity"),
     "inverted_brain": Kind(inverted_brain, "the same for the voxels above 0 only"),
-    "noise_in_range": Kind(noise_in_range, "Gaussian noise added, sd {:g} of the own range", 0.1),
-    "pure_noise": Kind(pure_noise, "nothing but noise, uniform over the own range"),
-    "blur": Kind(blur, "Gaussian blur, sigma {:g} voxels", 2.0),
-    "ghosting": Kind(ghosting, "two ghosts along y, each {:g} of the head's intensity", 0.3),
-    "spike": Kind(spike, "a spike in k-space: stripes, amplitude {:g} of the own range", 0.15),
+    "noise_in_range": Kind(noise_in_range, "Gaussian noise added, sd {:g} of the own range", 0.1, within=True),
+    "pure_noise": Kind(pure_noise, "nothing but noise, uniform over the own range", within=True),
+    "blur": Kind(blur, "Gaussian blur, sigma {:g} voxels", 2.0, within=True),
+    "ghosting": Kind(ghosting, "two ghosts along y, each {:g} of the head's intensity", 0.3, within=True),
+    "spike": Kind(spike, "a spike in k-space: stripes, amplitude {:g} of the own range", 0.15, within=True),
     "cropped": Kind(cropped, "{:g} of the field of view, from the lower end of z, is 0", 0.5, limit=1.0),
     "half_lost": Kind(half_lost, "from a random side, {:g} of the head's extent is 0", 0.5, limit=1.0),
     "gamma": Kind(gamma, "contrast: range to the power of 2^{:g} or its inverse", 1.0),
-    "thick_slices": Kind(thick_slices, "slices along z thicker by {:g} voxels", 3.0),
+    "thick_slices": Kind(thick_slices, "slices along z thicker by {:g} voxels", 3.0, within=True),
     "rotation": Kind(rotation, "rotated by {:g} degrees about a random axis", 30.0, limit=180.0),
     "shift": Kind(shift, "shifted in a random direction by {:g} of the field of view", 0.2, limit=1.0),
     "wrong_scale": Kind(wrong_scale, "enlarged by {:g} of the length, or shrunk by the same factor", 0.3),

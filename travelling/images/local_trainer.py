@@ -42,6 +42,7 @@ class LocalTrainer:
         self._model = model
         self._volumes = volumes
         self.labels: dict = {} if training_set is None else training_set["Group_bin"].to_dict()
+        self.scanners: dict = {} if training_set is None else dict(training_set.get("Scanner", {}))
         self.test_set: Any = test_set  # None where nothing is evaluated
         self._evaluation_batch = images_at_once(volumes.shape)
 

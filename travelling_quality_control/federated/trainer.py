@@ -75,17 +75,24 @@ class FederatedTrainer(LocalTrainer):
         """As :meth:`Eyes.look`; measured at the subjects' center. Raises VisitFailed."""
         if subjects is None:
             return self._eyes().look()
-        numbers = 2 * sum(self._model.channels)
 
         def refuse(_, meta):
-            refuse_bad_looks(meta.get("looks"), len(subjects), numbers, bool(labels))
+            refuse_bad_looks(meta.get("looks"), len(subjects), bool(labels))
 
         _, meta = self._ask_in("look", subjects, refuse, labels=labels)
         return {look: np.array(rows) for look, rows in meta["looks"].items()}
 
-    def related(self) -> tuple[np.ndarray, str]:
+    def related(self, scanners: bool = True) -> tuple[np.ndarray, str]:
         """As :meth:`Eyes.related`."""
-        return self._eyes().related()
+        return self._eyes().related(scanners)
+
+    def knows_scanners(self, subjects: list[str]) -> list[bool]:
+        """As :meth:`Eyes.knows_scanners`: no center says which scanner it has."""
+        return [False] * len(subjects)
+
+    def people(self) -> int:
+        """As :meth:`Eyes.people`."""
+        return self._eyes().people()
 
     def _eyes(self):
         from travelling.beyond.screen.eyes import Eyes  # only where a run has the screen
@@ -107,14 +114,14 @@ class FederatedTrainer(LocalTrainer):
         """The images are the center's own concern."""
 
 
-def refuse_bad_looks(looks: object, subjects: int, numbers: int, labels: bool) -> None:
+def refuse_bad_looks(looks: object, subjects: int, labels: bool) -> None:
     """Raise ValueError where a center's answer has not, for each look, one row of its numbers for each subject.
 
-    ``numbers`` are those of a look that the network measures; ``labels`` tells whether labels were asked for, too.
+    ``labels`` tells whether labels were asked for, too.
     """
     from travelling.beyond.screen.looks import LOOKS  # only where a run has the screen
 
-    lengths = {name: look.numbers or numbers for name, look in LOOKS.items()} | ({"labels": 1} if labels else {})
+    lengths = {name: look.numbers for name, look in LOOKS.items()} | ({"labels": 1} if labels else {})
     if not isinstance(looks, dict) or looks.keys() != lengths.keys():
         raise ValueError(f"its looks are not {', '.join(lengths)}")
     for name, rows in looks.items():

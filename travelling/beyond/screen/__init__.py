@@ -1,13 +1,14 @@
-"""The statistics screen: which images look like nothing that the model has learned of, before it learns of them.
+"""The statistics screen: which images look like none of the test set, before the model learns of them.
 
-Verification sees harm only where it moves the diagnoses of the test set. The screen needs no label: it looks at an
-image (:mod:`travelling.beyond.screen.looks`), mostly at what the network makes of it, and compares that with the test
-set (:mod:`travelling.beyond.screen.scores`), which is the home's own and never trained on. All looks of a cycle are
-taken with the model of its beginning: beside a test set that another model has seen, nearly every image looks strange.
+Verification sees harm only where it moves the diagnoses of the test set. The screen needs neither label nor model: it
+looks at an image once (:mod:`travelling.beyond.screen.looks`), and compares that with the test set
+(:mod:`travelling.beyond.screen.scores`), which is the home's own and never trained on. What is said of labels changes
+with the model, so for that all images are looked at again in every cycle.
 
     looks     what is measured of an image, and how strange that is
+    metrics   those of them that are image quality metrics, and their table
     eyes      looks at images on this machine
-    scores    the limit of a cycle, and the scores of images
+    scores    the limit, and the scores of images
     labels    how probable labels are (travelling.beyond.screen_labels)
     audit     what a log must say of it
 """
@@ -37,10 +38,6 @@ if TYPE_CHECKING:
     from travelling.method.trainer import Trainer
 
 FALSE_ALARMS = 0.01  # unless told otherwise
-# Standard deviations of the test set: an image that two looks suspect, with scores whose mean is above it, is
-# eliminated without a training step. A second look is no independent one: who looks a little strange does so to every
-# model.
-SURE = 4.0
 PHASE = "screen"  # of rows of the log that tell of a look
 SCORE = "Screen_score"  # column of the log
 
@@ -71,10 +68,11 @@ class ScreenOptions(ExtensionOptions):
 
 
 class Screen(Extension):
-    """Looks at every image that is to train in a cycle, or to be revisited, before the first step of the cycle.
+    """Looks at every image once, before it trains for the first time.
 
-    A suspect is flagged like one that harms alone, and a flagged image, whoever flagged it, is eliminated if the looks
-    of its flag and of its revisit are sure. Both without a training step, and therefore without rates in the log.
+    A suspect is flagged like one that harms alone, and eliminated at its revisit if a look is sure. Both without a
+    training step, and therefore without rates in the log. If none is sure, the revisit decides, and the screen has no
+    more to say of the image.
     """
 
     phases: ClassVar[dict[str, str]] = {PHASE: "screened"}
@@ -84,9 +82,9 @@ class Screen(Extension):
         from travelling.beyond.screen.looks import LOOKS  # only now, so that --help answers at once
 
         self.options: ScreenOptions = options
-        self.columns = (SCORE, "Screen_limit", *(f"Screen_{name}" for name in LOOKS))
-        self.cycle: int | None = None  # whose model has looked
-        self.looks: dict[str, list[dict]] = {}  # subject -> cells of its last look, while it waits of the second, too
+        self.columns = (SCORE, "Screen_limit", *(f"Screen_{name}" for name in LOOKS), "Screen_known")
+        self.cycle: int | None = None  # the last in which it looked
+        self.looks: dict[str, list[dict]] = {}  # subject -> cells of its last look, while it waits of another, too
         self.counts = {"screened": 0, "suspected": 0}  # images of this cycle
         self._scores: Scores | None = None  # from calibrate() on
 
@@ -98,29 +96,41 @@ class Screen(Extension):
 
     def notice(self, trainer: Trainer) -> str:
         """As :meth:`Extension.notice`."""
-        return f"screen: each test image is scored by those of another {eyes_of(trainer).related()[1] or 'subject'}"
+        from travelling.beyond.screen.scores import ENOUGH_PEOPLE
+
+        eyes = eyes_of(trainer)
+        people, others = eyes.people(), eyes.related()[1] or "subject"
+        expected = "0.8 %, at worst 5 %" if people >= ENOUGH_PEOPLE else "4 to 5 %, at worst 23 %"
+        return (
+            f"screen: each test image is scored by those of another {others}; of the good images of people other than "
+            f"these {people} expect {expected} above the limit where 1 % is stated (measured: docs/results.md)"
+        )
 
     # The loop.
 
     def before_cycle(self, control: QualityControl, order: list) -> bool:
-        """As :meth:`Extension.before_cycle`: look at all images with the model as it is now."""
+        """As :meth:`Extension.before_cycle`: look at images for the first time, or at all of them for a partner."""
         if self.cycle == control.cycle:
             return False
         self.cycle, self.counts = control.cycle, dict.fromkeys(self.counts, 0)
-        self.calibrate(control, len(order))
+        first = not self.looks
+        if partners(control.extensions) or not self.looks.keys() >= set(control.training(control.center_of)):
+            self.calibrate(control, len(order))
         for place, center in enumerate(order, 1):
             control.trainer.expect(control.centers[order[place]] if place < len(order) else [])
             with suppress(VisitFailed):
                 self._look(control, center)
+        if first:
+            self._write_metrics(control)
         return True
 
     def calibrate(self, control: QualityControl, centers: int) -> None:
-        """Measure the test set with the model as it is now, before the images of so many centers are looked at."""
+        """Measure the test set, before the images of so many centers are looked at."""
         from travelling.beyond.screen.scores import Scores
 
         if self._scores is None:
             self._scores = Scores(eyes_of(control.trainer), self.options.false_alarms)
-        self._scores.calibrate()
+            self._scores.calibrate()
         for partner in partners(control.extensions):
             partner.calibrate(control, centers)
 
@@ -139,6 +149,9 @@ class Screen(Extension):
         control.refuse_untold(center)
         due = [subject for subject in control.due() if control.center_of[subject] == center]
         training = control.training(control.centers[center])
+        new = [subject for subject in training if subject not in self.looks]
+        if not partners(control.extensions):  # the image has told everything
+            training, due = new, []
         if not training + due:
             return
         try:
@@ -149,7 +162,7 @@ class Screen(Extension):
             self.looks[subject] = [*self.looks[subject][:1], cells[subject]]
         for subject in training:
             doubted = [partner.doubts(cells[subject]) for partner in partners(control.extensions)]
-            suspect = is_strange(cells[subject]) or any(doubted)
+            suspect = (subject in new and is_strange(cells[subject])) or any(doubted)
             self.looks[subject] = [cells[subject]]
             self.counts["screened"] += 1
             self.counts["suspected"] += suspect
@@ -157,11 +170,19 @@ class Screen(Extension):
                 control.flag(subject)
             control.decided(PHASE, subject, cells[subject], suspect)
 
+    def _write_metrics(self, control):
+        """Write the table of image metrics beside the log, where the images are on this machine."""
+        from travelling.beyond.screen.eyes import Eyes
+
+        save = getattr(control.settings, "fn_save", None)
+        if save and self._scores and isinstance(self._scores.eyes, Eyes):
+            self._scores.eyes.write_metrics(save.with_name(f"{save.name}_iqm.tsv"))
+
     def at_revisit(self, control: QualityControl, subject: str) -> tuple[bool, dict]:
-        """As :meth:`Extension.at_revisit`: whether its two looks are enough, and the cells of the second."""
+        """As :meth:`Extension.at_revisit`: whether what was seen of it is enough, and the cells of the last look."""
         looks = self.looks[subject]
         doubted = [all(map(partner.doubts, looks)) for partner in partners(control.extensions)]
-        sure = is_surely_strange(looks) or any(doubted)
+        sure = is_surely_strange(looks[-1]) or any(doubted)
         if sure:
             control.decided("revisit", subject, looks[-1], sure)
         return sure, looks[-1]
@@ -197,15 +218,16 @@ class Screen(Extension):
         from travelling.beyond.screen.looks import LOOKS
 
         looks = [f"({place}) {look.words}" for place, look in enumerate(LOOKS.values(), 1)]
+        sure = [f"{look.sure:g} ({place})" for place, look in enumerate(LOOKS.values(), 1)]
         return (
-            "At the beginning of every cycle each image that was to train or to be revisited was compared with those "
-            f"of the test set, without its label, by {some(len(looks), 'look')}: {', '.join(looks)}. "
+            "Before it trained for the first time, each image was compared with those of the test set, without its "
+            f"label or the model, by {some(len(looks), 'look')}: {', '.join(looks)}. "
             "Its score was the largest of the looks, in standard deviations of the test set. The limit was the "
             "conformal quantile of the test images' own scores, each by test images of other persons, anatomies and "
             "scanners as far as these were known; an image like theirs exceeds it with a stated probability of "
-            f"{self.options.false_alarms:g}. Images above it were flagged without training. An image above it at its "
-            f"flag and at its revisit, with a mean score of the two above {SURE:g}, was eliminated without a training "
-            "step; in all other cases the step of the revisit decided."
+            f"{self.options.false_alarms:g}. Images above it were flagged without training. Those with a look above "
+            f"its own limit of {', '.join(sure)} were eliminated at their revisit without a training step; in all "
+            "other cases the step of the revisit decided."
         )
 
     def legend(self) -> str:
@@ -214,7 +236,7 @@ class Screen(Extension):
 
     def explain(self, row: Any) -> dict[str, str]:
         """As :meth:`Extension.explain`: the score, the limit, and the look that gave the score."""
-        score, limit, *looks = self.columns
+        score, limit, *looks, _ = self.columns
         told = {"score": _number(row[score]), "limit": _number(row[limit])}
         values = {name.removeprefix("Screen_"): row[name] for name in looks}
         known = all(value == value for value in values.values())  # NaN is not equal to itself
@@ -249,10 +271,11 @@ def is_strange(cells: dict) -> bool:
     return not cells["Screen_score"] <= cells["Screen_limit"]
 
 
-def is_surely_strange(looks: list[dict]) -> bool:
-    """Whether an image is strange in the cells of all its looks, and in their mean by more than SURE."""
-    mean = sum(cells["Screen_score"] for cells in looks) / len(looks)
-    return all(map(is_strange, looks)) and not mean <= SURE
+def is_surely_strange(cells: dict) -> bool:
+    """Whether the cells of a look are those of an image that is strange enough to be eliminated for it."""
+    from travelling.beyond.screen.looks import LOOKS
+
+    return is_strange(cells) and any(not cells[f"Screen_{name}"] <= look.sure for name, look in LOOKS.items())
 
 
 def eyes_of(trainer: Trainer) -> Looking:

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 from travelling.method.auditor import Auditor, Replayed, Row, Step, Steps, all_empty, differs, shown
 from travelling.words import some
 
 
 class ScreenAuditor(Auditor):
-    """Who is put aside without a step, and who is eliminated: by scores above a limit, which is one for each cycle."""
+    """Who is put aside without a step, and who is eliminated: by scores above limits, at an image's first look."""
 
     deciding = ("Screen_score", "Screen_limit")
     flagging = ("screen",)
+    sure: ClassVar[dict[str, float]] = {"Screen_spectrum": 5.4}  # limit of elimination where it is not 4
 
     def __init__(self, columns: tuple[str, ...]):
         super().__init__(columns)
-        self._looks = columns[2:]
+        self._looks = columns[2:-1]
         self.may_be_nan = ("Screen_score", *self._looks)  # an image can be so strange
-        self._limits: dict[int, float] = {}  # cycle -> the limit
-        self._first: dict[str, Row] = {}  # subject -> row of its last look before it trains
+        self._limits: dict[tuple, float] = {}  # cycle, whether the scanner is known -> the limit
+        self._seen: dict[str, Row] = {}  # subject -> row of its first look
+        self._again = False  # whether labels are looked at, in every cycle
+
+    def read(self, rows: list[Row], replayed: Replayed, finished: bool) -> None:
+        """As :meth:`Auditor.read`."""
+        self._again = bool(rows) and "Center_p" in rows[0]
 
     def is_decision(self, row: Row) -> bool:
         """As :meth:`Auditor.is_decision`: its looks at images, and revisits without a step."""
         return row["Phase"] == "screen" or (row["Phase"] == "revisit" and row["FP"] == "")
 
     def before_cycle(self, replayed: Replayed, order: list[str]) -> Steps:
-        """As :meth:`Auditor.before_cycle`: a look at each image."""
+        """As :meth:`Auditor.before_cycle`: a first look at each image, or one more for its label."""
         for center in order:
             yield from self._looks_at(replayed, center)
 
@@ -36,6 +43,8 @@ class ScreenAuditor(Auditor):
             return
         present = replayed.present(center)
         due = [subject for subject in replayed.due() if replayed.center_of[subject] == center]
+        if not self._again:
+            present, due = [subject for subject in present if subject not in self._seen], []
         if not present and due:
             yield Step("screen", due, only_if_failed=True)
         for number, subject in enumerate(present):
@@ -51,28 +60,27 @@ class ScreenAuditor(Auditor):
             return False, all_empty(row, self.columns, f"Phase {phase}")
         sure, faults = self.check_decision(row, phase, accepted)
         if sure:
-            faults.append(f"Screen_score {shown(row['Screen_score'])} is sure, as the first was, but it trained")
+            faults.append(f"Screen_score {shown(row['Screen_score'])} is sure, but it trained")
         return False, faults
 
     def check_decision(self, row: Row, phase: str, accepted: Row) -> tuple[bool, list[str]]:
         """As :meth:`Auditor.check_decision`.
 
-        An image is put aside if its look finds it strange, and eliminated if both looks do, with a mean score above 4.
+        An image is put aside if its first look finds it strange, and eliminated if a look is above its own limit, too.
         """
         faults = self._check_cells(row)
+        first = self._seen.setdefault(row["Subjects"][0] if row["Subjects"] else "", row)
         if phase != "revisit":
-            for subject in row["Subjects"][:1]:
-                self._first[subject] = row
-            return strange(row), faults
-        first = self._first.get(row["Subjects"][0] if row["Subjects"] else "", row)
-        scores = [look["Screen_score"] for look in (first, row)]
-        if None in scores:
-            return strange(row), faults
-        return not sum(scores) / 2 <= 4 and strange(first) and strange(row), faults
+            return strange(row) and row is first, faults
+        sure = [name for name in self._looks if row[name] is not None and not row[name] <= self.sure.get(name, 4)]
+        return strange(row) and bool(sure), faults
 
     def _check_cells(self, row):
         score, limit = row["Screen_score"], row["Screen_limit"]
-        faults = differs(row, "Screen_limit", self._limits.setdefault(row["Cycle"], limit), "the limit of this cycle")
+        usual = self._limits.setdefault((row["Cycle"], row["Screen_known"]), limit)
+        faults = differs(row, "Screen_limit", usual, "the limit of this cycle")
+        if row["Screen_known"] not in (0, 1):
+            faults.append(f"Screen_known is {shown(row['Screen_known'])}, should be 0 or 1")
         if score is None or limit is None:
             return [*faults, "Screen_score or Screen_limit is empty, should be a number"]
         looks = [row[name] for name in self._looks]

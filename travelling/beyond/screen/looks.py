@@ -1,8 +1,8 @@
 """What the screen sees of one image, and how strange that is beside the test set.
 
-A *look* is what is measured of an image: numbers under a name, each of :data:`LOOKS`. The network measures some of
-them (:func:`travelling.network.inference_network.look_function`), the others need the image alone. To add one, write a
-function of an image here and name it in ``LOOKS``: log, audit and federation follow (docs/extending.md).
+A *look* is what is measured of an image: numbers under a name, each of :data:`LOOKS`. None of them needs the model. To
+add one, write a function of an image here and name it in ``LOOKS``: log, audit and federation follow
+(docs/extending.md).
 
 Every look has a *yardstick*: it is made of the looks of some images and tells how strange others are. A yardstick knows
 nothing of labels, and nothing of what harm looks like, but for :class:`Mirrored`.
@@ -14,6 +14,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from travelling.beyond.screen.metrics import MEANINGS, image_metrics
 
 BLOCKS = (20, 24, 10)  # along z, y and from the middle to one side: in each the two sides are compared
 COARSE_BLOCKS = (4, 5, 4)  # the same, where halves differ much
@@ -178,20 +180,21 @@ def difference_of_halves(image: np.ndarray, axis: int, blocks: tuple[int, ...]) 
 class Look(NamedTuple):
     """A look: how it is measured of an image (z, y, x), how many ``numbers`` it has, and its yardstick.
 
-    The first two are None where the network measures it. ``words`` say for a paper what of an image it is.
+    ``words`` say for a paper what of an image it is. An image with a score above ``sure`` is eliminated for it.
     """
 
-    measure: Callable[[np.ndarray], np.ndarray] | None
-    numbers: int | None
+    measure: Callable[[np.ndarray], np.ndarray]
+    numbers: int
     yardstick: type[Yardstick]
     words: str
+    sure: float = 4.0  # standard deviations of the test set
 
 
-_CHANNELS = "the means and variances of the network's channels at its BatchNorm layers (Mahalanobis distance)"
+_METRICS = f"{len(MEANINGS)} image quality metrics of its foreground (Mahalanobis distance)"
 _FLIPPED = "the difference between its {} halves, towards that of a flipped image (linear discriminant)"
 LOOKS = {
-    "channels": Look(None, None, Distance, _CHANNELS),
-    "spectrum": Look(spectrum, 1, AsItIs, "the largest peak of its spectrum above its shell"),
+    "metrics": Look(image_metrics, len(MEANINGS), Distance, _METRICS),
+    "spectrum": Look(spectrum, 1, AsItIs, "the largest peak of its spectrum above its shell", sure=5.4),
     "asymmetry": Look(asymmetry, int(np.prod(BLOCKS)), Mirrored, _FLIPPED.format("left and right")),
     "up_down": Look(up_down, int(np.prod(COARSE_BLOCKS)), Mirrored, _FLIPPED.format("lower and upper")),
     "front_back": Look(front_back, int(np.prod(COARSE_BLOCKS)), Mirrored, _FLIPPED.format("back and front")),

@@ -1,4 +1,4 @@
-"""How strange images look beside the test set: their scores, and the limit of a cycle.
+"""How strange images look beside the test set: their scores, and their limit.
 
 How strange is too strange is not a number of ours: the limit is the conformal quantile (Vovk et al., "Algorithmic
 Learning in a Random World", 2005) that a good image exceeds with the probability that the user states. Each test image
@@ -10,7 +10,7 @@ from cycle to cycle.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,43 +20,58 @@ from travelling.errors import InputError
 if TYPE_CHECKING:
     from travelling.beyond.screen.eyes import Looking
 
+# Fewer people than that do not tell how far another good image can lie from them: then the unit is larger. So three of
+# 17,127 looks at good images of people whom the test set lacked were above a limit of elimination, all at four people.
+ENOUGH_PEOPLE, CAUTION = 12, 1.3
+
+
+class Scale(NamedTuple):
+    """How far from the test set is strange: the limit of scores, and mean and unit of each look."""
+
+    limit: float
+    units: dict[str, tuple[float, float]]
+
 
 class Scores:
-    """The limit of a cycle (:meth:`calibrate`), and what the log says of any images (:meth:`cells`).
+    """The limits (:meth:`calibrate`), and what the log says of any images (:meth:`cells`).
 
     ``false_alarms`` is the share of good images that may exceed the limit, at one look and on average over test sets,
     if they come from where the test set does. An image has a score of each look, in standard deviations of those of the
-    test set; the largest is its score.
+    test set; the largest is its score. There are two scales: for images of a scanner that the test set has, and of
+    others, beside which test images are scored without those of their own scanner.
     """
 
     def __init__(self, eyes: Looking, false_alarms: float):
-        self._eyes = eyes
+        self.eyes = eyes
         self._false_alarms = false_alarms
-        self.limit: float = math.nan
-        self._yardsticks: dict[str, tuple[Yardstick, float, float]] = {}  # with mean and unit of the test set
-        self._test_scores: dict[str, np.ndarray] = {}  # by each look (test images,)
+        self.scales: dict[bool, Scale] = {}  # by whether the test set has images of the scanner
+        self._yardsticks: dict[str, Yardstick] = {}
 
     def calibrate(self) -> None:
-        """Measure the test set with the model as it is now; raises what :func:`limit_rank` raises."""
-        looks, related = self._eyes.look(), self._eyes.related()[0]
-        rank = limit_rank(len(related), self._false_alarms)
-        for name, look in LOOKS.items():
-            if look.measure is None or name not in self._yardsticks:  # no model changes what the image alone tells
-                self._measure(name, look.yardstick(looks[name]), looks[name], related)
-        scores = np.max(list(self._test_scores.values()), axis=0)
-        self.limit = float(np.sort(scores)[rank - 1])
+        """Measure the test set; raises what :func:`limit_rank` raises."""
+        looks = self.eyes.look()
+        self._yardsticks = {name: look.yardstick(looks[name]) for name, look in LOOKS.items()}
+        everything, persons = (self.eyes.related(scanners)[0] for scanners in (True, False))
+        new = self._scale(looks, everything)
+        same = np.array_equal(everything, persons)
+        self.scales = {False: new, True: new if same else self._scale(looks, persons)}
 
-    def _measure(self, name, yardstick, looks, related):
-        """Score the test images by one look, each by others, and note its unit."""
-        strange = by_others(yardstick, looks, related)
-        if not np.isfinite(strange).all():
-            raise InputError(
-                f"--screen: the look {name} gives no number for a test image; some of them may be the same"
-            )
-        least = yardstick.least_unit(strange)
-        unit = max(float(strange.std(ddof=1)), least) or 1.0
-        self._yardsticks[name] = yardstick, float(strange.mean()), unit
-        self._test_scores[name] = beside_others(strange, least)
+    def _scale(self, looks, related):
+        """Score the test images by each look, each by others, and note its unit."""
+        rank = limit_rank(len(related), self._false_alarms)
+        caution = 1.0 if self.eyes.people() >= ENOUGH_PEOPLE else CAUTION
+        units, scores = {}, []
+        for name, yardstick in self._yardsticks.items():
+            strange = by_others(yardstick, looks[name], related)
+            if not np.isfinite(strange).all():
+                raise InputError(
+                    f"--screen: the look {name} gives no number for a test image; some of them may be the same"
+                )
+            least = yardstick.least_unit(strange)
+            unit = max(float(strange.std(ddof=1)), least) or 1.0
+            units[name] = float(strange.mean()), unit * caution
+            scores.append(beside_others(strange, least) / caution)
+        return Scale(float(np.sort(np.max(scores, axis=0))[rank - 1]), units)
 
     def cells(self, subjects: list[str], **question: Any) -> tuple[list[dict], dict[str, np.ndarray]]:
         """The cells of the log for each subject of a center: its score, the limit, and the score of each look.
@@ -64,17 +79,15 @@ class Scores:
         And all that was measured; ``question`` is what else is asked. Raises VisitFailed where the center does not
         answer.
         """
-        looks = self._eyes.look(subjects, **question)
+        looks, found = self.eyes.look(subjects, **question), []
         with np.errstate(all="ignore"):  # an image may be infinitely far, or no number
-            parts = [
-                (yardstick(looks[name]) - mean) / unit for name, (yardstick, mean, unit) in self._yardsticks.items()
-            ]
-        components = [f"Screen_{name}" for name in self._yardsticks]
-        found = [
-            {"Screen_score": float(np.max(values)), "Screen_limit": self.limit}  # NaN where one is
-            | dict(zip(components, values, strict=True))
-            for values in np.transpose(parts).tolist()
-        ]
+            strange = {name: yardstick(looks[name]).tolist() for name, yardstick in self._yardsticks.items()}
+            for place, known in enumerate(self.eyes.knows_scanners(subjects)):
+                limit, units = self.scales[known]
+                scores = {name: (strange[name][place] - mean) / unit for name, (mean, unit) in units.items()}
+                score = float(np.max(list(scores.values())))  # NaN where one is
+                cells = {"Screen_score": score, "Screen_limit": limit, "Screen_known": int(known)}
+                found.append(cells | {f"Screen_{name}": value for name, value in scores.items()})
         return found, looks
 
 
