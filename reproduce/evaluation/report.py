@@ -15,8 +15,9 @@ from evaluation.records import Study, in_words
 from evaluation.render import METRIC_NAMES, MISSING, MODEL_NAMES, by_cycle, setting_in_words, write_tables
 from evaluation.tables import GOOD, HARMFUL, make_tables, outcomes
 from travelling.files import write_whole
-from travelling_quality_control.reporting.one_run import IN_WORDS, decided_in_words, write_report
+from travelling_quality_control.reporting.one_run import decided_in_words, write_report
 from travelling_quality_control.reporting.pages import make_page, versions
+from travelling_quality_control.reporting.runs import DECISIONS
 
 FOLDER = Path(__file__).resolve().parent
 TEMPLATE = "report.html.jinja"
@@ -118,7 +119,7 @@ def _summary(study, tables, condition):
 def _run(run):
     """Tables of a run: the images that were flagged, the centers, and the images of those that lost any."""
     decisions = _decisions(run)
-    eliminated = decisions["decision"] == IN_WORDS["eliminated"]
+    eliminated = decisions["decision"] == DECISIONS["eliminated"]
     columns = {"images": "one", "harmful": "Harmful", "flagged": "Flagged", "eliminated": "Eliminated"}
     columns["good eliminated"] = "lost"
     images = run.images.assign(one=1, lost=run.images["Eliminated"] & ~run.images["Harmful"])
@@ -145,7 +146,7 @@ def _decisions(run):
     for subject, image in run.images[run.images["Flagged"]].sort_values("First_flagged", kind="stable").iterrows():
         row = {"subject": subject, "center": image["Study"], "truth": HARMFUL if image["Harmful"] else GOOD}
         told = dict(zip(("last flag", "revisit"), [*decided_in_words(run, subject), MISSING], strict=False))
-        rows.append(row | {"flags": image["Times_flagged"], **told, "decision": IN_WORDS[image["Decision"]]})
+        rows.append(row | {"flags": image["Times_flagged"], **told, "decision": DECISIONS[image["Decision"]]})
     return pd.DataFrame(rows, columns=None if rows else ["decision"])
 
 
