@@ -11,7 +11,7 @@ from travelling.beyond import ExtensionOptions
 from travelling.method.auditor import Auditor, Row, differs, shown
 from travelling.method.extension import Extension
 from travelling.method.protocol import ROUNDING, Protocol
-from travelling.method.rule import risen
+from travelling.method.rule import reason, risen
 from travelling.option import BEYOND, option
 
 if TYPE_CHECKING:
@@ -115,6 +115,15 @@ class Evidence(Extension):
     def explain(self, row: Any) -> dict[str, str]:
         """As :meth:`Extension.explain`."""
         return {name: "" if math.isnan(row[name]) else f"{row[name]:.3g}" for name in self.columns}
+
+    def reason(self, row: Any) -> str:
+        """As :meth:`Extension.reason`."""
+        told = []
+        if row["P_AUROC"] < self.ALPHA:
+            told.append(f"training on it made the model tell PD from healthy less well (AUROC {row['AUROC']:.2f})")
+        if min(row["P_FP"], row["P_FN"]) < self.ALPHA:
+            told.append(reason(row))
+        return "; ".join(filter(None, told))
 
 
 class EvidenceAuditor(Auditor):

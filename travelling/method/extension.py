@@ -127,5 +127,13 @@ class Extension:
         """
         return {}
 
+    def reason(self, row: Any) -> str:
+        """Why it put the image of such a row aside, in words for those who read images; "" where it did not."""
+        return ""
+
+    def not_examined(self, rows: Any) -> list[str]:
+        """Which images or labels it did not examine in a log, and why, in words; ``rows`` is a table of all of them."""
+        return []
+
     phases: ClassVar[dict[str, str]] = {}  # of rows without a step: what the image was then, in words
     image_columns: ClassVar[dict[str, str]] = {}  # of the log, by what the mean of images' last values is called

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from travelling.method.protocol import Protocol
 
@@ -13,6 +13,16 @@ LEGEND = (  # of FPR and FNR in a report
     "FPR and FNR: from the reference to the rate after the step, which was undone if one of the two rose by more than "
     "tolerated."
 )
+
+
+def reason(row: Any) -> str:
+    """Why the image of a row of the log was put aside, in words; "" where no rate rose by more than tolerated."""
+    told = []
+    for rate, group in (("PFP", "healthy test subjects"), ("PFN", "test subjects with PD")):
+        before, after = row[f"Reference_{rate}"], row[rate]
+        if after > before + row["Tolerance"]:
+            told.append(f"{group} ({before:.0%}, then {after:.0%})")
+    return f"training on it made the model misdiagnose more {' and '.join(told)}" if told else ""
 
 
 def risen(before: Evaluation, after: Evaluation, tolerance: float, protocol: Protocol) -> list[bool]:

@@ -23,14 +23,16 @@ FAILURES = ("unreachable", "invalid")  # phases of a step that a center did not 
 LARGEST = 2**31  # of a cycle: NumPy takes seeds below 2**32
 
 
-def read_table(path: Path, columns: Sequence[str], numeric: Sequence[str] = ()) -> pd.DataFrame:
+def read_table(path: Path, columns: Sequence[str], numeric: Sequence[str] = (), separator: str = ",") -> pd.DataFrame:
     """Read a CSV that must have ``columns``; those in ``numeric`` as numbers (empty: NaN), all others as text.
 
     Rows are numbered from 0 as they are in the file, and empty ones left out. Raises InputError that names file and row
     for anything that is wrong.
     """
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False)
+        table = pd.read_csv(
+            path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False
+        )
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:

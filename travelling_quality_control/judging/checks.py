@@ -24,6 +24,7 @@ RATES = {"FP": ("FPR", "HC", 0), "FN": ("FNR", "PD", 1)}  # count -> rate, class
 SEVERAL = ("batch", "group", *FAILURES, "baseline")  # phases that put no image aside
 NUMBERS = ("Cycle", "ACC", "FP", "FN", "PFP", "PFN", "Ignored", "Tolerance", "Reference_PFP", "Reference_PFN",
            "Eliminated")  # fmt: skip
+UNSEEN = {"screen": "images", "label_screen": "labels"}  # option -> what nobody examines without it
 NAMED = 5  # at most, of images in a sentence
 
 
@@ -325,8 +326,7 @@ def saturated(account: Account) -> Reason | None:
 
 def not_examined(account: Account) -> Reason | None:
     """A harm that moves no rate is not seen by any rule; a fact of the setting, not of the run."""
-    off = {"images": "screen", "labels": "label_screen"}
-    unseen = {what: name for what, name in off.items() if not account.options.get(name)}
+    unseen = {what: name for name, what in UNSEEN.items() if not account.options.get(name)}
     if not unseen:
         return None
     options = " and ".join(f"--{name.replace('_', '-')}" for name in unseen.values())

@@ -112,15 +112,21 @@ def rates_along_run(run: LoggedRun) -> Picture:
     return of_run("rates", "Rates of misdiagnosis", run, caption, alternative, (10, 3.2), draw)
 
 
-def show_slices(pair: Sequence[Axes], path: str, title: str) -> None:
-    """Axial and sagittal middle slice of an image on two axes."""
-    show_volume(pair, read_upright(path), title)
-
-
-def show_volume(pair: Sequence[Axes], volume: np.ndarray, title: str) -> None:
-    """The same of voxels (z, y, x)."""
+def middle_slices(volume: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
+    """The axial and the sagittal middle slice of voxels (z, y, x), and from where to where their intensities go."""
     middle = [size // 2 for size in volume.shape]
-    for axis, image in zip(pair, (volume[middle[0]], volume[:, :, middle[2]]), strict=True):
+    return volume[middle[0]].copy(), volume[:, :, middle[2]].copy(), f"{volume.min():.3g} to {volume.max():.3g}"
+
+
+def show_slices(pair: Sequence[Axes], path: str, title: str) -> None:
+    """Show the middle slices of an image, a file, on two axes."""
+    show(pair, middle_slices(read_upright(path)), title)
+
+
+def show(pair: Sequence[Axes], slices: tuple[np.ndarray, np.ndarray, str], title: str) -> None:
+    """Show what :func:`middle_slices` gives on two axes."""
+    *images, intensities = slices
+    for axis, image in zip(pair, images, strict=True):
         axis.imshow(image, cmap="gray", origin="lower")
         axis.axis("off")
-    pair[0].set_title(f"{title}: {volume.min():.3g} to {volume.max():.3g}", loc="left", fontsize=8)
+    pair[0].set_title(f"{title}: {intensities}", loc="left", fontsize=8)

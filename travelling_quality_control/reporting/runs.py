@@ -1,6 +1,6 @@
 """A run of quality control as its records tell it: what was decided about every image. The truth is not asked for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from travelling.method.verification_log import LOG_COLUMNS, SEPARATOR
 from travelling_quality_control.auditing.run_record import settings_of
 from travelling_quality_control.auditing.tables import read_table, refuse_rows
 from travelling_quality_control.judging import Verdict, judge
+from travelling_quality_control.judging.checks import UNSEEN
 
 TEXT_COLUMNS = ("Subject", "Study", "Phase", "Subjects")  # of a log; all others are numbers
 DECISIONS = {  # what was decided about an image at the end, in words
@@ -93,6 +94,24 @@ class LoggedRun:
         flag = self.flags[self.flags["Subject"] == subject].iloc[-1]
         later = self.revisits[(self.revisits["Subject"] == subject) & (self.revisits["Row"] > flag["Row"])]
         return flag, later.iloc[0] if len(later) else None
+
+    def reason(self, subject: str) -> str:
+        """Why an image was flagged at last, in words for those who read images."""
+        flag, _ = self.decided_by(subject)
+        told = [extension.reason(flag) for extension in self.extensions]
+        if not self.replaces_rule and pd.notna(flag["PFP"]):
+            told.append(rule.reason(flag))
+        return "; ".join(filter(None, told)) or "see the rows of the log about it"
+
+    def not_examined(self, why: Mapping[str, str]) -> list[str]:
+        """What of images and labels nobody has examined, in words; ``why`` tells it by the option that is off."""
+        told = []
+        for option, what in UNSEEN.items():
+            if not self.options.get(option):
+                off = f"--{option.replace('_', '-')} is off"
+                told.append(f"{what}: {why.get(option, off)}")
+        rows = pd.concat([self.log, self.screening])
+        return told + [words for extension in self.extensions for words in extension.not_examined(rows)]
 
     def verdict(self, violations: str = "") -> Verdict:
         """The verdict on the run; ``violations`` as :func:`travelling_quality_control.judging.judge`."""

@@ -214,11 +214,26 @@ class Screen(Extension):
 
     def explain(self, row: Any) -> dict[str, str]:
         """As :meth:`Extension.explain`: the score, the limit, and the look that gave the score."""
-        score, limit, *looks = self.columns
-        told = {"score": _number(row[score]), "limit": _number(row[limit])}
-        values = {name.removeprefix("Screen_"): row[name] for name in looks}
+        from travelling.beyond.screen.looks import LOOKS
+
+        found = {"score": _number(row[SCORE]), "limit": _number(row["Screen_limit"]), "look": ""}
+        name = self._highest(row)
+        return found | {"look": LOOKS[name].title or name} if name else found
+
+    def reason(self, row: Any) -> str:
+        """As :meth:`Extension.reason`: by the look that gave the score."""
+        from travelling.beyond.screen.looks import LOOKS
+
+        if row["Screen_limit"] != row["Screen_limit"] or not is_strange(row):  # NaN is not equal to itself: no look
+            return ""
+        name = self._highest(row)
+        return LOOKS[name].finding if name else "what the screen measures of it is no number"
+
+    def _highest(self, row):
+        """The look with the largest score in a row, "" where one has none."""
+        values = {name.removeprefix("Screen_"): row[name] for name in self.columns[2:]}
         known = all(value == value for value in values.values())  # NaN is not equal to itself
-        return told | {"look": max(values, key=values.__getitem__) if known else ""}
+        return max(values, key=values.__getitem__) if known else ""
 
 
 class OfLooks(Extension):

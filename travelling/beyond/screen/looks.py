@@ -178,21 +178,39 @@ def difference_of_halves(image: np.ndarray, axis: int, blocks: tuple[int, ...]) 
 class Look(NamedTuple):
     """A look: how it is measured of an image (z, y, x), how many ``numbers`` it has, and its yardstick.
 
-    The first two are None where the network measures it. ``words`` say for a paper what of an image it is.
+    The first two are None where the network measures it. ``words`` say for a paper what of an image it is; for those
+    who read images ``finding`` says what a large score means, and ``title`` what it is about (default: its name).
     """
 
     measure: Callable[[np.ndarray], np.ndarray] | None
     numbers: int | None
     yardstick: type[Yardstick]
     words: str
+    finding: str = "it looks unlike the images of the test set"
+    title: str = ""
 
 
 _CHANNELS = "the means and variances of the network's channels at its BatchNorm layers (Mahalanobis distance)"
 _FLIPPED = "the difference between its {} halves, towards that of a flipped image (linear discriminant)"
 LOOKS = {
-    "channels": Look(None, None, Distance, _CHANNELS),
-    "spectrum": Look(spectrum, 1, AsItIs, "the largest peak of its spectrum above its shell"),
-    "asymmetry": Look(asymmetry, int(np.prod(BLOCKS)), Mirrored, _FLIPPED.format("left and right")),
-    "up_down": Look(up_down, int(np.prod(COARSE_BLOCKS)), Mirrored, _FLIPPED.format("lower and upper")),
-    "front_back": Look(front_back, int(np.prod(COARSE_BLOCKS)), Mirrored, _FLIPPED.format("back and front")),
-}
+    "channels": Look(
+        None, None, Distance, _CHANNELS,
+        "contrast, sharpness or noise are unlike the test set's, as the network sees it", "as the network sees it",
+    ),
+    "spectrum": Look(
+        spectrum, 1, AsItIs, "the largest peak of its spectrum above its shell",
+        "its fine detail is unlike that of the test set: blurred, cut off or striped", "fine detail",
+    ),
+    "asymmetry": Look(
+        asymmetry, int(np.prod(BLOCKS)), Mirrored, _FLIPPED.format("left and right"),
+        "left and right look swapped, or one of them differs much", "left and right",
+    ),
+    "up_down": Look(
+        up_down, int(np.prod(COARSE_BLOCKS)), Mirrored, _FLIPPED.format("lower and upper"),
+        "it looks upside down, or its upper or lower part differs much", "up and down",
+    ),
+    "front_back": Look(
+        front_back, int(np.prod(COARSE_BLOCKS)), Mirrored, _FLIPPED.format("back and front"),
+        "front and back look swapped, or one of them differs much", "front and back",
+    ),
+}  # fmt: skip
