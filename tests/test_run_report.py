@@ -161,10 +161,15 @@ def test_every_number_is_that_of_the_log(tmp_path, setting):
             assert image["limit"] == "2.5"
         else:
             assert image["reason"].startswith("training on it made the model ")
+            assert image["look"] == "training on it alone"
             for rate, group in (("PFP", "healthy test subjects ("), ("PFN", "test subjects with PD (")):
                 rise = float(flag[rate]) - float(flag[f"Reference_{rate}"]) - float(flag["Tolerance"])
                 if setting["rule"] == "published":
                     assert (group in image["reason"]) == (rise > 0)
+                    assert float(image["score"]) >= rise + float(flag["Tolerance"]) - 6e-4
+                    assert image["limit"] == "+0.02"
+                else:
+                    assert float(image["score"].removeprefix("p ")) < 0.01
         assert image["center"] == name.partition("_")[0]
         assert (image["times flagged"], image["cycles"]) == (str(len(flags)), ",".join(map(str, flags)))
         alone = rows_alone(rows, name)

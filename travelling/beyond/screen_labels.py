@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from travelling.beyond import ExtensionOptions
 from travelling.beyond.screen import PHASE, OfLooks, Screen, is_strange
 from travelling.method.auditor import Auditor, Replayed, Row, all_empty, differs, shown
-from travelling.method.extension import Extension
+from travelling.method.extension import Extension, Finding
 from travelling.option import BEYOND, option
 from travelling.words import some
 
@@ -113,9 +113,12 @@ class LabelScreen(OfLooks):
             for name, column in zip(names, self.columns, strict=True)
         }
 
-    def reason(self, row: Any) -> str:
-        """As :meth:`Extension.reason`."""
-        return "the labels of this center, all together, contradict the model" if self.doubts(row) else ""
+    def finding(self, row: Any) -> Finding | None:
+        """As :meth:`Extension.finding`."""
+        if not self.doubts(row):
+            return None
+        words = "the labels of this center, all together, contradict the model"
+        return Finding(words, f"p {row['Center_p']:.2g}", f"p {row['Center_limit']:.2g}", "labels of the center")
 
     def not_examined(self, rows: Any) -> list[str]:
         """As :meth:`Extension.not_examined`."""

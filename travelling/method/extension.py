@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from travelling.method.auditor import Auditor
 from travelling.option import Options
@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     from travelling.method.trainer import Files, Trainer
 
 Verify = Callable[..., bool]  # of the loop: verify(control, phase, batches, cells of the log)
+
+
+class Finding(NamedTuple):
+    """Why an image was put aside: the reason in words, and the cells of a report that go with it."""
+
+    reason: str
+    score: str
+    limit: str
+    look: str  # what found it
 
 
 class Extension:
@@ -127,9 +136,9 @@ class Extension:
         """
         return {}
 
-    def reason(self, row: Any) -> str:
-        """Why it put the image of such a row aside, in words for those who read images; "" where it did not."""
-        return ""
+    def finding(self, row: Any) -> Finding | None:
+        """What put the image of such a row aside, for those who read images; None where it was not this."""
+        return None
 
     def not_examined(self, rows: Any) -> list[str]:
         """Which images or labels it did not examine in a log, and why, in words; ``rows`` is a table of all of them."""

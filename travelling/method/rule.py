@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from travelling.method.extension import Finding
 from travelling.method.protocol import Protocol
 
 if TYPE_CHECKING:
@@ -15,14 +16,19 @@ LEGEND = (  # of FPR and FNR in a report
 )
 
 
-def reason(row: Any) -> str:
-    """Why the image of a row of the log was put aside, in words; "" where no rate rose by more than tolerated."""
-    told = []
-    for rate, group in (("PFP", "healthy test subjects"), ("PFN", "test subjects with PD")):
-        before, after = row[f"Reference_{rate}"], row[rate]
-        if after > before + row["Tolerance"]:
-            told.append(f"{group} ({before:.0%}, then {after:.0%})")
-    return f"training on it made the model misdiagnose more {' and '.join(told)}" if told else ""
+def finding(row: Any) -> Finding | None:
+    """As :meth:`Extension.finding`, of the step of a row; None where no rate rose by more than tolerated."""
+    groups = {"PFP": "healthy test subjects", "PFN": "test subjects with PD"}
+    rises = {rate: row[rate] - row[f"Reference_{rate}"] for rate in groups}
+    told = [
+        f"{group} ({row[f'Reference_{rate}']:.0%}, then {row[rate]:.0%})"
+        for rate, group in groups.items()
+        if rises[rate] > row["Tolerance"]
+    ]
+    if not told:
+        return None
+    words = f"training on it made the model misdiagnose more {' and '.join(told)}"
+    return Finding(words, f"+{max(rises.values()):.3f}", f"+{row['Tolerance']:.3g}", "training on it alone")
 
 
 def risen(before: Evaluation, after: Evaluation, tolerance: float, protocol: Protocol) -> list[bool]:

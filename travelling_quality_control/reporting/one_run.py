@@ -10,6 +10,7 @@ import pandas as pd
 
 from travelling.errors import InputError
 from travelling.files import write_whole
+from travelling.method.extension import Finding
 from travelling.method.metrics import age_groups
 from travelling.runs.options import AGE_EDGES
 from travelling.words import some
@@ -168,11 +169,13 @@ def _put_aside(run, seen):
     """One row for every image that was flagged or eliminated, as readers see it; ``seen`` is what its picture tells."""
     images = _flagged(run)
     told = {"image": images.index, "center": images["Study"], "decision": images["Decision"].map(DECISIONS)}
-    told["reason"] = ["; ".join(filter(None, [seen.get(name), run.reason(name)])) for name in images.index]
-    cells = [_cells(run, run.decided_by(name)[0]) for name in images.index]
-    for column in ("score", "limit", "look"):
-        if any(column in row for row in cells):
-            told[column] = [row.get(column, "") for row in cells]
+    found = {name: run.findings(name) for name in images.index}
+    for column in Finding._fields:
+        told[column] = ["; ".join(getattr(one, column) for one in found[name]) for name in images.index]
+    told["reason"] = [
+        "; ".join(filter(None, [seen.get(name), reason])) or "see its rows of the log"
+        for name, reason in zip(images.index, told["reason"], strict=True)
+    ]
     told |= {name: labels.reindex(images.index) for name, labels in _groups(run.images).items()}
     told |= {"times flagged": images["Times_flagged"], "cycles": _cycles(run, images, "")}
     return pd.DataFrame(told)

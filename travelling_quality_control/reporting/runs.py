@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from travelling.method import rule
+from travelling.method.extension import Finding
 from travelling.method.quality_control import FAILURES, log_columns, methods
 from travelling.method.verification_log import LOG_COLUMNS, SEPARATOR
 from travelling_quality_control.auditing.run_record import settings_of
@@ -95,13 +96,13 @@ class LoggedRun:
         later = self.revisits[(self.revisits["Subject"] == subject) & (self.revisits["Row"] > flag["Row"])]
         return flag, later.iloc[0] if len(later) else None
 
-    def reason(self, subject: str) -> str:
-        """Why an image was flagged at last, in words for those who read images."""
+    def findings(self, subject: str) -> list[Finding]:
+        """Why an image was flagged at last, by the rule and each extension that said so."""
         flag, _ = self.decided_by(subject)
-        told = [extension.reason(flag) for extension in self.extensions]
+        found = [extension.finding(flag) for extension in self.extensions]
         if not self.replaces_rule and pd.notna(flag["PFP"]):
-            told.append(rule.reason(flag))
-        return "; ".join(filter(None, told)) or "see the rows of the log about it"
+            found.append(rule.finding(flag))
+        return [one for one in found if one]
 
     def not_examined(self, why: Mapping[str, str]) -> list[str]:
         """What of images and labels nobody has examined, in words; ``why`` tells it by the option that is off."""

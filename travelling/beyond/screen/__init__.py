@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from travelling.beyond import ExtensionOptions
 from travelling.errors import VisitFailed
 from travelling.method.auditor import Auditor
-from travelling.method.extension import Extension
+from travelling.method.extension import Extension, Finding
 from travelling.method.rule import locks_up
 from travelling.option import BEYOND, number, option
 from travelling.words import some, was
@@ -220,14 +220,15 @@ class Screen(Extension):
         name = self._highest(row)
         return found | {"look": LOOKS[name].title or name} if name else found
 
-    def reason(self, row: Any) -> str:
-        """As :meth:`Extension.reason`: by the look that gave the score."""
+    def finding(self, row: Any) -> Finding | None:
+        """As :meth:`Extension.finding`: by the look that gave the score."""
         from travelling.beyond.screen.looks import LOOKS
 
         if row["Screen_limit"] != row["Screen_limit"] or not is_strange(row):  # NaN is not equal to itself: no look
-            return ""
+            return None
         name = self._highest(row)
-        return LOOKS[name].finding if name else "what the screen measures of it is no number"
+        words = LOOKS[name].finding if name else "what the screen measures of it is no number"
+        return Finding(words, **self.explain(row))
 
     def _highest(self, row):
         """The look with the largest score in a row, "" where one has none."""
