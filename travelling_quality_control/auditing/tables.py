@@ -1,15 +1,18 @@
 """Reads CSV files, and what an audit needs of them: the training and the test set, the log, the table of subjects."""
 
+from __future__ import annotations
+
 import itertools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from travelling.errors import InputError
 from travelling.method.auditor import Auditor
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LIMITS = ("Tolerance", "Reference_PFP", "Reference_PFN")  # empty in the baseline row
 COLUMNS = (
@@ -29,6 +32,8 @@ def read_table(path: Path, columns: Sequence[str], numeric: Sequence[str] = (), 
     Rows are numbered from 0 as they are in the file, and empty ones left out. Raises InputError that names file and row
     for anything that is wrong.
     """
+    import pandas as pd  # only now, so that --help answers at once
+
     try:
         table = pd.read_csv(
             path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False
