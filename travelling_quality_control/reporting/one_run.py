@@ -171,11 +171,9 @@ def _put_aside(run, seen):
     told = {"image": images.index, "center": images["Study"], "decision": images["Decision"].map(DECISIONS)}
     found = {name: run.findings(name) for name in images.index}
     for column in Finding._fields:
-        told[column] = ["; ".join(getattr(one, column) for one in found[name]) for name in images.index]
-    told["reason"] = [
-        "; ".join(filter(None, [seen.get(name), reason])) or "see its rows of the log"
-        for name, reason in zip(images.index, told["reason"], strict=True)
-    ]
+        told[column] = ["; ".join(getattr(one, column) for one in found[name]) or MISSING for name in images.index]
+    reasons = zip(images.index, told["reason"], strict=True)
+    told["reason"] = [f"{seen[name]} ({words})" if seen.get(name) else words for name, words in reasons]
     told |= {name: labels.reindex(images.index) for name, labels in _groups(run.images).items()}
     told |= {"times flagged": images["Times_flagged"], "cycles": _cycles(run, images, "")}
     return pd.DataFrame(told)

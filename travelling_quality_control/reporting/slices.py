@@ -102,7 +102,7 @@ def measures(volume: np.ndarray) -> dict[str, float]:
 
 def _beside(subject, volume, mean):
     """Axial and sagittal middle slices of an image, above those of the mean of the test set."""
-    shown = [(subject, middle_slices(volume)), ("mean of the test set", middle_slices(mean))]
+    shown = [("the image", middle_slices(volume)), ("mean of the test set", middle_slices(mean))]
 
     def draw(figure, colors):
         for pair, (title, slices) in zip(figure.subplots(2, 2), shown, strict=True):

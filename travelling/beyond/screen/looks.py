@@ -195,7 +195,7 @@ _FLIPPED = "the difference between its {} halves, towards that of a flipped imag
 LOOKS = {
     "channels": Look(
         None, None, Distance, _CHANNELS,
-        "contrast, sharpness or noise are unlike the test set's, as the network sees it", "as the network sees it",
+        "its contrast, sharpness or noise are unlike those of the test set", "as the network sees it",
     ),
     "spectrum": Look(
         spectrum, 1, AsItIs, "the largest peak of its spectrum above its shell",
