@@ -489,10 +489,10 @@ def test_ticks_are_saved_as_ratings(run, tmp_path):
 
 def test_what_nobody_examined_is_said(run, tmp_path):
     assert report(run)[0] == 0
-    assert "Not examined Labels: --label-screen is off." in Page(run / "log_report.html").words
+    assert "Not examined: Labels: --label-screen is off." in Page(run / "log_report.html").words
     make(tmp_path / "labels", screen=FakeScreen(3, labels=True))
     assert report(tmp_path / "labels")[0] == 0
-    told = Page(tmp_path / "labels" / "log_report.html").words.partition("Not examined ")[2]
+    told = Page(tmp_path / "labels" / "log_report.html").words.partition("Not examined: ")[2]
     assert told.startswith("Labels in cycle 14: the model knew too little to doubt any (AUROC < 0.8).")  # FakeScreen
     assert "Labels of 2 centers with fewer than 3 usable images." in told
 
