@@ -106,15 +106,15 @@ def main() -> None:
     judgement = from_command_line(Judgement, __doc__)
     if judgement.cohort:
         write_halves(judgement)
-    setting, why_not = setting_for(judgement)
-    study = judgement.study(setting)
-    study.check(str)
     if judgement.ratings:  # what is wrong with them is said before anything trains
         from travelling_quality_control.reporting.ratings import read_ratings
         from travelling_quality_control.reporting.runs import read_images
 
-        assert study.train
-        read_ratings(judgement.ratings, read_images(study.train).index)
+        assert judgement.train  # check() has filled it in
+        read_ratings(judgement.ratings, read_images(judgement.train).index)
+    setting, why_not = setting_for(judgement)
+    study = judgement.study(setting)
+    study.check(str)
     run_folder = f"{CLEAN}/{control_folder(*study.settings)}"
     if not carry_out(study, ("pretrained", run_folder)):  # without the models that a study compares with
         return
