@@ -50,7 +50,8 @@ class Slices:
             measured.append(measures(volume))
         self.mean = total / len(test_set)
         usual = pd.DataFrame(measured)
-        self._usual, self._unit = usual.mean(), usual.std().fillna(0).clip(lower=LEAST * usual.mean())
+        self._usual = usual.mean()
+        self._unit = usual.std().fillna(0).clip(lower=LEAST * self._usual).replace(0.0, 1.0)
 
     def _read(self, path):
         volume = read_upright(path)
