@@ -100,5 +100,5 @@ def settings_of(record: dict, path: Path = Path("run.json")) -> Settings:
     for name in NEEDED:
         if name not in options:
             raise InputError(f"{path}: lacks the option {name}")
-    known = {field.name for field in fields_of(Settings, *Settings.more())}
+    known = {field.name for field in fields_of(Settings.whole())}
     return from_json(Settings, path, {name: value for name, value in options.items() if name in known})
