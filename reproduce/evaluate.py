@@ -4,10 +4,11 @@ Reads a folder as reproduce/reproduce.py makes it, or one with such a layout in 
 
     tables/      as CSV (all numbers, one case a row) and LaTeX (for readers)
     figures/     as PNG and PDF, one style, safe for the colour-blind
-    report.html  summary in plain words, tables that can be sorted, figures, what happened at every center and to every
-                 eliminated subject, the records of the runs, and a paragraph for a paper's methods; needs no network
+    report.html  summary in plain words, tables that can be sorted, figures, links to a page of every run with every
+                 decision, the records of the runs, and a paragraph for a paper's methods; needs no network
 
-What is not there is n/a, and notes say why. They hold ids and no images; report.py --with-images shows those of a run.
+What is not there is n/a, and notes say why. The pages hold no images;
+report.py --with-images shows those of a run.
 
 Example:
     python reproduce/evaluate.py demo
@@ -20,8 +21,6 @@ from pathlib import Path
 if __name__ == "__main__":  # the package of this checkout, whatever is installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from evaluation.layout import PARTS
-
 from travelling.option import Options, from_command_line, option
 from travelling.runs import command
 from travelling.runs.options import AGE_EDGES
@@ -33,7 +32,6 @@ class Evaluation(Options):
 
     study: Path = option("folder of a study", Path, metavar="STUDY_FOLDER", flag="study")
     output_folder: Path | None = option("for what is made (default: STUDY_FOLDER)", Path, None, metavar="FOLDER")
-    only: tuple = option("make these only (default: all)", str, PARTS, metavar="PART", choices=PARTS, many="+")
     cycle: int | None = option(
         "after which the diagnoses are compared (default: the last that any model was tested after)",
         command.number(int, 0), None, metavar="CYCLE",
@@ -42,27 +40,19 @@ class Evaluation(Options):
         "ages at which a new age group begins", command.number(float, 0, 120), AGE_EDGES, metavar="YEARS", many="*"
     )
     resamples: int = option("bootstrap resamples of the test set", command.number(int, 99), 9999, metavar="N")
-    seed: int = option("of the bootstrap", command.number(int, 0), 0)
 
 
 def main() -> None:
-    """Read the study, and make what is asked for."""
+    """Read the study, and evaluate it."""
     told = from_command_line(Evaluation, __doc__)
     # Only now, so that --help answers at once.
     from evaluation.records import read_study
     from evaluation.report import evaluate
 
     folder = told.output_folder or told.study
-    tables, figures = evaluate(
-        read_study(told.study), folder, told.only, cycle=told.cycle, age_edges=told.age_edges,
-        resamples=told.resamples, seed=told.seed,
-    )  # fmt: skip
-    made = {
-        "tables": f"{len(tables)} tables as CSV and LaTeX: {folder / 'tables'}",
-        "figures": f"{len(figures)} figures as PNG and PDF: {folder / 'figures'}",
-        "report": f"report: {folder / 'report.html'}",
-    }
-    print("\n".join(made[part] for part in PARTS if part in told.only))
+    options = {"cycle": told.cycle, "age_edges": told.age_edges, "resamples": told.resamples}
+    evaluate(read_study(told.study), folder, **options)
+    print(f"tables, figures and report.html: {folder}")
 
 
 if __name__ == "__main__":

@@ -56,6 +56,9 @@ class Judgement(Device, Orientation):
     )
     train: Path | None = option("the images to judge (docs/data.md), and", Path, None, metavar="CSV")
     test: Path | None = option("test set: images that you trust", Path, None, metavar="CSV")
+    holdout: Path | None = changed(
+        Study, "holdout", group=None, words="hold-out set, which decides nothing: a second test of the last model"
+    )
     other_half: bool = option("of --cohort, judge what is the test set otherwise", None, False)
     output_folder: Path = changed(Training, "output_folder", group=None, words="for everything")
     cycles: int | None = changed(Study, "cycles", PAPER["cycles"], words="cycles in all", group=None)
@@ -116,7 +119,8 @@ def main() -> None:
     study = judgement.study(setting)
     study.check(str)
     run_folder = f"{CLEAN}/{control_folder(*study.settings)}"
-    if not carry_out(study, ("pretrained", run_folder)):  # without the models that a study compares with
+    tests = (f"{run_folder}/inference", f"{run_folder}/holdout") if study.holdout else ()
+    if not carry_out(study, ("pretrained", run_folder, *tests)):  # without the models that a study compares with
         return
     # Only now, so that --help answers at once.
     from travelling_quality_control.auditing.run_record import read_run_record
@@ -132,7 +136,24 @@ def main() -> None:
         print(
             "report.html shows slices of flagged images: keep it as you keep those (--without-images leaves them out)"
         )
-    sys.exit(bool(outcome.violations))
+    if outcome.violations:
+        sys.exit(1)
+    if study.holdout:
+        compare_with_holdout(study.output_folder)
+
+
+def compare_with_holdout(folder: Path) -> None:
+    """Write and print the table that compares the test set with the hold-out set."""
+    from evaluation.diagnoses import Diagnoses
+    from evaluation.records import read_study
+    from evaluation.render import write_tables
+    from evaluation.tables import make_tables
+    from evaluation.tables.holdout import summary_of_holdout
+
+    study = read_study(folder)
+    tables = {"holdout": make_tables(study, Diagnoses(study))["holdout"]}
+    write_tables(tables, folder / "tables")
+    print(f"\n{tables['holdout'].title}: AUROC\n\n{summary_of_holdout(tables).to_string(index=False)}")
 
 
 def write_halves(judgement: Judgement) -> None:

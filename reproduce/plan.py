@@ -52,6 +52,8 @@ DEMO = {
 }  # fmt: skip
 # Its experiments: the published kinds of harm, and one that the published rule does not see.
 DEMO_CONDITIONS = (("whole_centers", "inverted"), ("whole_centers", "noise_in_range"), ("single", "noise"))
+# Options that change no figure of the demo.
+INDIFFERENT = ("output_folder", "without_dirty", "jobs", "dry_run", "overwrite", "deterministic", "reorient")
 PUBLISHED_SEEDS = {"train": 40, "harm": 42, "dirty": 42, "control": 42}
 # A cycle's generator has the seed plus its cycle, so seeds that are close would share the orders of many cycles.
 BETWEEN_SEEDS = 1000
@@ -68,6 +70,13 @@ class Study(Device, Orientation):
 
     train: Path = option("training set (docs/data.md)", Path, None, metavar="CSV", group="study")
     test: Path = option("test set", Path, None, metavar="CSV", group="study")
+    holdout: Path | None = option(
+        "hold-out set, which decides nothing: a second test (--demo makes one)",
+        Path,
+        None,
+        metavar="CSV",
+        group="study",
+    )
     demo: bool = option("make a synthetic cohort and use that", None, False, group="study")
     output_folder: Path = option(
         "for everything (default with --demo: demo)", Path, None, metavar="FOLDER", group="study"
@@ -130,7 +139,10 @@ class Study(Device, Orientation):
         LocalQualityControl, "revisit", None, flag=None, group=CONTROL,
         words=f"cycles that a flagged image waits {_default('revisit')}",
     )  # fmt: skip
-    allow_saturated: bool = changed(LocalQualityControl, "allow_saturated", group=CONTROL)
+    allow_saturated: bool = changed(
+        LocalQualityControl, "allow_saturated", group=CONTROL,
+        words="go on where the pre-trained model errs so much that verification cannot see harm (--demo: always)",
+    )  # fmt: skip
     shrink: int = option(
         f"divides the paper's numbers of images {_default('shrink')}", COUNT, None, metavar="N", group="demo cohort"
     )
@@ -144,7 +156,7 @@ class Study(Device, Orientation):
         for name in () if self.demo else ("train", "test", "output_folder"):
             if not getattr(self, name):
                 raise ValueError(f"{spell(name)}: is needed (or --demo)")
-        for name in ("train", "test") if self.demo else ("shrink", "spacing"):
+        for name in ("train", "test", "holdout") if self.demo else ("shrink", "spacing"):
             if getattr(self, name):
                 raise ValueError(f"{spell(name)}: {'--demo makes its own cohort' if self.demo else 'with --demo only'}")
         for name, value in (DEMO if self.demo else PAPER).items():
@@ -158,9 +170,17 @@ class Study(Device, Orientation):
         whole_demo = self.demo and not self.experiments and not self.kinds
         self.conditions = DEMO_CONDITIONS if whole_demo else tuple(dict.fromkeys(chosen))
         self.settings = tuple(dict.fromkeys(self.settings))  # each once
-        for name in ("train", "test", "output_folder"):  # the scripts run in the study's folder
+        self.allow_saturated |= self.demo  # on some processors the demo's pre-trained model is
+        for name in ("train", "test", "holdout", "output_folder"):  # the scripts run in the study's folder
             if getattr(self, name):
                 setattr(self, name, getattr(self, name).resolve())
+
+    def is_whole_demo(self) -> bool:
+        """Whether this is the demo as it was measured: with its defaults, as far as they decide a result."""
+        plain = Study(demo=True)
+        plain.check(str)
+        told, usual = ({**vars(one), **dict.fromkeys(INDIFFERENT)} for one in (self, plain))
+        return told == usual
 
 
 @dataclass(frozen=True)
@@ -169,6 +189,7 @@ class Cohort:
 
     training_csv: Path
     test_csv: Path
+    holdout_csv: Path | None
     centers: list
     tested: int
     files: dict  # of all images, by subject
@@ -180,7 +201,7 @@ def plan(arguments: Study, cohort: Cohort) -> list:
     if arguments.demo:
         size = to_command_line(Study, shrink=arguments.shrink, spacing=arguments.spacing)
         line = (SCRIPTS["cohort"], "--output-folder", str(cohort.training_csv.parent), *size)
-        results = cohort.training_csv, cohort.test_csv
+        results = cohort.training_csv, cohort.test_csv, cohort.holdout_csv
         steps.append(Step("cohort", line, results=results, overwrites=True, keeps_record=False, alone=True))
     for seed in range(arguments.seeds):
         place = Path() if arguments.seeds == 1 else Path(f"seed_{seed + 1}")
@@ -207,22 +228,31 @@ def _plan_of_seed(arguments, cohort, place, seed):
         reads += [model / "run.json"] if model else []
         if script in PUBLISHED_SEEDS:
             values = values | {"seed": PUBLISHED_SEEDS[script] + seed}
+        if script != "harm":
+            values = values | given("reorient")
         line = (SCRIPTS[script], *to_command_line(OPTIONS[script], **values))
-        options = () if script == "harm" else tuple(to_command_line(OPTIONS[script], **given("reorient")))
         results = tuple(Path(f"{target}{result}") for result in results)
-        steps.append(Step(str(target), line, tuple(reads), results, options, **facts))
+        steps.append(Step(str(target), line, tuple(reads), results, **facts))
 
     def train(target, script, values, results=(), **facts):
         values = values | {"output_folder": target, **given("protocol", "precision", "deterministic")}
         add(target, script, values, ["/run.json", *results], **facts)
 
     def go_on(target, script, csv, values, results=(), **facts):
-        """Going on from the pre-trained model, and inference on the models of every cycle."""
+        """Going on from the pre-trained model, and inference on the models of every cycle.
+
+        On the hold-out set, of the last one, if it is no dirty one: it shows how much the test set flatters.
+        """
         values = {"fn_train": csv, "en": encoder, "pd": classifier, "cycles": arguments.cycles, **values}
         train(target, script, values | given("learning_rate"), results, model=pretrained, **facts)
-        values = {"fn": cohort.test_csv, "en": target, "pd": target, "o": target / "inference"}
+        infer(target, "inference", cohort.test_csv)
+        if cohort.holdout_csv and target.name != DIRTY:
+            infer(target, "holdout", cohort.holdout_csv, first_cycle=arguments.cycles - 1)
+
+    def infer(target, name, csv, **more):
+        values = {"fn": csv, "en": target, "pd": target, "o": target / name, **more}
         results = ["_run.json", "_metrics.csv", "_predictions.csv"]
-        add(target / "inference", "infer", values, results, model=target, overwrites=True)
+        add(target / name, "infer", values, results, model=target, overwrites=True)
 
     def go_on_without_control(target, csv):
         """By the script of the dirty baseline, clean images too: same start, same seed, same learning rates."""

@@ -4,37 +4,31 @@ The template has no skull: nilearn ships it stripped. So skull, scalp, neck and 
 ellipsoids of about the right size and brightness. They test whether brains are found, not how well they are cut out.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from make_demo_cohort import (
-    CENTERS_FILE,
-    DemoCohort,
-    Row,
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import SimpleITK as sitk
+from demo_images import (
     anatomy_transform,
     draw_acquisition,
     draw_subject,
-    generator,
     on_grid,
     on_warp_grid,
-    plan_cohort,
-    prepare_folder,
     smooth_noise,
     template_maps,
-    write_all,
 )
+from demo_subjects import Row, generator, plan_cohort
+from scipy.ndimage import gaussian_filter
 
 from prepare_images.template import BRAIN_CENTER, template_image, to_lps
 from travelling.errors import InputError
-
-if TYPE_CHECKING:
-    import numpy as np
-    import SimpleITK as sitk
+from travelling.files import replace_whole, write_csv, write_whole
+from travelling.images.harm import make_harmful
 
 CENTERS = 6  # those with the most images, of which both classes were imaged
 # A center's protocol: voxels (multiples of --spacing), the axes of its files, degrees by which its slices are oblique.
@@ -61,10 +55,6 @@ SHELLS = [(2.0, 0.2), (4.0, 0.04), (6.0, 0.35), (8.0, 0.04), (12.0, 0.95), (14.0
 @functools.cache
 def head_maps(spacing: float) -> list[sitk.Image]:
     """The template's maps (:func:`make_demo_cohort.template_maps`) and, on a larger grid, the head around the brain."""
-    import numpy as np
-    import SimpleITK as sitk
-    from scipy.ndimage import gaussian_filter
-
     maps = template_maps(max(spacing, 2.0))
     affine = np.array([[1.0, 0, 0, -110], [0, 1, 0, -150], [0, 0, 1, -170], [0, 0, 0, 1]])  # corner, mm MNI
     grid = template_image(np.zeros((110, 130, 140), "float32"), affine)  # x, y, z
@@ -102,9 +92,6 @@ def head_maps(spacing: float) -> list[sitk.Image]:
 
 def draw_position(rng: np.random.Generator) -> sitk.VersorRigid3DTransform:
     """How the head lies: a rigid transform from points of the scanner to points of the upright subject."""
-    import numpy as np
-    import SimpleITK as sitk
-
     axis = rng.standard_normal(3)
     angle, shift = math.radians(rng.uniform(0, TILT)), rng.uniform(-SHIFT, SHIFT, 3)
     return sitk.VersorRigid3DTransform(
@@ -114,10 +101,6 @@ def draw_position(rng: np.random.Generator) -> sitk.VersorRigid3DTransform:
 
 def scanner_grid(protocol: tuple, spacing: float, rng: np.random.Generator) -> sitk.Image:
     """An empty image as a center's protocol has it: SimpleITK, axes and oblique slices in its direction."""
-    import nibabel as nib
-    import numpy as np
-    import SimpleITK as sitk
-
     sizes, axes, degrees = protocol
     orientation = nib.orientations.axcodes2ornt(axes)
     order = orientation[:, 0].astype(int)
@@ -145,9 +128,6 @@ def make_head(
     anatomy: sitk.Transform | None = None,
 ) -> sitk.Image:
     """The raw image of a subject on ``grid``: SimpleITK, 16 bits; ``anatomy`` in place of the drawn deformation."""
-    import numpy as np
-    import SimpleITK as sitk
-
     anatomy = anatomy_transform(traits, rng) if anatomy is None else anatomy
     transform = sitk.CompositeTransform([anatomy, position])  # the last one is applied first
     t1, brain, nuclei, _, head = (
@@ -166,13 +146,6 @@ def make_head(
 
 def write_head(row: Row, folder: Path, spacing: float, effect: float, seed: int) -> tuple[Row, Row]:
     """Make and write one subject; returns its rows for participants.tsv and truth.csv. Runs in a worker process."""
-    import nibabel as nib
-    import numpy as np
-    import SimpleITK as sitk
-
-    from travelling.files import replace_whole
-    from travelling.images.harm import make_harmful
-
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     traits, rng = draw_subject(row, effect, seed)
     drawn = generator(seed, f"position {row['Subject']}")
@@ -194,32 +167,16 @@ def write_head(row: Row, folder: Path, spacing: float, effect: float, seed: int)
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nifti, partial := path.with_name(f".part_{path.name}"))
     replace_whole(partial, path)
-    told = {
-        "participant_id": participant,
-        "diagnosis": ("control", "PD")[row["Group_bin"]],
-        "site": row["Study"],
-        "sex": row["Sex"],
-        "age": traits["age"],
-        "scanner": row["Scanner"],
-    }
-    truth = {
-        "Subject": participant,
-        "Kind": row["Kind"],
-        "Tilt": round(math.degrees(2 * math.asin(_sine(position))), 2),
-    }
-    return told, truth
-
-
-def _sine(position: sitk.VersorRigid3DTransform) -> float:
-    """The length of a versor: the sine of half its angle."""
-    return math.hypot(*position.GetParameters()[:3])
+    told = {"participant_id": participant, "diagnosis": ("control", "PD")[row["Group_bin"]], "site": row["Study"]}
+    told |= {"sex": row["Sex"], "age": traits["age"], "scanner": row["Scanner"]}
+    sine = math.hypot(*position.GetParameters()[:3])  # of half the angle: the length of a versor
+    tilt = round(math.degrees(2 * math.asin(sine)), 2)
+    return told, {"Subject": participant, "Kind": row["Kind"], "Tilt": tilt}
 
 
 def plan(shrink: int, seed: int) -> list[Row]:
     """The subjects: rows of plan_cohort, with Participant, Protocol and Kind (of harm, or "")."""
-    import pandas as pd
-
-    rows = [row for part in plan_cohort(pd.read_csv(CENTERS_FILE), shrink) for row in part]
+    rows = [row for part in plan_cohort(shrink)[:2] for row in part]
     centers = pd.DataFrame(rows).groupby("Study", sort=False)["Group_bin"].agg(["size", "nunique"])
     chosen = list(centers[centers["nunique"] == 2].sort_values("size", ascending=False, kind="stable").index[:CENTERS])
     rows = [row for row in rows if row["Study"] in chosen]
@@ -227,30 +184,18 @@ def plan(shrink: int, seed: int) -> list[Row]:
         raise InputError(f"--shrink {shrink}: too few subjects would be left for {len(SPOILED)} spoiled ones")
     spoiled = generator(seed, "spoiled").choice(len(rows), len(SPOILED), replace=False).tolist()
     kinds = dict(zip(spoiled, SPOILED, strict=True))
-    return [
-        row
-        | {
-            "Participant": f"sub-{number + 1:03d}",
-            "Protocol": chosen.index(row["Study"]),
-            "Kind": kinds.get(number, ""),
-        }
-        for number, row in enumerate(rows)
-    ]
+    for number, row in enumerate(rows):
+        row |= {"Participant": f"sub-{number + 1:03d}", "Protocol": chosen.index(row["Study"])}
+        row["Kind"] = kinds.get(number, "")
+    return rows
 
 
-def make(arguments: DemoCohort) -> None:
-    """Make the cohort: ``bids/`` and, for tests alone, ``truth.csv``."""
-    import pandas as pd
-
-    from travelling.files import write_csv, write_whole
-
-    rows, folder = plan(arguments.shrink, arguments.seed), arguments.output_folder
-    prepare_folder(folder, arguments.overwrite, "bids", "truth.csv")
-    made = write_all(write_head, rows, arguments)
+def write_tables(made: list, folder: Path) -> None:
+    """Write what tells about the heads, of the rows of :func:`write_head`: BIDS, and for tests alone ``truth.csv``."""
     told, truth = (pd.DataFrame(part) for part in zip(*made, strict=True))
     about = {"Name": "Synthetic raw heads (no patient data)", "BIDSVersion": "1.10.0", "DatasetType": "raw"}
     write_whole(folder / "bids" / "dataset_description.json", json.dumps(about, indent=2).encode() + b"\n")
     write_csv(truth, folder / "truth.csv")
     table = told.to_csv(sep="\t", index=False, lineterminator="\n")
     write_whole(folder / "bids" / "participants.tsv", table.encode())
-    print(f"{len(rows)} raw heads of {CENTERS} centers in {folder / 'bids'} (synthetic, no patient data)")
+    print(f"{len(made)} raw heads of {CENTERS} centers in {folder / 'bids'} (synthetic, no patient data)")

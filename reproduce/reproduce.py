@@ -13,6 +13,7 @@ Examples:
 """
 
 import contextlib
+import itertools
 import shlex
 import sys
 import textwrap
@@ -31,6 +32,7 @@ from travelling.beyond.screen import FALSE_ALARMS
 from travelling.errors import InputError
 from travelling.option import from_command_line
 from travelling.runs import command
+from travelling.words import some
 
 
 def main() -> None:
@@ -69,27 +71,32 @@ def read_cohort(arguments: Study) -> Cohort:
     from travelling.images import cohort
     from travelling.images.volumes import Volumes
 
-    training_set, test_set = cohort.read_cohort(arguments.train), cohort.read_cohort(arguments.test)
-    cohort.refuse_overlap(training_set, test_set, arguments.train, arguments.test)
+    paths = [path for path in (arguments.train, arguments.test, arguments.holdout) if path]
+    sets = [cohort.read_cohort(path) for path in paths]
+    for (earlier, path), (later, other) in itertools.combinations(zip(sets, paths, strict=True), 2):
+        cohort.refuse_overlap(earlier, later, path, other)
+    training_set, test_set = sets[:2]
     cohort.refuse_one_class(test_set, arguments.test)
     volumes = Volumes(0, arguments.output_folder, arguments.reorient)
-    volumes.add(training_set)
-    volumes.add(test_set)
+    files: dict = {}
+    for images in sets:
+        volumes.add(images)
+        files |= images["Path"]
     sizes = list(map(len, cohort.subjects_by_center(training_set).values()))
-    files = {**training_set["Path"], **test_set["Path"]}
-    return Cohort(arguments.train, arguments.test, sizes, len(test_set), files)
+    return Cohort(arguments.train, arguments.test, arguments.holdout, sizes, len(test_set), files)
 
 
 def demo_cohort(arguments: Study) -> Cohort:
     """The demo cohort, which may not be made yet."""
-    import pandas as pd
-    from make_demo_cohort import CENTERS_FILE, check_spacing, plan_cohort
+    from demo_subjects import plan_cohort
+    from make_demo_cohort import check_spacing
 
     check_spacing(arguments.spacing)
-    training, test = plan_cohort(pd.read_csv(CENTERS_FILE), arguments.shrink)
+    training, test, _ = plan_cohort(arguments.shrink)
     place = Path("cohort")
     sizes = list(Counter(row["Study"] for row in training).values())
-    return Cohort(place / "training_set.csv", place / "test_set.csv", sizes, len(test), {})
+    training_csv, test_csv, holdout_csv = (place / f"{name}_set.csv" for name in ("training", "test", "holdout"))
+    return Cohort(training_csv, test_csv, holdout_csv, sizes, len(test), {})
 
 
 def refuse_unfit_cohort(cohort: Cohort, arguments: Study) -> None:
@@ -150,25 +157,31 @@ def describe(steps: list, left: list, arguments: Study) -> str:
 def evaluate(folder: Path, arguments: Study) -> None:
     """Make tables, figures and report, and print the tables that matter most."""
     # Only now, so that --help answers at once.
-    from evaluation import report
+    from evaluation import demo_runs, report
     from evaluation.figures import overview, render
     from evaluation.records import read_study
-    from evaluation.tables.detection import summary_of_detection
+    from evaluation.tables.holdout import summary_of_holdout
     from evaluation.tables.performance import summary_of_performance
     from evaluation.tables.settings import settings_in_words, summary_of_settings
 
     study = read_study(folder)
-    tables, _ = report.evaluate(study, folder)
+    tables = report.evaluate(study, folder)
     if arguments.demo and arguments.conditions == DEMO_CONDITIONS and PUBLISHED in arguments.settings:
         (folder / "demo.png").write_bytes(render(overview(study)))  # shows images, and these are nobody's
     views = {f"Diagnoses of the test set after cycle {arguments.cycles - 1}": summary_of_performance(tables)}
-    views["Images found (numbers by cycle in brackets)"] = summary_of_detection(tables)
-    if len(study.settings) > 1:
-        views["The settings side by side"] = summary_of_settings(tables)
+    if "holdout" in tables:
+        views["AUROC on the set that decides, and on subjects by which nothing was decided"] = summary_of_holdout(
+            tables
+        )
+    views["The settings side by side"] = summary_of_settings(tables)
     for title, view in views.items():
         print(f"\n{title}\n\n{view.to_string(index=False)}")
-    if len(study.settings) > 1:
-        print("", *(textwrap.fill(line, 100, subsequent_indent="  ") for line in settings_in_words(tables)), sep="\n")
+    print("", *(textwrap.fill(line, 100, subsequent_indent="  ") for line in settings_in_words(tables)), sep="\n")
+    if arguments.is_whole_demo() and demo_runs.MEASURED.is_file():
+        measured = demo_runs.read_measured(demo_runs.MEASURED)
+        runs = some(len(measured[[*demo_runs.MADE_BY, "seed"]].drop_duplicates()), "run")
+        print(f"\nThis run; in brackets the smallest and the largest of {runs} that were measured (docs/demo.md)\n")
+        print(demo_runs.place(study, measured).to_string(index=False))
 
 
 if __name__ == "__main__":

@@ -29,10 +29,10 @@ _running: dict[subprocess.Popen, tuple] = {}  # processes of scripts: their step
 
 @dataclass(frozen=True)
 class Step:
-    """One run of a script: ``line`` is the script and the options that decide its results.
+    """One run of a script: ``line`` is the script and its options.
 
-    ``options`` are those that do not (where it keeps what). ``reads`` and ``results`` are files, relative to the
-    study's folder; together with the line, the content of those that it reads tells whether the step is done.
+    ``reads`` and ``results`` are files, relative to the study's folder; together with the line, the content of those
+    that it reads tells whether the step is done.
     ``overwrites``: replacing its earlier results costs little. ``keeps_record``: the script itself refuses to
     replace the results of other options. ``alone``: so much waits for it that it gets all cores.
     """
@@ -41,14 +41,13 @@ class Step:
     line: tuple
     reads: tuple = ()
     results: tuple = ()
-    options: tuple = ()
     overwrites: bool = False
     keeps_record: bool = True
     alone: bool = False
 
     def command(self, overwrite: bool = False) -> list:
         """The whole command line, a list of words."""
-        return [*map(str, (*self.line, *self.options)), *(["--overwrite"] if overwrite or self.overwrites else [])]
+        return [*map(str, self.line), *(["--overwrite"] if overwrite or self.overwrites else [])]
 
     def output(self, folder: Path) -> Path:
         """The file for what the script prints."""

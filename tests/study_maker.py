@@ -104,8 +104,8 @@ def write_run(folder, predictions, finished="2026-01-01T00:16:00+00:00", **optio
     write_record(folder / "inference_run.json")
 
 
-def write_inference(folder, predictions, cycles=(11, LAST_CYCLE)):
-    """Predictions of the last cycle; the cycle before calls everybody HC."""
+def write_inference(folder, predictions, cycles=(11, LAST_CYCLE), test="inference"):
+    """Predictions of the last cycle; the cycle before calls everybody HC. ``test`` may be "holdout"."""
     folder.mkdir(parents=True, exist_ok=True)
     tables = [
         pd.DataFrame(
@@ -121,7 +121,7 @@ def write_inference(folder, predictions, cycles=(11, LAST_CYCLE)):
         )
         for cycle in cycles
     ]
-    pd.concat(tables).to_csv(folder / "inference_predictions.csv", index=False)
+    pd.concat(tables).to_csv(folder / f"{test}_predictions.csv", index=False)
 
 
 def write_cycles(path, times):

@@ -251,7 +251,7 @@ def test_a_table_is_in_the_evaluation(extended, tmp_path):
 
     run = extended("Add a table of the study")
     study = make_study(tmp_path / "study")
-    run("reproduce/evaluate.py", study, "--only", "tables", "report", "--resamples", 99)
+    run("reproduce/evaluate.py", study, "--resamples", 99)
     table = pd.read_csv(study / "tables" / "waiting.csv")
     assert table[["flagged", "revisits"]].to_numpy().tolist() == [[3, 3]]  # h1, h2 and, by mistake, b1
     assert "Images that were flagged at least once" in (study / "tables" / "waiting.tex").read_text(encoding="utf-8")

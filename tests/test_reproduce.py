@@ -9,20 +9,20 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pandas as pd
 import pytest
 from conftest import ROOT, SCRIPTS, make_cohort
+from study_maker import CLEAN, LAST_CYCLE, make_clean_control, make_study, write_inference
 
 sys.path.insert(0, str(ROOT / "reproduce"))
 import judge
 import plan
-from evaluation.layout import EXPERIMENTS, KINDS, condition_name, conditions_of, split_condition
 from steps import missing
 
 import reproduce
 from travelling.errors import InputError
-from travelling.images import harm
 from travelling.option import from_command_line
 from travelling.runs import command, options
 from travelling_quality_control.auditing import run_record
@@ -92,7 +92,7 @@ def main():
         (target / "run.json").write_text(" ".join(words))
         for part in ("encoder", "classifier_PD"):
             (target / f"{part}_distributed_BS5_09.keras").write_text("x")
-        for file in ("log.csv", "log_subjects.csv", "training_set.csv", "test_set.csv", "truth.csv"):
+        for file in ("log.csv", "log_subjects.csv", "training_set.csv", "test_set.csv", "holdout_set.csv", "truth.csv"):
             (target / file).write_text("x")
     note("end")
 
@@ -182,22 +182,20 @@ def option(step, name):
 
 
 CONDITIONS = [f"{experiment}_{kind}" for experiment in ("whole_centers", "single") for kind in ("inverted", "noise")]
-CONDITION_PARTS = ("dirty_baseline", "dirty_baseline/inference", "quality_control", "quality_control/inference")
 DEMO_CONDITIONS = ["whole_centers_inverted", "whole_centers_noise_in_range", "single_noise"]
-RECOMMENDED_PARTS = ("quality_control_recommended", "quality_control_recommended/inference")
+RECOMMENDED = "quality_control_recommended"
 
 
-def in_order(conditions, parts):
+def in_order(conditions, parts=("dirty_baseline", "quality_control"), tests=("inference",)):
     """The steps of these experiments, in their order."""
-    return [
-        *(f"{condition}/harmful" for condition in conditions),
-        "pretrained", "clean", "clean/inference",
-        *(f"{condition}/{part}" for condition in conditions for part in parts),
-    ]  # fmt: skip
+    harmful = [f"{condition}/harmful" for condition in conditions if condition != "clean"]
+    trained = ["clean", *(f"{condition}/{part}" for condition in conditions for part in parts)]
+    steps = [f"{name}{end}" for name in trained for end in ("", *(f"/{test}" for test in tests))]
+    return [*harmful, "pretrained", *(name for name in steps if not name.endswith("dirty_baseline/holdout"))]
 
 
-IN_ORDER = in_order(CONDITIONS, CONDITION_PARTS)
-DEMO = in_order(DEMO_CONDITIONS, (*CONDITION_PARTS, *RECOMMENDED_PARTS))
+IN_ORDER = in_order(CONDITIONS)
+DEMO = in_order(DEMO_CONDITIONS, ("dirty_baseline", "quality_control", RECOMMENDED), ("inference", "holdout"))
 
 
 def test_the_plan_is_the_papers(monkeypatch, study):
@@ -230,14 +228,17 @@ def test_a_step_comes_after_those_whose_results_it_reads(monkeypatch, tmp_path):
         assert set(step.reads) <= made, step.name
         made |= set(step.results)
     assert list(steps) == ["cohort", *DEMO]
+    held = steps["single_noise/quality_control/holdout"]
+    assert option(held, "-fn") == "cohort/holdout_set.csv"
+    assert (option(held, "--first-cycle"), "--last-cycle" in held.command()) == ("11", False)
     assert option(steps["clean"], "-cycles") == "12"
     assert option(steps["pretrained"], "--learning-rate") == "0.001"
     assert option(steps["single_noise/quality_control"], "-revisit") == "1"
     assert option(steps["cohort"], "--shrink") == "4"
     for condition in DEMO_CONDITIONS:  # both settings see the same images
-        published, recommended = (steps[f"{condition}/{part}"] for part in ("quality_control", RECOMMENDED_PARTS[0]))
+        published, recommended = (steps[f"{condition}/{part}"] for part in ("quality_control", RECOMMENDED))
         assert published.reads == recommended.reads
-        words = [word.replace(RECOMMENDED_PARTS[0], "quality_control") for word in recommended.command()]
+        words = [word.replace(RECOMMENDED, "quality_control") for word in recommended.command()]
         added = ["--rule", "evidence", "--screen", "--verify-every", "16"]
         place = words.index("--rule")
         assert words[place : place + len(added)] == added
@@ -250,7 +251,7 @@ def test_a_demo_of_other_kinds_or_experiments_is_what_was_asked_for(monkeypatch,
         (["--experiments", "single"], ["single_inverted", "single_noise"]),
     ):
         _, steps = planned(monkeypatch, "--demo", "--output-folder", tmp_path, *asked, "--settings", "published")
-        assert list(steps) == ["cohort", *in_order(conditions, CONDITION_PARTS)]
+        assert list(steps) == ["cohort", *in_order(conditions, tests=("inference", "holdout"))]
 
 
 @pytest.mark.parametrize(
@@ -315,13 +316,8 @@ def test_settings_of_quality_control_have_folders_and_options_of_their_own(monke
 def test_more_kinds_of_harm_the_clean_images_and_no_dirty_baseline(monkeypatch, study):
     options = ["--kinds", "blur", "swapped_label", "--settings", "screen", "--without-dirty", "--false-alarms", "0.02"]
     _, steps = planned(monkeypatch, *study.options, *options, "--experiments", "whole_centers", "clean")
-    parts = ("quality_control_screen", "quality_control_screen/inference")
-    assert list(steps) == [
-        *(f"whole_centers_{kind}/harmful" for kind in ("blur", "swapped_label")), "pretrained", "clean",
-        "clean/inference",
-        *(f"whole_centers_{kind}/{part}" for kind in ("blur", "swapped_label") for part in parts),
-        "clean/quality_control_screen", "clean/quality_control_screen/inference",
-    ]  # fmt: skip
+    conditions = ["whole_centers_blur", "whole_centers_swapped_label", "clean"]
+    assert list(steps) == in_order(conditions, ["quality_control_screen"])
     assert option(steps["whole_centers_swapped_label/harmful"], "--kind") == "swapped_label"
     controlled = steps["clean/quality_control_screen"]
     assert option(controlled, "-fn_train") == option(steps["clean"], "-fn_train") == str(study.options[1])
@@ -329,14 +325,6 @@ def test_more_kinds_of_harm_the_clean_images_and_no_dirty_baseline(monkeypatch, 
     assert option(controlled, "--false-alarms") == "0.02"
     made = {file for step in steps.values() for file in step.results}
     assert all(set(step.reads) <= made | {study.options[1], study.options[3]} for step in steps.values())
-
-
-def test_every_name_of_an_experiment_is_read_as_it_was_written():
-    for condition in conditions_of(EXPERIMENTS, KINDS):
-        assert split_condition(condition_name(*condition)) == condition
-    assert tuple(harm.KINDS) == KINDS
-    assert split_condition("steps") == ("", "")
-    assert split_condition("other_place_noise") == ("other_place", "noise")
 
 
 def test_seeds_have_folders_and_seeds_of_their_own(monkeypatch, tmp_path):
@@ -391,45 +379,25 @@ def test_a_study_runs_in_order_and_once(study):
     text = (study.out / "steps" / "clean_inference.txt").read_text()
     assert text.startswith(f"cd '{study.out}'\n{sys.executable} {study.folder}/infer.py -fn ")
 
-    status, out, err, journal = study.run("--reorient")  # which decides no result
+    status, out, err, journal = study.run()
     assert (status, journal) == (0, [])
     assert "all steps are done" in out
 
 
 def test_a_bar_counts_the_steps_that_are_done_and_names_those_that_run(study, monkeypatch):
-    bars = []
-
-    class Bar:
-        def __init__(self, total, initial, unit):
-            self.total, self.n, self.running = total, initial, []
-            bars.append((initial, self))
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def set_postfix_str(self, text, refresh):
-            self.running.append([name for name in text.split(", ") if name])
-
-        def write(self, text, file):
-            pass
-
-        def update(self, number):
-            self.n += number
-
-    monkeypatch.setattr("travelling.console.progress_bar", Bar)
+    bar = mock.MagicMock()
+    bar.return_value.__enter__.return_value = shown = mock.Mock(n=0)
+    monkeypatch.setattr("travelling.console.progress_bar", bar)
     study.run("--jobs", 2)
+    assert bar.call_args.kwargs == {"total": 23, "initial": 0, "unit": "step"}
+    assert shown.update.call_args == mock.call(23)  # all but n, which this bar does not change
+    running = [call.args[0].split(", ") for call in shown.set_postfix_str.call_args_list if call.args[0]]
+    assert {name for names in running for name in names} == set(IN_ORDER)
+    assert max(map(len, running)) == 2
+    assert all(names == ["pretrained"] for names in running if "pretrained" in names)  # it gets all cores
     (study.out / "clean" / "inference_metrics.csv").unlink()
     study.run()
-    (none, first), (some, second) = bars
-    assert (none, some) == (0, 22)
-    assert (first.total, first.n, second.total, second.n) == (23, 23, 23, 23)
-    assert {name for names in first.running for name in names} == set(IN_ORDER)
-    assert max(map(len, first.running)) == 2
-    assert all(names == ["pretrained"] for names in first.running if "pretrained" in names)  # it gets all cores
-    assert {name for names in second.running for name in names} == {"clean/inference"}
+    assert bar.call_args.kwargs["initial"] == 22
 
 
 def test_what_was_made_with_other_options_is_the_scripts_to_refuse(study, monkeypatch):
@@ -551,11 +519,28 @@ def test_a_cohort_is_not_lost_to_other_options(study):
 
 
 def test_bad_input_is_found_before_anything_runs(study, small_cohort):
-    study.options[3] = small_cohort / "training_set.csv"
-    status, out, err, journal = study.run()
-    assert (status, out, journal) == (2, "", [])
-    assert "is in" in err
+    training, test = (small_cohort / f"{name}_set.csv" for name in ("training", "test"))
+    for given, message in (
+        (["--test", training], f"{training}, row 2: Subject is in {training}, too"),
+        (["--holdout", test], f"{test}, row 2: Subject is in {test}, too"),
+        (["--holdout", training], f"{training}, row 2: Subject is in {training}, too"),
+        (["--holdout", small_cohort / "other.csv"], "other.csv: no such file"),
+    ):
+        status, out, err, journal = study.run(*given)
+        assert (status, out, journal, err.count("\n")) == (2, "", [], 1)
+        assert message in err
     assert not study.out.exists()
+
+
+def test_a_hold_out_set_is_read_and_the_last_models_are_tested_on_it(study, tmp_path, monkeypatch):
+    held = make_cohort(tmp_path, "held", {"home": [0, 1]}, seed=3, first=200)
+    status, _, err, journal = study.run("--holdout", held, "--experiments", "single", "--kinds", "noise")
+    assert status == 0, err
+    assert journal[::2] == [f"begin {name}" for name in in_order(["single_noise"], tests=("inference", "holdout"))]
+    _, steps = planned(monkeypatch, *study.options, "--holdout", held)
+    step = steps["single_noise/quality_control/holdout"]
+    assert (option(step, "-fn"), option(step, "--first-cycle")) == (str(held), "29")
+    assert step.reads == (held, Path("single_noise/quality_control/run.json"))
 
 
 @pytest.mark.parametrize(
@@ -663,6 +648,25 @@ def test_a_cohort_is_judged_by_two_steps_and_reported(judged, small_cohort):
     assert reports[1][5:7] == [False, study.folder / "mine.tsv"]
     assert "slices" not in out
     assert "all steps are done" in out
+
+
+def test_what_was_judged_is_compared_with_a_hold_out_set(judged, tmp_path, monkeypatch, capsys):
+    study, reports, _ = judged
+    compared = []
+    monkeypatch.setattr(judge, "compare_with_holdout", compared.append)
+    held = make_cohort(tmp_path, "held", {"home": [0, 1]}, seed=3, first=200)
+    status, _, err, journal = study.run("--holdout", held)
+    assert (status, len(reports), compared) == (0, 1, [study.out]), err
+    target = "clean/quality_control_evidence"
+    assert journal[2::2] == [f"begin {target}{test}" for test in ("", "/inference", "/holdout")]
+    monkeypatch.undo()
+    folder = make_study(tmp_path / "made", settings=())
+    make_clean_control(folder, "published")
+    write_inference(folder / "clean" / "quality_control", CLEAN, (LAST_CYCLE,), "holdout")
+    judge.compare_with_holdout(folder)
+    assert [path.name for path in sorted((folder / "tables").iterdir())] == ["holdout.csv", "holdout.tex"]
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "quality-controlled" in line]
+    assert "0.896 [" in line
 
 
 def test_a_study_in_the_same_folder_goes_on_where_judging_ended(judged, monkeypatch):

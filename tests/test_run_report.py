@@ -687,7 +687,7 @@ def test_every_run_of_a_study_has_its_page(run, tmp_path):
     record["options"] |= {"fn_train": str(run / "train.csv"), "fn_test": str(run / "test.csv")}
     (folder / "run.json").write_text(json.dumps(record))
     study = read_study(tmp_path / "study")
-    evaluate(study, tmp_path / "out", parts=("report",), resamples=99)
+    evaluate(study, tmp_path / "out", resamples=99)
     place = "clean/quality_control_evidence_screen/report.html"
     page = Page(tmp_path / "out" / place)
     assert "Audit: consistent" in page.words
@@ -695,5 +695,5 @@ def test_every_run_of_a_study_has_its_page(run, tmp_path):
     links = [attributes.get("href") for _, attributes in Page(tmp_path / "out" / "report.html").tags]
     assert links.count(place) == 1
     (run / "test.csv").unlink()  # then nothing was audited
-    evaluate(read_study(tmp_path / "study"), tmp_path / "other", parts=("report",), resamples=99)
+    evaluate(read_study(tmp_path / "study"), tmp_path / "other", resamples=99)
     assert not (tmp_path / "other" / "clean").exists()

@@ -24,6 +24,9 @@ from study_maker import (
     write_inference,
     write_record,
 )
+from study_maker import (
+    DIRTY as DIRTY_ONES,
+)
 
 from travelling.errors import InputError
 from travelling.method.performance import METRICS, performance
@@ -35,7 +38,7 @@ from evaluation.intervals import metric_replicates, paired_p_value, percentile_i
 from evaluation.records import read_study
 from evaluation.render import to_latex, write_tables
 from evaluation.tables import Table, make_tables
-from evaluation.tables.detection import summary_of_detection
+from evaluation.tables.holdout import summary_of_holdout
 from evaluation.tables.performance import summary_of_performance
 from evaluation.tables.settings import settings_in_words, summary_of_settings
 
@@ -134,18 +137,6 @@ def test_differences_to_clean_by_hand(tables):
     assert np.isnan(value(tables, "clean", "AUC_ROC", column="difference_to_clean"))
 
 
-def test_gaps_by_hand(tables):
-    def gap(name, metric, model="clean", column="value"):
-        return cell(tables["fairness"], column, gap=name, metric=metric, model=model)
-
-    assert gap("male - female", "specificity") == pytest.approx(2 / 3 - 3 / 3)
-    assert gap("male - female", "sensitivity") == pytest.approx(2 / 2 - 1 / 2)
-    # ages below 60: 3 of 3 right; 60 to 70: 3 of 3; 70 and over: 2 of 3
-    assert gap("best - worst age group", "accuracy") == pytest.approx(1 - 2 / 3)
-    assert gap("best - worst age group", "accuracy", CONTROLLED) == 0
-    assert gap("best - worst age group", "accuracy", CONTROLLED, "change_to_clean") == pytest.approx(-1 / 3)
-
-
 def test_detection_by_hand(tables):
     def found(images, column):
         return cell(tables["detection"], column, images=images)
@@ -171,13 +162,6 @@ def test_centers_by_hand(tables):
     assert frame.loc["B", ["images", "good_flagged", "good_eliminated", "share_lost"]].tolist() == [3, 1, 0, 0]
     (view,) = tables["centers"].views.values()
     assert view["center"].tolist() == ["B", "harmful_01"]
-
-
-def test_losses_by_subgroup_by_hand(tables):
-    frame = tables["false_alarms"].frame.set_index("group")
-    # b1 is the second image: a woman of 52, HC
-    groups = {"HC": (8, 1), "PD": (5, 0), "male": (7, 0), "female": (6, 1), "age_below_60": (5, 1)}
-    assert {name: tuple(frame.loc[name, ["number", "flagged"]]) for name in groups} == groups
 
 
 def test_cost_by_hand(tables):
@@ -315,6 +299,9 @@ def test_false_alarms_by_hand(two_settings):
 
     assert group("all") == pytest.approx([13, 2, 1, 2 / 13])
     assert group("all", "published") == pytest.approx([13, 1, 0, 1 / 13])
+    # b1 is the second image: a woman of 52, HC
+    groups = {"HC": (8, 1), "PD": (5, 0), "male": (7, 0), "female": (6, 1), "age_below_60": (5, 1)}
+    assert {name: tuple(group(name, "published")[:2]) for name in groups} == groups
     assert group("1 image") == [1, 0, 0, 0]
     assert group("2 to 5 images") == pytest.approx([5, 1, 0, 1 / 5])  # b1 to b3, d1, d2
     assert group("more than 5 images") == pytest.approx([7, 1, 1, 1 / 7])
@@ -334,17 +321,13 @@ def test_false_alarms_by_hand(two_settings):
     ]  # fmt: skip
 
 
-def test_a_training_set_without_scanners(folder):
-    path = folder / CONDITION / "harmful" / "training_set.csv"
-    pd.read_csv(path).drop(columns="Scanner").to_csv(path, index=False)
-    assert set(made(folder)["false_alarms"].frame["by"]) == {"all", "class", "sex", "age", "center size"}
-
-
-def test_a_training_set_made_of_a_log(folder):
+def test_a_training_set_without_scanners_or_made_of_a_log(folder):
     """Its column Screen_score tells nothing of this run, which has no screen."""
     path = folder / CONDITION / "harmful" / "training_set.csv"
-    pd.read_csv(path).assign(Screen_score="high").to_csv(path, index=False)
-    assert made(folder)["false_alarms"].frame["mean_score"].isna().all()
+    pd.read_csv(path).drop(columns="Scanner").assign(Screen_score="high").to_csv(path, index=False)
+    frame = made(folder)["false_alarms"].frame
+    assert set(frame["by"]) == {"all", "class", "sex", "age", "center size"}
+    assert frame["mean_score"].isna().all()
 
 
 def test_other_tables_of_a_study_with_several_settings(two_settings, tables):
@@ -361,9 +344,6 @@ def test_other_tables_of_a_study_with_several_settings(two_settings, tables):
     assert found["flagged"]["whole_centers", SETTING, "good"] == 2
     assert found["first_flagged_cycles"]["whole_centers", SETTING, "harmful"] == "10: 2"
     assert found["flagged"]["whole_centers", "published", "good"] == 1
-    rows = summary_of_detection(made_of_two).set_index(["experiment", "setting"])
-    assert rows["good flagged"]["whole centers", "evidence, screen"] == "2 (10: 2)"
-    assert rows["harmful images"]["clean", "evidence, screen"] == "0"
 
     def cost(column, model=SCREENED, table="cost"):
         return cell(made_of_two[table], column, model=model, experiment="whole_centers")
@@ -405,6 +385,36 @@ def test_clean_images_that_are_elsewhere(two_settings, tmp_path):
     ]
 
 
+def test_the_deciding_and_the_hold_out_set_side_by_side(folder, tables):
+    assert "holdout" not in tables
+    for name, predictions in (("clean", DIRTY_ONES), (f"{CONDITION}/{CONTROLLED}", CLEAN)):
+        write_inference(folder / name, predictions, (12,), "holdout")
+    made_now = made(folder)
+    for name, table in tables.items():  # decided by the test set, as before
+        pd.testing.assert_frame_equal(made_now[name].frame, table.frame)
+    table = made_now["holdout"]
+    assert set(table.frame["model"]) == {"clean", CONTROLLED}  # the others were not tested on it
+
+    def of(model, metric):
+        names = ("deciding", "holdout", "optimism", "optimism_low", "optimism_high")
+        return [cell(table, name, model=model, metric=metric) for name in names]
+
+    assert of("clean", "AUC_ROC")[:3] == pytest.approx([21.5 / 24, 9 / 24, 12.5 / 24])
+    assert of("clean", "specificity")[:3] == pytest.approx([5 / 6, 0, 5 / 6])
+    # the same predictions, of others: no difference, but an interval, for each set is resampled on its own
+    same, low, high = of(CONTROLLED, "AUC_ROC")[2:]
+    assert same == 0
+    assert -0.5 < low < 0 < high < 0.5
+    assert "(6 HC and 4 PD)" in table.caption
+    shown = summary_of_holdout(made_now)
+    assert [text.split()[0] for text in shown.iloc[0][["deciding set", "hold-out set", "optimism"]]] == [
+        "0.896", "0.375", "+0.521",
+    ]  # fmt: skip
+    change(folder / "clean" / "holdout_predictions.csv", "ground_truth", 1, Subject="t4")
+    with pytest.raises(InputError, match="tested on other subjects or labels than"):
+        read_study(folder)
+
+
 def test_another_cycle(folder):
     tables = made(folder, cycle=11)  # everybody is called HC there
     assert value(tables, "clean", "accuracy") == pytest.approx(6 / 10)
@@ -440,7 +450,7 @@ def test_same_input_same_output(whole, tables, tmp_path):
     write_tables(tables, tmp_path / "one")
     write_tables(made(whole), tmp_path / "two")
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert len(files) == 14
+    assert len(files) == 12
     for name in files:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
@@ -464,7 +474,7 @@ def test_what_is_missing_is_not_available(folder):
     assert "not tested after cycle 12 (the last is 11)" in text
     assert "quality_control: not finished" in text
     assert "| n/a |" in text
-    assert summary_of_detection(tables)["harmful flagged"].tolist() == ["n/a"]
+    assert summary_of_settings(tables)["harmful eliminated (flagged)"].tolist() == ["n/a"]
     assert "nan" not in text
 
 
@@ -484,87 +494,46 @@ def test_one_class_subgroup(folder):
     assert value(tables, "clean", "sensitivity", "male") == 0.75
     assert np.isnan(value(tables, "clean", "specificity", "male"))
     assert np.isnan(value(tables, "clean", "AUC_ROC", "male"))
-    assert np.isnan(cell(tables["fairness"], "value", gap="male - female", metric="AUC_ROC", model="clean"))
 
 
-def broken_predictions(folder):
-    change(folder / "clean" / "inference_predictions.csv", "preds_raw", "much", Subject="t4", cycle=12)
-    return "clean/inference_predictions.csv, row 16: preds_raw is not a number"
-
-
-def other_labels(folder):
+def in_both_cycles(path, column, value, **where):
     for cycle in (11, 12):
-        change(folder / CONDITION / DIRTY / "inference_predictions.csv", "ground_truth", 1, Subject="t4", cycle=cycle)
-    return "dirty_baseline: tested on other subjects or labels than"
+        change(path, column, value, cycle=cycle, **where)
 
 
-def other_metrics(folder):
-    (folder / "clean" / "inference_metrics.csv").write_text("cycle,accuracy,AUC_ROC\n11,0.6,0.5\n12,0.9,0.8\n")
-    return "accuracy of cycle 12 is 0.9, its predictions say 0.8"
-
-
-def other_truth(folder):
-    change(folder / CONDITION / "harmful" / "truth.csv", "Subject", "h9", Subject="h2")
-    return "truth.csv, row 3: Subject is not in"
-
-
-def other_kind(folder):
-    (folder / CONDITION).rename(folder / "whole_centers_inverted")
-    return "truth.csv: its Experiment or Kind is not that of its folder"
-
-
-def other_training_set(folder):
-    path = folder / CONDITION / "harmful" / "training_set.csv"
+def without(path, subject):
     table = pd.read_csv(path)
-    table[table["Subject"] != "c7"].to_csv(path, index=False)
-    return "log.csv: trained c7, who is not in"
+    table[table["Subject"] != subject].to_csv(path, index=False)
 
 
-def no_columns(folder):
-    (folder / CONDITION / CONTROLLED / "log.csv").write_text("a,b\n1,2\n")
-    return "log.csv: missing column"
-
-
-def empty_log(folder):
-    (folder / CONDITION / CONTROLLED / "log.csv").write_text("")
-    return "log.csv: not a CSV file"
-
-
-def torn_record(folder):
-    (folder / "clean" / "run.json").write_text('{"script": ')
-    return "run.json: not a record of a run"
-
-
-def record_of_something_else(folder):
-    (folder / "clean" / "run.json").write_text(json.dumps(["a"]))
-    return "run.json: not a record of a run"
-
-
-def two_studies(folder):
-    shutil.copytree(folder / "clean", folder / "seed_1" / "clean")
-    return "has seed folders"
-
-
-def other_setting(folder):
-    write_record(folder / CONDITION / CONTROLLED / "run.json", **MADE_BY[SETTING])
-    return "run.json: made by another setting than that of its folder"
-
-
-def no_options(folder):
-    path = folder / CONDITION / CONTROLLED / "run.json"
+def without_options(path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"options": {"revisit": 1}}))
-    return "run.json: lacks the option protocol"
 
 
-BREAKS = [
-    other_setting, no_options, broken_predictions, other_labels, other_metrics, other_truth, other_kind,
-    other_training_set, no_columns, empty_log, torn_record, record_of_something_else, two_studies,
+RECORD, PREDICTIONS = f"{CONDITION}/{CONTROLLED}/run.json", "inference_predictions.csv"
+LOG, HARMFUL = f"{CONDITION}/{CONTROLLED}/log.csv", f"{CONDITION}/harmful"
+BREAKS = [  # a file, what is done to it, and what is said
+    (RECORD, lambda path: write_record(path, **MADE_BY[SETTING]), "made by another setting than that of its folder"),
+    (RECORD, without_options, "run.json: lacks the option protocol"),
+    (f"clean/{PREDICTIONS}", lambda path: change(path, "preds_raw", "much", Subject="t4", cycle=12),
+     "clean/inference_predictions.csv, row 16: preds_raw is not a number"),
+    (f"{CONDITION}/{DIRTY}/{PREDICTIONS}", lambda path: in_both_cycles(path, "ground_truth", 1, Subject="t4"),
+     "dirty_baseline: tested on other subjects or labels than"),
+    (f"{HARMFUL}/truth.csv", lambda path: change(path, "Subject", "h9", Subject="h2"), "row 3: Subject is not in"),
+    (f"{HARMFUL}/training_set.csv", lambda path: without(path, "c7"), "log.csv: trained c7, who is not in"),
+    (CONDITION, lambda path: path.rename(path.with_name("whole_centers_inverted")),
+     "truth.csv: its Experiment or Kind is not that of its folder"),
+    (LOG, lambda path: path.write_text("a,b\n1,2\n"), "log.csv: missing column"),
+    (LOG, lambda path: path.write_text(""), "log.csv: not a CSV file"),
+    ("clean/run.json", lambda path: path.write_text('{"script": '), "run.json: not a record of a run"),
+    ("clean/run.json", lambda path: path.write_text('["a"]'), "run.json: not a record of a run"),
+    ("clean", lambda path: shutil.copytree(path, path.parent / "seed_1" / "clean"), "has seed folders"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("damage", BREAKS)
-def test_records_that_contradict_themselves_are_refused(damage, folder):
-    message = damage(folder)
+@pytest.mark.parametrize(("file", "damage", "message"), BREAKS)
+def test_records_that_contradict_themselves_are_refused(file, damage, message, folder):
+    damage(folder / file)
     with pytest.raises(InputError) as error:
         read_study(folder)
     assert message in str(error.value)
@@ -585,27 +554,21 @@ def audited(folder, monkeypatch):
 
 
 def test_every_log_is_audited_with_the_options_of_its_run(folder, audited):
-    study = read_study(folder)
-    (asked,), _ = audited
-    control, record = folder / CONDITION / CONTROLLED, asked.pop("record")
-    assert asked == {
-        "log_csv": control / "log.csv", "train_csv": folder / CONDITION / "harmful" / "training_set.csv",
-        "test_csv": folder / "test_set.csv", "subjects_csv": control / "log_subjects.csv",
-    }  # fmt: skip
-    assert record == json.loads((control / "run.json").read_text())
-    assert study.notes == []
-
-
-def test_a_log_that_the_audit_refuses_is_refused(folder, audited):
-    audited[1].extend(["log.csv, row 7: Ignored is 0, but FPR rose", "log.csv, row 8: another"])
+    asked, violations = audited
+    assert read_study(folder).notes == []
+    control = folder / CONDITION / CONTROLLED
+    assert asked == [
+        {
+            "log_csv": control / "log.csv", "train_csv": folder / CONDITION / "harmful" / "training_set.csv",
+            "test_csv": folder / "test_set.csv", "subjects_csv": control / "log_subjects.csv",
+            "record": json.loads((control / "run.json").read_text()),
+        }
+    ]  # fmt: skip
+    violations.extend(["log.csv, row 7: Ignored is 0, but FPR rose", "log.csv, row 8: another"])
     with pytest.raises(InputError, match=r"^log\.csv, row 7: Ignored is 0, but FPR rose$"):
         read_study(folder)
-
-
-def test_where_the_test_set_is_gone_a_note_tells_that_nothing_was_audited(folder, audited):
     (folder / "test_set.csv").unlink()
     assert read_study(folder).notes == ["test_set.csv: missing, so its log was not audited"]
-    assert audited[0] == []
 
 
 def test_a_table_more_is_one_file_more(folder, monkeypatch, tmp_path):
@@ -625,11 +588,9 @@ def test_a_table_more_is_one_file_more(folder, monkeypatch, tmp_path):
 
 
 def test_the_script_writes_and_says_what_is_wrong(folder, tmp_path):
-    assert run_script_here("evaluate.py", folder, "--resamples", 99, "--only", "tables") == (0, "")
-    assert not (folder / "report.html").exists()
-    assert not (folder / "figures").exists()
+    assert run_script_here("evaluate.py", folder, "--resamples", 99) == (0, "")
     assert sorted(path.stem for path in (folder / "tables").glob("*.tex")) == [
-        "centers", "cost", "detection", "fairness", "false_alarms", "performance", "settings",
+        "centers", "cost", "detection", "false_alarms", "performance", "settings",
     ]  # fmt: skip
     nowhere, empty = tmp_path / "nowhere", tmp_path / "empty"
     empty.mkdir()
@@ -643,16 +604,10 @@ def test_the_script_writes_and_says_what_is_wrong(folder, tmp_path):
         assert (tmp_path / "all" / "tables" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_summaries_are_what_the_demo_prints(tables):
+def test_the_summary_of_diagnoses_is_what_the_demo_prints(tables):
     performance_rows = summary_of_performance(tables)
     assert performance_rows["AUROC"].tolist() == ["0.896", "0.375", "0.896"]
     assert performance_rows["model"].tolist() == ["clean", "dirty", "quality-controlled"]
-    (row,) = summary_of_detection(tables).to_dict("records")
-    assert row == {
-        "experiment": "whole centers", "kind": "noise",
-        "harmful images": "2", "harmful flagged": "2 (10: 1, 11: 1)", "harmful eliminated": "2 (11: 1, 12: 1)",
-        "good images": "13", "good flagged": "1 (10: 1)", "good eliminated": "0",
-    }  # fmt: skip
 
 
 def test_text_that_is_markup_stays_text():

@@ -22,7 +22,6 @@ SETTINGS: dict[str, dict] = {
     RECOMMENDED: RECOMMENDED_OPTIONS,
     JUDGING: RECOMMENDED_OPTIONS | {"label_screen": True},
 }
-PARTS = ("tables", "figures", "report")  # of the evaluation
 # Sizes of centers, from and to: one image cannot be diluted, up to five (the paper's batch size) are one batch.
 CENTER_SIZES = {"1 image": (1, 1), "2 to 5 images": (2, 5), "more than 5 images": (6, float("inf"))}
 
@@ -35,17 +34,6 @@ def condition_name(experiment: str, kind: str) -> str:
 def conditions_of(experiments: tuple, kinds: tuple) -> list:
     """Every (experiment, kind) of a study; clean images have the kind "" alone."""
     return [(experiment, kind) for experiment in experiments for kind in (("",) if experiment == CLEAN else kinds)]
-
-
-def split_condition(name: str) -> tuple:
-    """(experiment, kind) of such a folder, ("", "") where it is none; kinds may have ``_`` in them."""
-    if name == CLEAN:
-        return CLEAN, ""
-    for experiment in PAPER_EXPERIMENTS:
-        if name.startswith(f"{experiment}_"):
-            return experiment, name.removeprefix(f"{experiment}_")
-    experiment, _, kind = name.rpartition("_")
-    return (experiment, kind) if experiment else ("", "")
 
 
 def control_folder(setting: str) -> str:

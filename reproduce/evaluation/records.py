@@ -22,9 +22,8 @@ from travelling_quality_control.auditing.run_record import read_run_record, sett
 from travelling_quality_control.auditing.tables import read_table, refuse_rows
 from travelling_quality_control.reporting.runs import LoggedRun, read_images, read_log
 
+TESTS = ("inference", "holdout")  # on the test set, which decides, and on the hold-out set, which does not
 FOLDERS = (HARM, DIRTY, *CONTROL_FOLDERS)
-# The paper's order, then that of the options; other names follow by alphabet.
-ORDERS = (("", *layout.EXPERIMENTS), ("", *layout.KINDS), (CLEAN, DIRTY, *CONTROL_FOLDERS))
 
 
 @dataclass
@@ -33,8 +32,8 @@ class TrainedModel:
 
     ``seed`` is the name of its seed folder, "" where there is none; ``experiment`` and ``kind`` are "" for the clean
     model; ``key`` is what a model is, whatever its seed. ``record`` is its ``run.json``. ``predictions`` has one row
-    per cycle and test subject (None: no inference), ``metrics`` one of METRICS per cycle, ``cycle_seconds`` the
-    duration of every cycle that is known.
+    per cycle and test subject (None: no inference), ``holdout`` those of the hold-out set, ``metrics`` the METRICS
+    by cycle, ``cycle_seconds`` the duration of every cycle that is known.
     """
 
     seed: str
@@ -44,6 +43,7 @@ class TrainedModel:
     folder: Path
     record: dict
     predictions: pd.DataFrame | None
+    holdout: pd.DataFrame | None
     metrics: pd.DataFrame | None
     cycle_seconds: pd.Series
 
@@ -91,7 +91,7 @@ class Study:
 
     def __post_init__(self) -> None:
         """What follows from the fields."""
-        self.keys = sorted({model.key for model in self.models}, key=_place)
+        self.keys = list(dict.fromkeys(model.key for model in self.models))
         self.conditions = list(dict.fromkeys(key[:2] for key in self.keys if key[0]))
         names = {model.name for model in self.models}
         self.settings = [setting for folder, setting in CONTROL_FOLDERS.items() if folder in names]
@@ -108,13 +108,6 @@ class Study:
 def in_words(*parts: str) -> str:
     """A name for readers: ``whole centers, noise``."""
     return ", ".join(part.replace("_", " ") for part in parts if part)
-
-
-def _place(key):
-    """Where an (experiment, kind, name), or the first of these, comes in :data:`ORDERS`."""
-    return [
-        (order.index(name) if name in order else len(order), name) for order, name in zip(ORDERS, key, strict=False)
-    ]
 
 
 def read_study(folder: Path) -> Study:
@@ -152,12 +145,11 @@ def read_study(folder: Path) -> Study:
 def _conditions(folder):
     """The folders of experiments, in the paper's order: [(folder, experiment, kind)]."""
     found = []
-    for path in folder.iterdir():
-        experiment, kind = layout.split_condition(path.name)
-        parts = CONTROL_FOLDERS if experiment == CLEAN else FOLDERS
-        if experiment and any((path / part).is_dir() for part in parts):
+    for experiment, kind in layout.conditions_of(layout.EXPERIMENTS, layout.KINDS):
+        path = folder / layout.condition_name(experiment, kind)
+        if any((path / part).is_dir() for part in (CONTROL_FOLDERS if experiment == CLEAN else FOLDERS)):
             found.append((path, experiment, kind))
-    return sorted(found, key=lambda condition: _place(condition[1:]))
+    return found
 
 
 @dataclass
@@ -191,20 +183,23 @@ class _Reader:
                     self.note(place / part, "missing")
             self.record(place / HARM / "run.json")
         self.record(folder / "pretrained" / "run.json")
-        tested = [model for model in models if model.predictions is not None]
-        for model in tested[1:]:  # no pairs, no comparison
-            if _test_set(model) != _test_set(tested[0]):
-                raise InputError(f"{model.folder}: tested on other subjects or labels than {tested[0].folder}")
+        for name in ("predictions", "holdout"):
+            tested = [model for model in models if getattr(model, name) is not None]
+            for model in tested[1:]:  # no pairs, no comparison
+                if _labels(getattr(model, name)) != _labels(getattr(tested[0], name)):
+                    raise InputError(f"{model.folder}: tested on other subjects or labels than {tested[0].folder}")
         return models
 
     def model(self, folder, seed, experiment, kind, name):
         record = self.record(folder / "run.json")
-        self.record(folder / "inference_run.json")
-        predictions, metrics = _read_predictions(folder)
+        for test in TESTS:
+            self.record(folder / f"{test}_run.json")
+        predictions, holdout = (_read_predictions(folder / f"{name}_predictions.csv") for name in TESTS)
+        metrics = None if predictions is None else _metrics(predictions)
         cycles, seconds = folder / "cycles.csv", pd.Series(dtype=float)
         if cycles.is_file():
             seconds = read_table(cycles, ("Cycle", "Seconds"), ("Cycle", "Seconds"))["Seconds"].dropna()
-        model = TrainedModel(seed, experiment, kind, name, folder, record, predictions, metrics, seconds)
+        model = TrainedModel(seed, experiment, kind, name, folder, record, predictions, holdout, metrics, seconds)
         if not model.record["finished"]:
             self.note(folder, "not finished")
         if predictions is None:
@@ -266,19 +261,15 @@ class _Reader:
         return files
 
 
-def _test_set(model):
-    cycle = model.predictions[model.predictions["cycle"] == model.predictions["cycle"].min()]
+def _labels(predictions):
+    cycle = predictions[predictions["cycle"] == predictions["cycle"].min()]
     return dict(zip(cycle["Subject"], cycle["ground_truth"], strict=True))
 
 
-def _read_predictions(folder):
-    """The predictions of a run's inference and the METRICS, of every cycle; (None, None) where there are none.
-
-    Raises InputError where inference wrote other metrics than its predictions tell.
-    """
-    path = folder / "inference_predictions.csv"
+def _read_predictions(path):
+    """The predictions of a model, of every cycle; None where there are none."""
     if not path.is_file():
-        return None, None
+        return None
     numeric = ("cycle", "ground_truth", "preds_raw", "Age")
     table = read_table(path, ("cycle", "ground_truth", "preds_raw", "Subject", "Sex"), numeric)
     if "Age" not in table.columns:
@@ -290,17 +281,13 @@ def _read_predictions(folder):
     sizes = table.groupby("cycle").size()
     if sizes.nunique() > 1:
         raise InputError(f"{path}: cycle {sizes.idxmin()} has {sizes.min()} subjects, others {sizes.max()}")
-    rows = {cycle: performance(group["ground_truth"], group["preds_raw"]) for cycle, group in table.groupby("cycle")}
-    metrics = pd.DataFrame.from_dict(rows, orient="index").rename_axis("cycle")
-    path, columns = folder / "inference_metrics.csv", ["accuracy", "AUC_ROC"]
-    if path.is_file():
-        written = read_table(path, ("cycle", *columns), ("cycle", *columns)).set_index("cycle")
-        for cycle, row in metrics.iterrows():
-            for name in columns:
-                there, value = written[name].get(cycle, np.nan), row[name]
-                if not np.isclose(there, value, atol=1e-6, equal_nan=True):
-                    raise InputError(f"{path}: {name} of cycle {cycle} is {there:g}, its predictions say {value:g}")
-    return table, metrics
+    return table
+
+
+def _metrics(predictions):
+    """The METRICS of every cycle."""
+    rows = {cycle: performance(of["ground_truth"], of["preds_raw"]) for cycle, of in predictions.groupby("cycle")}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("cycle")
 
 
 def _read_images(training_csv, truth_csv, experiment, kind):

@@ -4,43 +4,36 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from evaluation.diagnoses import ALL, CLEAN_KEY, Diagnoses
 from evaluation.figures import make_figures, write_figures
 from evaluation.intervals import RESAMPLES
-from evaluation.layout import CLEAN, DIRTY, HARM, PARTS, control_folder
+from evaluation.layout import CLEAN, DIRTY, HARM, control_folder
 from evaluation.records import Study, in_words
-from evaluation.render import METRIC_NAMES, MISSING, MODEL_NAMES, by_cycle, setting_in_words, write_tables
-from evaluation.tables import GOOD, HARMFUL, make_tables, outcomes
+from evaluation.render import METRIC_NAMES, MODEL_NAMES, setting_in_words, write_tables
+from evaluation.tables import GOOD, HARMFUL, make_tables
+from evaluation.tables.settings import settings_in_words
 from travelling.files import write_whole
-from travelling_quality_control.reporting.one_run import decided_in_words, write_report
+from travelling_quality_control.reporting.one_run import write_report
 from travelling_quality_control.reporting.pages import make_page, versions
-from travelling_quality_control.reporting.runs import DECISIONS
 
 FOLDER = Path(__file__).resolve().parent
 TEMPLATE = "report.html.jinja"
 
 
-def evaluate(study: Study, folder: Path, parts: tuple = PARTS, **options: Any) -> tuple:
-    """Write parts of the evaluation of a study to a folder; returns (tables, figures), empty where no part needs them.
+def evaluate(study: Study, folder: Path, **options: Any) -> dict:
+    """Write tables, figures and report of a study to a folder; returns the tables.
 
     ``options`` are those of :class:`evaluation.diagnoses.Diagnoses`.
     """
     diagnoses = Diagnoses(study, **options)
-    tables = make_tables(study, diagnoses) if {"tables", "report"} & set(parts) else {}
-    figures = make_figures(study) if {"figures", "report"} & set(parts) else []
-    folder.mkdir(parents=True, exist_ok=True)
-    if "tables" in parts:
-        write_tables(tables, folder / "tables")
-    if "figures" in parts:
-        write_figures(figures, folder / "figures")
-    if "report" in parts:
-        pages = write_pages(study, folder)
-        text = make_report(study, tables, figures, diagnoses.resamples, pages)
-        write_whole(folder / "report.html", text.encode())
-    return tables, figures
+    tables, figures = make_tables(study, diagnoses), make_figures(study)
+    write_tables(tables, folder / "tables")
+    write_figures(figures, folder / "figures")
+    text = make_report(study, tables, figures, diagnoses.resamples, write_pages(study, folder))
+    write_whole(folder / "report.html", text.encode())
+    return tables
 
 
 def write_pages(study: Study, folder: Path) -> list:
@@ -70,8 +63,7 @@ def make_report(study: Study, tables: dict, figures: list, resamples: int = RESA
         settings=study.settings,
         pages=pages,
         runs=study.shown_controls,
-        told=[(run, _run(run)) for run in study.shown_controls],
-        sizes=_sizes(study.shown_controls),
+        lead=settings_in_words(tables),
         summary=[_summary(study, tables, condition) for condition in study.conditions],
         tested=known.iloc[0] if len(known) else None,
         against_clean=CLEAN in set(known["model"]),
@@ -85,12 +77,6 @@ def make_report(study: Study, tables: dict, figures: list, resamples: int = RESA
         metric_names=METRIC_NAMES,
         setting_in_words=setting_in_words,
     )
-
-
-def _sizes(runs):
-    """Numbers of harmful and good images of all runs, and how many of them were flagged and eliminated."""
-    images = {HARMFUL: [run.harmful for run in runs], GOOD: [run.good for run in runs]} if runs else {}
-    return {name: {"number": sum(map(len, each)), **outcomes(pd.concat(each))} for name, each in images.items()}
 
 
 def _summary(study, tables, condition):
@@ -114,40 +100,6 @@ def _summary(study, tables, condition):
         "words": in_words(*condition),
         "run": next(iter(study.runs(condition)), None),
     }
-
-
-def _run(run):
-    """Tables of a run: the images that were flagged, the centers, and the images of those that lost any."""
-    decisions = _decisions(run)
-    eliminated = decisions["decision"] == DECISIONS["eliminated"]
-    columns = {"images": "one", "harmful": "Harmful", "flagged": "Flagged", "eliminated": "Eliminated"}
-    columns["good eliminated"] = "lost"
-    images = run.images.assign(one=1, lost=run.images["Eliminated"] & ~run.images["Harmful"])
-    centers = images.groupby("Study", sort=False)[[*columns.values()]].sum().set_axis([*columns], axis=1)
-    images["subject"], images["truth"] = images.index, np.where(images["Harmful"], HARMFUL, GOOD)
-    flags = run.flags.groupby("Subject")["Cycle"].agg(by_cycle) if len(run.flags) else pd.Series()
-    images["flags (cycle: number)"] = flags.reindex(images.index).fillna("")
-    outcome = "eliminated in cycle " + images["Eliminated_cycle"].astype(str)
-    images["outcome"] = outcome.where(images["Eliminated"], "in training")
-    images = images.set_index("Study")[["subject", "truth", "flags (cycle: number)", "outcome"]]
-    return {
-        "eliminated": decisions[eliminated],
-        "kept": decisions[~eliminated],
-        "centers": centers.rename_axis("center").reset_index(),
-        "touched": [
-            (name, row, images.loc[[name]]) for name, row in centers.iterrows() if row["harmful"] or row["flagged"]
-        ],
-    }
-
-
-def _decisions(run):
-    """What was decided about every flagged image, and the rows of the log that decided."""
-    rows = []
-    for subject, image in run.images[run.images["Flagged"]].sort_values("First_flagged", kind="stable").iterrows():
-        row = {"subject": subject, "center": image["Study"], "truth": HARMFUL if image["Harmful"] else GOOD}
-        told = dict(zip(("last flag", "revisit"), [*decided_in_words(run, subject), MISSING], strict=False))
-        rows.append(row | {"flags": image["Times_flagged"], **told, "decision": DECISIONS[image["Decision"]]})
-    return pd.DataFrame(rows, columns=None if rows else ["decision"])
 
 
 def _differing(sessions):

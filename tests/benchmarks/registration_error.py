@@ -21,7 +21,8 @@ import SimpleITK as sitk
 sys.path.insert(0, str(Path(__file__).parents[2] / "reproduce"))  # a folder of scripts
 
 import raw_heads
-from make_demo_cohort import draw_subject, generator
+from demo_images import anatomy_transform, draw_subject
+from demo_subjects import generator
 
 from prepare_images import registration
 from prepare_images.template import BRAIN_CENTER, to_lps
@@ -60,7 +61,7 @@ def synthetic(degrees, protocol, spacing, seed, deformed=False):
     position = rotation(generator(seed, "position"), degrees, raw_heads.SHIFT)
     size = sitk.ScaleTransform(3, [1 / traits["scale"]] * 3)
     size.SetCenter(to_lps(BRAIN_CENTER))
-    anatomy = raw_heads.anatomy_transform(traits, rng) if deformed else size
+    anatomy = anatomy_transform(traits, rng) if deformed else size
     grid = raw_heads.scanner_grid(raw_heads.PROTOCOLS[protocol], spacing, rng)
     scan = raw_heads.make_head(row, traits, rng, grid, position, spacing, seed, anatomy)
     return sitk.Cast(scan, sitk.sitkFloat32), sitk.CompositeTransform([anatomy, position])

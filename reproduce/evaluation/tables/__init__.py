@@ -19,14 +19,14 @@ from travelling.method.performance import age_groups
 
 HARMFUL, GOOD = "harmful", "good"
 OUTCOMES = ("flagged", "eliminated")
-SECTIONS = ("diagnoses", "found", "centers", "fairness", "cost")  # of the report, which tells of centers otherwise
+SECTIONS = ("diagnoses", "found", "runs", "cost")  # of the report
 _FOUND: list[tuple] = []
 
 
 def table(title: str, section: str, place: int = 1) -> Callable:
     """Make a table of a function: ``function(study, diagnoses)`` returns frame, views and words for the caption.
 
-    ``place`` is that in its section.
+    It returns None where the study has nothing for it. ``place`` is that in its section.
     """
 
     def register(function):
@@ -51,7 +51,10 @@ def make_tables(study: Study, diagnoses: Diagnoses) -> dict:
     for section, _, title, function in sorted(_FOUND, key=lambda found: found[:2]):
         if function.__doc__ is None:
             raise InputError("PYTHONOPTIMIZE=2 takes the tables' captions away; run without it")
-        frame, views, more = function(study, diagnoses)
+        made = function(study, diagnoses)
+        if made is None:
+            continue
+        frame, views, more = made
         caption = " ".join(function.__doc__.split()).format(**words, **more)
         name = function.__name__
         tables[name] = Table(name, title, SECTIONS[section], caption, frame, views, notes)

@@ -11,7 +11,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-@table("What centers lost", section="centers")
+@table("What centers lost", section="runs")
 def centers(study: Study, diagnoses: Diagnoses) -> tuple:
     """Images per center, and how many of them were flagged and eliminated. Shown are the {shown} of {all} centers (of
     all runs) that held a harmful image or had a good one flagged; the CSV has all.{setting}

@@ -40,7 +40,8 @@ def detection(study: Study, diagnoses: Diagnoses) -> tuple:
         cells[f"share {name}"] = number(f"{name}_share", low=low, high=high, deviation=deviation)
         label = CYCLES[name].replace("_", " ").replace("cycles", "in cycle")
         cells[label] = text(CYCLES[name])
-    shown = view(shown, leading(study, "experiment", "kind", *_setting_where_several(frame)), cells)
+    settings = ["setting"] if len(study.settings) > 1 else []
+    shown = view(shown, leading(study, "experiment", "kind", *settings), cells)
     sums = "Numbers are sums over seeds, shares ± standard deviation over seeds. "
     words = {"sums": sums, "single": " (single seeds)"} if len(study.seeds) > 1 else {"sums": "", "single": ""}
     return frame, {"Images flagged and eliminated": shown}, words
@@ -72,22 +73,3 @@ def _found(groups):
         row |= {f"{name}{ending}": value for ending, value in zip(ENDINGS, values, strict=True)}
         row[CYCLES[name]] = by_cycle(cycles)
     return row
-
-
-def _setting_where_several(frame):
-    return ["setting"] if frame["setting"].nunique() > 1 else []
-
-
-def summary_of_detection(tables: dict) -> pd.DataFrame:
-    """Numbers of harmful and good images, flagged and eliminated by cycle: what the demo prints."""
-    frame = tables["detection"].frame
-    parts: list[pd.DataFrame] = []
-    names = ["experiment", "kind", *_setting_where_several(frame)]
-    for name in (HARMFUL, GOOD):
-        cells = {f"{name} images": count("number")}
-        for outcome in OUTCOMES:
-            cells[f"{name} {outcome}"] = lambda row, outcome=outcome: (
-                count(outcome)(row) + (f" ({row[CYCLES[outcome]]})" if row[outcome] > 0 else "")
-            )
-        parts.append(view(frame[frame["images"] == name], [] if parts else names, cells))
-    return pd.concat(parts, axis=1)

@@ -1,7 +1,5 @@
 """How well the models diagnose."""
 
-from functools import partial
-
 import pandas as pd
 
 from evaluation.diagnoses import ALL, Diagnoses
@@ -29,8 +27,7 @@ def performance(study: Study, diagnoses: Diagnoses) -> tuple:
         for key in diagnoses.keys:
             seeds = diagnoses.seeds(key)
             sizes = dict(zip(("HC", "PD"), diagnoses.sizes[subgroup, seeds[0]], strict=True)) if seeds else {}
-            of_model = diagnoses.compare(key, partial(diagnoses.mean, subgroup), "difference")
-            rows += [{"subgroup": subgroup} | sizes | row for row in of_model]
+            rows += [{"subgroup": subgroup} | sizes | row for row in diagnoses.compare(key, subgroup)]
     frame = pd.DataFrame(rows, columns=COLUMNS)
     for subgroup in diagnoses.subgroups:
         in_seeds = [size for (name, _), size in diagnoses.sizes.items() if name == subgroup]

@@ -128,10 +128,13 @@ def settings_in_words(tables: dict) -> list[str]:
         spoiled = known[known[f"{HARMFUL}_number"] > 0]
         missed = spoiled[spoiled[f"{HARMFUL}_eliminated"] < spoiled[f"{HARMFUL}_number"]]
         lost = known[known[f"{GOOD}_eliminated"] > 0]
+        found = (
+            f"all harmful images eliminated in {len(spoiled) - len(missed)} of {some(len(spoiled), 'experiment')}"
+            f"{_where(missed, HARMFUL)}; "
+        )
         told = (
-            f"{setting_in_words(setting)}: all harmful images eliminated in {len(spoiled) - len(missed)} of "
-            f"{some(len(spoiled), 'experiment')}{_where(missed, HARMFUL)}; good images eliminated in {len(lost)} of "
-            f"{len(known)}{_where(lost, GOOD)}."
+            f"{setting_in_words(setting)}: {found if len(spoiled) else ''}good images eliminated in {len(lost)} of "
+            f"{some(len(known), 'experiment') if spoiled.empty else len(known)}{_where(lost, GOOD)}."
         )
         rises = [
             (row[rate] - (1 - of_clean.get(metric, np.nan)), rate, in_words(row["experiment"], row["kind"]))
