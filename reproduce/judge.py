@@ -1,10 +1,11 @@
 """Judge the images of a cohort with one command: which ones would make the model worse?
 
 Trains the standard travelling model on the cohort, a narrow one, goes on from it with quality control in the
-recommended setting (--rule evidence --screen --verify-every 16), and writes the report of that run: which images were
-eliminated, flagged and came back, and why. Where the test set is too small for the screen's rate of false alarms, it
-takes the smallest that does, and says so. It prints its plan first. What is done is not run again: the same command
-goes on after an interruption.
+recommended setting and with the screen of labels (--rule evidence --screen --label-screen --verify-every 16), and
+writes the report of that run: which images were eliminated, flagged and came back, and why, with slices of them, and
+what was not examined. Where the test set is too small for the screen's rate of false alarms, it takes the smallest that
+does, and says so. It prints its plan first. What is done is not run again: the same command goes on after an
+interruption.
 
 Of one table (--cohort) half of the persons become the test set, in equal shares of class and center. Images that
 prepare_images.py found least like the template, or says to look at, are not drawn for it: they are judged.
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING
 if __name__ == "__main__":  # the package of this checkout, whatever is installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from evaluation.layout import CLEAN, RECOMMENDED, SETTINGS, control_folder
+from evaluation.layout import CLEAN, JUDGING, SETTINGS, control_folder
 from plan import DEMO, PAPER, Study
 
 from reproduce import carry_out
@@ -35,6 +36,7 @@ from travelling.errors import InputError
 from travelling.option import changed, from_command_line, option
 from travelling.runs import command
 from travelling.runs.options import Device, Orientation, Training
+from travelling.words import some
 
 if TYPE_CHECKING:  # slow to import
     import pandas as pd
@@ -68,11 +70,16 @@ class Judgement(Device, Orientation):
         Study, "pretraining_rate", DEMO["pretraining_rate"], group=None,
         words=f"learning rate in cycle 0 ({PAPER['pretraining_rate']:g}: the paper's, for its width)",
     )  # fmt: skip
-    verify_every: int = changed(GroupOptions, "verify_every", SETTINGS[RECOMMENDED]["verify_every"], group=None)
+    verify_every: int = changed(GroupOptions, "verify_every", SETTINGS[JUDGING]["verify_every"], group=None)
     false_alarms: float | None = changed(
         Study, "false_alarms", group=None,
         words=f"share of good images that the screen may suspect at a look (default: {FALSE_ALARMS}, or the smallest "
         "that the test set can tell)",
+    )  # fmt: skip
+    without_images: bool = option("show no slices of flagged images in the report", None, False)
+    ratings: Path | None = option(
+        "ratings of images, as the report saves them: they are kept, and compared with the decisions", Path, None,
+        metavar="TSV",
     )  # fmt: skip
     allow_saturated: bool = changed(Study, "allow_saturated", group=None)
     dry_run: bool = changed(Study, "dry_run", group=None)
@@ -92,7 +99,8 @@ class Judgement(Device, Orientation):
 
     def study(self, setting: str) -> Study:
         """The study of which this is a part."""
-        told = {name: value for name, value in asdict(self).items() if name not in ("cohort", "other_half")}
+        own = ("cohort", "other_half", "without_images", "ratings")
+        told = {name: value for name, value in asdict(self).items() if name not in own}
         return Study(**told, experiments=(CLEAN,), settings=(setting,), without_dirty=True)
 
 
@@ -101,7 +109,14 @@ def main() -> None:
     judgement = from_command_line(Judgement, __doc__)
     if judgement.cohort:
         write_halves(judgement)
-    study = judgement.study(setting_for(judgement))
+    if judgement.ratings:  # what is wrong with them is said before anything trains
+        from travelling_quality_control.reporting.ratings import read_ratings
+        from travelling_quality_control.reporting.runs import read_images
+
+        assert judgement.train  # check() has filled it in
+        read_ratings(judgement.ratings, read_images(judgement.train).index)
+    setting, why_not = setting_for(judgement)
+    study = judgement.study(setting)
     study.check(str)
     run_folder = f"{CLEAN}/{control_folder(*study.settings)}"
     tests = (f"{run_folder}/inference", f"{run_folder}/holdout") if study.holdout else ()
@@ -114,9 +129,13 @@ def main() -> None:
     folder = study.output_folder / run_folder
     run, outcome, files = write_report(
         read_run_record(folder / "run.json"), folder / "log.csv", study.train, study.test, folder / "log_subjects.csv",
-        study.output_folder / "report.html",
+        study.output_folder / "report.html", not judgement.without_images, judgement.ratings, why_not,
     )  # fmt: skip
     print("\n".join(["", in_one_line(run, outcome), *map(str, files)]))
+    if not judgement.without_images:
+        print(
+            "report.html shows slices of flagged images: keep it as you keep those (--without-images leaves them out)"
+        )
     if outcome.violations:
         sys.exit(1)
     if study.holdout:
@@ -183,16 +202,16 @@ def test_half(cohort: "pd.DataFrame", other: bool) -> "pd.Series":
     return person_of.isin(order["Person"].iloc[int(other) :: 2])
 
 
-def setting_for(judgement: Judgement) -> str:
-    """The recommended setting, at the smallest rate of false alarms from the default on that the test set can tell.
+def setting_for(judgement: Judgement) -> tuple[str, dict[str, str]]:
+    """The setting, at the smallest rate of false alarms from the default on that the test set can tell.
 
-    Says so where that is another rate, or none, and the screen is off.
+    Says so where that is another rate, or none, and the screen is off; then also why, by option.
     """
     from travelling.beyond.screen.scores import least_rate, limit_rank
     from travelling.images.cohort import read_cohort
 
     if judgement.false_alarms:  # then the user wants the screen
-        return RECOMMENDED
+        return JUDGING, {}
     assert judgement.test  # check() has filled it in
     tested = len(read_cohort(judgement.test))
     try:
@@ -201,10 +220,11 @@ def setting_for(judgement: Judgement) -> str:
     except InputError as error:
         if least_rate(tested) > MOST_FALSE_ALARMS:
             print(f"notice: the screen is off ({error})", file=sys.stderr)
-            return EVIDENCE
+            small = f"a test set of {some(tested, 'subject')} is too small for the screen"
+            return EVIDENCE, {"screen": small, "label_screen": f"they are examined with the images, and {small}"}
         judgement.false_alarms = least_rate(tested)
         print(f"notice: --false-alarms {judgement.false_alarms:g} is taken ({error})", file=sys.stderr)
-    return RECOMMENDED
+    return JUDGING, {}
 
 
 if __name__ == "__main__":

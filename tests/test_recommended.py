@@ -3,15 +3,14 @@
 import json
 import re
 import sys
-from pathlib import Path
 
 import pytest
 from conftest import run_here
 
 from travelling.option import from_command_line, from_json, to_command_line, to_json
 from travelling.runs.control_options import LocalQualityControl
-from travelling.runs.extensible import extensions_in
 from travelling.runs.record import describe, differences
+from travelling_quality_control.auditing.run_record import settings_of
 from travelling_quality_control.federated.options import QualityControlServer
 
 GIVEN = ["-fn_train", "a.csv", "-fn_test", "b.csv", "-en", "en", "-pd", "pd", "-fn_save", "log"]
@@ -32,7 +31,7 @@ def test_the_record_is_that_of_the_options(monkeypatch):
     stands_for = {"rule": "evidence", "screen": True, "false_alarms": 0.01, "verify_every": 16}
     assert options | stands_for == options
     assert "recommended" not in options
-    found = [type(extension).__name__ for extension in extensions_in(options, Path("run.json"))]  # as an audit reads it
+    found = [type(extension).__name__ for extension in settings_of(word).extensions]  # as an audit reads it
     assert found == ["Evidence", "Groups", "Screen"]
 
 

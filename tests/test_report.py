@@ -271,7 +271,6 @@ def test_figures_are_files_and_the_same_every_time(figures, tmp_path):
         content = (tmp_path / f"{picture.name}.{file_format}").read_bytes()
         assert content.startswith(magic)
         assert render(picture, file_format) == content
-    assert render(picture, dark=True) != (tmp_path / f"{picture.name}.png").read_bytes()
 
 
 def browse(page, *options, folder):

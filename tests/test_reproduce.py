@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+import pandas as pd
 import pytest
 from conftest import ROOT, SCRIPTS, make_cohort
 from study_maker import CLEAN, LAST_CYCLE, make_clean_control, make_study, write_inference
@@ -604,8 +605,8 @@ def judged(study, monkeypatch):
     """The study's place for judge.py: ``judged(*options)`` gives what :meth:`Study.run` does, and what was reported."""
     reports = []
 
-    def write_report(record, log, train, test, subjects_csv, page):
-        reports.append([log, train, test, page, subjects_csv])
+    def write_report(record, log, train, test, subjects_csv, page, with_images, ratings, why_not):
+        reports.append([log, train, test, page, subjects_csv, with_images, ratings, sorted(why_not)])
         return None, SimpleNamespace(violations=violations), [page]
 
     violations = []
@@ -629,8 +630,9 @@ def test_a_cohort_is_judged_by_two_steps_and_reported(judged, small_cohort):
     (files,) = reports
     assert files == [
         folder / "log.csv", small_cohort / "training_set.csv", small_cohort / "test_set.csv",
-        study.out / "report.html", folder / "log_subjects.csv",
+        study.out / "report.html", folder / "log_subjects.csv", True, None, ["label_screen", "screen"],
     ]  # fmt: skip
+    assert "report.html shows slices of flagged images" in out
     words = (folder / "run.json").read_text()
     assert "-cycles 12 " in words
     assert "--rule evidence --verify-every 16" in words
@@ -638,8 +640,13 @@ def test_a_cohort_is_judged_by_two_steps_and_reported(judged, small_cohort):
     assert "--width 0.5" in (study.out / "pretrained" / "run.json").read_text()
     # The same command does nothing again, but reports; what the audit refuses is exit status 1.
     violations.append("log.csv, row 7: ...")
-    status, out, _, journal = study.run("--cycles", 12, "--width", 0.5)
+    subject = pd.read_csv(small_cohort / "training_set.csv")["Subject"][0]
+    (study.folder / "mine.tsv").write_text(f"participant_id\trating\n{subject}\tkeep\n")
+    options = ["--without-images", "--ratings", study.folder / "mine.tsv"]
+    status, out, _, journal = study.run("--cycles", 12, "--width", 0.5, *options)
     assert (status, journal, len(reports)) == (1, [], 2)
+    assert reports[1][5:7] == [False, study.folder / "mine.tsv"]
+    assert "slices" not in out
     assert "all steps are done" in out
 
 
@@ -691,9 +698,9 @@ def test_a_plan_of_judging_runs_and_writes_nothing(judged):
 @pytest.mark.parametrize(
     ("subjects", "setting", "rate", "words"),
     [
-        (99, "recommended", None, ""),
-        (98, "recommended", 0.02, "it needs 99 test subjects, and this set has 98"),
-        (9, "recommended", 0.1, "notice: --false-alarms 0.1 is taken"),
+        (99, "recommended_labels", None, ""),
+        (98, "recommended_labels", 0.02, "it needs 99 test subjects, and this set has 98"),
+        (9, "recommended_labels", 0.1, "notice: --false-alarms 0.1 is taken"),
         (8, "evidence", None, "notice: the screen is off (--screen: at a false-alarm rate of 0.1 it needs 9 "),
     ],
 )  # fmt: skip
@@ -704,13 +711,15 @@ def test_a_cohort_is_judged_at_the_smallest_rate_that_its_test_set_tells(
     monkeypatch.setattr(sys, "argv", ["judge.py", *map(str, study.options)])
     judgement = from_command_line(judge.Judgement, "")
     monkeypatch.setattr("travelling.images.cohort.read_cohort", lambda path: [None] * subjects)
-    assert judge.setting_for(judgement) == setting
+    found, why_not = judge.setting_for(judgement)
+    assert found == setting
+    assert ("too small for the screen" in why_not.get("screen", "")) == (setting == "evidence")
     assert judgement.false_alarms == rate
     told = capsys.readouterr().err
     assert words in told
     assert told.count("\n") == bool(words)
     judgement.false_alarms = 0.25  # the user's own goes first
-    assert judge.setting_for(judgement) == "recommended"
+    assert judge.setting_for(judgement) == ("recommended_labels", {})
     assert judgement.false_alarms == 0.25
     assert judgement.study(setting).verify_every == 16
 
@@ -722,6 +731,7 @@ def test_a_cohort_is_judged_at_the_smallest_rate_that_its_test_set_tells(
         (["--test", "nowhere.csv"], "nowhere.csv: no such file"),
         (["--false-alarms", 0.3], "a test set of 2 subjects is too small"),
         (["--kinds", "noise"], "unrecognized arguments: --kinds noise"),
+        (["--ratings", "nowhere.tsv"], "nowhere.tsv: no such file"),
     ],
 )
 def test_what_cannot_be_judged_is_one_line(judged, options, message):

@@ -109,7 +109,7 @@ def found(verdict):
 def test_a_clean_run_is_trustworthy_and_nothing_is_said():
     verdict = clean().verdict()
     assert (verdict.word, verdict.reasons) == ("trustworthy", ())
-    assert Account(clean().table, record_of()).size == {"FP": HC, "FN": PD}
+    assert Account(clean().table, record_of(), IMAGES).size == {"FP": HC, "FN": PD}
 
 
 def drifting(back=0):
@@ -181,6 +181,12 @@ def test_a_check_goes_red(name):
 
 REMARKS = {
     "one waits": (lambda: waiting(2), {}, "2 images of 150 still wait"),
+    "saturated": (clean, {"allow_saturated": True}, "to begin with a saturated model (--allow-saturated; FPR 0.100"),
+    "sure at its flag": (
+        lambda: clean().put_aside(12, ["big0_0"]).revisit(13, ["big0_0"], rise=2),
+        {},
+        "1 of 1 elimination rests on",
+    ),
     "one elimination": (lambda: eliminated(1, 2), {}, "1 of 1 elimination rests on one or two test subjects (big0_0)"),
     "resolution": (clean, {"error": 0.019}, "one more misdiagnosis is a rise of 0.020 and flags an image"),
     "no screen": (clean, {"screen": False}, "Nobody has examined images (--screen off)"),
@@ -223,7 +229,7 @@ def test_batches_of_a_kept_group_count_one_by_one():
 
 def test_the_published_rates_are_of_the_other_class():
     log = Log(published=True).cycle(10, fp=[1] * 24 + [0] * 30)
-    account = Account(log.table, record_of(protocol="published"))
+    account = Account(log.table, record_of(protocol="published"), IMAGES)
     assert account.size == {"FP": HC, "FN": PD}
     assert "took FPR from 0.10 to 0.50 (30 of 60 HC" in str(log.verdict(protocol="published").lines())
 
@@ -243,7 +249,7 @@ def test_a_check_that_fails_is_not_trustworthy(monkeypatch):
         "verdict: look closer",
         "look closer: The check broken failed (KeyError: 'x'); look into the log.",
     ]
-    assert judge(pd.DataFrame({"a": ["1"]}), record_of()).word == "look closer"
+    assert judge(pd.DataFrame({"a": ["1"]}), record_of(), IMAGES).word == "look closer"
 
 
 @pytest.mark.parametrize(
@@ -274,7 +280,7 @@ def test_the_words_come_out_in_log_record_and_report(controlled, dirty_cohort, c
 
     # The report judges again, from the files, and says the same.
     train, log = dirty_cohort / "training_set.csv", controlled / "qc.csv"
-    run = LoggedRun(record=record, images=read_images(train), **read_log(log, record["options"]))
+    run = LoggedRun(record=record, images=read_images(train), **read_log(log, record))
     assert run.verdict().lines() == end[place:]
     done = run_here(SCRIPT, log, "--train", train, "--test", cohort / "test_set.csv", "--output-folder", tmp_path)
     assert f"verdict: {record['verdict']}\n" in done.stdout

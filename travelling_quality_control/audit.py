@@ -7,8 +7,9 @@ the decisions is shared.
 Example:
     python audit.py filename.csv
 
-Prints one line "consistent: ..." (exit status 0), or the first violations, one a line with the row of the file
-(row 1 is the header; exit status 1). Input that cannot be audited is one line on stderr (exit status 2).
+Prints one line "consistent: ..." (exit status 0), or what is wrong, a line each with the row of the file (row 1 is the
+header; exit status 1), as far as the first row that does not belong there or was decided otherwise than it must be: all
+others rest on it. Input that cannot be audited is one line on stderr (exit status 2).
 """
 
 import argparse
@@ -27,24 +28,16 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = command.Parser(__doc__)
     add_arguments(parser)
-    parser.add_argument("--show", type=command.number(int, 1), default=10, metavar="N", help="violations to print")
     return parser.parse_args()
 
 
 def main() -> None:
     """Audit, print, and exit with status 1 if anything is wrong."""
-    arguments = parse_arguments()
-    run = run_of(arguments)
-    violations, summary = audit_log(**run)
-    if not violations:
-        print(f"consistent: {summary}; {run['subjects_csv'] or 'no subject table'}")
-        return
-    for violation in violations[: arguments.show]:
-        print(violation)
-    more = len(violations) - arguments.show
-    if more > 0:
-        print(f"and {more} more violation{'s' if more > 1 else ''} (--show N prints more)")
-    sys.exit(1)
+    violations, summary = audit_log(**run_of(parse_arguments()))
+    if violations:
+        print("\n".join(violations))
+        sys.exit(1)
+    print(f"consistent: {summary}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Audits the log and tells in plain words which images were eliminated, flagged and re-included, with the rows of the log
 that decided; centers, scanners, class, sex and age by their share of flagged images; settings and versions; and a
-paragraph for a paper's methods. Nothing is said about what the images are: that is not known.
+paragraph for a paper's methods. On the page a person says which images to keep, and saves these ratings as TSV; given
+back (--ratings), they are compared with the decisions. Nothing is said about what the images are: that is not known.
 
 Writes <name>_report.html and beside it <name>_decisions.tsv (BIDS style, a row for every image), its description
 <name>_decisions.json, and <name>_exclude.txt (ids of eliminated images), unless the audit refuses the log: then the
@@ -32,6 +33,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     images = "also show slices of images that were flagged or eliminated (may be patients' brains)"
     parser.add_argument("--with-images", action="store_true", help=images)
+    rated = "a person's ratings of images, as the page saves them; they are kept beside LOG"
+    parser.add_argument("--ratings", type=Path, metavar="TSV", help=rated)
     return parser.parse_args()
 
 
@@ -43,7 +46,8 @@ def main() -> None:
 
     log = arguments.log
     page = (arguments.output_folder or log.parent) / f"{log.stem}_report.html"
-    run, outcome, files = write_report(**run_of(arguments), page=page, with_images=arguments.with_images)
+    shown = {"with_images": arguments.with_images, "ratings": arguments.ratings}
+    run, outcome, files = write_report(**run_of(arguments), page=page, **shown)
     print("\n".join([in_one_line(run, outcome), *map(str, files)]))
     sys.exit(bool(outcome.violations))
 

@@ -11,7 +11,7 @@ CLEAN, DIRTY, CONTROLLED, HARM = "clean", "dirty_baseline", "quality_control", "
 EXPERIMENTS = ("whole_centers", "single", CLEAN)
 PAPER_EXPERIMENTS = EXPERIMENTS[:2]
 KINDS, PAPER_KINDS = tuple(harm.KINDS), harm.PUBLISHED
-PUBLISHED, RECOMMENDED = "published", "recommended"
+PUBLISHED, RECOMMENDED, JUDGING = "published", "recommended", "recommended_labels"
 # Settings of quality control: the options that each adds to the published method.
 SETTINGS: dict[str, dict] = {
     PUBLISHED: {},
@@ -20,6 +20,7 @@ SETTINGS: dict[str, dict] = {
     "evidence_screen": {"rule": "evidence", "screen": True},
     "evidence_screen_labels": {"rule": "evidence", "screen": True, "label_screen": True},
     RECOMMENDED: RECOMMENDED_OPTIONS,
+    JUDGING: RECOMMENDED_OPTIONS | {"label_screen": True},
 }
 # Sizes of centers, from and to: one image cannot be diluted, up to five (the paper's batch size) are one batch.
 CENTER_SIZES = {"1 image": (1, 1), "2 to 5 images": (2, 5), "more than 5 images": (6, float("inf"))}

@@ -18,14 +18,9 @@ from travelling.method.verification_log import SEPARATOR
 from travelling.option import fields_of
 from travelling.runs.extensible import Extensible
 from travelling_quality_control.auditing import audit_log
-from travelling_quality_control.auditing.run_record import read_run_record, refuse_wrong_options
-from travelling_quality_control.reporting.runs import (
-    LoggedRun,
-    read_images,
-    read_log,
-    read_table,
-    refuse_rows,
-)
+from travelling_quality_control.auditing.run_record import read_run_record, settings_of
+from travelling_quality_control.auditing.tables import read_table, refuse_rows
+from travelling_quality_control.reporting.runs import LoggedRun, read_images, read_log
 
 TESTS = ("inference", "holdout")  # on the test set, which decides, and on the hold-out set, which does not
 FOLDERS = (HARM, DIRTY, *CONTROL_FOLDERS)
@@ -230,7 +225,7 @@ class _Reader:
             self.note(path, "missing, so what was found is not known", model.folder)
         if missing or not model.record["finished"]:
             return model
-        refuse_wrong_options(model.record, model.folder / "run.json")
+        settings_of(model.record, model.folder / "run.json")
         setting = SETTINGS[CONTROL_FOLDERS[model.name]]
         defaults = {field.name: field.default for field in fields_of(Extensible.whole())}
         names = {name for one in SETTINGS.values() for name in one} - {"verify_every"}  # goes with any of them
@@ -238,7 +233,7 @@ class _Reader:
             raise InputError(f"{model.folder / 'run.json'}: made by another setting than that of its folder")
         files = self.audit(model, log_csv, training_csv)
         images = _read_images(training_csv, truth_csv, model.experiment, model.kind)
-        parts = read_log(log_csv, options)
+        parts = read_log(log_csv, model.record)
         log = parts["log"]
         if log.empty or log["Phase"][0] != "baseline" or sum(map(len, parts.values())) < 2:
             raise InputError(

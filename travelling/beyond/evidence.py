@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from travelling.beyond import ExtensionOptions
 from travelling.method.auditor import Auditor, Row, differs, shown
-from travelling.method.extension import Extension
+from travelling.method.extension import Extension, Finding
 from travelling.method.protocol import ROUNDING, Protocol
-from travelling.method.rule import risen
+from travelling.method.rule import finding, risen
 from travelling.option import BEYOND, option
 
 if TYPE_CHECKING:
@@ -115,6 +115,17 @@ class Evidence(Extension):
     def explain(self, row: Any) -> dict[str, str]:
         """As :meth:`Extension.explain`."""
         return {name: "" if math.isnan(row[name]) else f"{row[name]:.3g}" for name in self.columns}
+
+    def finding(self, row: Any) -> Finding | None:
+        """As :meth:`Extension.finding`: the AUROC fell, or rates rose."""
+        told = []
+        if row["P_AUROC"] < self.ALPHA:
+            told.append(f"training on it made the model tell PD from healthy less well (AUROC {row['AUROC']:.2f})")
+        rise = finding(row) if min(row["P_FP"], row["P_FN"]) < self.ALPHA else None
+        told += [rise.reason] if rise else []
+        least = min(row[name] for name in ("P_AUROC", "P_FP", "P_FN"))
+        words = "; ".join(told)
+        return Finding(words, f"p {least:.2g}", f"p {self.ALPHA:g}", "training on it alone") if told else None
 
 
 class EvidenceAuditor(Auditor):

@@ -17,10 +17,11 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from travelling.beyond import ExtensionOptions
-from travelling.beyond.screen import OfLooks, Screen, is_strange
+from travelling.beyond.screen import PHASE, OfLooks, Screen, is_strange
 from travelling.method.auditor import Auditor, Replayed, Row, all_empty, differs, shown
-from travelling.method.extension import Extension
+from travelling.method.extension import Extension, Finding
 from travelling.option import BEYOND, option
+from travelling.words import some
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,6 +112,28 @@ class LabelScreen(OfLooks):
             name: "" if math.isnan(row[column]) else f"{row[column]:.3g}"
             for name, column in zip(names, self.columns, strict=True)
         }
+
+    def finding(self, row: Any) -> Finding | None:
+        """As :meth:`Extension.finding`."""
+        if not self.doubts(row):
+            return None
+        words = "the labels of this center, all together, contradict the model"
+        return Finding(words, f"p {row['Center_p']:.2g}", f"p {row['Center_limit']:.2g}", "labels of the center")
+
+    def not_examined(self, rows: Any) -> list[str]:
+        """As :meth:`Extension.not_examined`."""
+        from travelling.beyond.screen.labels import LEAST_AUROC, LEAST_IMAGES
+
+        looks = rows[rows["Phase"] == PHASE]
+        asked = looks.groupby("Cycle")["Label_p"].apply(lambda values: values.notna().any())
+        told = []
+        if not asked.all():
+            cycles = ", ".join(map(str, asked.index[~asked]))
+            told.append(f"labels in cycle {cycles}: the model knew too little to doubt any (AUROC < {LEAST_AUROC:g})")
+        small = looks[looks["Label_p"].notna()].groupby("Study")["Center_p"].apply(lambda values: values.isna().all())
+        if small.any():
+            told.append(f"labels of {some(int(small.sum()), 'center')} with fewer than {LEAST_IMAGES} usable images")
+        return told
 
 
 class LabelAuditor(Auditor):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from travelling.method.auditor import Auditor
 from travelling.option import Options
@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     from travelling.method.trainer import Files, Trainer
 
 Verify = Callable[..., bool]  # of the loop: verify(control, phase, batches, cells of the log)
+
+
+class Finding(NamedTuple):
+    """Why an image was put aside: the reason in words, and the cells of a report that go with it."""
+
+    reason: str
+    score: str
+    limit: str
+    look: str  # what found it
 
 
 class Extension:
@@ -126,6 +135,14 @@ class Extension:
         ``row`` maps columns of the log to numbers, NaN where a cell is empty.
         """
         return {}
+
+    def finding(self, row: Any) -> Finding | None:
+        """What put the image of such a row aside, for those who read images; None where it was not this."""
+        return None
+
+    def not_examined(self, rows: Any) -> list[str]:
+        """Which images or labels it did not examine in a log, and why, in words; ``rows`` is a table of all of them."""
+        return []
 
     phases: ClassVar[dict[str, str]] = {}  # of rows without a step: what the image was then, in words
     image_columns: ClassVar[dict[str, str]] = {}  # of the log, by what the mean of images' last values is called

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from travelling.method.extension import Finding
 from travelling.method.protocol import Protocol
 
 if TYPE_CHECKING:
@@ -13,6 +14,21 @@ LEGEND = (  # of FPR and FNR in a report
     "FPR and FNR: from the reference to the rate after the step, which was undone if one of the two rose by more than "
     "tolerated."
 )
+
+
+def finding(row: Any) -> Finding | None:
+    """As :meth:`Extension.finding`, of the step of a row; None where no rate rose by more than tolerated."""
+    groups = {"PFP": "healthy test subjects", "PFN": "test subjects with PD"}
+    rises = {rate: row[rate] - row[f"Reference_{rate}"] for rate in groups}
+    told = [
+        f"{group} ({row[f'Reference_{rate}']:.0%}, then {row[rate]:.0%})"
+        for rate, group in groups.items()
+        if rises[rate] > row["Tolerance"]
+    ]
+    if not told:
+        return None
+    words = f"training on it made the model misdiagnose more {' and '.join(told)}"
+    return Finding(words, f"+{max(rises.values()):.3f}", f"+{row['Tolerance']:.3g}", "training on it alone")
 
 
 def risen(before: Evaluation, after: Evaluation, tolerance: float, protocol: Protocol) -> list[bool]:

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, make_dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from travelling.option import Options, fields_of, from_json
+from travelling.option import Options, fields_of
 
 if TYPE_CHECKING:
     from travelling.method.extension import Extension
@@ -42,12 +41,3 @@ class Extensible(Options):
         """The options of the run, and those of its extensions: one that it does not use is not heard of."""
         untold = {field.name for part in self.parts if not part.extension(self) for field in fields_of(part)}
         return {name: value for name, value in super().told().items() if name not in untold}
-
-
-def extensions_in(told: Mapping[str, Any], path: Path) -> "tuple[Extension, ...]":
-    """The extensions of a run by the options in its record, the file ``path``.
-
-    Raises InputError for what no run can have.
-    """
-    known = {field.name for field in fields_of(Extensible.whole())}
-    return from_json(Extensible, path, {name: value for name, value in told.items() if name in known}).extensions

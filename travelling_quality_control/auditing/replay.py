@@ -2,20 +2,11 @@
 
 import itertools
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from travelling.method.auditor import Auditor, Step, Steps
+from travelling.method.settings import Control
 from travelling_quality_control.auditing.tables import FAILURES
-
-
-class RunOptions(Protocol):
-    """What the audit must know of a run, under the names of its options."""
-
-    protocol: str  # "corrected" or "published"
-    revisit: int  # cycles that a flagged subject waits
-    error: float  # tolerated rise of FPR or FNR per image of a step, as a fraction of 1
-    seed: int
-    batch_size: int
 
 
 class Replay:
@@ -26,18 +17,18 @@ class Replay:
     """
 
     def __init__(
-        self, subjects_of: dict, first_cycle: int, options: RunOptions, untold: set, auditors: Sequence[Auditor]
+        self, subjects_of: dict, first_cycle: int, settings: Control, untold: set, auditors: Sequence[Auditor]
     ):
         self.subjects_of = subjects_of
         self.center_of = {subject: center for center, subjects in subjects_of.items() for subject in subjects}
         self.untold = untold
-        self.options = options
+        self.settings = settings
         self.auditors = auditors
         self.flags: dict[str, list[int]] = {subject: [] for subject in self.center_of}  # cycles
         self.revisits = dict.fromkeys(self.center_of, 0)
         self.waiting: dict[str, int] = {}  # subject -> cycle of its flag, in the order of the flags
         self.eliminated: dict[str, int] = {}  # subject -> cycle
-        self._travel = travel(subjects_of, options.seed, first_cycle)
+        self._travel = travel(subjects_of, settings.seed, first_cycle)
         self.begin_cycle()
 
     def begin_cycle(self) -> None:
@@ -54,7 +45,7 @@ class Replay:
         ``failed`` are the subjects of the next row, if it is that of a center that failed.
         """
         self.pass_over(failed)
-        for _ in range(self.options.revisit):
+        for _ in range(self.settings.revisit):
             if self.step:
                 break
             self.begin_cycle()  # a cycle without a step is one in which every subject waits or is eliminated
@@ -66,19 +57,18 @@ class Replay:
         while self.step and self.step.only_if_failed and self.step.subjects != failed:
             self._go_on(False)
 
-    def happened(self, cycle: int, phase: str, subjects: list, harmful: bool) -> None:
-        """A step was made, or an image looked at: ``harmful`` if it was undone, or suspected."""
-        for subject in subjects:
-            if subject not in self.center_of:
-                continue
-            if phase == "revisit":
+    def happened(self, harmful: bool) -> None:
+        """The step was made, or the image looked at: ``harmful`` if it was undone, or suspected."""
+        assert self.step
+        for subject in self.step.subjects:
+            if self.step.phase == "revisit":
                 self.revisits[subject] += 1
-                self.waiting.pop(subject, None)
+                del self.waiting[subject]
                 if harmful:
-                    self.eliminated[subject] = cycle
-            elif harmful and phase in ("subject", *(name for one in self.auditors for name in one.flagging)):
-                self.flags[subject].append(cycle)
-                self.waiting[subject] = cycle
+                    self.eliminated[subject] = self.cycle
+            elif harmful and self.step.phase in ("subject", *(name for one in self.auditors for name in one.flagging)):
+                self.flags[subject].append(self.cycle)
+                self.waiting[subject] = self.cycle
         self._go_on(harmful)
 
     def failed(self, center: str) -> None:
@@ -131,7 +121,7 @@ class Replay:
         return [
             subject
             for subject, flagged in self.waiting.items()
-            if flagged + self.options.revisit <= self.cycle and self.center_of[subject] not in self.absent
+            if flagged + self.settings.revisit <= self.cycle and self.center_of[subject] not in self.absent
         ]
 
     def present(self, center: str) -> list[str]:
@@ -144,10 +134,10 @@ class Replay:
 
         shuffled = np.array(present, dtype=object)
         generator.shuffle(shuffled)
-        size = self.options.batch_size
+        size = self.settings.batch_size
         batches = [list(shuffled[first : first + size]) for first in range(0, len(shuffled), size)]
         whole = min(size, len(present))
-        return [batch for batch in batches if self.options.protocol == "corrected" or len(batch) == whole]
+        return [batch for batch in batches if self.settings.protocol == "corrected" or len(batch) == whole]
 
     def subject_table(self) -> dict[str, dict]:
         """What the table of subjects must say now: subject -> its cells."""

@@ -3,16 +3,21 @@
 import argparse
 import hashlib
 import json
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from travelling.errors import InputError
-from travelling.runs.extensible import extensions_in
-from travelling_quality_control.auditing.replay import RunOptions
-from travelling_quality_control.auditing.tables import LARGEST
+from travelling.method.settings import Control
+from travelling.option import fields_of, from_json
+from travelling.runs.extensible import Extensible
 
-NAMED = {"protocol": ("corrected", "published")}
+NEEDED = ("protocol", "revisit", "error", "seed", "batch_size")  # of the options: no audit guesses them
+
+
+@dataclass(kw_only=True)
+class Settings(Control, Extensible):
+    """The options of a run, as far as its log depends on them."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,26 +39,28 @@ def run_of(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises InputError where there is no record, or a CSV is no longer what the run read.
     """
     log = arguments.log
-    table: Path | None = log.with_name(f"{log.stem}_subjects.csv")
-    if table and not table.is_file():
-        table = None
     path, record = _record_of(log, arguments.record)
-    train = arguments.train or (table if "centers" in record["options"] else None) or _file(record, path, "train")
-    test = arguments.test or _file(record, path, "test")
-    return {"record": record, "log_csv": log, "train_csv": train, "test_csv": test, "subjects_csv": table}
+    settings_of(record, path)
+    table = log.with_name(f"{log.stem}_subjects.csv")
+    subjects_csv = table if table.is_file() else None
+    train = arguments.train or (subjects_csv if "centers" in record["options"] else None)
+    return {
+        "record": record,
+        "log_csv": log,
+        "train_csv": train or _file(record, path, "train"),
+        "test_csv": arguments.test or _file(record, path, "test"),
+        "subjects_csv": subjects_csv,
+    }
 
 
 def _record_of(log: Path, given: Path | None) -> tuple[Path, dict]:
-    places = [given] if given else [folder / "run.json" for folder in (log.with_name(f"{log.stem}_run"), log.parent)]
-    for path in places:
-        if not path.is_file():
-            continue
-        record = read_run_record(path)
+    if given:
+        return given, read_run_record(given)
+    for path in (log.with_name(f"{log.stem}_run") / "run.json", log.parent / "run.json"):
         # A folder may hold the log of one run and the record of another.
-        if given or Path(str(record["options"].get("fn_save"))).name == log.stem:
-            refuse_wrong_options(record, path)
+        if path.is_file() and Path(str((record := read_run_record(path))["options"].get("fn_save"))).name == log.stem:
             return path, record
-    raise InputError(f"{given}: no such file" if given else f"{log}: found no run.json of its run (--record names it)")
+    raise InputError(f"{log}: found no run.json of its run (--record names it)")
 
 
 def _file(record: dict, path: Path, what: str) -> Path:
@@ -62,20 +69,15 @@ def _file(record: dict, path: Path, what: str) -> Path:
     name, digest = record["options"].get(option), record.get("inputs_sha256", {}).get(option)
     if not name:
         raise InputError(f"{path}: names no {option} (--{what} is needed)")
-    there = [place for place in _places(record, name) if place.is_file()]
+    # It may be relative to the folder that the run was started in.
+    folders = [session["folder"] for session in record["sessions"][:1] if "folder" in session]
+    there = [place for folder in (*folders, "") if (place := Path(folder, name)).is_file()]
     for place in there:
         if digest in (None, hashlib.sha256(place.read_bytes()).hexdigest()):
             return place
     if there:
         raise InputError(f"{there[0]}: has changed since the run read it, by {path} (--{what} takes it as it is)")
     raise InputError(f"{name}: no such file, but {path} names it (--{what} tells where it is)")
-
-
-def _places(record: dict, name: str) -> Iterator[Path]:
-    """Where a file can be: its name may be relative to the folder that the run was started in."""
-    if record["sessions"] and "folder" in record["sessions"][0]:
-        yield Path(record["sessions"][0]["folder"], name)
-    yield Path(name)
 
 
 def read_run_record(path: Path) -> dict:
@@ -92,17 +94,11 @@ def read_run_record(path: Path) -> dict:
     return record
 
 
-def refuse_wrong_options(record: dict, path: Path) -> None:
-    """Raise InputError where a record does not tell all that an audit needs, or tells what no run can have."""
+def settings_of(record: dict, path: Path = Path("run.json")) -> Settings:
+    """The options that a record tells, the file ``path``; raises InputError for what no run can have."""
     options = record["options"]
-    for name, kind in RunOptions.__annotations__.items():
+    for name in NEEDED:
         if name not in options:
             raise InputError(f"{path}: lacks the option {name}")
-        value, least = options[name], 0 if name in ("seed", "error") else 1
-        if not isinstance(value, (int, float) if kind is float else kind):
-            raise InputError(f"{path}: {name} is {json.dumps(value)}, should be of type {kind.__name__}")
-        if kind in (int, float) and not least <= value < LARGEST:
-            raise InputError(f"{path}: {name} is {value}, should be at least {least}")
-        if name in NAMED and value not in NAMED[name]:
-            raise InputError(f"{path}: {name} is {value}, should be one of {', '.join(NAMED[name])}")
-    extensions_in(options, path)
+    known = {field.name for field in fields_of(Settings.whole())}
+    return from_json(Settings, path, {name: value for name, value in options.items() if name in known})

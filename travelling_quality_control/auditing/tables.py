@@ -1,14 +1,18 @@
-"""Reads what an audit needs: the training and the test set, the log, and the table of subjects."""
+"""Reads CSV files, and what an audit needs of them: the training and the test set, the log, the table of subjects."""
 
-import csv
+from __future__ import annotations
+
 import itertools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from travelling.errors import InputError
 from travelling.method.auditor import Auditor
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LIMITS = ("Tolerance", "Reference_PFP", "Reference_PFN")  # empty in the baseline row
 COLUMNS = (
@@ -19,37 +23,53 @@ TABLE_COLUMNS = (
     "Subject", "Study", "Times_flagged", "First_flagged_cycle", "Revisits", "Eliminated", "Eliminated_cycle",
 )  # fmt: skip
 FAILURES = ("unreachable", "invalid")  # phases of a step that a center did not make: its row has no rates
-LARGEST = 2**31  # of seed and of cycle: NumPy takes seeds below 2**32
+LARGEST = 2**31  # of a cycle: NumPy takes seeds below 2**32
 
 
-class Table:
-    """A CSV file: its ``path``, its ``header`` and its ``rows``, dicts; ``"row"`` is the number in the file."""
+def read_table(path: Path, columns: Sequence[str], numeric: Sequence[str] = (), separator: str = ",") -> pd.DataFrame:
+    """Read a CSV that must have ``columns``; those in ``numeric`` as numbers (empty: NaN), all others as text.
 
-    def __init__(self, path: Path, columns: Sequence[str], strip: bool = False):
-        self.path = path
-        try:
-            with open(path, newline="", encoding="utf-8-sig") as file:
-                records = list(csv.reader(file, strict=True))
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file") from None
-        except OSError as error:
-            raise InputError(f"{path}: {error.strerror or error}") from None
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: not a CSV file ({error})") from None
-        self.header = records[0] if records else []
-        missing = [column for column in columns if column not in self.header]
-        if missing:
-            raise InputError(f"{path}: missing column(s) {', '.join(missing)}; needed are {', '.join(columns)}")
-        self.rows: list[dict[str, Any]] = []
-        for number, cells in enumerate(records[1:], start=2):
-            if len(cells) > len(self.header):
-                raise InputError(f"{path}, row {number}: has more cells than the header")
-            if any(cells):
-                cells = [cell.strip() if strip else cell for cell in cells]
-                values = dict(itertools.zip_longest(self.header, cells, fillvalue=""))
-                self.rows.append(values | {"row": number})
-        if not self.rows:
-            raise InputError(f"{path}: has no rows")
+    Rows are numbered from 0 as they are in the file, and empty ones left out. Raises InputError that names file and row
+    for anything that is wrong.
+    """
+    import pandas as pd  # only now, so that --help answers at once
+
+    try:
+        table = pd.read_csv(
+            path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False
+        )
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a CSV file ({str(error).strip()})") from None
+    if not isinstance(table.index, pd.RangeIndex):
+        raise InputError(f"{path}, row 2: has more cells than the header")
+    table = table.fillna("")
+    table = table[(table != "").any(axis=1)]
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise InputError(f"{path}: missing column(s) {', '.join(missing)}")
+    if table.empty:
+        raise InputError(f"{path}: has no rows")
+    for column in table.columns.intersection(list(numeric)):
+        text, table[column] = table[column], pd.to_numeric(table[column], errors="coerce")
+        refuse_rows(path, table[column].isna() & ~text.str.lower().isin(["", "nan"]), f"{column} is not a number")
+    return table
+
+
+def refuse_rows(path: Path, bad: pd.Series, reason: str) -> None:
+    """Raise InputError for the first row marked in ``bad``, a boolean Series indexed by the rows of the file."""
+    if bad.any():
+        first: Any = bad.idxmax()
+        raise InputError(f"{path}, row {first + 2}: {reason}")
+
+
+class Table(NamedTuple):
+    """What an audit checks cell by cell: ``rows`` are dicts; ``"row"`` is the number in the file, the header is 1."""
+
+    path: Path
+    header: list[str]
+    rows: list[dict[str, Any]]
 
     def convert(
         self, columns: Sequence[str], kind: Callable[[str], float], optional: Callable[[dict], bool] = lambda row: False
@@ -60,26 +80,29 @@ class Table:
             try:
                 row[column] = None if text == "" and optional(row) else kind(text)
             except ValueError:
-                word = "a whole number of at least 0" if kind is whole else "a number"
+                word = "a whole number of at least 0" if kind is _whole else "a number"
                 raise InputError(f"{self.path}, row {row['row']}: {column} '{text}' is not {word}") from None
 
 
-def whole(text: str) -> int:
-    """A whole number from 0 on."""
+def _read(path, columns):
+    table = read_table(path, columns)
+    rows: list = table.assign(row=table.index + 2).to_dict("records")
+    return Table(path, list(table.columns), rows)
+
+
+def _whole(text: str) -> int:
     if not 0 <= int(text) < LARGEST:
         raise ValueError
     return int(text)
 
 
-def finite(text: str) -> float:
-    """A number, neither infinite nor NaN."""
+def _finite(text: str) -> float:
     if not math.isfinite(float(text)):
         raise ValueError
     return float(text)
 
 
-def always(row: dict) -> bool:
-    """Of cells that may be empty in every row."""
+def _always(row: dict) -> bool:
     return True
 
 
@@ -89,22 +112,20 @@ def read_cohorts(train: Path, test: Path, centers: Sequence[str] | None = None) 
     ``centers`` are all of them, in that order: some may have told no subjects. Read here and not by
     travelling.images.cohort, which wants to see the images.
     """
-    training_set = Table(train, ("Subject", "Study"), strip=True)
-    test_set = Table(test, ("Subject", "Group_bin"), strip=True)
-    test_set.convert(["Group_bin"], finite)
-    subjects_of: dict[str, list] = {name: [] for name in centers or ()}
+    training_set, test_set = read_table(train, ("Subject", "Study")), read_table(test, ("Subject",), ("Group_bin",))
     seen: dict[str, str] = {}
-    for table in (training_set, test_set):
-        for row in table.rows:
-            if not row["Subject"] or row["Subject"] in seen:
-                reason = f"'{row['Subject']}' is in {seen[row['Subject']]}, too" if row["Subject"] else "is empty"
-                raise InputError(f"{table.path}, row {row['row']}: Subject {reason}")
-            seen[row["Subject"]] = f"{table.path}, row {row['row']}"
-    for row in training_set.rows:
-        if centers and row["Study"] not in subjects_of:
-            raise InputError(f"{train}, row {row['row']}: {row['Study']} is none of the centers that run.json names")
-        subjects_of.setdefault(row["Study"], []).append(row["Subject"])
-    groups = [row["Group_bin"] for row in test_set.rows]
+    for path, table in ((train, training_set), (test, test_set)):
+        for number, subject in zip(table.index + 2, table["Subject"].str.strip(), strict=True):
+            reason = f"'{subject}' is in {seen.get(subject)}, too" if subject else "is empty"
+            if subject in seen or not subject:
+                raise InputError(f"{path}, row {number}: Subject {reason}")
+            seen[subject] = f"{path}, row {number}"
+    subjects_of: dict[str, list] = {name: [] for name in centers or ()}
+    for index, subject, center in training_set[["Subject", "Study"]].itertuples():
+        if centers and center.strip() not in subjects_of:
+            raise InputError(f"{train}, row {index + 2}: {center} is none of the centers that run.json names")
+        subjects_of.setdefault(center.strip(), []).append(subject.strip())
+    groups = list(test_set.get("Group_bin", ()))
     if set(groups) != {0, 1}:
         raise InputError(f"{test}: Group_bin must be 0 (HC) and 1 (PD), and both must be there")
     return subjects_of, (groups.count(0), groups.count(1))
@@ -116,19 +137,19 @@ def read_log(path: Path, auditors: Sequence[Auditor], train: Path, subjects_of: 
     ``train`` is its CSV. ``"kind"`` of a row is "step"; or "failure", of a step that its center did not make; or
     "decision", where an extension decided about an image without a step. The first row is always a "step".
     """
-    log = Table(path, COLUMNS)
+    log = _read(path, COLUMNS)
     for row in log.rows:
         decided = any(auditor.is_decision(row) for auditor in auditors)
         row["kind"] = "failure" if row["Phase"] in FAILURES else "decision" if decided else "step"
         row["Subjects"] = row["Subjects"].split(";") if row["Subjects"] else []
     log.rows[0]["kind"] = "step"
-    log.convert(("Cycle", "Ignored", "Eliminated"), whole)
-    log.convert(("FP", "FN"), whole, optional=lambda row: row["kind"] != "step")
-    log.convert(("ACC", "PFP", "PFN"), finite, optional=lambda row: row["kind"] != "step")
-    log.convert(LIMITS, finite, optional=always)
+    log.convert(("Cycle", "Ignored", "Eliminated"), _whole)
+    log.convert(("FP", "FN"), _whole, optional=lambda row: row["kind"] != "step")
+    log.convert(("ACC", "PFP", "PFN"), _finite, optional=lambda row: row["kind"] != "step")
+    log.convert(LIMITS, _finite, optional=_always)
     for auditor in auditors:
-        log.convert([name for name in auditor.columns if name not in auditor.may_be_nan], finite, optional=always)
-        log.convert(auditor.may_be_nan, float, optional=always)
+        log.convert([name for name in auditor.columns if name not in auditor.may_be_nan], _finite, optional=_always)
+        log.convert(auditor.may_be_nan, float, optional=_always)
     known = set(itertools.chain(*subjects_of.values()))
     if len(log.rows) > 1 and known.isdisjoint(subject for row in log.rows for subject in row["Subjects"]):
         raise InputError(f"{path}: no subject is in {train}; it is another training set's log")
@@ -137,7 +158,7 @@ def read_log(path: Path, auditors: Sequence[Auditor], train: Path, subjects_of: 
 
 def read_subject_table(path: Path) -> Table:
     """The table of subjects, with its numbers as numbers."""
-    table = Table(path, TABLE_COLUMNS)
-    table.convert(("Times_flagged", "Revisits", "Eliminated"), whole)
-    table.convert(("First_flagged_cycle", "Eliminated_cycle"), whole, optional=always)
+    table = _read(path, TABLE_COLUMNS)
+    table.convert(("Times_flagged", "Revisits", "Eliminated"), _whole)
+    table.convert(("First_flagged_cycle", "Eliminated_cycle"), _whole, optional=_always)
     return table

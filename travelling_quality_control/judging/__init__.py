@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from logging import INFO, WARNING
+from typing import Any
 
 import pandas as pd
 
@@ -43,33 +44,29 @@ class Verdict:
         return [f"verdict: {self.word}", *(f"{names[reason.level]}: {reason}" for reason in self.reasons)]
 
 
-def judge(rows: pd.DataFrame, record: dict, images: pd.DataFrame | None = None, violations: str = "") -> Verdict:
+def judge(rows: pd.DataFrame, record: dict, images: pd.DataFrame, violations: str = "") -> Verdict:
     """The verdict on a run.
 
     ``rows`` is the whole log, ``record`` that of the run (``run.json``). ``images`` is the training set, indexed by
-    Subject, with Study and, where they are known, Group_bin and Sex; ``violations`` says
-    in words which an audit found.
+    Subject, with Study and, where they are known, Group_bin and Sex; ``violations`` says in words which an audit found.
     """
     refused = Reason(DO_NOT_USE, f"the audit refuses the log ({violations})", "find out what has changed it")
-    found = [refused] if violations else []
-    try:
-        account = Account(rows, record, images)
-    except Exception as error:
-        return Verdict((*found, _failed("the log could not be read", error)))
-    reasons = [*found, *filter(None, (_ask(check, account) for check in CHECKS))]
+    reasons = [refused] if violations else []
+    account = _tried(Account, rows, record, images)
+    if isinstance(account, Reason):
+        reasons.append(account)
+    else:
+        reasons += filter(None, (_tried(check, account) for check in CHECKS))
     return Verdict(tuple(sorted(reasons, key=lambda reason: -reason.level)))
 
 
-def _ask(check: Callable[[Account], Reason | None], account: Account) -> Reason | None:
+def _tried(function: Callable, *given: Any) -> Any:
     """A check for the user's information stops no run; but a run of which it fails is not trustworthy."""
     try:
-        return check(account)
+        return function(*given)
     except Exception as error:
-        return _failed(f"the check {check.__name__} failed", error)
-
-
-def _failed(what: str, error: Exception) -> Reason:
-    return Reason(LOOK_CLOSER, f"{what} ({type(error).__name__}: {error})", "look into the log")
+        failed = f"the check {function.__name__} failed ({type(error).__name__}: {error})"
+        return Reason(LOOK_CLOSER, failed, "look into the log")
 
 
 def judge_at_end(run: Run, controlled: ControlledRun, images: pd.DataFrame) -> dict:

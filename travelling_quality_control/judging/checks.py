@@ -24,6 +24,7 @@ RATES = {"FP": ("FPR", "HC", 0), "FN": ("FNR", "PD", 1)}  # count -> rate, class
 SEVERAL = ("batch", "group", *FAILURES, "baseline")  # phases that put no image aside
 NUMBERS = ("Cycle", "ACC", "FP", "FN", "PFP", "PFN", "Ignored", "Tolerance", "Reference_PFP", "Reference_PFN",
            "Eliminated")  # fmt: skip
+UNSEEN = {"screen": "images", "label_screen": "labels"}  # option -> what nobody examines without it
 NAMED = 5  # at most, of images in a sentence
 
 
@@ -44,12 +45,11 @@ class Account:
     """A run as its log and its record tell it. ``rows``, ``record`` and ``images`` are those of :func:`judge`.
 
     ``accepted`` are the baseline and the steps that were kept, ``flags`` the rows that put an image aside, ``alone``
-    those about one image, ``waiting`` who is still aside at the end, ``number`` that of all
-    images. ``size`` maps FP and FN to the number of test
-    subjects of which they are counts.
+    those about one image, ``waiting`` who is still aside at the end, ``number`` that of all images. ``size`` maps FP
+    and FN to the number of test subjects of which they are counts.
     """
 
-    def __init__(self, rows: pd.DataFrame, record: dict, images: pd.DataFrame | None = None):
+    def __init__(self, rows: pd.DataFrame, record: dict, images: pd.DataFrame):
         rows = rows.reset_index(drop=True)
         self.rows = rows.assign(**{name: pd.to_numeric(rows[name], errors="coerce") for name in NUMBERS})
         self.record = record
@@ -81,10 +81,6 @@ class Account:
             everybody = round((row["FP"] + row["FN"]) / (1 - row["ACC"]))
             found = {count: size or everybody - sum(found.values()) for count, size in found.items()}
         return found
-
-    def rate(self, row: pd.Series, count: str) -> float:
-        """Share of its class that is misdiagnosed, by whatever protocol."""
-        return float(row[count]) / max(1, self.size[count])
 
 
 def finished(account: Account) -> Reason | None:
@@ -158,10 +154,9 @@ def _chance_of_sum(steps: np.ndarray, least: int) -> float:
     """The chance that steps of these lengths, each up or down by a coin, sum up to ``least`` or more."""
     chances = np.ones(1)  # of sums from -(len // 2) to len // 2
     for step in steps[steps > 0]:
-        wider = np.zeros(len(chances) + 2 * step)
-        wider[: len(chances)] += chances / 2
-        wider[2 * step :] += chances / 2
-        chances = wider
+        coin = np.zeros(2 * step + 1)
+        coin[[0, -1]] = 0.5
+        chances = np.convolve(chances, coin)
     return float(chances[len(chances) // 2 + least :].sum())
 
 
@@ -205,8 +200,6 @@ def one_sided(account: Account) -> Reason | None:
 
     A center that was flagged as a whole is one decision, not one for each of its images, and is left out.
     """
-    if account.images is None:
-        return None
     images = account.images.assign(flagged=account.images.index.isin(account.flags["Subjects"]))
     centers = images.groupby("Study")["flagged"]
     number = centers.transform("size")
@@ -223,13 +216,11 @@ def one_sided(account: Account) -> Reason | None:
     for column, is_first, first, second in groupings:
         known = is_first.notna()
         of_first, flagged = is_first[known].astype(bool), images["flagged"][known]
-        if of_first.all() or not of_first.any():
+        if of_first.nunique() < 2:
             continue
         table = [[int((flagged & of).sum()), int((~flagged & of).sum())] for of in (of_first, ~of_first)]
-        shares = " and ".join(
-            f"{aside} of {some(aside + kept, 'image')} of {name}"
-            for (aside, kept), name in zip(table, (first, second), strict=True)
-        )
+        told = zip(table, (first, second), strict=True)
+        shares = " and ".join(f"{aside} of {some(aside + kept, 'image')} of {name}" for (aside, kept), name in told)
         if abs(flagged[of_first].mean() - flagged[~of_first].mean()) >= ONE_SIDED[column]:
             found.append((fisher_exact(table).pvalue * len(groupings), shares))
     p_value, shares = min(found, default=(1.0, ""))
@@ -320,10 +311,22 @@ def another_scale(account: Account) -> Reason | None:
     )
 
 
+def saturated(account: Account) -> Reason | None:
+    """A run that may begin with a model that calls everybody HC, or PD."""
+    if not account.options.get("allow_saturated"):
+        return None
+    first = account.accepted.iloc[0]
+    rates = " and ".join(f"{rate} {first[f'P{count}']:.3f}" for count, (rate, *_) in RATES.items())
+    return Reason(
+        REMARK,
+        f"the run was allowed to begin with a saturated model (--allow-saturated; {rates} at its start)",
+        "if it was, verification saw no harm, and only what was decided without a step counts",
+    )
+
+
 def not_examined(account: Account) -> Reason | None:
     """A harm that moves no rate is not seen by any rule; a fact of the setting, not of the run."""
-    off = {"images": "screen", "labels": "label_screen"}
-    unseen = {what: name for what, name in off.items() if not account.options.get(name)}
+    unseen = {what: name for name, what in UNSEEN.items() if not account.options.get(name)}
     if not unseen:
         return None
     options = " and ".join(f"--{name.replace('_', '-')}" for name in unseen.values())
@@ -348,5 +351,6 @@ CHECKS: tuple[Callable[[Account], Reason | None], ...] = (
     few_subjects,
     small_test_set,
     another_scale,
+    saturated,
     not_examined,
 )

@@ -15,19 +15,16 @@ from travelling.words import some, was
 from travelling_quality_control.reporting.runs import LoggedRun
 
 DPI = 110
-# Okabe and Ito's palette (Color Universal Design, 2008), its lighter half on a dark page. Lines also differ in shape.
-_LIGHT = {
-    "ink": "#1b1b1b", "page": "#ffffff", "faint": "#c8c8c8", "green": "#009E73", "orange": "#D55E00", "blue": "#0072B2",
-}  # fmt: skip
-_DARK = {
-    "ink": "#e8e8e8", "page": "#16181c", "faint": "#4a4d52", "green": "#2fc79b", "orange": "#E69F00", "blue": "#56B4E9",
+# Okabe and Ito's palette (Color Universal Design, 2008). Lines also differ in shape.
+COLORS = {
+    "ink": "black", "page": "white", "faint": "#c8c8c8", "green": "#009E73", "orange": "#D55E00", "blue": "#0072B2",
 }  # fmt: skip
 LEGEND = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure: ``draw(figure, colors)`` draws it on an empty matplotlib Figure of ``size`` (inches).
+    """A figure: ``draw(figure, colors)`` draws it on an empty matplotlib Figure of ``size`` (inches), in COLORS.
 
     ``caption`` says what it shows and what it does not, ``alternative`` what it looks like for those who do not see it;
     ``run`` is the run of quality control that it is about (None: the whole study).
@@ -43,13 +40,9 @@ class Picture:
     has_images: bool = False
 
 
-def render(picture: Picture, file_format: str = "png", dark: bool = False) -> bytes:
+def render(picture: Picture, file_format: str = "png") -> bytes:
     """A picture as a png or pdf file; the same picture gives the same bytes."""
-    colors = _DARK if dark else _LIGHT
-    inked = ("text.color", "xtick.color", "ytick.color", "axes.labelcolor", "axes.edgecolor")
     style: dict = {
-        **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), colors["page"]),
-        **dict.fromkeys(inked, colors["ink"]),
         **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
         "text.parse_math": False,  # a center may have a dollar in its name
         **{"font.size": 9, "axes.titlesize": 9, "pdf.fonttype": 42},
@@ -58,7 +51,7 @@ def render(picture: Picture, file_format: str = "png", dark: bool = False) -> by
         mpl.rcdefaults()  # not the user's matplotlibrc
         mpl.rcParams.update(style)
         figure = Figure(figsize=picture.size, dpi=DPI, layout="constrained")
-        picture.draw(figure, colors)
+        picture.draw(figure, COLORS)
         figure.draw_without_rendering()  # the layout of a second pass knows how wide the labels of the first were
         content = io.BytesIO()
         no_date = {"CreationDate": None} if file_format == "pdf" else {}
@@ -119,15 +112,21 @@ def rates_along_run(run: LoggedRun) -> Picture:
     return of_run("rates", "Rates of misdiagnosis", run, caption, alternative, (10, 3.2), draw)
 
 
-def show_slices(pair: Sequence[Axes], path: str, title: str) -> None:
-    """Axial and sagittal middle slice of an image on two axes."""
-    show_volume(pair, read_upright(path), title)
-
-
-def show_volume(pair: Sequence[Axes], volume: np.ndarray, title: str) -> None:
-    """The same of voxels (z, y, x)."""
+def middle_slices(volume: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
+    """The axial and the sagittal middle slice of voxels (z, y, x), and from where to where their intensities go."""
     middle = [size // 2 for size in volume.shape]
-    for axis, image in zip(pair, (volume[middle[0]], volume[:, :, middle[2]]), strict=True):
+    return volume[middle[0]].copy(), volume[:, :, middle[2]].copy(), f"{volume.min():.3g} to {volume.max():.3g}"
+
+
+def show_slices(pair: Sequence[Axes], path: str, title: str) -> None:
+    """Show the middle slices of an image, a file, on two axes."""
+    show(pair, middle_slices(read_upright(path)), title)
+
+
+def show(pair: Sequence[Axes], slices: tuple[np.ndarray, np.ndarray, str], title: str) -> None:
+    """Show what :func:`middle_slices` gives on two axes."""
+    *images, intensities = slices
+    for axis, image in zip(pair, images, strict=True):
         axis.imshow(image, cmap="gray", origin="lower")
         axis.axis("off")
-    pair[0].set_title(f"{title}: {volume.min():.3g} to {volume.max():.3g}", loc="left", fontsize=8)
+    pair[0].set_title(f"{title}: {intensities}", loc="left", fontsize=8)

@@ -1,33 +1,27 @@
 """The report of one run of quality control: a page for readers, and lists for a lab's own use. No truth is known."""
 
-import hashlib
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
 
 from travelling.errors import InputError
 from travelling.files import write_whole
-from travelling.images.nifti import read_upright, shape_in_words
+from travelling.method.extension import Finding
 from travelling.method.performance import age_groups
 from travelling.runs.options import AGE_EDGES
 from travelling.words import some
 from travelling_quality_control.auditing import Outcome, audit_log
-from travelling_quality_control.reporting.drawing import Picture, rates_along_run, show_volume
+from travelling_quality_control.reporting.drawing import rates_along_run
 from travelling_quality_control.reporting.pages import MISSING, make_page, number_text
-from travelling_quality_control.reporting.runs import (
-    DECISIONS,
-    LoggedRun,
-    read_images,
-    read_log,
-    refuse_rows,
-)
+from travelling_quality_control.reporting.ratings import RATINGS, agreement, keep_ratings
+from travelling_quality_control.reporting.runs import DECISIONS, LoggedRun, read_images, read_log
+from travelling_quality_control.reporting.slices import Slices
 
 VIOLATIONS_SHOWN = 10
-IN_WORDS = {"eliminated": "eliminated", "waiting": "waits for its revisit", "came_back": "came back", "kept": "kept"}
 RATES = {"FPR": "PFP", "FNR": "PFN"}
 COLUMNS = {  # of the list of decisions, in the manner of BIDS
     "participant_id": {"Description": "The image: Subject of the training set"},
@@ -55,20 +49,28 @@ def write_report(
     subjects_csv: Path | None,
     page: Path,
     with_images: bool = False,
+    ratings: Path | None = None,
+    why_not: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[LoggedRun, Outcome, list[Path]]:
     """Audit a log, and write the report of its run and, unless the audit refuses it, the lists beside it.
 
-    The first five are what :func:`travelling_quality_control.auditing.run_record.run_of` gives. Returns the run, what
-    the audit found, and the files. Raises InputError for files that cannot be read.
+    The first five are what :func:`travelling_quality_control.auditing.run_record.run_of` gives. ``ratings`` is a TSV of
+    a person's ratings, ``why_not`` tells by option why something was not examined. Returns the run, what the audit
+    found, and the files. Raises InputError for files that cannot be read.
     """
+    if with_images and "centers" in record["options"]:
+        raise InputError("--with-images: the images of a run between hospitals are not here, and are not shown")
     outcome = audit_log(log_csv, train_csv, test_csv, record, subjects_csv)
-    run = LoggedRun(record=record, images=read_images(train_csv), **read_log(log_csv, record["options"]))
+    run = LoggedRun(record=record, images=read_images(train_csv), **read_log(log_csv, record))
     verdict = run.verdict(some(len(outcome.violations), "violation") if outcome.violations else "")
     page.parent.mkdir(parents=True, exist_ok=True)
-    pictures = _slices(run, train_csv, test_csv) if with_images else {}
-    violations = [
-        _without_folders(line, log_csv, subjects_csv, train_csv) for line in outcome.violations[:VIOLATIONS_SHOWN]
-    ]
+    rated = keep_ratings(ratings, log_csv, run.images.index)
+    seen = {}
+    if with_images and run.images["Flagged"].any():
+        slices = Slices(run.images, train_csv, read_images(test_csv), test_csv)
+        seen = {subject: (picture, words) for subject, picture, words in slices.of(_flagged(run).index)}
+    # Without their folder: of the machine no reader needs to know.
+    violations = [line.replace(f"{log_csv.parent}/", "") for line in outcome.violations[:VIOLATIONS_SHOWN]]
     text = make_page(
         "run.html.jinja",
         run=run,
@@ -76,18 +78,21 @@ def write_report(
         outcome=outcome,
         verdict=verdict,
         violations=violations,
-        notes=_notes(run, {"fn_train": train_csv, "fn_test": test_csv}, subjects_csv),
-        decided={decision: run.images[run.images["Decision"] == decision] for decision in IN_WORDS},
-        unlike=_unlike(run.images),
-        put_aside=_put_aside(run),
-        details=[(name, image, rows_of(run, name), pictures.get(name)) for name, image in _flagged(run).iterrows()],
+        decided={decision: run.images[run.images["Decision"] == decision] for decision in DECISIONS},
+        put_aside=_put_aside(run, {subject: words for subject, (_, words) in seen.items()}),
+        pictures={subject: picture for subject, (picture, _) in seen.items()},
+        ratings=rated,
+        agreement=agreement(rated, run.images["Decision"]) if len(rated) else None,
+        not_examined=run.not_examined(why_not),
+        details=[(name, image, rows_of(run, name)) for name, image in _flagged(run).iterrows()],
         rates=rates_along_run(run) if len(run.log) else None,
         centers=_shares(run, {"center": run.images["Study"]}).sort_values(
             ["share flagged", "images"], ascending=False, kind="stable"
         ),
         groups=_shares(run, _groups(run.images)),
         failures=_failures(run),
-        in_words=IN_WORDS,
+        decisions=DECISIONS,
+        in_words=RATINGS,
     )
     write_whole(page, text.encode())
     written = [page]
@@ -150,7 +155,7 @@ def decided_in_words(run: LoggedRun, subject: str) -> list[str]:
 def _flagged(run):
     """The images that were flagged or eliminated, the eliminated ones first, then in the order of their flags."""
     images = run.images[run.images["Decision"] != "kept"]
-    order = images["Decision"].map(list(IN_WORDS).index)
+    order = images["Decision"].map(list(DECISIONS).index)
     return images.assign(order=order).sort_values(["order", "First_flagged"], kind="stable").drop(columns="order")
 
 
@@ -160,22 +165,18 @@ def _cycles(run, images, none):
     return [cycles.get(subject, none) for subject in images.index]
 
 
-def _unlike(images):
-    """The tenth of the images that are least like the template, if the preparation of images has told it."""
-    if "Similarity" not in images.columns:
-        return images[:0]
-    similarity = pd.to_numeric(images["Similarity"], errors="coerce")
-    unlike = similarity.nsmallest(math.ceil(len(images) / 10)).index
-    return images.loc[unlike].assign(Similarity=similarity[unlike].map("{:.2f}".format))
-
-
-def _put_aside(run):
-    """One row for every image that was flagged or eliminated, as readers see it."""
+def _put_aside(run, seen):
+    """One row for every image that was flagged or eliminated, as readers see it; ``seen`` is what its picture tells."""
     images = _flagged(run)
-    told = {"image": images.index, "center": images["Study"]}
+    told = {"image": images.index, "center": images["Study"], "decision": images["Decision"].map(DECISIONS)}
+    found = {name: run.findings(name) for name in images.index}
+    for column in Finding._fields:
+        told[column] = ["; ".join(getattr(one, column) for one in found[name]) or MISSING for name in images.index]
+    reasons = zip(images.index, told["reason"], strict=True)
+    told["reason"] = [f"{seen[name]} ({words})" if seen.get(name) else words for name, words in reasons]
     told |= {name: labels.reindex(images.index) for name, labels in _groups(run.images).items()}
-    told |= {"decision": images["Decision"].map(IN_WORDS), "times flagged": images["Times_flagged"]}
-    return pd.DataFrame(told | {"cycles": _cycles(run, images, "")})
+    told |= {"times flagged": images["Times_flagged"], "cycles": _cycles(run, images, "")}
+    return pd.DataFrame(told)
 
 
 def _groups(images):
@@ -207,7 +208,7 @@ def _shares(run, groups):
             row = {"by": by, "group": label, "images": len(members), "flagged": int(members["Flagged"].sum())}
             row["share flagged"] = number_text(members["Flagged"].mean())
             row |= {name: number_text(members[column].mean()) for name, column in run.image_columns.items()}
-            rows.append(row | {name.replace("_", " "): int((decisions == name).sum()) for name in DECISIONS[:-1]})
+            rows.append(row | {name.replace("_", " "): int((decisions == name).sum()) for name in list(DECISIONS)[:-1]})
     table = pd.DataFrame(rows)
     return table.drop(columns="by").rename(columns={"group": "center"}) if list(groups) == ["center"] else table
 
@@ -216,73 +217,6 @@ def _failures(run):
     """Visits that failed, by center and kind."""
     counts = run.failures.groupby(["Study", "Phase"], sort=False)["Cycle"].agg(["size", "min", "max"]).reset_index()
     return counts.set_axis(["center", "what", "times", "first cycle", "last cycle"], axis=1)
-
-
-def _notes(run, inputs, subjects_csv):
-    """In words, what the report cannot tell, or what does not fit."""
-    record, notes = run.record, []
-    if record["options"].get("allow_saturated") and len(run.log):
-        rates = " and ".join(f"{name} {number_text(run.log[rate].iloc[0])}" for name, rate in RATES.items())
-        notes.append(
-            f"The run was allowed to begin with a model that is saturated ({rates} at its start; --allow-saturated). "
-            "If it was, verification could not see harm"
-            f"{', and only what was decided without a step counts' * (len(run.phases) > 1)}."
-        )
-    for option, path in inputs.items():
-        digest = record.get("inputs_sha256", {}).get(option)
-        if digest and digest != hashlib.sha256(path.read_bytes()).hexdigest():
-            notes.append(f"{path.name} is not the {option} of the run: its content has changed since (SHA-256).")
-    if not subjects_csv:
-        notes.append("The table of subjects was not found, so the audit did not check it.")
-    return notes
-
-
-def _without_folders(line, *paths):
-    """A line without the folders of files: of the machine no reader needs to know."""
-    for path in filter(None, paths):
-        line = line.replace(str(path), path.name)
-    return line
-
-
-def _slices(run: LoggedRun, train_csv: Path, test_csv: Path) -> dict[str, Picture]:
-    """Slices of every image that was flagged or eliminated, beside those of the mean of the test set."""
-    test_set, flagged = read_images(test_csv), _flagged(run)
-    for path, images in ((train_csv, run.images), (test_csv, test_set)):
-        if "Path" not in images.columns:
-            raise InputError(f"--with-images: {path} has no column Path")
-        refuse_rows(path, images["Path"].reset_index(drop=True) == "", "Path is empty")
-    if flagged.empty:
-        return {}
-    mean = _mean(test_set["Path"])
-    return {subject: _beside_mean(subject, path, mean) for subject, path in flagged["Path"].items()}
-
-
-def _mean(paths: pd.Series) -> np.ndarray:
-    """The mean of some images (z, y, x)."""
-    total = np.zeros(1)
-    for number, path in enumerate(paths):
-        volume = read_upright(path)
-        if number and volume.shape != total.shape:
-            shapes = [shape_in_words(shape) for shape in (volume.shape, total.shape)]
-            raise InputError(f"{path}: has {shapes[0]} voxels, {paths.iloc[0]} has {shapes[1]}")
-        total = total + volume
-    return total / len(paths)
-
-
-def _beside_mean(subject, path, mean):
-    """Slices of an image beside those of a mean."""
-
-    def draw(figure, colors):
-        axes = figure.subplots(1, 4)
-        show_volume(axes[:2], read_upright(path), subject)
-        show_volume(axes[2:], mean, "mean of the test set")
-
-    caption = (
-        "Axial and sagittal middle slices: the image, and the mean of the test set; each from its smallest to its "
-        "largest intensity."
-    )
-    alternative = f"Slices of {subject} beside those of the mean of the test set."
-    return Picture("slices", subject, caption, alternative, (9, 2.4), draw, run=None, has_images=True)
 
 
 def decisions(run: LoggedRun) -> pd.DataFrame:

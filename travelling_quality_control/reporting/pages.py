@@ -42,8 +42,8 @@ def make_page(template: str, folder: Path = FOLDER, **facts: Any) -> str:
     return environment.get_template(template).render(script=script, script_digest=digest, **facts)
 
 
-def _data_address(picture, dark):
-    return f"data:image/png;base64,{base64.b64encode(render(picture, dark=dark)).decode()}"
+def _data_address(picture):
+    return f"data:image/png;base64,{base64.b64encode(render(picture)).decode()}"
 
 
 def versions(session: dict) -> str:

@@ -1,24 +1,25 @@
 """A run of quality control as its records tell it: what was decided about every image. The truth is not asked for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from travelling.errors import InputError
 from travelling.method import rule
+from travelling.method.extension import Finding
 from travelling.method.quality_control import FAILURES, log_columns, methods
-from travelling.method.settings import Control
 from travelling.method.verification_log import LOG_COLUMNS, SEPARATOR
-from travelling.option import fields_of
-from travelling.runs.extensible import extensions_in
+from travelling_quality_control.auditing.run_record import settings_of
+from travelling_quality_control.auditing.tables import read_table, refuse_rows
 from travelling_quality_control.judging import Verdict, judge
+from travelling_quality_control.judging.checks import UNSEEN
 
 TEXT_COLUMNS = ("Subject", "Study", "Phase", "Subjects")  # of a log; all others are numbers
-DECISIONS = ("eliminated", "waiting", "came_back", "kept")
+DECISIONS = {  # what was decided about an image at the end, in words
+    "eliminated": "eliminated", "waiting": "waits for its revisit", "came_back": "came back", "kept": "kept",
+}  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -46,7 +47,8 @@ class LoggedRun:
     def __post_init__(self) -> None:
         """What follows from the fields."""
         self.options = self.record["options"]
-        self.extensions = extensions_in(self.options, Path("run.json"))
+        self.settings = settings_of(self.record)
+        self.extensions = self.settings.extensions
         self.replaces_rule = any(extension.replaces_rule for extension in self.extensions)
         # Of rows about one image: what was done with it.
         self.phases = {"subject": "tried alone"}
@@ -73,16 +75,15 @@ class LoggedRun:
             rows.groupby("Subject")["Row"].max().reindex(images.index) for rows in (self.flags, self.revisits)
         )
         marks = [images["Eliminated"], images["Flagged"] & ~(revisit > flag), images["Flagged"]]
-        images["Decision"] = np.select(marks, DECISIONS[:-1], DECISIONS[-1])
+        *aside, kept = DECISIONS
+        images["Decision"] = np.select(marks, aside, kept)
         for column in self.image_columns.values():
             images[column] = self.rows.dropna(subset=column).groupby("Subject")[column].last()
         self.images = images
 
     def methods(self) -> str:
         """What was done, for a paper: sentences by all that ran, as its options say."""
-        known = {field.name for field in fields_of(Control)}
-        options = {name: value for name, value in self.options.items() if name in known}
-        return methods(Control.made_of(options, str), self.extensions)
+        return methods(self.settings, self.extensions)
 
     def legend(self) -> str:
         """What readers of the rows about an image must know."""
@@ -95,42 +96,28 @@ class LoggedRun:
         later = self.revisits[(self.revisits["Subject"] == subject) & (self.revisits["Row"] > flag["Row"])]
         return flag, later.iloc[0] if len(later) else None
 
+    def findings(self, subject: str) -> list[Finding]:
+        """Why an image was flagged at last, by the rule and each extension that said so."""
+        flag, _ = self.decided_by(subject)
+        found = [extension.finding(flag) for extension in self.extensions]
+        if not self.replaces_rule and pd.notna(flag["PFP"]):
+            found.append(rule.finding(flag))
+        return [one for one in found if one]
+
+    def not_examined(self, why: Mapping[str, str]) -> list[str]:
+        """What of images and labels nobody has examined, in words; ``why`` tells it by the option that is off."""
+        told = []
+        for option, what in UNSEEN.items():
+            if not self.options.get(option):
+                off = f"--{option.replace('_', '-')} is off"
+                told.append(f"{what}: {why.get(option, off)}")
+        rows = pd.concat([self.log, self.screening])
+        return told + [words for extension in self.extensions for words in extension.not_examined(rows)]
+
     def verdict(self, violations: str = "") -> Verdict:
         """The verdict on the run; ``violations`` as :func:`travelling_quality_control.judging.judge`."""
         rows = pd.concat([self.log, self.screening, self.failures]).sort_values("Row")
         return judge(rows, self.record, self.images, violations)
-
-
-def read_table(path: Path, columns: Sequence[str], numeric: Sequence[str] = ()) -> pd.DataFrame:
-    """Read a CSV that must have ``columns``; those in ``numeric`` as numbers (empty: NaN), all others as text.
-
-    Rows are numbered from 0 as they are in the file, and empty ones left out. Raises InputError that names file and row
-    for anything that is wrong.
-    """
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a CSV file ({str(error).strip()})") from None
-    table = table.fillna("")
-    table = table[(table != "").any(axis=1)]
-    missing = [column for column in columns if column not in table.columns]
-    if missing:
-        raise InputError(f"{path}: missing column(s) {', '.join(missing)}")
-    if table.empty:
-        raise InputError(f"{path}: no rows")
-    for column in table.columns.intersection(list(numeric)):
-        text, table[column] = table[column], pd.to_numeric(table[column], errors="coerce")
-        refuse_rows(path, table[column].isna() & ~text.str.lower().isin(["", "nan"]), f"{column} is not a number")
-    return table
-
-
-def refuse_rows(path: Path, bad: pd.Series, reason: str) -> None:
-    """Raise InputError for the first row marked in ``bad``, a boolean Series indexed by the rows of the file."""
-    if bad.any():
-        first: Any = bad.idxmax()
-        raise InputError(f"{path}, row {first + 2}: {reason}")
 
 
 def read_images(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
@@ -149,9 +136,9 @@ def read_images(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
     return images.set_index("Subject")
 
 
-def read_log(path: Path, options: dict) -> dict:
-    """The parts of a log of a run with these options: ``log``, ``screening`` and ``failures`` of a LoggedRun."""
-    columns = log_columns(extensions_in(options, path))
+def read_log(path: Path, record: dict) -> dict:
+    """The parts of the log of a run with this record: ``log``, ``screening`` and ``failures`` of a LoggedRun."""
+    columns = log_columns(settings_of(record).extensions)
     log = read_table(path, LOG_COLUMNS, [column for column in columns if column not in TEXT_COLUMNS])
     for column in columns:
         log[column] = log.get(column, np.nan)  # of a log that the audit refuses

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from travelling.beyond import ExtensionOptions
 from travelling.errors import VisitFailed
 from travelling.method.auditor import Auditor
-from travelling.method.extension import Extension
+from travelling.method.extension import Extension, Finding
 from travelling.method.rule import locks_up
 from travelling.option import BEYOND, number, option
 from travelling.words import some, was
@@ -46,9 +46,9 @@ SCORE = "Screen_score"  # column of the log
 class ScreenOptions(ExtensionOptions):
     """Whether images are looked at, and how often in vain."""
 
-    screen: bool = option("put images aside that look like nothing the model has learned of", None, False, group=BEYOND)
+    screen: bool = option("flag images that look unlike those of the test set", None, False, group=BEYOND)
     false_alarms: float = option(  # after check()
-        f"share of good images that --screen may suspect at a look (default: {FALSE_ALARMS})",
+        f"share of good images that --screen may flag (default: {FALSE_ALARMS})",
         number(float, 1e-6, 0.5),
         None,
         metavar="RATE",
@@ -236,11 +236,28 @@ class Screen(Extension):
 
     def explain(self, row: Any) -> dict[str, str]:
         """As :meth:`Extension.explain`: the score, the limit, and the look that gave the score."""
-        score, limit, *looks, _ = self.columns
-        told = {"score": _number(row[score]), "limit": _number(row[limit])}
+        from travelling.beyond.screen.looks import LOOKS
+
+        found = {"score": _number(row[SCORE]), "limit": _number(row["Screen_limit"]), "look": ""}
+        name = self._highest(row)
+        return found | {"look": LOOKS[name].title or name} if name else found
+
+    def finding(self, row: Any) -> Finding | None:
+        """As :meth:`Extension.finding`: by the look that gave the score."""
+        from travelling.beyond.screen.looks import LOOKS
+
+        if row["Screen_limit"] != row["Screen_limit"] or not is_strange(row):  # NaN is not equal to itself: no look
+            return None
+        name = self._highest(row)
+        words = LOOKS[name].finding if name else "what the screen measures of it is no number"
+        return Finding(words, **self.explain(row))
+
+    def _highest(self, row):
+        """The look with the largest score in a row, "" where one has none."""
+        _, _, *looks, _ = self.columns
         values = {name.removeprefix("Screen_"): row[name] for name in looks}
         known = all(value == value for value in values.values())  # NaN is not equal to itself
-        return told | {"look": max(values, key=values.__getitem__) if known else ""}
+        return max(values, key=values.__getitem__) if known else ""
 
 
 class OfLooks(Extension):

@@ -180,22 +180,41 @@ def difference_of_halves(image: np.ndarray, axis: int, blocks: tuple[int, ...]) 
 class Look(NamedTuple):
     """A look: how it is measured of an image (z, y, x), how many ``numbers`` it has, and its yardstick.
 
-    ``words`` say for a paper what of an image it is. An image with a score above ``sure`` is eliminated for it.
+    ``words`` say for a paper what of an image it is; for those who read images ``finding`` says what a large score
+    means, and ``title`` what it is about (default: its name). An image with a score above ``sure`` is eliminated for
+    it.
     """
 
     measure: Callable[[np.ndarray], np.ndarray]
     numbers: int
     yardstick: type[Yardstick]
     words: str
+    finding: str = "it looks unlike the images of the test set"
+    title: str = ""
     sure: float = 4.0  # standard deviations of the test set
 
 
 _METRICS = f"{len(MEANINGS)} image quality metrics of its foreground (Mahalanobis distance)"
 _FLIPPED = "the difference between its {} halves, towards that of a flipped image (linear discriminant)"
 LOOKS = {
-    "metrics": Look(image_metrics, len(MEANINGS), Distance, _METRICS),
-    "spectrum": Look(spectrum, 1, AsItIs, "the largest peak of its spectrum above its shell", sure=5.4),
-    "asymmetry": Look(asymmetry, int(np.prod(BLOCKS)), Mirrored, _FLIPPED.format("left and right")),
-    "up_down": Look(up_down, int(np.prod(COARSE_BLOCKS)), Mirrored, _FLIPPED.format("lower and upper")),
-    "front_back": Look(front_back, int(np.prod(COARSE_BLOCKS)), Mirrored, _FLIPPED.format("back and front")),
-}
+    "metrics": Look(
+        image_metrics, len(MEANINGS), Distance, _METRICS,
+        "its contrast, sharpness, noise or shape are unlike those of the test set", "image quality",
+    ),
+    "spectrum": Look(
+        spectrum, 1, AsItIs, "the largest peak of its spectrum above its shell",
+        "its fine detail is unlike that of the test set: blurred, cut off or striped", "fine detail", sure=5.4,
+    ),
+    "asymmetry": Look(
+        asymmetry, int(np.prod(BLOCKS)), Mirrored, _FLIPPED.format("left and right"),
+        "left and right look swapped, or one of them differs much", "left and right",
+    ),
+    "up_down": Look(
+        up_down, int(np.prod(COARSE_BLOCKS)), Mirrored, _FLIPPED.format("lower and upper"),
+        "it looks upside down, or its upper or lower part differs much", "up and down",
+    ),
+    "front_back": Look(
+        front_back, int(np.prod(COARSE_BLOCKS)), Mirrored, _FLIPPED.format("back and front"),
+        "front and back look swapped, or one of them differs much", "front and back",
+    ),
+}  # fmt: skip
