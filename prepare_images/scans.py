@@ -6,32 +6,22 @@ import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
 
 import pandas as pd
 
 from prepare_images.bids import WORDS, participants_file, read_bids
-from prepare_images.registration import MASKS, STRIPPED, TEMPLATE
+from prepare_images.one_scan import MASKS, STRIPPED, TEMPLATE
+from prepare_images.options import Preparation
 from prepare_images.template import NAME
+from travelling.console import progress_bar
 from travelling.errors import InputError
 from travelling.images.cohort import RELATED, UNKNOWN, check_cohort, copies, find_image, persons, read_cohort
 from travelling.images.nifti import read_header
+from travelling.images.ratings import LEAVE_OUT, REDO
+from travelling.words import some
 
 
-class Sources(Protocol):
-    """What of the options of prepare_images.py says which scans there are."""
-
-    bids: Any
-    csv: Any
-    pd: list | None
-    hc: list | None
-    center: str | None
-    t1w: str
-    mask_pattern: str | None
-    stripped: bool
-
-
-def find_scans(arguments: Sources) -> pd.DataFrame:
+def find_scans(arguments: Preparation) -> pd.DataFrame:
     """A row per scan: the columns of prepared.csv, Mask (a file, "stripped" or "template"), Target and Reason.
 
     Raises InputError for all that prepared.csv would be refused for.
@@ -54,7 +44,7 @@ def find_scans(arguments: Sources) -> pd.DataFrame:
     else:
         scans["Mask"], missing = masks(scans, source.parent, arguments.mask_pattern)
         scans["Reason"] = scans["Reason"].where(scans["Reason"] != "", missing)
-    for number, row in scans[scans["Reason"] == ""].iterrows():
+    for number, row in progress_bar(list(scans[scans["Reason"] == ""].iterrows()), desc="reading headers", unit="scan"):
         try:
             read_header(row["Path"])
         except InputError as error:
@@ -134,29 +124,28 @@ def contents(files: pd.Series) -> dict[str, dict]:
 
 def describe_scans(scans: pd.DataFrame) -> list[str]:
     """What is in a folder or table, a list of lines: people by class, by which words; what was read and what not."""
-    words = dict(zip(("diagnosis", "sex", "age"), WORDS, strict=True))
     people = scans.assign(Person=persons(scans), Group_bin=scans["Group_bin"].astype(str))
     centers = people.loc[people["Study"] != "", "Study"].value_counts()
+    persons_found = people["Person"].nunique()
     lines = [
-        f"found: {counted(people['Person'].nunique(), 'person', 'people')}, {counted(len(people), 'scan')}, "
-        f"{counted(len(centers), 'center')} ({listed(f'{name}: {number}' for name, number in centers.items())})"
+        f"found: {persons_found} {'person' if persons_found == 1 else 'people'}, {some(len(people), 'scan')}, "
+        f"{some(len(centers), 'center')} ({listed(f'{name}: {number}' for name, number in centers.items())})"
     ]
-    for what, column, classes in (
-        ("diagnosis", "Group_bin", {"1": "PD", "0": "HC", "": "neither"}),
-        ("sex", "Sex", {"M": "M", "F": "F", "": "not read"}),
+    for what, column, word, classes in (
+        ("diagnosis", "Group_bin", "Label_word", {"1": "PD", "0": "HC", "": "neither"}),
+        ("sex", "Sex", "Sex_word", {"M": "M", "F": "F", "": "not read"}),
     ):
-        word = words[what]
         each = people.drop_duplicates(["Person", column, word])
         parts = []
         for value, name in classes.items():
-            some = each[each[column] == value]
-            said = listed(sorted(map(repr, some[word].unique())))
-            parts.append(f"{some['Person'].nunique()} {name}{f' ({said})' if said else ''}")
+            those = each[each[column] == value]
+            said = listed(sorted(map(repr, those[word].unique())))
+            parts.append(f"{those['Person'].nunique()} {name}{f' ({said})' if said else ''}")
         lines.append(f"people by {what}: {', '.join(parts)}")
     ages = people["Age"].astype(str).replace("nan", "")
     years = ages[ages != ""].astype(float)
-    told = ~people[words["age"]].str.lower().isin(UNKNOWN)
-    unread = people.loc[told & (ages == ""), words["age"]]
+    told = ~people["Age_word"].str.lower().isin(UNKNOWN)
+    unread = people.loc[told & (ages == ""), "Age_word"]
     span = f" ({years.min():g} to {years.max():g} years)" if len(years) else ""
     values = f" ({listed(map(repr, unread.unique()))})" if len(unread) else ""
     lines.append(f"ages of scans: {len(years)} read{span}, {len(unread)} not read{values}, {(~told).sum()} not told")
@@ -165,11 +154,6 @@ def describe_scans(scans: pd.DataFrame) -> list[str]:
     failed = scans[scans["Reason"] != ""]
     lines += [f"failed: {row.Subject}: {row.Reason}" for row in failed.itertuples()]
     return lines
-
-
-def counted(number: int, one: str, many: str | None = None) -> str:
-    """A number with its noun."""
-    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def listed(words: Iterable[str]) -> str:
@@ -181,3 +165,8 @@ def listed(words: Iterable[str]) -> str:
 def mask_kinds(scans: pd.DataFrame) -> pd.Series:
     """Which mask each scan has: stripped, template or own."""
     return scans["Mask"].where(scans["Mask"].isin(MASKS), "own")
+
+
+def wanted(scans: pd.DataFrame, ratings: pd.DataFrame) -> pd.Series:
+    """Which scans people want in prepared.csv (bool): not left out, and redone only with a mask of their own."""
+    return (ratings["Rating"] != LEAVE_OUT) & ((ratings["Rating"] != REDO) | (mask_kinds(scans) == "own"))

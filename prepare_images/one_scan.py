@@ -1,0 +1,154 @@
+"""One scan, from its file to the files that are made of it."""
+
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk
+from nibabel.filebasedimages import ImageFileError
+
+from prepare_images.overview import draw
+from prepare_images.registration import BRAIN_LITRES, FAILED, SEEN, background, litres, prepare, reference
+from prepare_images.template import NAME
+from travelling import __version__
+from travelling.errors import InputError
+from travelling.files import write_whole
+from travelling.images.cache import identity
+from travelling.images.nifti import as_image, read_header, read_image, to_array, write_image
+
+STRIPPED, TEMPLATE = MASKS = ("stripped", "template")  # voxels above 0, or the template's brain
+SMALLEST_SCAN = 16  # voxels along each axis
+
+
+class Job(NamedTuple):
+    """A scan to prepare. ``mask`` is a file, or one of :data:`MASKS`."""
+
+    source: str
+    mask: str
+    target: str  # .nii.gz; its mask lies beside it, and a .json that tells how it was made
+    picture: str
+    spacing: float  # mm
+
+
+def prepare_file(job: Job) -> dict:
+    """Prepare a scan unless that was done: ``Status``, ``Reason`` (not of the prepared), measures and ``Notices``.
+
+    What was made of the same files, by the same options and versions, stays as it is. Raises OSError where writing
+    fails.
+    """
+    target, picture = Path(job.target), Path(job.picture)
+    sidecar = target.with_name(target.name.removesuffix(".nii.gz") + ".json")
+    scan = mask = made = None
+    try:
+        sources = [job.source] if job.mask in MASKS else [job.source, job.mask]
+        for source in sources:
+            if not os.path.isfile(source):
+                raise InputError(f"{source}: no such image")
+        made_of = {"files": [identity(source) for source in sources], "spacing": job.spacing, "mask": job.mask}
+        made_of |= {"travelling": __version__, "SimpleITK": sitk.Version_VersionString()}
+        if target.exists() and picture.exists() and (earlier := _read_json(sidecar)).get("MadeOf") == made_of:
+            return earlier["Measures"]
+        scan = read_scan(job.source)
+        mask = brain_of(job, scan)
+        made = prepare(scan, mask, job.spacing)
+        measures = made.measures
+    except InputError as error:
+        measures = {"Status": FAILED, "Reason": str(error)}
+    except RuntimeError as error:  # ITK's, for example of a registration that has lost the head
+        measures = {"Status": FAILED, "Reason": f"{job.source}: {str(error).strip().splitlines()[-1]}"}
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    if scan is None:
+        picture.unlink(missing_ok=True)
+        return measures
+    if made and mask is None:
+        mask = sitk.Resample(reference()[1], scan, made.affine.GetInverse()) >= 0.5
+    write_whole(picture, draw(scan, mask, made and made.image))
+    if not made:
+        return measures
+    measures["Notices"] = "; ".join(f"an image {text}" for text in read_header(job.source).remarks)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_image(made.brain, target.with_name(target.name.replace("_T1w.nii.gz", "_mask.nii.gz")))
+    write_image(made.image, target)
+    about = {
+        "Sources": sources,
+        "SpatialReference": NAME,
+        "SkullStripped": True,
+        "Resolution": f"{job.spacing:g} mm",
+        "TransformToScan": matrix(made.affine),
+        "Measures": measures,
+        "MadeOf": made_of,
+    }
+    write_whole(sidecar, json.dumps(about, indent=2).encode() + b"\n")  # last: with it the image is known to be whole
+    return measures
+
+
+def _read_json(path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def read_scan(path: str) -> sitk.Image:
+    """A scan as float32; raises InputError where it cannot be registered."""
+    scan = sitk.Cast(read_image(path), sitk.sitkFloat32)
+    if min(scan.GetSize()) < SMALLEST_SCAN:
+        raise InputError(f"{path}: {' x '.join(map(str, scan.GetSize()))} voxels are too few to register")
+    if to_array(scan).min() == to_array(scan).max():
+        raise InputError(f"{path}: every voxel has the same value")
+    return scan
+
+
+def brain_of(job: Job, scan: sitk.Image) -> sitk.Image | None:
+    """A scan's own mask (0, 1), on its grid; None where the template's is taken; raises InputError where it is none."""
+    if job.mask == TEMPLATE:
+        return None
+    mask = read_mask(job.mask, scan) if job.mask != STRIPPED else sitk.BinaryFillhole(scan != background(scan))
+    if not BRAIN_LITRES[0] <= (volume := litres(mask)) <= BRAIN_LITRES[1]:
+        place = (
+            f"{job.source}: what differs from its background, {background(scan):g},"
+            if job.mask == STRIPPED
+            else f"{job.mask}: its mask, where the scan is,"
+        )
+        raise InputError(f"{place} holds {volume:.2g} litres; a brain has {BRAIN_LITRES[0]:g} to {BRAIN_LITRES[1]:g}")
+    return mask
+
+
+def read_mask(path: Path | str, scan: sitk.Image) -> sitk.Image:
+    """What is above 0 in a NIfTI or FreeSurfer (.mgz) image, as a mask (0, 1; 8 bits) on the grid of a scan.
+
+    A NIfTI image that tells no place is taken voxel for voxel. Raises InputError where it has other voxels than the
+    scan, or where a mask lies partly outside it.
+    """
+    if str(path).endswith((".mgz", ".mgh")):
+        try:
+            file = nib.MGHImage.from_filename(path)
+            voxels = np.asanyarray(file.dataobj)
+        except (ImageFileError, OSError, ValueError, EOFError, zlib.error) as error:
+            raise InputError(f"{path}: not a FreeSurfer image ({error})") from None
+        if voxels.ndim != 3:
+            raise InputError(f"{path}: a 3-D mask is needed")
+        mask = as_image(np.ascontiguousarray(voxels.T), file.affine)
+    else:
+        mask = read_image(path)
+        if not read_header(path).is_oriented:
+            if mask.GetSize() != scan.GetSize():
+                raise InputError(f"{path}: tells no place, and has not the voxels of the scan")
+            mask.CopyInformation(scan)
+    moved = sitk.Resample(mask > 0, scan, sitk.Transform(), sitk.sitkNearestNeighbor)
+    if litres(moved) < SEEN * litres(mask > 0):
+        raise InputError(f"{path}: its mask lies partly outside the scan (has its header lost its place?)")
+    return moved
+
+
+def matrix(affine: sitk.AffineTransform) -> list:
+    """SimpleITK's affine transform as a 4 x 4 matrix of mm to the right, front and up, as a list of rows."""
+    found = np.eye(4)
+    found[:3, :3] = np.array(affine.GetMatrix()).reshape(3, 3)
+    found[:3, 3] = affine.TransformPoint((0.0, 0.0, 0.0))
+    turn = np.diag([-1.0, -1.0, 1.0, 1.0])
+    return (turn @ found @ turn).round(6).tolist()
