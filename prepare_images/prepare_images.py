@@ -47,10 +47,10 @@ def main() -> None:
     from prepare_images.bids import WORDS, participants_file
     from prepare_images.overview import overview_page, picture_of
     from prepare_images.registration import FAILED, LOOK
-    from prepare_images.scans import describe_scans, find_scans, notices, wanted
+    from prepare_images.scans import describe_scans, find_scans, notices, rated
     from travelling.files import write_csv, write_whole
     from travelling.images.cohort import read_cohort
-    from travelling.images.ratings import read_ratings
+    from travelling.images.ratings import OUT
     from travelling.runs.run import Run
 
     folder = arguments.output_folder
@@ -60,7 +60,7 @@ def main() -> None:
     inputs = {"csv": arguments.csv} if arguments.csv else {"bids": participants_file(arguments.bids)}
     inputs |= {"ratings": arguments.ratings} if arguments.ratings else {}
     scans = find_scans(arguments)
-    ratings = read_ratings(arguments.ratings, scans["Subject"])
+    ratings = rated(scans, arguments.ratings)
     run = Run(folder, "preparation.log", arguments, inputs, results, models=False)
     log = run.begin("CPU", notices=notices(scans))
     for line in describe_scans(scans):
@@ -68,7 +68,7 @@ def main() -> None:
     describe_derivative(folder / "images", arguments)
     registration = registration_table(scans, prepare_all(scans, arguments))
     made = registration["Status"] != FAILED
-    stays = made & wanted(scans, ratings)
+    stays = made & ~ratings["Rating"].isin(OUT)
     write_csv(registration.assign(**ratings) if arguments.ratings else registration, registration_csv)
     about = registration.loc[stays, ["Status", "Similarity", "Mutual_information"]]
     cohort = scans[stays].assign(Path=scans["Target"], **about)
@@ -141,7 +141,7 @@ def prepare_all(scans: pd.DataFrame, arguments: Preparation) -> list[dict]:
             bar.set_postfix_str(f"at {', '.join(scans['Subject'].iloc[list(running.values())])}")
             for done in wait(running, bar.mininterval, FIRST_COMPLETED).done:
                 measures[running.pop(done)] = done.result()
-                bar.update()
+                bar.n += 1
             stopping.stop_if_asked()
     except BrokenProcessPool:
         stopping.stop_if_asked()  # a SIGTERM to all processes of a job ends the workers at once

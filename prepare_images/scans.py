@@ -17,7 +17,7 @@ from travelling.console import progress_bar
 from travelling.errors import InputError
 from travelling.images.cohort import RELATED, UNKNOWN, check_cohort, copies, find_image, persons, read_cohort
 from travelling.images.nifti import read_header
-from travelling.images.ratings import LEAVE_OUT, REDO
+from travelling.images.ratings import REDO, read_ratings
 from travelling.words import some
 
 
@@ -167,6 +167,8 @@ def mask_kinds(scans: pd.DataFrame) -> pd.Series:
     return scans["Mask"].where(scans["Mask"].isin(MASKS), "own")
 
 
-def wanted(scans: pd.DataFrame, ratings: pd.DataFrame) -> pd.Series:
-    """Which scans people want in prepared.csv (bool): not left out, and redone only with a mask of their own."""
-    return (ratings["Rating"] != LEAVE_OUT) & ((ratings["Rating"] != REDO) | (mask_kinds(scans) == "own"))
+def rated(scans: pd.DataFrame, path: Path | None) -> pd.DataFrame:
+    """What a file says of scans (:func:`read_ratings`); of one to be redone that has a mask of its own, nothing yet."""
+    ratings = read_ratings(path, scans["Subject"])
+    redone = (ratings["Rating"] == REDO) & (mask_kinds(scans) == "own")
+    return ratings.assign(Rating=ratings["Rating"].mask(redone, ""))

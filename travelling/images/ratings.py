@@ -12,6 +12,7 @@ from travelling.errors import InputError
 from travelling.images.cohort import read_text_table, refuse_rows
 
 RATINGS = KEEP, LEAVE_OUT, REDO = ("keep", "leave out", "redo")
+OUT = (LEAVE_OUT, REDO)  # not used, or not as it is
 SCRIPT = Path(__file__).with_suffix(".js")  # of the pages
 
 
