@@ -34,6 +34,11 @@ class Job(NamedTuple):
     spacing: float  # mm
 
 
+def failed(reason: str) -> dict:
+    """What is known of a scan that could not be prepared."""
+    return {"Status": FAILED, "Reason": reason, "Notices": ""}
+
+
 def prepare_file(job: Job) -> dict:
     """Prepare a scan unless that was done: ``Status``, ``Reason`` (not of the prepared), measures and ``Notices``.
 
@@ -57,9 +62,9 @@ def prepare_file(job: Job) -> dict:
         made = prepare(scan, mask, job.spacing)
         measures = made.measures
     except InputError as error:
-        measures = {"Status": FAILED, "Reason": str(error)}
+        measures = failed(str(error))
     except RuntimeError as error:  # ITK's, for example of a registration that has lost the head
-        measures = {"Status": FAILED, "Reason": f"{job.source}: {str(error).strip().splitlines()[-1]}"}
+        measures = failed(f"{job.source}: {str(error).strip().splitlines()[-1]}")
     picture.parent.mkdir(parents=True, exist_ok=True)
     if scan is None:
         picture.unlink(missing_ok=True)

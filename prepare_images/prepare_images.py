@@ -71,8 +71,9 @@ def main() -> None:
     stays = made & ~ratings["Rating"].isin(OUT)
     write_csv(registration.assign(**ratings) if arguments.ratings else registration, registration_csv)
     about = registration.loc[stays, ["Status", "Similarity", "Mutual_information"]]
-    cohort = scans[stays].assign(Path=scans["Target"], **about)
-    cohort = cohort.drop(columns=["Mask", "Target", "Reason", *WORDS])
+    cohort = (
+        scans[stays].drop(columns=["Path", "Mask", "Reason", *WORDS]).rename(columns={"Target": "Path"}).assign(**about)
+    )
     first = ["Subject", "Study", "Path", "Group_bin", "Sex", "Age"]
     write_csv(cohort[[*first, *cohort.columns.difference(first, sort=False)]], prepared_csv)
     for row in registration[scans["Reason"] == ""].to_dict("records"):
@@ -118,12 +119,11 @@ def prepare_all(scans: pd.DataFrame, arguments: Preparation) -> list[dict]:
     from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
     from concurrent.futures.process import BrokenProcessPool
 
-    from prepare_images.one_scan import Job, prepare_file
+    from prepare_images.one_scan import Job, failed, prepare_file
     from prepare_images.overview import picture_of
-    from prepare_images.registration import FAILED
     from travelling.console import progress_bar
 
-    measures = [{"Status": FAILED, "Reason": reason} for reason in scans["Reason"]]
+    measures = [failed(reason) for reason in scans["Reason"]]
     folder = arguments.output_folder.absolute()
     waiting = [number for number, reason in enumerate(scans["Reason"]) if not reason][::-1]
     running: dict[Future, int] = {}
@@ -170,7 +170,7 @@ def registration_table(scans: pd.DataFrame, measures: list[dict]) -> pd.DataFram
     from prepare_images.registration import MEASURES
     from prepare_images.scans import mask_kinds
 
-    table = pd.DataFrame(measures, columns=["Status", "Reason", *MEASURES, "Notices"]).fillna({"Notices": ""})
+    table = pd.DataFrame(measures, columns=["Status", "Reason", *MEASURES, "Notices"])
     about = scans[["Subject", "Study"]].assign(Scan=scans["Path"], Mask=mask_kinds(scans))
     return pd.concat([about, table], axis=1)
 

@@ -28,13 +28,6 @@ from prepare_images.template import BRAIN_CENTER, to_lps
 from travelling.images.nifti import read_image
 
 
-def brain_points():
-    """Points of the template's brain, mm LPS: every 100th voxel of 2 mm."""
-    brain = registration.reference()[1]
-    inside = np.argwhere(sitk.GetArrayFromImage(brain) >= 0.5)[::100, ::-1]
-    return [brain.TransformIndexToPhysicalPoint(index.tolist()) for index in inside]
-
-
 def error(found, truth, points):
     """Mean and largest distance (mm) between two transforms of the same points."""
     apart = [np.subtract(found.TransformPoint(point), truth.TransformPoint(point)) for point in points]
@@ -86,7 +79,7 @@ def main():
     parser.add_argument("--in-space", action="store_true", help="the scans lie in MNI space")
     parser.add_argument("--repeats", type=int, default=1)
     arguments = parser.parse_args()
-    points, rows = brain_points(), []
+    points, rows = registration.brain_points(), []
 
     def told(name, found, truth):
         rows.append(error(found, truth, points))
