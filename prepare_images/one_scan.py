@@ -1,7 +1,9 @@
 """One scan, from its file to the files that are made of it."""
 
+import importlib.metadata
 import json
 import os
+import warnings
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +22,9 @@ from travelling.files import write_whole
 from travelling.images.cache import identity
 from travelling.images.nifti import as_image, read_header, read_image, to_array, write_image
 
-STRIPPED, TEMPLATE = MASKS = ("stripped", "template")  # voxels above 0, or the template's brain
+# What differs from the background, the template's brain, or what deepbet finds (Fisch et al. 2024, doi
+# 10.1016/j.compbiomed.2024.108845).
+STRIPPED, TEMPLATE, DEEPBET = MASKS = ("stripped", "template", "deepbet")
 SMALLEST_SCAN = 16  # voxels along each axis
 
 
@@ -55,6 +59,8 @@ def prepare_file(job: Job) -> dict:
                 raise InputError(f"{source}: no such image")
         made_of = {"files": [identity(source) for source in sources], "spacing": job.spacing, "mask": job.mask}
         made_of |= {"travelling": __version__, "SimpleITK": sitk.Version_VersionString()}
+        if job.mask == DEEPBET:
+            made_of[DEEPBET] = importlib.metadata.version(DEEPBET)
         if target.exists() and picture.exists() and (earlier := _read_json(sidecar)).get("MadeOf") == made_of:
             return earlier["Measures"]
         scan = read_scan(job.source)
@@ -112,15 +118,33 @@ def brain_of(job: Job, scan: sitk.Image) -> sitk.Image | None:
     """A scan's own mask (0, 1), on its grid; None where the template's is taken; raises InputError where it is none."""
     if job.mask == TEMPLATE:
         return None
-    mask = read_mask(job.mask, scan) if job.mask != STRIPPED else sitk.BinaryFillhole(scan != background(scan))
+    if job.mask == STRIPPED:
+        mask = sitk.BinaryFillhole(scan != background(scan))
+        place = f"{job.source}: what differs from its background, {background(scan):g},"
+    elif job.mask == DEEPBET:
+        mask, place = _deepbet(job.source, scan), f"{job.source}: what deepbet takes for the brain"
+    else:
+        mask, place = read_mask(job.mask, scan), f"{job.mask}: its mask, where the scan is,"
     if not BRAIN_LITRES[0] <= (volume := litres(mask)) <= BRAIN_LITRES[1]:
-        place = (
-            f"{job.source}: what differs from its background, {background(scan):g},"
-            if job.mask == STRIPPED
-            else f"{job.mask}: its mask, where the scan is,"
-        )
         raise InputError(f"{place} holds {volume:.2g} litres; a brain has {BRAIN_LITRES[0]:g} to {BRAIN_LITRES[1]:g}")
     return mask
+
+
+def _deepbet(path, scan):
+    """The brain of a scan by deepbet, on the CPU; its weights are in its package."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of how its weights are saved
+        import torch
+        from deepbet.bet import BrainExtraction
+
+        torch.set_num_threads(1)
+        image = nib.Nifti1Image(to_array(scan).T, read_header(path).affine)
+        try:
+            _, found, _ = BrainExtraction(no_gpu=True).run(image)
+        except AssertionError as error:
+            raise InputError(f"{path}: deepbet finds no brain ({error})") from None
+    mask = as_image(np.ascontiguousarray(np.asarray(found.dataobj, "uint8").T), found.affine)
+    return sitk.Resample(mask, scan, sitk.Transform(), sitk.sitkNearestNeighbor)
 
 
 def read_mask(path: Path | str, scan: sitk.Image) -> sitk.Image:

@@ -1,5 +1,6 @@
 """The options of prepare_images.py."""
 
+import importlib.util
 import os
 import string
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from travelling.runs.options import Overwrite
 
 PLACEHOLDERS = {"subject", "session", "name", "folder"}
 BIDS = "in a BIDS folder (columns are looked for by common names unless told)"
-MASKS = "brain masks (else the template's is carried over, which is coarse)"
+MASKS = "brain masks (else --brain-extraction)"
 
 
 @dataclass(kw_only=True)
@@ -41,6 +42,10 @@ class Preparation(Overwrite):
         "{folder} (of the scan) are filled in; relative to the BIDS folder or the CSV",
         str, None, metavar="PATTERN", group=MASKS,
     )  # fmt: skip
+    brain_extraction: str = option(
+        "what cuts out the brain where a scan has no mask of its own: the template's mask, or deepbet, a network "
+        "(pip install -r requirements-deepbet.txt)", str, "template", choices=("template", "deepbet"), group=MASKS,
+    )  # fmt: skip
     stripped: bool = option("scans are skull-stripped already: voxels above 0 are brain", None, False, group=MASKS)
     ratings: Path | None = option(
         "what you said of the scans on the page overview.html: what is to be left out, or to be redone and has no mask "
@@ -58,6 +63,8 @@ class Preparation(Overwrite):
         """As :meth:`travelling.option.Options.check`."""
         if (self.bids is None) == (self.csv is None):
             raise ValueError(f"one of {spell('bids')} and {spell('csv')} is needed, and not both")
+        if self.brain_extraction == "deepbet" and importlib.util.find_spec("deepbet") is None:
+            raise ValueError(f"{spell('brain_extraction')} deepbet: pip install -r requirements-deepbet.txt first")
         if self.mask_pattern is None:
             return
         if self.stripped:

@@ -22,7 +22,7 @@ from travelling.words import some
 
 
 def find_scans(arguments: Preparation) -> pd.DataFrame:
-    """A row per scan: the columns of prepared.csv, Mask (a file, "stripped" or "template"), Target and Reason.
+    """A row per scan: the columns of prepared.csv, Mask (a file, or one of MASKS), Target and Reason.
 
     Raises InputError for all that prepared.csv would be refused for.
     """
@@ -42,7 +42,7 @@ def find_scans(arguments: Preparation) -> pd.DataFrame:
     if arguments.stripped:
         scans["Mask"] = STRIPPED
     else:
-        scans["Mask"], missing = masks(scans, source.parent, arguments.mask_pattern)
+        scans["Mask"], missing = masks(scans, source.parent, arguments.mask_pattern, arguments.brain_extraction)
         scans["Reason"] = scans["Reason"].where(scans["Reason"] != "", missing)
     for number, row in progress_bar(list(scans[scans["Reason"] == ""].iterrows()), desc="reading headers", unit="scan"):
         try:
@@ -53,19 +53,19 @@ def find_scans(arguments: Preparation) -> pd.DataFrame:
     return scans
 
 
-def masks(scans: pd.DataFrame, base: Path, pattern: str | None) -> tuple[list[str], list[str]]:
-    """Each scan's mask (a file, or "template"), and why it cannot be used; raises InputError where no file is there."""
+def masks(scans: pd.DataFrame, base: Path, pattern: str | None, otherwise: str) -> tuple[list[str], list[str]]:
+    """Each scan's mask (a file, or ``otherwise``), and why it cannot be used; raises InputError where none is there."""
     found, reasons = [], []
     for row in scans.to_dict("records"):
         name = mask_file(row, pattern) if pattern is not None else row.get("Mask", "")
         if name.lower() in UNKNOWN:
-            found.append(TEMPLATE)
+            found.append(otherwise)
             reasons.append("")
             continue
         file, reason = find_image(base, name)
         found.append(file)
         reasons.append(f"{file}: {reason}" if reason else "")
-    own = [reason for mask, reason in zip(found, reasons, strict=True) if mask != TEMPLATE]
+    own = [reason for mask, reason in zip(found, reasons, strict=True) if mask != otherwise]
     if own and all(own):
         raise InputError(f"{own[0]}: so are all {len(own)} masks ({'--mask-pattern' if pattern else 'column Mask'})")
     return found, reasons
@@ -101,7 +101,7 @@ def notices(scans: pd.DataFrame) -> list[str]:
     coarse = int((scans["Mask"] == TEMPLATE).sum())
     lines = [
         f"{coarse} of {len(scans)} scans have no brain mask: the template's is carried over by the registration, "
-        "which is coarse: it cuts off some brain and leaves some skull (--mask-pattern, --stripped)"
+        "which is coarse: it cuts off some brain and leaves some skull (--mask-pattern, --brain-extraction, --stripped)"
     ] * bool(coarse)
     usable = scans[scans["Reason"] == ""].set_index("Subject", drop=False)
     classes = set(usable["Group_bin"].astype(str))
@@ -163,7 +163,7 @@ def listed(words: Iterable[str]) -> str:
 
 
 def mask_kinds(scans: pd.DataFrame) -> pd.Series:
-    """Which mask each scan has: stripped, template or own."""
+    """Which mask each scan has: one of MASKS, or "own"."""
     return scans["Mask"].where(scans["Mask"].isin(MASKS), "own")
 
 

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import hashlib
 import html
+import importlib.metadata
 import importlib.util
 import io
 import json
@@ -16,6 +17,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 from urllib.parse import unquote
 
@@ -600,6 +602,42 @@ def test_a_mask_that_tells_no_place(tmp_path):
     nib.save(nib.Nifti1Image(brain.astype("u1"), np.diag([5, 5, 5, 1])), tmp_path / "corner.nii")  # as of numpy.eye
     with pytest.raises(InputError, match="lies partly outside the scan"):
         one_scan.read_mask(tmp_path / "corner.nii", scan)
+
+
+def test_deepbet_cuts_where_no_mask_is_given(script, prepared_scans, monkeypatch, tmp_path):
+    """A stand-in: it finds what is bright, and turns the image as it likes. Offered only where it is installed."""
+    people(tmp_path / "bids", *[row.format("PD") for row in GROUPS[:2]])
+    path = tmp_path / "bids/sub-00/anat/sub-00_T1w.nii.gz"
+    brain = stripped_scan(path)
+    own = tmp_path / "bids/sub-01/anat/sub-01_T1w_mask.nii.gz"
+    nib.save(nib.Nifti1Image(brain.astype("u1"), AFFINE), own)
+    options = ["--bids", tmp_path / "bids", "--output-folder", tmp_path / "out", "--brain-extraction", "deepbet"]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert "--brain-extraction deepbet: pip install -r requirements-deepbet.txt first" in refusal(script, *options)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "1")
+
+    class BrainExtraction:
+        def __init__(self, no_gpu):
+            assert no_gpu
+
+        def run(self, image):
+            np.testing.assert_allclose(image.affine, AFFINE)
+            voxels = image.get_fdata()[::-1] > 0
+            return None, nib.Nifti1Image(voxels.astype("u1"), AFFINE @ [[-1, 0, 0, 32], *np.eye(4)[1:]]), None
+
+    for name in ("torch", "deepbet", "deepbet.bet"):
+        stand_in = SimpleNamespace(BrainExtraction=BrainExtraction, set_num_threads=lambda _: None)
+        monkeypatch.setitem(sys.modules, name, stand_in)
+    status, said = run(script, *options, "--mask-pattern", "{folder}/{name}_mask.nii.gz")
+    assert status == 0, said
+    assert "sub-00_T1w_mask.nii.gz: no such image" in said  # deepbet takes no mask's place that is asked for
+    own.unlink()
+    status, said = run(script, *options, "--overwrite")
+    assert status == 0, said
+    assert "2 deepbet" in said
+    assert "--brain-extraction" not in said
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(prepared_scans[1][1]).T == 1, brain)
 
 
 def test_masks_of_which_none_is_there_are_refused_first(script, prepared_scans, tmp_path):
