@@ -36,6 +36,7 @@ class Job(NamedTuple):
     target: str  # .nii.gz; its mask lies beside it, and a .json that tells how it was made
     picture: str
     spacing: float  # mm
+    dataset: str = ""  # the BIDS folder of the scans
 
 
 def failed(reason: str) -> dict:
@@ -50,14 +51,15 @@ def prepare_file(job: Job) -> dict:
     fails.
     """
     target, picture = Path(job.target), Path(job.picture)
-    sidecar = target.with_name(target.name.removesuffix(".nii.gz") + ".json")
+    sidecar = _sidecar(target)
     scan = mask = made = None
     try:
         sources = [job.source] if job.mask in MASKS else [job.source, job.mask]
         for source in sources:
             if not os.path.isfile(source):
                 raise InputError(f"{source}: no such image")
-        made_of = {"files": [identity(source) for source in sources], "spacing": job.spacing, "mask": job.mask}
+        made_of = {"files": [identity(source) for source in sources], "spacing": job.spacing}
+        made_of["mask"] = job.mask if job.mask in MASKS else "own"
         made_of |= {"travelling": __version__, "SimpleITK": sitk.Version_VersionString()}
         if job.mask == DEEPBET:
             made_of[DEEPBET] = importlib.metadata.version(DEEPBET)
@@ -82,19 +84,34 @@ def prepare_file(job: Job) -> dict:
         return measures
     measures["Notices"] = "; ".join(f"an image {text}" for text in read_header(job.source).remarks)
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_image(made.brain, target.with_name(target.name.replace("_T1w.nii.gz", "_mask.nii.gz")))
+    of_mask = target.with_name(target.name.replace("_T1w.nii.gz", "_mask.nii.gz"))
+    write_image(made.brain, of_mask)
     write_image(made.image, target)
-    about = {
-        "Sources": sources,
-        "SpatialReference": NAME,
+    about: dict = {"Sources": [uri(source, job.dataset) for source in sources], "SpatialReference": NAME}
+    _write_json(_sidecar(of_mask), {"Type": "Brain", **about})
+    about |= {
         "SkullStripped": True,
         "Resolution": f"{job.spacing:g} mm",
         "TransformToScan": matrix(made.affine),
         "Measures": measures,
         "MadeOf": made_of,
     }
-    write_whole(sidecar, json.dumps(about, indent=2).encode() + b"\n")  # last: with it the image is known to be whole
+    _write_json(sidecar, about)  # last: with it the image is known to be whole
     return measures
+
+
+def uri(path: str, dataset: str) -> str:
+    """The address of a file, as BIDS has it for one of a data set (DatasetLinks in dataset_description.json)."""
+    inside = dataset and Path(path).is_relative_to(dataset)
+    return f"bids:raw:{Path(path).relative_to(dataset).as_posix()}" if inside else Path(path).as_uri()
+
+
+def _sidecar(image):
+    return image.with_name(image.name.removesuffix(".nii.gz") + ".json")
+
+
+def _write_json(path, content):
+    write_whole(path, json.dumps(content, indent=2).encode() + b"\n")
 
 
 def _read_json(path):

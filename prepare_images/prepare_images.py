@@ -107,6 +107,7 @@ def describe_derivative(folder: Path, arguments: Preparation) -> None:
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": "travelling: prepare_images.py", "Version": __version__}],
         "SourceDatasets": [{"URL": source.as_uri()}],
+        "DatasetLinks": {"raw": source.as_uri()},
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "dataset_description.json", json.dumps(description, indent=2).encode() + b"\n")
@@ -124,7 +125,7 @@ def prepare_all(scans: pd.DataFrame, arguments: Preparation) -> list[dict]:
     from travelling.console import progress_bar
 
     measures = [failed(reason) for reason in scans["Reason"]]
-    folder = arguments.output_folder.absolute()
+    folder, dataset = arguments.output_folder.absolute(), str(arguments.bids.absolute() if arguments.bids else "")
     waiting = [number for number, reason in enumerate(scans["Reason"]) if not reason][::-1]
     running: dict[Future, int] = {}
     bar = progress_bar(total=len(waiting), desc="preparing scans", unit="scan", smoothing=0)
@@ -136,7 +137,7 @@ def prepare_all(scans: pd.DataFrame, arguments: Preparation) -> list[dict]:
                 row = scans.iloc[number := waiting.pop()]
                 target = row["Target"]
                 picture = str(folder / picture_of(target))
-                job = Job(row["Path"], row["Mask"], str(folder / target), picture, arguments.spacing)
+                job = Job(row["Path"], row["Mask"], str(folder / target), picture, arguments.spacing, dataset)
                 running[pool.submit(prepare_file, job)] = number
             bar.set_postfix_str(f"at {', '.join(scans['Subject'].iloc[list(running.values())])}")
             for done in wait(running, bar.mininterval, FIRST_COMPLETED).done:

@@ -44,7 +44,8 @@ def find_scans(arguments: Preparation) -> pd.DataFrame:
     else:
         scans["Mask"], missing = masks(scans, source.parent, arguments.mask_pattern, arguments.brain_extraction)
         scans["Reason"] = scans["Reason"].where(scans["Reason"] != "", missing)
-    for number, row in progress_bar(list(scans[scans["Reason"] == ""].iterrows()), desc="reading headers", unit="scan"):
+    found = list(scans[scans["Reason"] == ""].iterrows())
+    for number, row in progress_bar(found, desc="reading headers", unit="scan", delay=5):
         try:
             read_header(row["Path"])
         except InputError as error:

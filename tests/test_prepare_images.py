@@ -158,6 +158,13 @@ def test_a_bids_folder_becomes_a_cohort(script, dataset, prepared_scans, tmp_pat
     described = json.loads((out / "images/dataset_description.json").read_text())
     assert described["DatasetType"] == "derivative"
     assert {"Name", "BIDSVersion", "GeneratedBy"} <= set(described)
+    assert described["DatasetLinks"] == {"raw": dataset.as_uri()}
+    (image, mask) = (
+        json.loads(Path(cohort["Path"].iloc[1].replace("_T1w.nii.gz", f"_{kind}.json")).read_text())
+        for kind in ("T1w", "mask")
+    )
+    assert image["Sources"] == mask["Sources"] == ["bids:raw:sub-01/ses-2/anat/sub-01_ses-2_T1w.nii.gz"]
+    assert mask["Type"] == "Brain"
 
     table = pd.read_csv(out / "registration.csv", keep_default_na=False).set_index("Subject")
     assert list(table["Status"]) == ["prepared"] * 4 + ["failed"] * 6
