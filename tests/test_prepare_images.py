@@ -1,7 +1,6 @@
 """Preparing raw scans: who is found, what is written, what is refused, and how well a head is put where it belongs."""
 
 import base64
-import contextlib
 import hashlib
 import html
 import importlib.metadata
@@ -26,35 +25,25 @@ import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
+from conftest import ROOT, run_here
 from matplotlib.image import imread
 
-ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 
-from registration_error import error, synthetic  # noqa: E402
+from registration_error import error, synthetic
 
-from prepare_images import bids, one_scan, overview, registration  # noqa: E402
-from prepare_images.one_scan import Job  # noqa: E402
-from prepare_images.registration import brain_points  # noqa: E402
-from prepare_images.template import empty_image, image_size  # noqa: E402
-from travelling.errors import InputError  # noqa: E402
-from travelling.images.cohort import read_cohort  # noqa: E402
-from travelling.images.nifti import read_header, read_image, read_voxels  # noqa: E402
-from travelling.images.ratings import read_ratings  # noqa: E402
-from travelling.runs import command  # noqa: E402
+from prepare_images import bids, one_scan, overview, registration
+from prepare_images.one_scan import Job
+from prepare_images.registration import brain_points
+from prepare_images.template import empty_image, image_size
+from travelling.errors import InputError
+from travelling.images.cohort import read_cohort
+from travelling.images.nifti import read_header, read_image, read_voxels
+from travelling.images.ratings import read_ratings
 
 sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # as the script's processes: then equal scans give equal images
 SCRIPT = ROOT / "prepare_images" / "prepare_images.py"
 AFFINE = np.array([[5.0, 0, 0, -80], [0, 5, 0, -100], [0, 0, 5, -80], [0, 0, 0, 1]])  # RAS
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("prepare_images_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["prepare_images_script"] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
 
 
 def write_scan(path, seed=0, shape=(33, 40, 33), affine=AFFINE):
@@ -120,28 +109,22 @@ def prepared_scans(monkeypatch):
     return calls
 
 
-def run(script, *options):
+def run(*options):
     """The script in this process: status, and what it said on stderr."""
-    err = io.StringIO()
-    with (
-        mock.patch.object(sys, "argv", ["prepare_images.py", *map(str, options)]),
-        contextlib.redirect_stderr(err),
-        pytest.raises(SystemExit) as end,
-    ):
-        command.run(script.main)
-    return end.value.code, err.getvalue()
+    done = run_here(SCRIPT, *options)
+    return done.returncode, done.stderr
 
 
-def refusal(script, *options):
-    status, said = run(script, *options)
+def refusal(*options):
+    status, said = run(*options)
     assert status == 2
     assert len(said.splitlines()) == 1
     return said
 
 
-def test_a_bids_folder_becomes_a_cohort(script, dataset, prepared_scans, tmp_path):
+def test_a_bids_folder_becomes_a_cohort(dataset, prepared_scans, tmp_path):
     out = tmp_path / "out"
-    status, said = run(script, "--bids", dataset, "--output-folder", out, "--spacing", 4.8)
+    status, said = run("--bids", dataset, "--output-folder", out, "--spacing", 4.8)
     assert status == 0, said
     cohort = read_cohort(out / "prepared.csv")
     assert list(cohort["Subject"]) == ["sub-01_ses-1", "sub-01_ses-2", "sub-02", "sub-03"]
@@ -186,13 +169,13 @@ def test_a_bids_folder_becomes_a_cohort(script, dataset, prepared_scans, tmp_pat
     assert "at sub-01_ses-1" in said  # the bar names the scan at hand
 
 
-def test_the_page_holds_a_picture_and_a_tick_for_each_scan(script, dataset, prepared_scans, tmp_path):
+def test_the_page_holds_a_picture_and_a_tick_for_each_scan(dataset, prepared_scans, tmp_path):
     write_participants(
         dataset, *[f"sub-{name}\tPD\t<A>\tF\t61" for name in ("02", "03", "04", "07", "08")], 'sub-"9"\tHC\tB\tF\t61'
     )
     write_scan(dataset / 'sub-"9"/anat/sub-"9"_T1w.nii.gz', 9, (10, 40, 33))
     out = tmp_path / "a folder"
-    status, said = run(script, "--bids", dataset, "--output-folder", out, "--center", "<A> & B")
+    status, said = run("--bids", dataset, "--output-folder", out, "--center", "<A> & B")
     assert status == 0, said
     page = (out / "overview.html").read_text()
     cards = re.findall(r"<article data-subject=\"(.*?)\">(.*?)</article>", page, re.DOTALL)
@@ -244,14 +227,14 @@ def test_a_picture_shows_what_was_cut():
     assert red[400:].any(axis=0).sum() > 700  # the template's brain, of 150 to 190 mm, in each plane
 
 
-def test_ratings_are_heeded(script, dataset, prepared_scans, tmp_path):
+def test_ratings_are_heeded(dataset, prepared_scans, tmp_path):
     """Left out: not in prepared.csv. To be redone: not there before it has a mask of its own. And the page shows it."""
     out, ratings = tmp_path / "out", tmp_path / "ratings.tsv"
     ratings.write_text(
         'Subject\tRating\tNote\nsub-01_ses-1\tleave out\t"half ""gone"""\nsub-02\tredo\t\nsub-03\tkeep\t\n'
     )
     options = ["--bids", dataset, "--output-folder", out, "--ratings", ratings]
-    status, said = run(script, *options)
+    status, said = run(*options)
     assert status == 0, said
     assert "4 of 10 scans prepared, 0 of these to look at, 2 left out by ratings" in said
     assert list(read_cohort(out / "prepared.csv")["Subject"]) == ["sub-01_ses-2", "sub-03"]
@@ -265,13 +248,13 @@ def test_ratings_are_heeded(script, dataset, prepared_scans, tmp_path):
     brain[5:28, 5:35, 5:28] = 1
     for name in ("02", "03"):
         nib.save(nib.Nifti1Image(brain, AFFINE), dataset / f"sub-{name}/anat/sub-{name}_T1w_mask.nii.gz")
-    assert run(script, *options, "--overwrite", "--mask-pattern", "{folder}/{name}_mask.nii.gz")[0] == 0
+    assert run(*options, "--overwrite", "--mask-pattern", "{folder}/{name}_mask.nii.gz")[0] == 0
     assert len(prepared_scans) == 6  # two are made again
     assert list(read_cohort(out / "prepared.csv")["Subject"]) == ["sub-02", "sub-03"]
     assert pd.read_csv(out / "registration.csv", keep_default_na=False)["Rating"][2] == ""  # not of this image
 
     ratings.write_text(ratings.read_text().replace("keep", "leave out").replace("redo", "leave out"))
-    status, said = run(script, *options, "--overwrite", "--t1w", "*sub-03_T1w.nii.gz")
+    status, said = run(*options, "--overwrite", "--t1w", "*sub-03_T1w.nii.gz")
     assert (status, said.splitlines()[-1]) == (2, f"error: {ratings}: leaves no image in {out / 'prepared.csv'}")
 
 
@@ -291,7 +274,7 @@ def test_ratings_that_are_none(text, told, tmp_path):
     assert told in str(error.value)
 
 
-def test_what_is_in_a_folder_is_said_before_work_begins(script, dataset, prepared_scans, tmp_path):
+def test_what_is_in_a_folder_is_said_before_work_begins(dataset, prepared_scans, tmp_path):
     with (dataset / "participants.tsv").open("a") as file:
         file.writelines(
             f"sub-1{i}\tPD\tA\tM\t{age}\n" for i, age in enumerate(("60,5", "061Y", "18-38", "744", "732M"))
@@ -301,7 +284,7 @@ def test_what_is_in_a_folder_is_said_before_work_begins(script, dataset, prepare
         (dataset / f"sub-1{number}/anat/sub-02_T1w.nii.gz").rename(
             dataset / f"sub-1{number}/anat/sub-1{number}_T1w.nii.gz"
         )
-    status, said = run(script, "--bids", dataset, "--output-folder", tmp_path / "out")
+    status, said = run("--bids", dataset, "--output-folder", tmp_path / "out")
     assert status == 0
     before = said[: said.index("preparing scans")]
     for words in (
@@ -339,21 +322,21 @@ def people(folder, *rows, columns="participant_id\tgroup\tsite\tsex\tage"):
 GROUPS = [f"sub-0{number}\t{{}}\tA\tM\t60" for number in range(4)]
 
 
-def test_one_class_is_said_or_refused_first(script, prepared_scans, tmp_path):
+def test_one_class_is_said_or_refused_first(prepared_scans, tmp_path):
     """A center may have one class only; a word that is not understood is a mistake."""
     out = ["--output-folder", tmp_path / "out"]
     folder = people(tmp_path / "bids", *[row.format("control") for row in GROUPS])
-    status, said = run(script, "--bids", folder, *out)
+    status, said = run("--bids", folder, *out)
     assert status == 0
     assert said.index("notice: nobody is PD") < said.index("preparing scans")
     write_participants(
         folder, *[row.format(word) for row, word in zip(GROUPS, ["control", "patient"] * 2, strict=True)]
     )
-    told = refusal(script, "--bids", folder, *out, "--overwrite")
+    told = refusal("--bids", folder, *out, "--overwrite")
     assert "participants.tsv: nobody is PD; group is control, patient (see --pd and --hc)" in told
     options = ["--bids", folder, *out, "--overwrite", "--hc", "control"]
-    assert run(script, *options, "--pd", "PD")[0] == 0  # nobody is, and the user knows
-    assert run(script, *options, "--pd", "patient")[0] == 0
+    assert run(*options, "--pd", "PD")[0] == 0  # nobody is, and the user knows
+    assert run(*options, "--pd", "patient")[0] == 0
     assert list(read_cohort(tmp_path / "out/prepared.csv")["Group_bin"]) == [0, 1, 0, 1]
 
 
@@ -372,11 +355,11 @@ def test_one_class_is_said_or_refused_first(script, prepared_scans, tmp_path):
         ("participant_id\tgroup\tsite\tsex", "sub-01\tPD\tA\tM\nsub-0;2\tHC\tA\tM", "must not contain ';'"),
     ],
 )  # fmt: skip
-def test_a_table_of_participants_has_the_rules_of_a_csv(columns, row, told, script, tmp_path):
+def test_a_table_of_participants_has_the_rules_of_a_csv(columns, row, told, tmp_path):
     write_participants(tmp_path / "bids", row, columns=columns)
     for name in ("sub-01", "sub-0;2"):
         write_scan(tmp_path / f"bids/{name}/anat/{name}_T1w.nii")
-    said = refusal(script, "--bids", tmp_path / "bids", "--output-folder", tmp_path / "out")
+    said = refusal("--bids", tmp_path / "bids", "--output-folder", tmp_path / "out")
     assert f"{tmp_path / 'bids/participants.tsv'}" in said
     assert told in said
     assert not (tmp_path / "out").exists()
@@ -422,12 +405,12 @@ def test_levels_say_what_a_value_means(tmp_path):
         bids.read_bids(folder, {})
 
 
-def test_two_scans_of_a_session_are_told_apart_by_name(script, dataset, prepared_scans, tmp_path):
-    run(script, "--bids", dataset, "--output-folder", tmp_path / "out", "--t1w", "*run-2_T1w*")
+def test_two_scans_of_a_session_are_told_apart_by_name(dataset, prepared_scans, tmp_path):
+    run("--bids", dataset, "--output-folder", tmp_path / "out", "--t1w", "*run-2_T1w*")
     assert list(read_cohort(tmp_path / "out/prepared.csv")["Subject"]) == ["sub-06"]
 
 
-def test_columns_and_values_by_option(script, prepared_scans, tmp_path):
+def test_columns_and_values_by_option(prepared_scans, tmp_path):
     folder = tmp_path / "bids"
     write_participants(
         folder,
@@ -438,8 +421,8 @@ def test_columns_and_values_by_option(script, prepared_scans, tmp_path):
     for subject in ("sub-1", "sub-2"):
         write_scan(folder / subject / "anat" / f"{subject}_T1w.nii")
     options = ["--bids", folder, "--output-folder", tmp_path / "out", "--label-column", "code", "--age-column", "years"]
-    assert "nobody is PD or HC; code is 1, 2 (see --pd and --hc)" in refusal(script, *options)
-    status, _ = run(script, *options, "--pd", 2, "--hc", 1, "--center", "Home")
+    assert "nobody is PD or HC; code is 1, 2 (see --pd and --hc)" in refusal(*options)
+    status, _ = run(*options, "--pd", 2, "--hc", 1, "--center", "Home")
     cohort = read_cohort(tmp_path / "out" / "prepared.csv")
     assert status == 0
     assert list(cohort["Group_bin"]) == [1, 0]
@@ -448,30 +431,30 @@ def test_columns_and_values_by_option(script, prepared_scans, tmp_path):
     assert list(cohort["Scanner"]) == ["GE", "GE"]
 
 
-def test_an_image_is_made_once(script, dataset, prepared_scans, tmp_path):
+def test_an_image_is_made_once(dataset, prepared_scans, tmp_path):
     """Interrupted, complete, with a new participant, with a changed scan, with other options."""
     out = tmp_path / "out"
     options = ["--bids", dataset, "--output-folder", out]
-    with mock.patch.object(script, "registration_table", side_effect=KeyboardInterrupt):
-        assert run(script, *options)[0] == 130
+    with mock.patch("travelling.files.write_csv", side_effect=KeyboardInterrupt):
+        assert run(*options)[0] == 130
     assert len(prepared_scans) == 4
     assert not (out / "prepared.csv").exists()
-    status, _ = run(script, *options, "--workers", 1)
+    status, _ = run(*options, "--workers", 1)
     assert (status, len(prepared_scans)) == (0, 4)
-    status, said = run(script, *options)
+    status, said = run(*options)
     assert (status, len(prepared_scans)) == (0, 4)
     assert "done already" in said
 
     with (dataset / "participants.tsv").open("a") as file:
         file.write("sub-10\tPD\tA\tM\t61\n")
     write_scan(dataset / "sub-10/anat/sub-10_T1w.nii.gz", 10)
-    assert "another run's result (--overwrite replaces it" in refusal(script, *options)
-    assert run(script, *options, "--overwrite")[0] == 0
+    assert "another run's result (--overwrite replaces it" in refusal(*options)
+    assert run(*options, "--overwrite")[0] == 0
     assert len(prepared_scans) == 5
     write_scan(dataset / "sub-02/anat/sub-02_T1w.nii.gz", 99)
-    assert run(script, *options, "--overwrite")[0] == 0
+    assert run(*options, "--overwrite")[0] == 0
     assert len(prepared_scans) == 6
-    assert run(script, *options, "--overwrite", "--spacing", 2)[0] == 0
+    assert run(*options, "--overwrite", "--spacing", 2)[0] == 0
     assert len(prepared_scans) == 11
     assert [call[2] for call in prepared_scans[-5:]] == [2.0] * 5
 
@@ -494,7 +477,7 @@ def test_an_image_without_its_sidecar_is_made_again(prepared_scans, monkeypatch,
     assert len(prepared_scans) == 4
 
 
-def test_a_csv_of_raw_scans_with_masks(script, prepared_scans, tmp_path):
+def test_a_csv_of_raw_scans_with_masks(prepared_scans, tmp_path):
     for number, name in enumerate("abc"):
         write_scan(tmp_path / f"{name}.nii.gz", number)
     brain = np.zeros((33, 40, 33), "uint8")
@@ -511,7 +494,7 @@ def test_a_csv_of_raw_scans_with_masks(script, prepared_scans, tmp_path):
             "Scanner": "GE",
         }
     ).to_csv(tmp_path / "raw.csv", index=False)
-    status, _ = run(script, "--csv", tmp_path / "raw.csv", "--output-folder", tmp_path / "out")
+    status, _ = run("--csv", tmp_path / "raw.csv", "--output-folder", tmp_path / "out")
     assert status == 0
     cohort = read_cohort(tmp_path / "out/prepared.csv")
     assert list(cohort["Subject"]) == ["a 1", "a-1"]
@@ -534,14 +517,14 @@ def test_a_csv_of_raw_scans_with_masks(script, prepared_scans, tmp_path):
          "derivatives/freesurfer/sub-01_ses-1/mri/brainmask.mgz"),
     ],
 )  # fmt: skip
-def test_masks_by_pattern(script, dataset, prepared_scans, tmp_path, pattern, place):
+def test_masks_by_pattern(dataset, prepared_scans, tmp_path, pattern, place):
     """On another grid than the scan's, as FreeSurfer has them; they lie where their headers say."""
     brain = np.zeros((70, 90, 80), "uint8")
     brain[10:60, 20:70, 20:70] = 90  # 1 litre
     affine = np.array([[-2.0, 0, 0, 60], [0, 0, 2, -90], [0, -2, 0, 80], [0, 0, 0, 1]])
     (dataset / place).parent.mkdir(parents=True, exist_ok=True)
     nib.save((nib.MGHImage if place.endswith("mgz") else nib.Nifti1Image)(brain, affine), dataset / place)
-    run(script, "--bids", dataset, "--output-folder", tmp_path / "out", "--mask-pattern", pattern)
+    run("--bids", dataset, "--output-folder", tmp_path / "out", "--mask-pattern", pattern)
     table = pd.read_csv(tmp_path / "out/registration.csv", keep_default_na=False).set_index("Subject")
     assert (table["Status"] == "prepared").sum() == 1
     assert "no such image" in table.loc["sub-02", "Reason"]
@@ -611,7 +594,7 @@ def test_a_mask_that_tells_no_place(tmp_path):
         one_scan.read_mask(tmp_path / "corner.nii", scan)
 
 
-def test_deepbet_cuts_where_no_mask_is_given(script, prepared_scans, monkeypatch, tmp_path):
+def test_deepbet_cuts_where_no_mask_is_given(prepared_scans, monkeypatch, tmp_path):
     """A stand-in: it finds what is bright, and turns the image as it likes. Offered only where it is installed."""
     people(tmp_path / "bids", *[row.format("PD") for row in GROUPS[:2]])
     path = tmp_path / "bids/sub-00/anat/sub-00_T1w.nii.gz"
@@ -620,7 +603,7 @@ def test_deepbet_cuts_where_no_mask_is_given(script, prepared_scans, monkeypatch
     nib.save(nib.Nifti1Image(brain.astype("u1"), AFFINE), own)
     options = ["--bids", tmp_path / "bids", "--output-folder", tmp_path / "out", "--brain-extraction", "deepbet"]
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    assert "--brain-extraction deepbet: pip install -r requirements-deepbet.txt first" in refusal(script, *options)
+    assert "--brain-extraction deepbet: pip install -r requirements-deepbet.txt first" in refusal(*options)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
     monkeypatch.setattr(importlib.metadata, "version", lambda _: "1")
 
@@ -636,32 +619,32 @@ def test_deepbet_cuts_where_no_mask_is_given(script, prepared_scans, monkeypatch
     for name in ("torch", "deepbet", "deepbet.bet"):
         stand_in = SimpleNamespace(BrainExtraction=BrainExtraction, set_num_threads=lambda _: None)
         monkeypatch.setitem(sys.modules, name, stand_in)
-    status, said = run(script, *options, "--mask-pattern", "{folder}/{name}_mask.nii.gz")
+    status, said = run(*options, "--mask-pattern", "{folder}/{name}_mask.nii.gz")
     assert status == 0, said
     assert "sub-00_T1w_mask.nii.gz: no such image" in said  # deepbet takes no mask's place that is asked for
     own.unlink()
-    status, said = run(script, *options, "--overwrite")
+    status, said = run(*options, "--overwrite")
     assert status == 0, said
     assert "2 deepbet" in said
     assert "--brain-extraction" not in said
     np.testing.assert_array_equal(sitk.GetArrayFromImage(prepared_scans[1][1]).T == 1, brain)
 
 
-def test_masks_of_which_none_is_there_are_refused_first(script, prepared_scans, tmp_path):
+def test_masks_of_which_none_is_there_are_refused_first(prepared_scans, tmp_path):
     """A column Mask that says yes and no; a pattern with a mistake."""
     for name in "ab":
         write_scan(tmp_path / f"{name}.nii.gz")
     table = pd.DataFrame({"Subject": ["a", "b"], "Study": "X", "Path": ["a.nii.gz", "b.nii.gz"], "Group_bin": [0, 1]})
     table.assign(Sex="F", Mask=["yes", "no"]).to_csv(tmp_path / "raw.csv", index=False)
     options = ["--csv", tmp_path / "raw.csv", "--output-folder", tmp_path / "out"]
-    assert f"{tmp_path / 'yes'}: no such image: so are all 2 masks (column Mask)" in refusal(script, *options)
-    assert "all 2 masks (--mask-pattern)" in refusal(script, *options, "--mask-pattern", "{folder}/{name}_m.nii")
+    assert f"{tmp_path / 'yes'}: no such image: so are all 2 masks (column Mask)" in refusal(*options)
+    assert "all 2 masks (--mask-pattern)" in refusal(*options, "--mask-pattern", "{folder}/{name}_m.nii")
     table.assign(Sex="F", Mask="n/a").to_csv(tmp_path / "raw.csv", index=False)
-    assert run(script, *options)[0] == 0
+    assert run(*options)[0] == 0
     folder = people(
         tmp_path / "bids", *[f"0{n}\tPD\tA\tM\tyes" for n in "12"], columns="participant_id\tgroup\tsite\tsex\tMask"
     )
-    assert run(script, "--bids", folder, "--output-folder", tmp_path / "o")[0] == 0  # no file there
+    assert run("--bids", folder, "--output-folder", tmp_path / "o")[0] == 0  # no file there
     assert [call[1] for call in prepared_scans] == [None] * 4
 
 
@@ -699,30 +682,30 @@ def test_a_scan_that_is_no_volume_is_a_reason(shape, tmp_path):
     assert not (tmp_path / "x.nii.gz").exists()
 
 
-def test_what_is_refused_in_one_line(script, dataset, tmp_path):
+def test_what_is_refused_in_one_line(dataset, tmp_path):
     out = ["--output-folder", tmp_path / "out"]
-    assert "one of --bids and --csv is needed" in refusal(script, *out)
-    assert "{run} is none of" in refusal(script, "--bids", dataset, "--mask-pattern", "{run}.nii", *out)
-    assert "participants.tsv: no such file" in refusal(script, "--bids", tmp_path, *out)
-    assert "no column 'dx' (--label-column)" in refusal(script, "--bids", dataset, "--label-column", "dx", *out)
-    assert "no such file" in refusal(script, "--csv", tmp_path / "none.csv", *out)
+    assert "one of --bids and --csv is needed" in refusal(*out)
+    assert "{run} is none of" in refusal("--bids", dataset, "--mask-pattern", "{run}.nii", *out)
+    assert "participants.tsv: no such file" in refusal("--bids", tmp_path, *out)
+    assert "no column 'dx' (--label-column)" in refusal("--bids", dataset, "--label-column", "dx", *out)
+    assert "no such file" in refusal("--csv", tmp_path / "none.csv", *out)
     write_participants(dataset, "sub-01\tPD", columns="participant_id\tgroup")
-    assert "--center-column NAME, or --center NAME for all" in refusal(script, "--bids", dataset, *out)
-    assert "which column tells the sex" in refusal(script, "--bids", dataset, "--center", "x", *out)
+    assert "--center-column NAME, or --center NAME for all" in refusal("--bids", dataset, *out)
+    assert "which column tells the sex" in refusal("--bids", dataset, "--center", "x", *out)
     write_participants(dataset, "sub-01,PD", columns="participant_id,group")
-    assert "separated by tabs?" in refusal(script, "--bids", dataset, *out)
+    assert "separated by tabs?" in refusal("--bids", dataset, *out)
     write_participants(dataset, "sub-01\tPD\tA\tM\t1", "sub-01\tPD\tA\tM\t1")
-    assert "row 3: participant_id is there twice" in refusal(script, "--bids", dataset, *out)
+    assert "row 3: participant_id is there twice" in refusal("--bids", dataset, *out)
     write_participants(dataset, "sub-01\tPD\tA\tM\t1", "sub-02\tPD\ta\tM\t1")
-    assert "row 3: site 'a' looks like 'A'" in refusal(script, "--bids", dataset, *out)
+    assert "row 3: site 'a' looks like 'A'" in refusal("--bids", dataset, *out)
     (dataset / "participants.tsv").write_bytes(b"\xff\xfe\x00")
-    assert "not a TSV file" in refusal(script, "--bids", dataset, *out)
+    assert "not a TSV file" in refusal("--bids", dataset, *out)
     assert not (tmp_path / "out").exists()
 
 
-def test_nothing_prepared_is_an_error(script, tmp_path):
+def test_nothing_prepared_is_an_error(tmp_path):
     write_participants(tmp_path / "bids", "sub-01\tPD\tA\tM\t61")
-    status, said = run(script, "--bids", tmp_path / "bids", "--output-folder", tmp_path / "out")
+    status, said = run("--bids", tmp_path / "bids", "--output-folder", tmp_path / "out")
     assert status == 2
     assert said.splitlines()[-1].endswith("no scan could be prepared; the column Reason tells why")
     assert "no T1w image" in (tmp_path / "out/registration.csv").read_text()
@@ -839,7 +822,7 @@ def test_n4_takes_a_field_away():
     assert variation(registration.without_bias(uneven, brain >= 0.5)) < 0.6 * variation(uneven)
 
 
-def test_help_answers_at_once(script):
+def test_help_answers_at_once():
     done = subprocess.run(
         [sys.executable, "-X", "importtime", SCRIPT, "--help"], capture_output=True, text=True, check=False
     )
@@ -1024,9 +1007,7 @@ def test_a_measure_that_somebody_else_wrote(judge, cells, strange, told, tmp_pat
     assert sorted(drawn) == ([] if told else sorted(set(table["Subject"]) - {strange}))
 
 
-def test_a_signal_to_all_processes_is_an_interruption_and_no_lack_of_memory(
-    script, prepared_scans, monkeypatch, tmp_path
-):
+def test_a_signal_to_all_processes_is_an_interruption_and_no_lack_of_memory(prepared_scans, monkeypatch, tmp_path):
     """SLURM and systemd send SIGTERM to the workers, too."""
     from concurrent.futures.process import BrokenProcessPool
 
@@ -1038,10 +1019,7 @@ def test_a_signal_to_all_processes_is_an_interruption_and_no_lack_of_memory(
     write_scan(tmp_path / "a.nii.gz", 1)
     csv.write_text("Subject,Study,Path,Group_bin,Sex\na,A,a.nii.gz,0,F\n")
     monkeypatch.setattr("concurrent.futures.wait", end_all)
-    monkeypatch.setattr(sys, "argv", ["prepare_images.py", "--csv", str(csv), "--output-folder", str(tmp_path / "out")])
-    with pytest.raises(SystemExit) as end:
-        command.run(script.main)
-    assert end.value.code == 143
+    assert run("--csv", csv, "--output-folder", tmp_path / "out")[0] == 143
 
 
 @pytest.fixture(scope="module")
