@@ -459,22 +459,28 @@ def test_an_image_is_made_once(dataset, prepared_scans, tmp_path):
     assert [call[2] for call in prepared_scans[-5:]] == [2.0] * 5
 
 
+def job(folder, mask="template"):
+    """To prepare scan.nii of a folder."""
+    return Job(str(folder / "scan.nii"), str(mask), str(folder / "image.nii.gz"), str(folder / "image.jpg"), 4.0)
+
+
 def test_an_image_without_its_sidecar_is_made_again(prepared_scans, monkeypatch, tmp_path):
     """The sidecar is written last: without it nobody knows of what the image was made."""
-    scan, target = write_scan(tmp_path / "scan.nii"), tmp_path / "image.nii.gz"
-    job = Job(str(scan), "template", str(target), str(tmp_path / "image.jpg"), 4.0)
-    first = one_scan.prepare_file(job)
-    assert one_scan.prepare_file(job) == first
+    write_scan(tmp_path / "scan.nii")
+    first = one_scan.prepare_file(job(tmp_path))
+    assert one_scan.prepare_file(job(tmp_path)) == first
     assert len(prepared_scans) == 1
-    (tmp_path / "image.json").write_text('{"MadeOf"')
-    one_scan.prepare_file(job)
-    assert len(prepared_scans) == 2
-    (tmp_path / "image.jpg").unlink()
-    one_scan.prepare_file(job)
-    assert len(prepared_scans) == 3
-    monkeypatch.setattr(one_scan, "__version__", "other")
-    one_scan.prepare_file(job)
-    assert len(prepared_scans) == 4
+    for times, change in enumerate(
+        (
+            lambda: (tmp_path / "image.json").write_text('{"MadeOf"'),
+            lambda: (tmp_path / "image.jpg").unlink(),
+            lambda: monkeypatch.setattr(one_scan, "__version__", "other"),
+        ),
+        2,
+    ):
+        change()
+        one_scan.prepare_file(job(tmp_path))
+        assert len(prepared_scans) == times
 
 
 def test_a_csv_of_raw_scans_with_masks(prepared_scans, tmp_path):
@@ -536,7 +542,7 @@ def test_masks_by_pattern(dataset, prepared_scans, tmp_path, pattern, place):
 
 
 def test_a_mask_of_no_brain_is_a_reason(prepared_scans, tmp_path):
-    scan = write_scan(tmp_path / "scan.nii")
+    write_scan(tmp_path / "scan.nii")
     for name, value in (("empty", 0), ("whole", 1)):
         nib.save(nib.Nifti1Image(np.full((33, 40, 33), value, "uint8"), AFFINE), tmp_path / f"{name}.nii")
     (tmp_path / "m.mgz").write_bytes(b"nothing")
@@ -546,9 +552,8 @@ def test_a_mask_of_no_brain_is_a_reason(prepared_scans, tmp_path):
         (tmp_path / "m.mgz", "not a FreeSurfer image"),
         ("stripped", "what differs from its background"),
     ):
-        job = Job(str(scan), str(mask), str(tmp_path / "x.nii.gz"), str(tmp_path / "x.jpg"), 4.0)
-        assert reason in one_scan.prepare_file(job)["Reason"]
-        assert (tmp_path / "x.jpg").is_file()  # of the scan
+        assert reason in one_scan.prepare_file(job(tmp_path, mask))["Reason"]
+        assert (tmp_path / "image.jpg").is_file()  # of the scan
     assert prepared_scans == []
 
 
@@ -572,7 +577,7 @@ def stripped_scan(path, change=lambda voxels, brain: voxels):
 )
 def test_what_differs_from_the_background_is_brain(change, tmp_path):
     brain = stripped_scan(path := tmp_path / "scan.nii", change)
-    mask = one_scan.brain_of(Job(str(path), "stripped", "", "", 4.0), read_image(path))
+    mask = one_scan.brain_of(job(tmp_path, "stripped"), read_image(path))
     np.testing.assert_array_equal(sitk.GetArrayFromImage(mask).T == 1, brain)
 
 
@@ -677,9 +682,8 @@ def test_a_lost_head_fails():
 @pytest.mark.parametrize("shape", [(10, 40, 33), (33, 40, 33, 2)])
 def test_a_scan_that_is_no_volume_is_a_reason(shape, tmp_path):
     scan = write_scan(tmp_path / "scan.nii", shape=shape)
-    made = one_scan.prepare_file(Job(str(scan), "template", str(tmp_path / "x.nii.gz"), str(tmp_path / "x.jpg"), 4.0))
-    assert made["Reason"].startswith(f"{scan}: ")
-    assert not (tmp_path / "x.nii.gz").exists()
+    assert one_scan.prepare_file(job(tmp_path))["Reason"].startswith(f"{scan}: ")
+    assert not (tmp_path / "image.nii.gz").exists()
 
 
 def test_what_is_refused_in_one_line(dataset, tmp_path):
