@@ -46,7 +46,9 @@ class Preparation(Overwrite):
         "what cuts out the brain where a scan has no mask of its own: the template's mask, or deepbet, a network "
         "(pip install -r requirements-deepbet.txt)", str, "template", choices=("template", "deepbet"), group=MASKS,
     )  # fmt: skip
-    stripped: bool = option("scans are skull-stripped already: voxels above 0 are brain", None, False, group=MASKS)
+    stripped: bool = option(
+        "scans are skull-stripped already: what differs from the background is brain", None, False, group=MASKS
+    )
     ratings: Path | None = option(
         "what you said of the scans on the page overview.html: what is to be left out, or to be redone and has no mask "
         "of its own yet, is not in prepared.csv", Path, None, metavar="TSV", group="looked at",
