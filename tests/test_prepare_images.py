@@ -748,7 +748,7 @@ def whole_run(head, tmp_path_factory):
 
 
 def sidecar_of(folder):
-    (sidecar,) = (folder / "out/images/sub-01/anat").glob("*.json")
+    (sidecar,) = (folder / "out/images/sub-01/anat").glob("*_T1w.json")
     return json.loads(sidecar.read_text())
 
 
