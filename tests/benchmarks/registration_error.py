@@ -46,6 +46,11 @@ def rotation(rng, degrees, shift):
     )
 
 
+def register(scan):
+    """The transform by which a scan without a mask is prepared: after N4."""
+    return registration.register(registration.without_bias(scan, None, registration.HEAD_BIAS))[0]
+
+
 def synthetic(degrees, protocol, spacing, seed, deformed=False):
     """A head of a known position: scan, and the true transform from scan to template."""
     row = {"Subject": f"b{seed}", "Study": f"c{protocol}", "Group_bin": seed % 2, "Sex": "FM"[seed % 2], "Scanner": "s"}
@@ -91,12 +96,11 @@ def main():
             for protocol in range(len(raw_heads.PROTOCOLS)):
                 for degrees in (0, 15, 30):
                     scan, truth = synthetic(degrees, protocol, 2.0, 10 * repeat + protocol)
-                    affine, _ = registration.register(scan)
-                    found = sitk.CompositeTransform([truth, affine])  # the last one is applied first
+                    found = sitk.CompositeTransform([truth, register(scan)])  # the last one is applied first
                     told(f"head of center {protocol}, tilted by {degrees} degrees", found, identity)
     for number, path in enumerate(arguments.scans):
         scan = sitk.Cast(read_image(path), sitk.sitkFloat32)
-        reference = identity if arguments.in_space else registration.register(scan)[0]
+        reference = identity if arguments.in_space else register(scan)
         rng = np.random.default_rng(number)
         for degrees, sizes, oblique in (
             (10, (1, 1, 1), 0),
@@ -105,7 +109,7 @@ def main():
             (30, (2, 2, 2), 0),
         ):
             movement = rotation(rng, degrees, 20.0)
-            affine, _ = registration.register(moved(scan, movement, [float(size) for size in sizes], oblique))
+            affine = register(moved(scan, movement, [float(size) for size in sizes], oblique))
             found = sitk.CompositeTransform([movement, affine])
             told(f"{path.name}, {degrees} degrees, voxels {sizes}, oblique {oblique}", found, reference)
     means = np.array([mean for mean, _ in rows])
