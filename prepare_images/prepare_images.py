@@ -69,11 +69,11 @@ def main() -> None:
     registration = registration_table(scans, prepare_all(scans, arguments))
     made = registration["Status"] != FAILED
     stays = made & ~ratings["Rating"].isin(OUT)
-    write_csv(registration.assign(**ratings) if arguments.ratings else registration, registration_csv)
-    about = registration.loc[stays, ["Status", "Similarity", "Mutual_information"]]
-    cohort = (
-        scans[stays].drop(columns=["Path", "Mask", "Reason", *WORDS]).rename(columns={"Target": "Path"}).assign(**about)
-    )
+    registration = registration.assign(**ratings) if arguments.ratings else registration
+    write_csv(registration, registration_csv)
+    about = ["Status", "Similarity", "Mutual_information", *(["Rating"] if arguments.ratings else [])]
+    cohort = scans[stays].drop(columns=["Path", "Mask", "Reason", *WORDS]).rename(columns={"Target": "Path"})
+    cohort = cohort.assign(**registration.loc[stays, about])
     first = ["Subject", "Study", "Path", "Group_bin", "Sex", "Age"]
     write_csv(cohort[[*first, *cohort.columns.difference(first, sort=False)]], prepared_csv)
     for row in registration[scans["Reason"] == ""].to_dict("records"):

@@ -7,9 +7,8 @@ takes the smallest that does, and says so. It prints its plan first. What is don
 goes on after an interruption.
 
 Of one table (--cohort) half of the persons become the test set, in equal shares of class and center. Images that
-prepare_images.py found least like the template, or says to look at, are not drawn for it: they are judged. What you
-said of the images on a page of pictures goes before that (--ratings): those you keep may be drawn, those to be left out
-or redone are in neither.
+prepare_images.py found least like the template, or says to look at, are not drawn for it: they are judged. Its column
+Rating goes before that: images to keep may be drawn, images to leave out or redo are in neither half.
 
 Examples:
     python reproduce/judge.py --cohort prepared/prepared.csv --output-folder judged
@@ -56,7 +55,6 @@ class Judgement(Device, Orientation):
     )
     train: Path | None = option("the images to judge (docs/data.md), and", Path, None, metavar="CSV")
     test: Path | None = option("test set: images that you trust", Path, None, metavar="CSV")
-    ratings: Path | None = option("of --cohort, what you said of its images: ratings.tsv", Path, None, metavar="TSV")
     other_half: bool = option("of --cohort, judge what is the test set otherwise", None, False)
     output_folder: Path = changed(Training, "output_folder", group=None, words="for everything")
     cycles: int | None = changed(Study, "cycles", PAPER["cycles"], words="cycles in all", group=None)
@@ -84,16 +82,15 @@ class Judgement(Device, Orientation):
             raise ValueError(f"{spell('cohort')}: takes the place of {spell('train')} and {spell('test')}")
         if not self.cohort and not (self.train and self.test):
             raise ValueError(f"{spell('cohort')} is needed, or both {spell('train')} and {spell('test')}")
-        for name in ("other_half", "ratings"):
-            if getattr(self, name) and not self.cohort:
-                raise ValueError(f"{spell(name)}: with {spell('cohort')} only")
+        if self.other_half and not self.cohort:
+            raise ValueError(f"{spell('other_half')}: with {spell('cohort')} only")
         if self.cohort:
             self.train, self.test = (self.output_folder / f"{name}_set.csv" for name in ("training", "test"))
         self.study(EVIDENCE).check(spell)
 
     def study(self, setting: str) -> Study:
         """The study of which this is a part."""
-        told = {name: value for name, value in asdict(self).items() if name not in ("cohort", "ratings", "other_half")}
+        told = {name: value for name, value in asdict(self).items() if name not in ("cohort", "other_half")}
         return Study(**told, experiments=(CLEAN,), settings=(setting,), without_dirty=True)
 
 
@@ -127,17 +124,17 @@ def write_halves(judgement: Judgement) -> None:
     """
     from travelling.files import refuse_read_only, write_whole
     from travelling.images.cohort import read_cohort, read_measure
-    from travelling.images.ratings import KEEP, OUT, read_ratings
+    from travelling.images.ratings import KEEP, OUT
 
     assert judgement.cohort
     assert judgement.train  # check() has filled them in
     assert judgement.test
     cohort = read_cohort(judgement.cohort)
     measures = {name: read_measure(judgement.cohort, cohort, name) for name in MEASURES if name in cohort}
-    rating = read_ratings(judgement.ratings, cohort["Subject"])["Rating"]
-    of_doubt = cohort.assign(**measures).reindex(columns=["Status", *measures]).mask(rating == KEEP)
+    rating = cohort.get("Rating", cohort["Subject"].map(lambda _: ""))  # what a person said of them
+    doubts = cohort.assign(**measures).reindex(columns=["Status", *measures]).mask(rating == KEEP)
     cohort, left_out = cohort[~rating.isin(OUT)], rating.isin(OUT).sum()
-    tested = test_half(cohort.assign(**of_doubt), judgement.other_half)
+    tested = test_half(cohort.assign(**doubts), judgement.other_half)
     refuse_read_only(judgement.output_folder)
     for path, half in ((judgement.train, cohort[~tested]), (judgement.test, cohort[tested])):
         if half.empty:
@@ -149,7 +146,7 @@ def write_halves(judgement: Judgement) -> None:
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, text)
-    rest = f", {left_out} left out by {judgement.ratings}" if judgement.ratings else ""
+    rest = f", {left_out} left out by their Rating" if left_out else ""
     print(f"{(~tested).sum()} images to judge, {tested.sum()} to test on{rest}: {judgement.train}, {judgement.test}")
 
 

@@ -237,7 +237,7 @@ def test_ratings_are_heeded(dataset, prepared_scans, tmp_path):
     status, said = run(*options)
     assert status == 0, said
     assert "4 of 10 scans prepared, 0 of these to look at, 2 left out by ratings" in said
-    assert list(read_cohort(out / "prepared.csv")["Subject"]) == ["sub-01_ses-2", "sub-03"]
+    assert read_cohort(out / "prepared.csv")["Rating"].to_dict() == {"sub-01_ses-2": "", "sub-03": "keep"}
     table = pd.read_csv(out / "registration.csv", keep_default_na=False).set_index("Subject")
     assert table.loc["sub-01_ses-1", ["Status", "Rating", "Note"]].tolist() == ["prepared", "leave out", 'half "gone"']
     page = (out / "overview.html").read_text()
@@ -957,24 +957,16 @@ def test_what_a_person_says_goes_before_the_measures(judge, tmp_path):
     table = cohort_of(6).drop_duplicates("Participant").assign(Similarity=0.8, Status="prepared", Study="A", Sex="F")
     table.loc["0_0", ["Similarity", "Status"]] = 0.1, "look at it"
     table["Path"] = [str(write_scan(tmp_path / f"{name}.nii")) for name in range(6)]
-    table.to_csv(tmp_path / "all.csv", index=False)
-    (tmp_path / "r.tsv").write_text("Subject\tRating\tNote\n0_0\tkeep\t\n1_0\tredo\t\n2_0\tleave out\t\nx\tkeep\t\n")
+    table.assign(Rating=["keep", "redo", "leave out", "", "", "keep"]).to_csv(tmp_path / "all.csv", index=False)
     drawn, judged = [], []
     for other in (False, True):
-        judgement = judge.Judgement(
-            cohort=tmp_path / "all.csv",
-            ratings=tmp_path / "r.tsv",
-            other_half=other,
-            output_folder=tmp_path / str(other),
-        )
+        judgement = judge.Judgement(cohort=tmp_path / "all.csv", output_folder=tmp_path / f"{other}", other_half=other)
         judgement.check(str)
         judge.write_halves(judgement)
         drawn += pd.read_csv(judgement.test)["Subject"].tolist()
         judged += pd.read_csv(judgement.train)["Subject"].tolist()
     assert "0_0" in drawn
     assert {*drawn, *judged} == {"0_0", "3_0", "4_0", "5_0"}
-    with pytest.raises(ValueError, match="ratings: with cohort only"):
-        judge.Judgement(train=tmp_path, test=tmp_path, ratings=tmp_path, output_folder=tmp_path).check(str)
 
 
 @pytest.mark.parametrize(
