@@ -2,7 +2,7 @@
 # make demo      watch the method find harmful images across 83 centers (docs/demo.md)
 # make test      ruff, mypy and the test suite; every change must pass it and test-federated (.ci/run)
 # make test-fast   the tests that train nothing: under a minute
-# make federated-demo   four centers of a small cohort in NVIDIA FLARE's simulator, and what a center needs
+# make federated-demo   four centers of a small cohort in NVIDIA FLARE's simulator
 # make test-federated   the tests of what runs across hospitals
 # make bench     what verification costs (see tests/benchmarks/RESULTS.md)
 .PHONY: install demo test test-fast test-slow federated-demo test-federated bench clean
@@ -45,8 +45,19 @@ $(FEDERATED): $(INSTALLED) requirements-federated.txt
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-federated.txt
 	@touch $@
 
+# Three centers of a small demo cohort, and one that holds only inverted images, each in a process of its own.
 federated-demo: $(FEDERATED)
-	.venv/bin/python travelling_quality_control/federated/demo.py
+	.venv/bin/python reproduce/make_demo_cohort.py --output-folder federated_demo/cohort --shrink 8 --overwrite
+	.venv/bin/python standard_travelling_model/enc_PD_train_distributed.py -fn_train \
+		federated_demo/cohort/training_set.csv -cycles 7 -batch_size 5 --width 0.125 --learning-rate 0.001 \
+		--output-folder federated_demo/pretrained --overwrite
+	awk -F, 'NR == 1 || $$2 ~ /^(UKBB|HAMBURG|PD_MCI_CALGARY)$$/' federated_demo/cohort/training_set.csv \
+		> federated_demo/cohort/three_centers.csv
+	.venv/bin/python generate_harmful_samples/generate_data.py -fn_train federated_demo/cohort/three_centers.csv \
+		--kind inverted --centers 1 --output-folder federated_demo/harmful --overwrite
+	.venv/bin/python travelling_quality_control/federated/simulate.py -fn_train federated_demo/harmful/training_set.csv \
+		-fn_test federated_demo/cohort/test_set.csv -cycles 9 -en federated_demo/pretrained -pd federated_demo/pretrained \
+		-revisit 1 -error 0.02 -fn_save federated_demo/qc --cycles-per-job 2 --poll 0.1 --overwrite
 
 test-federated: $(FEDERATED)
 	.venv/bin/python -m pytest tests/federated -m "not slow"

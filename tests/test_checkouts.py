@@ -24,7 +24,7 @@ SCRIPTS = sorted(
     if '\nif __name__ == "__main__":\n' in path.read_text(encoding="utf-8")
     and path.name != "gate.py"  # a site's start.sh asks that of what is installed
 )  # fmt: skip
-FEDERATED = {f"travelling_quality_control/federated/{name}.py" for name in ("job", "simulate", "prepare_site", "demo")}
+FEDERATED = {f"travelling_quality_control/federated/{name}.py" for name in ("job", "simulate", "prepare_site")}
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def another(tmp_path):
 
 
 def test_all_scripts_are_tried():
-    assert len(SCRIPTS) == 17
+    assert len(SCRIPTS) == 16
     assert set(SCRIPTS) >= FEDERATED
 
 

@@ -1,4 +1,4 @@
-"""What goes between the home and a center: bytes of every message, as FLARE serializes it.
+"""What goes between the server and a center: bytes of every message, as FLARE serializes it.
 
 Measured on the messages themselves, with a network of the published width, at 4 mm and at full size, and no training.
 
@@ -35,7 +35,7 @@ def main() -> None:
         model = CenterModel.build(shape, 1.0, 0.0)
         preparation = {"filters": model.filters, "space": {"shape": list(shape), "affine": np.eye(4).tolist()}}
         network, half_step = export_network(model), model.half_step()
-        about = {"network": digest(network), "subjects": subjects[:5], **preparation}
+        about = {"digest": digest(network), "subjects": subjects[:5], **preparation}
         image = np.random.default_rng(0).random(shape, np.float32)
         looks = {look: np.asarray(one.measure(image), float).tolist() for look, one in LOOKS.items() if one.measure}
         looks["channels"] = [0.5] * (2 * sum(model.channels))
@@ -43,8 +43,7 @@ def main() -> None:
         columns[name] = {
             "subjects, answer": size([], {"subjects": subjects, "installed": installed()}),
             "prepare, answer": size([], {"means": [0.1, 0.2, 0.3], "checksums": checksums}),
-            "train, question with the network": size(network, about),
-            "train, question where the center has it": size([], about),
+            "train, question": size(network, about),
             "train, answer": size(half_step, {"loss": 0.5, "digest": digest(half_step)}),
             "look, answer for each image": size([], {"looks": {look: [row] for look, row in looks.items()}}),
         }

@@ -15,7 +15,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FEDERATED = ROOT / "travelling_quality_control" / "federated"
-ADMIN = "lead@home.org"
+ADMIN = "lead@example.org"
 CONNECTED = "Successfully registered client"  # what a center prints
 
 
@@ -70,7 +70,7 @@ class Deployment:
             if center not in self.centers:
                 continue
             data = self.folder / "hospitals" / center
-            data.mkdir(parents=True)
+            data.mkdir(parents=True, exist_ok=True)
             cohort.to_csv(data / "training_set.csv", index=False)
             self.said[center] = self.command(
                 sys.executable, script, "center", self.kits / center,
@@ -113,13 +113,16 @@ class Deployment:
         """What a site has printed since its start."""
         return (self.folder / f"{name}.out").read_text(errors="replace")
 
-    def wait_for(self, text, name, seconds=120):
+    def start_all(self):
+        """Start the server and all centers, and wait until these are connected."""
+        for name in ("localhost", *self.centers):
+            self.start(name)
+        for name in self.centers:
+            self.wait_for(CONNECTED, name)
+
+    def wait_for(self, text, name):
         """Wait until a site has printed some text."""
-        end = time.monotonic() + seconds
-        while text not in self.output(name):
-            if time.monotonic() > end:
-                raise TimeoutError(f"{name} has not printed '{text}':\n{self.output(name)[-2000:]}")
-            time.sleep(0.5)
+        wait_until(lambda: text in self.output(name), f"{name} has not printed '{text}'")
 
     def run_jobs(self, *options, check=True, timeout=600):
         """Run the script that submits jobs until the run is done."""
@@ -136,10 +139,10 @@ class Deployment:
             self.kill(name)
 
 
-def wait_for_text(path, text, seconds=180):
-    """Wait until a file holds some text."""
+def wait_until(condition, otherwise="it has not come", seconds=300):
+    """Wait until a condition holds; returns what it gives."""
     end = time.monotonic() + seconds
-    while text not in (path.read_text() if path.exists() else ""):
-        if time.monotonic() > end:
-            raise TimeoutError(f"{path}: does not hold '{text}'")
-        time.sleep(0.2)
+    while not (found := condition()):
+        assert time.monotonic() < end, otherwise
+        time.sleep(0.005)
+    return found

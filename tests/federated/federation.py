@@ -75,7 +75,7 @@ def make_study(folder):
     centers = [*SIZES, "bad"]
     table = table.sort_values(["Study", "Subject"], key=lambda column: column.map([*centers, *names].index))
     table.to_csv(folder / "training_set.csv", index=False)
-    make_cohort(folder, "test_set", {"home": [0, 1] * 8}, seed=2, first=100)
+    make_cohort(folder, "test_set", {"server": [0, 1] * 8}, seed=2, first=100)
     pretrain(good, folder, cycle=FIRST_CYCLE - 1)
 
 

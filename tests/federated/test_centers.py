@@ -1,5 +1,6 @@
 """Server and centers in one process, every message through FLARE's own serialization."""
 
+import contextlib
 import functools
 import json
 import resource
@@ -11,7 +12,7 @@ from unittest import mock
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, SCRIPTS, run_here
+from conftest import ROOT, run_here
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -40,12 +41,9 @@ from nvflare.private.fed.utils.fed_utils import fobs_initialize
 
 from travelling.beyond.screen.looks import LOOKS
 from travelling.errors import AlreadyDone, InputError, VisitFailed
-from travelling.option import from_command_line
-from travelling.runs import stopping
-from travelling.runs.options import LocalQualityControl, StandardModel
 from travelling_quality_control.federated.center import CenterExecutor, Pseudonyms
 from travelling_quality_control.federated.gate import CENTER_RIGHTS
-from travelling_quality_control.federated.job import refuse_complete, refuse_second, run_jobs
+from travelling_quality_control.federated.job import refuse_complete, run_jobs
 from travelling_quality_control.federated.prepare_site import allow, configure_center
 from travelling_quality_control.federated.server import (
     ERROR_FILE,
@@ -81,6 +79,23 @@ def hospitals(study, tmp_path_factory):
     return SimpleNamespace(folder=folder, executors={center: CenterExecutor() for center in CENTERS}, build=build)
 
 
+class Message:
+    """A question to a center and its answer: as FLARE's models (``asked``, ``answer``), and as bytes."""
+
+    def __init__(self, center, question, sent, answered):
+        self.center, self.question = center, question
+        self.sent, self.answered = sent, answered
+        self.asked, self.answer = read(sent), read(answered)
+
+
+def read(sent):
+    return FLModelUtils.from_shareable(fobs.loads(sent))
+
+
+def write(model):
+    return fobs.dumps(FLModelUtils.to_shareable(model))
+
+
 class Federation:
     """The centers of the study, and ``job``: one job on them, as FLARE would run it."""
 
@@ -90,7 +105,7 @@ class Federation:
         self.build = hospitals.build
         self.executors = dict(hospitals.executors)
         self.private = {center: hospitals.folder / center for center in CENTERS}
-        self.messages = []  # (center, question, what the server sent, what the center answered), as bytes
+        self.messages = []
         self.away = set()
         self.dead = set()  # centers whose process of the job has ended
         self.tamper = lambda center, question, answer: answer
@@ -99,8 +114,14 @@ class Federation:
         self.configure(study)
 
     def configure(self, study, **changes):
-        """Write the server's configuration."""
-        (self.folder / "travelling_server.json").write_text(server_settings(study, self.folder, **changes))
+        """Write the server's configuration; returns it as the server reads it."""
+        (self.folder / SERVER_FILE).write_text(server_settings(study, self.folder, **changes))
+        return self
+
+    @property
+    def settings(self):
+        """The server's configuration."""
+        return read_server_settings(self.folder / SERVER_FILE)
 
     def job(self, cycles=1):
         """Run one job; returns its controller, whose ``panics`` are why FLARE would end it."""
@@ -113,14 +134,17 @@ class Federation:
         workspace = SimpleNamespace(get_site_config_dir=lambda: str(self.folder))
         there = [SimpleNamespace(name=center) for center in CENTERS if center not in self.away]
         controller.engine = SimpleNamespace(get_workspace=lambda: workspace, get_clients=lambda: there)
-        controller.send_model = lambda targets, task_name, data, **_: [
-            self.deliver(center, task_name, data) for center in targets
-        ]
         controller.send_model_and_wait = lambda targets, task_name, data, **_: [
             answer for center in targets for answer in self.send(controller, center, task_name, data)
         ]
         controller.run()
         return controller
+
+    def jobs(self, number, **options):
+        """Run some jobs that FLARE does not end; returns the log."""
+        for _ in range(number):
+            assert self.job(**options).panics == []
+        return self.log()
 
     def send(self, controller, center, question, data):
         """What FLARE's controller does: a list with the answer, empty where there is none."""
@@ -132,7 +156,7 @@ class Federation:
         if not answer:
             return []
         try:
-            answer = FLModelUtils.from_shareable(fobs.loads(fobs.dumps(FLModelUtils.to_shareable(answer))))
+            answer = read(write(answer))
         except Exception:  # what cannot be sent or read is no answer
             return []
         answer.meta |= {"client_name": center, "props": data.meta}
@@ -140,19 +164,34 @@ class Federation:
 
     def deliver(self, center, question, data):
         """A center's answer to a question."""
-        sent = fobs.dumps(FLModelUtils.to_shareable(data))
+        sent = write(data)
         context = mock.Mock()
         context.get_engine().get_workspace().get_site_config_dir.return_value = str(self.hospitals)
         context.get_identity_name.return_value = center
         with self.build:
             answer = self.executors[center].execute(question, fobs.loads(sent), context, Signal())
-        answered = fobs.dumps(answer)
-        self.messages.append((center, question, sent, answered))
-        return FLModelUtils.from_shareable(fobs.loads(answered))
+        self.messages.append(Message(center, question, sent, fobs.dumps(answer)))
+        return read(fobs.dumps(answer))
+
+    def asked(self, question):
+        """The messages of one question."""
+        return [message for message in self.messages if message.question == question]
+
+    def spoil(self, center, question, change):
+        """Change every answer of a center to a question: ``change(answer)`` does, or returns what comes instead."""
+
+        def tamper(of, asked, answer):
+            return change(answer) or answer if (of, asked) == (center, question) else answer
+
+        self.tamper = tamper
 
     def log(self):
         """The server's log with the pseudonyms resolved."""
         return read_log(self.folder / "qc.csv", read_names(self.private.values()))
+
+    def text_log(self):
+        """The server's plain log."""
+        return (self.folder / "qc.log").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -178,9 +217,8 @@ def federation(study, hospitals, loaded, tmp_path, monkeypatch):
 
 
 def test_one_algorithm_two_engines(federation, in_one_process):
-    for _ in range(FIRST_CYCLE, CYCLES):  # one job for each
-        assert federation.job().panics == []
-    pd.testing.assert_frame_equal(federation.log(), read_log(in_one_process / "qc.csv"))
+    log = federation.jobs(CYCLES - FIRST_CYCLE)  # one for each cycle
+    pd.testing.assert_frame_equal(log, read_log(in_one_process / "qc.csv"))
     for mine, other in zip(
         read_weights(federation.folder / "qc_run"), read_weights(in_one_process / "qc_run"), strict=True
     ):
@@ -188,12 +226,6 @@ def test_one_algorithm_two_engines(federation, in_one_process):
     assert json.loads((federation.folder / "qc_run" / "run.json").read_text())["finished"]
     check_messages(federation)
     check_lists(federation)
-    sent = [
-        FLModelUtils.from_shareable(fobs.loads(sent))
-        for _, question, sent, _ in federation.messages
-        if question == "train"
-    ]
-    assert sum(not model.params for model in sent) > 3  # a network that the center has is not sent again
 
 
 def test_a_group_of_batches_goes_from_center_to_center(federation, study, options, tmp_path):
@@ -201,61 +233,43 @@ def test_a_group_of_batches_goes_from_center_to_center(federation, study, option
     grouped = ("--rule", "evidence", "--verify-every", 4)
     done = run_here("quality_control", *options, *grouped, "-fn_save", "script", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    federation.configure(study, rule="evidence", verify_every=4)
-    for _ in range(FIRST_CYCLE, CYCLES):
-        assert federation.job().panics == []
-    log = federation.log()
+    log = federation.configure(study, rule="evidence", verify_every=4).jobs(CYCLES - FIRST_CYCLE)
     pd.testing.assert_frame_equal(log, read_log(tmp_path / "script.csv"))
-    groups = log[log["Phase"] == "group"]
-    assert groups["Study"].str.contains(";").any()
-    train = [
-        FLModelUtils.from_shareable(fobs.loads(sent)).meta
-        for _, name, sent, _ in federation.messages
-        if name == "train"
-    ]
-    assert all(set(meta) == {"network", "subjects", "filters", "space"} for meta in train)
+    assert log[log["Phase"] == "group"]["Study"].str.contains(";").any()
     check_messages(federation)
     check_lists(federation)
 
 
 def check_messages(federation):
-    """What left the centers: the answers' fields, one by one, and none of what must stay."""
+    """What went between the sites: the fields of questions and answers, one by one, and none of what must stay."""
+    about = {"filters", "space"}
     fields = {
-        "subjects": {"subjects", "installed"},
-        "prepare": {"means", "checksums"},
-        "train": {"loss", "digest"},
-        "report": set(),
+        "subjects": (set(), {"subjects", "installed"}),
+        "prepare": (about, {"means", "checksums"}),
+        "train": (about | {"digest", "subjects"}, {"loss", "digest"}),
+        "report": ({"subjects", "rows"}, set()),
     }
-    assert {question for _, question, _, _ in federation.messages} == set(fields)
-    before = {}
-    for center, question, sent, answered in federation.messages:
-        table = pd.read_csv(federation.hospitals / f"{center}.csv")
-        model = FLModelUtils.from_shareable(fobs.loads(answered))
-        assert set(model.meta) == fields[question]
-        assert bool(model.params) == (question == "train")
-        if question == "subjects":
-            assert len(model.meta["subjects"]) == len(table)
-        if question == "train":
-            before = FLModelUtils.from_shareable(fobs.loads(sent)).params or before
-            assert len(before) == 26 + 12 + 1  # weights, moving statistics, the dropout's seed: nothing of Adam
-            assert len(model.params) == 26 + 12  # gradients and moving statistics
-            assert type(model.meta["loss"]) is float
-        secrets = [
-            *table["Subject"],
-            *table["Path"],
-            "smith",
-            "nii",
-            str(federation.hospitals),
-            "Sex",
-            "Age",
-            "Group_bin",
-        ]
-        secrets += [f"{age:.6f}"[:8] for age in table["Age"]]
-        secrets = [secret.encode() for secret in secrets]
+    assert {message.question for message in federation.messages} == set(fields)
+    for message in federation.messages:
+        table = pd.read_csv(federation.hospitals / f"{message.center}.csv")
+        asked, answer = message.asked, message.answer
+        assert (set(asked.meta), set(answer.meta)) == fields[message.question]
+        assert bool(asked.params) == bool(answer.params) == (message.question == "train")
+        if message.question == "subjects":
+            assert len(answer.meta["subjects"]) == len(table)
+        if message.question == "train":
+            # Weights, moving statistics, the dropout's seed: nothing of Adam. Gradients and statistics come back.
+            *floats, seed = sorted(asked.params.values(), key=lambda array: array.dtype.kind != "f")
+            assert ({array.dtype.kind for array in floats}, seed.shape) == ({"f"}, (2,))
+            assert seed.dtype.kind != "f"
+            assert (len(floats), len(answer.params)) == (26 + 12, 26 + 12)
+            assert type(answer.meta["loss"]) is float
+        secrets = [*table["Subject"], *table["Path"], "smith", "nii", str(federation.hospitals), "Sex", "Age"]
+        secrets = [secret.encode() for secret in [*secrets, "Group_bin", *(f"{age:.6f}"[:8] for age in table["Age"])]]
         secrets += [np.array(age, order).tobytes() for age in table["Age"] for order in ("<f8", ">f8")]
         for secret in secrets:
-            assert secret not in answered, (question, secret)
-            assert secret not in sent, (question, secret)
+            assert secret not in message.answered, (message.question, secret)
+            assert secret not in message.sent, (message.question, secret)
 
 
 def check_lists(federation):
@@ -279,14 +293,10 @@ def check_lists(federation):
 
 def test_a_complete_run_is_done_or_another_or_overwritten(federation, study):
     def settings(**changes):
-        federation.configure(study, cycles=FIRST_CYCLE + 1, **changes)
-        return read_server_settings(federation.folder / SERVER_FILE)
-
-    def tolerances():
-        return set(federation.log()["Tolerance"])
+        return federation.configure(study, cycles=FIRST_CYCLE + 1, **changes).settings
 
     run_jobs(settings(), federation.job)
-    before = tolerances()
+    before = set(federation.log()["Tolerance"])
     with pytest.raises(AlreadyDone, match=r"done already: .*qc_run \(--overwrite runs it again"):
         refuse_complete(settings(), "--overwrite")
     with pytest.raises(
@@ -298,10 +308,10 @@ def test_a_complete_run_is_done_or_another_or_overwritten(federation, study):
     with pytest.raises(InputError, match=r"the run is where it was before it \(aborted\)"):  # whatever is there already
         run_jobs(anew, lambda: "aborted")
     run_jobs(anew, federation.job)
-    assert not tolerances() & (before - {""})
+    assert not set(federation.log()["Tolerance"]) & (before - {""})
 
 
-def test_pseudonyms_stay_the_same_and_depend_on_the_center(study, tmp_path):
+def test_pseudonyms_stay_the_same_depend_on_the_center_and_have_an_order_of_their_own(study, tmp_path):
     subjects = list(study.table["Subject"])
     for center in ("a", "b"):
         (tmp_path / center).mkdir()
@@ -309,20 +319,15 @@ def test_pseudonyms_stay_the_same_and_depend_on_the_center(study, tmp_path):
     assert first == again
     assert not set(first.values()) & set(other.values())
     assert (tmp_path / "a" / "salt").stat().st_mode & 0o777 == 0o600
-
-
-def test_subjects_are_not_told_in_the_order_of_the_csv(tmp_path):
-    subjects = [f"patient-{number}" for number in range(20)]
-    told = list(Pseudonyms(tmp_path, subjects).of)
-    assert sorted(told) == sorted(subjects)
-    assert told != subjects
-    assert told == list(Pseudonyms(tmp_path, reversed(subjects)).of)
+    assert sorted(first) == sorted(subjects)
+    assert list(first) != subjects
+    assert list(first) == list(Pseudonyms(tmp_path / "a", reversed(subjects)).of)
 
 
 @pytest.mark.parametrize("names", [None, [], "0" * 16, ["patient-7"], ["0" * 16, "0" * 16], ["a" * 16], [3]])
 def test_a_list_of_subjects_that_cannot_be_right_is_invalid(names):
     refuse_bad_subjects(["0" * 16, "b" * 16], {"a" * 16})
-    with pytest.raises(VisitFailed):
+    with pytest.raises(ValueError, match="subject"):
         refuse_bad_subjects(names, {"a" * 16})
 
 
@@ -333,19 +338,15 @@ def test_looks_that_cannot_be_right_are_invalid(rows):
     looks = {name: [[0.0] * look.numbers] * 2 for name, look in LOOKS.items() if look.numbers}
     looks["channels"] = [[1.0, 2.0], [3.0, 0.0]]
     refuse_bad_looks(looks, 2, 2, False)
-    refuse_bad_looks(looks | {"channels": [[1.0, float("inf")], [float("nan"), 0.0]]}, 2, 2, False)  # of suspects
+    refuse_bad_looks(looks | {"channels": [[1.0, float("inf")], [float("nan"), 0.0]]}, 2, 2, False)  # to be flagged
     refuse_bad_looks(looks | {"labels": [[0.1], [1.0]]}, 2, 2, True)
+    one_too_many, too_few = looks | {"labels": [[0.1], [0.2]]}, {"channels": looks["channels"]}
+    for wrong in (rows, looks | {"channels": rows}, one_too_many, too_few):
+        with pytest.raises(ValueError, match=r"look|inhomogeneous"):
+            refuse_bad_looks(wrong, 2, 2, False)
     for p in (0.0, -1.0, 7.0, float("nan")):
         with pytest.raises(ValueError, match="from 0 to 1"):
             refuse_bad_looks(looks | {"labels": [[0.1], [p]]}, 2, 2, True)
-    for wrong in (
-        rows,
-        looks | {"channels": rows},
-        looks | {"labels": [[0.1], [0.2]]},
-        {"channels": looks["channels"]},
-    ):
-        with pytest.raises(ValueError, match="look"):
-            refuse_bad_looks(wrong, 2, 2, False)
 
 
 @pytest.mark.parametrize("labels", [False, True])
@@ -357,16 +358,13 @@ def test_the_screen_at_the_centers_is_that_of_one_process(labels, federation, st
     done = run_here("quality_control", *options, *better, "-fn_save", "qc", cwd=here)
     assert done.returncode == 0, done.stderr
     federation.configure(study, screen=True, label_screen=labels, false_alarms=0.06, rule="evidence", cycles=cycles)
-    assert federation.job(cycles=2).panics == []
-    log = federation.log()
+    log = federation.jobs(1, cycles=2)
     pd.testing.assert_frame_equal(log, read_log(here / "qc.csv"))
     eliminated = log[(log["Eliminated"] == "1") & (log["FP"] == "")]
     assert (eliminated["Study"] == "bad").sum() == 3  # by the screen, without a training step
-    answers = [FLModelUtils.from_shareable(fobs.loads(message[3])) for message in federation.messages]
-    questions = [message[1] for message in federation.messages]
-    looks = [answer for question, answer in zip(questions, answers, strict=True) if question == "look"]
+    looks = federation.asked("look")
     assert looks
-    assert all((set(answer.meta), bool(answer.params)) == ({"looks"}, False) for answer in looks)
+    assert all((set(look.answer.meta), bool(look.answer.params)) == ({"looks"}, False) for look in looks)
     rows = pd.read_csv(federation.private["bad"] / "flagged_rows.csv")
     assert set(rows["Phase"]) == {"screen", "revisit"}
     assert (rows["Screen_score"] > rows["Screen_limit"]).all()
@@ -389,10 +387,9 @@ def test_visits_that_fail_are_undone_and_the_centers_are_back_in_the_next_cycle(
     federation.tamper = lambda center, question, answer: (
         spoilt[center](answer) if question == "train" and center in spoilt else answer
     )
-    assert federation.job().panics == []
+    federation.jobs(1)
     federation.tamper = lambda center, question, answer: answer
-    assert federation.job().panics == []
-    log = federation.log()
+    log = federation.jobs(1)
     first, second = (log[log["Cycle"] == str(FIRST_CYCLE + cycle)] for cycle in range(2))
     for center, phase in (("c0", "unreachable"), ("c1", "invalid"), ("c2", "invalid")):
         assert list(first[first["Study"] == center]["Phase"]) == [phase]
@@ -400,21 +397,18 @@ def test_visits_that_fail_are_undone_and_the_centers_are_back_in_the_next_cycle(
         assert center not in set(log[log["Phase"] == "subject"]["Study"])  # not tried, never harmful
     assert set(second["Phase"]) <= {"batch", "subject", "revisit"}
     # What is sent after a visit that failed is what was sent to it.
-    states = [sent for _, question, sent, _ in federation.messages if question == "train"]
-    arrays = [FLModelUtils.from_shareable(fobs.loads(sent)).params for sent in states]
-    arrays = [params for params in arrays if params]  # the others are digests
-    for other in arrays[1:4]:
-        for name, array in arrays[0].items():
+    first, *others = (message.asked.params for message in federation.asked("train")[:4])
+    for other in others:
+        for name, array in first.items():
             np.testing.assert_array_equal(array, other[name])
 
 
 def test_a_center_that_is_away_is_not_asked_and_comes_later(federation):
     federation.away = {"c2"}
-    assert federation.job().panics == []
-    assert "c2" not in {center for center, *_ in federation.messages}
+    federation.jobs(1)
+    assert "c2" not in {message.center for message in federation.messages}
     federation.away = set()
-    assert federation.job().panics == []
-    log = federation.log()
+    log = federation.jobs(1)
     assert list(log[log["Study"] == "c2"]["Phase"]) == ["unreachable", "batch"]
     assert len(pd.read_csv(federation.folder / "qc_subjects.csv")) == sum(SIZES.values()) + 3
 
@@ -429,15 +423,12 @@ def test_an_aborted_job_and_a_server_that_dies_leave_no_trace(federation, in_one
     class PowerCut(BaseException):
         pass
 
-    def trained():
-        return sum(message[1] == "train" for message in federation.messages)
-
     def die(controller, question):
-        if question == "train" and trained() == 6:
+        if question == "train" and len(federation.asked("train")) == 6:
             raise PowerCut
 
     def abort(controller, question):
-        if question == "train" and trained() == 12:
+        if question == "train" and len(federation.asked("train")) == 12:
             controller.abort_signal.trigger(True)
 
     federation.before = die
@@ -445,47 +436,41 @@ def test_an_aborted_job_and_a_server_that_dies_leave_no_trace(federation, in_one
         federation.job()
     assert (federation.folder / "qc.csv").read_text().count("\n") > 3
     federation.before = abort
-    assert federation.job(cycles=2).panics == []
-    assert not set(federation.log()["Phase"]) & {"unreachable", "invalid"}
+    assert not set(federation.jobs(1, cycles=2)["Phase"]) & {"unreachable", "invalid"}
     assert not json.loads((federation.folder / "qc_run" / "run.json").read_text())["finished"]
     federation.before = lambda controller, question: None
-    assert federation.job().panics == []
-    pd.testing.assert_frame_equal(federation.log(), first_cycles(in_one_process, 2))
+    pd.testing.assert_frame_equal(federation.jobs(1), first_cycles(in_one_process, 2))
 
 
-def answer_of(message):
-    return FLModelUtils.from_shareable(fobs.loads(message[3])).params
-
-
-def test_a_process_that_dies_in_a_visit_costs_its_center_the_rest_of_the_cycle(federation, study):
+def test_a_process_that_dies_in_a_visit_costs_its_center_the_rest_of_the_cycle(federation):
     """It dies over its second batch; the step of the first one stays, and the others go on from there."""
 
     def die(controller, question):
-        if question == "train" and federation.messages[-1][:2] == ("c1", "train"):
+        last = federation.messages[-1]
+        if question == "train" and (last.center, last.question) == ("c1", "train"):
             federation.dead = {"c1"}
 
-    assert federation.job().panics == []
-    known = len(federation.messages)
+    federation.jobs(1)
+    known = len(federation.asked("train"))
     federation.before = die
-    assert federation.job().panics == []
-    trained = [message for message in federation.messages[known:] if message[1] == "train"]
-    here = [center for center, *_ in trained].index("c1")
-    assert [center for center, *_ in trained].count("c1") == 1  # nothing is asked of a process that is dead
+    federation.jobs(1)
+    trained = federation.asked("train")[known:]
+    here = [message.center for message in trained].index("c1")
+    assert [message.center for message in trained].count("c1") == 1  # nothing is asked of a process that is dead
     federation.before, federation.dead = lambda controller, question: None, set()
-    assert federation.job().panics == []
-    log = federation.log()
+    log = federation.jobs(1)
     second, third = (log[log["Cycle"] == str(FIRST_CYCLE + cycle)] for cycle in (1, 2))
     assert list(second[second["Study"] == "c1"]["Phase"]) == ["batch", "unreachable"]
     assert list(second[second["Study"] == "c1"]["Ignored"]) == ["0", "1"]
     assert list(third[third["Study"] == "c1"]["Phase"]) == ["batch", "batch"]
     assert {"c0", "c2"} < set(second[second["Phase"] == "batch"]["Study"])
-    following = FLModelUtils.from_shareable(fobs.loads(trained[here + 1][2])).params
-    statistics = unpack(answer_of(trained[here]))[26:]  # the step that stays: of it, only these are the center's own
+    following = trained[here + 1].asked.params
+    statistics = unpack(trained[here].answer.params)[26:]  # the step that stays: of it, only these are the center's own
     assert {array.tobytes() for array in statistics} <= {array.tobytes() for array in following.values()}
-    refuse_inconsistent(federation, study, "consistent: 3 cycles", "1 visit failed")
+    refuse_inconsistent(federation, "consistent: 3 cycles", "1 visit failed")
 
 
-def refuse_inconsistent(federation, study, *words):
+def refuse_inconsistent(federation, *words):
     """The audit finds the server's log consistent, and says so in some words."""
     done = subprocess.run(
         [sys.executable, AUDIT, "qc.csv"], cwd=federation.folder, capture_output=True, text=True, check=False
@@ -504,70 +489,48 @@ def test_where_every_process_has_died_the_job_ends_and_says_so(federation):
 
     federation.before = die
     with pytest.raises(InputError, match="at every center the process of this job has ended"):
-        run_jobs(read_server_settings(federation.folder / SERVER_FILE), federation.job)
+        run_jobs(federation.settings, federation.job)
     assert not set(federation.log()["Phase"]) & {"unreachable", "invalid"}
 
 
-def test_a_full_disk_at_a_center_costs_its_step(federation, study):
+def test_a_full_disk_at_a_center_costs_its_step(federation):
     visits = federation.private["c2"] / "visits.csv"
     visits.unlink(missing_ok=True)
     visits.symlink_to("/dev/full")
     try:
-        assert federation.job().panics == []
+        federation.jobs(1)
     finally:
         visits.unlink()
-    assert federation.job().panics == []
-    log = federation.log()
+    log = federation.jobs(1)
     assert list(log[log["Study"] == "c2"]["Phase"]) == ["invalid", "batch"]
-    refuse_inconsistent(federation, study, "consistent: 2 cycles", "1 visit failed")
+    refuse_inconsistent(federation, "consistent: 2 cycles", "1 visit failed")
     assert "No space left on device" in (federation.private["c2"] / "center.log").read_text()
 
 
 @pytest.mark.parametrize(
-    ("whole", "error"), [(False, r"File too large: '.*(qc|visits)\.csv'$"), (True, "qc_run: cannot be written")]
+    ("whole", "error"), [(False, r"File too large: '.*(qc|visits)\.(csv|log)'$"), (True, "qc_run: cannot be written")]
 )
-def test_a_full_disk_at_home_loses_no_decision(whole, error, federation, in_one_process):
+def test_a_full_disk_at_the_server_loses_no_decision(whole, error, federation, in_one_process):
     """The log cannot grow any more in the middle of a cycle, or no file: one line, and the next job goes on."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill(center, question, answer):
-        if question == "train" and sum(message[1] == "train" for message in federation.messages) == 7:
+        if question == "train" and len(federation.asked("train")) == 7:
             room = 0 if whole else (federation.folder / "qc.csv").stat().st_size
             resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
         return answer
 
-    settings = read_server_settings(federation.folder / SERVER_FILE)
     federation.tamper = fill
     try:
         with pytest.raises(InputError, match=error) as stopped:
-            run_jobs(settings, federation.job)
+            run_jobs(federation.settings, federation.job)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "\n" not in str(stopped.value)
     assert len(federation.log()) == 7  # it has something to lose
     federation.tamper = lambda center, question, answer: answer
-    run_jobs(settings, federation.job)
+    run_jobs(federation.settings, federation.job)
     pd.testing.assert_frame_equal(federation.log(), read_log(in_one_process / "qc.csv"))
-
-
-def test_of_two_that_submit_jobs_the_second_is_refused(tmp_path):
-    refuse_second(tmp_path)
-    with pytest.raises(InputError, match="another process submits the jobs of this run already"):
-        refuse_second(tmp_path)
-    stopping.end()
-    refuse_second(tmp_path)  # the first has ended
-    stopping.end()
-
-
-def test_a_center_that_has_lost_the_state_is_sent_it(federation, in_one_process):
-    def forget(controller, question):
-        for executor in federation.executors.values():
-            if executor._center:
-                executor._center._received = {}
-
-    federation.before = forget
-    assert federation.job().panics == []
-    pd.testing.assert_frame_equal(federation.log(), first_cycles(in_one_process, 1))
 
 
 @pytest.mark.parametrize("question", ["train", "look"])
@@ -583,24 +546,11 @@ def test_a_center_that_restarts_within_a_job_prepares_itself(question, federatio
             federation.executors = {center: CenterExecutor() for center in CENTERS}
 
     federation.before = restart
-    assert federation.job().panics == []
+    log = federation.jobs(1)
     assert left == [0]
-    log = federation.log()
     assert not set(log["Phase"]) & {"unreachable", "invalid"}
     if not screened:
         pd.testing.assert_frame_equal(log, first_cycles(in_one_process, 1))
-
-
-def test_a_run_whose_checkpoints_are_all_damaged_can_be_overwritten(federation, study):
-    federation.configure(study)
-    assert federation.job().panics == []
-    for path in (federation.folder / "qc_run" / "checkpoints").iterdir():
-        path.write_bytes(b"damaged" + path.read_bytes())
-    settings = read_server_settings(federation.folder / SERVER_FILE)
-    with pytest.raises(InputError, match="every checkpoint is damaged; --overwrite starts anew"):
-        run_jobs(settings, federation.job)
-    federation.configure(study, overwrite=True, cycles=FIRST_CYCLE + 1)
-    run_jobs(read_server_settings(federation.folder / SERVER_FILE), federation.job)
 
 
 def test_one_center_is_too_few(federation):
@@ -620,35 +570,12 @@ def test_an_error_that_nobody_foresaw_is_one_line_and_ends_the_jobs(federation):
 
     federation.before = fail
     with pytest.raises(InputError, match=r"^ZeroDivisionError: nobody foresaw this; FLARE's log on the server"):
-        run_jobs(read_server_settings(federation.folder / SERVER_FILE), run_one)
+        run_jobs(federation.settings, run_one)
     assert (federation.folder / "qc_run" / ERROR_FILE).read_text().count("\n") == 1
     federation.before = lambda controller, question: None
     federation.away = set(CENTERS)  # ends the next job at once
     assert "ZeroDivision" not in str(federation.job().panics)
     assert "ZeroDivision" not in (federation.folder / "qc_run" / ERROR_FILE).read_text()
-
-
-@pytest.mark.parametrize(
-    ("method", "needed", "line"),
-    [
-        (
-            "quality_control",
-            {"fn_test": "t.csv", "en": "e.keras", "pd": "p.keras", "fn_save": "qc/log", "screen": True},
-            "-fn_train x -fn_test t.csv -en e.keras -pd p.keras -fn_save qc/log --screen",
-        ),
-        ("standard", {"shape": [33, 34, 35], "output_folder": "out"}, "-fn_train x"),
-    ],
-)
-def test_defaults_are_those_of_the_script(method, needed, line, tmp_path, monkeypatch):
-    path = tmp_path / "server.json"
-    path.write_text(json.dumps({"method": method, "centers": ["a", "b"], **needed}))
-    settings = read_server_settings(path).told()
-    monkeypatch.setattr("sys.argv", [str(SCRIPTS[method]), *line.split()])
-    options = from_command_line({"quality_control": LocalQualityControl, "standard": StandardModel}[method], "").told()
-    common = settings.keys() & options.keys() - {"fn_test", "en", "pd", "fn_save", "output_folder"}  # paths
-    assert len(common) > 8
-    assert ({"screen", "false_alarms"} <= common) == (method == "quality_control")
-    assert {name: settings[name] for name in common} == {name: options[name] for name in common}
 
 
 @pytest.mark.parametrize(
@@ -685,17 +612,21 @@ def test_an_error_at_a_center_stays_in_its_own_log(federation):
     assert "-gone.nii.gz" in (federation.private["c1"] / "center.log").read_text()
     nonsense = federation.deliver("c1", "train", FLModel(params={}, meta={"subjects": ["f" * 16]}))
     assert nonsense.meta == {"error": "failure"}
-    assert all(b"gone" not in answered for _, _, _, answered in federation.messages)
+    assert all(b"gone" not in message.answered for message in federation.messages)
+
+
+def test_a_center_does_not_train_on_what_was_changed_on_its_way(federation):
+    federation.jobs(1)
+    asked = federation.asked("train")[0].asked
+    asked.params["0003"] = asked.params["0003"] * np.float32(2)
+    assert federation.deliver("c1", "train", asked).meta == {"error": "input"}
+    assert "what the server sent was changed on its way" in (federation.private["c1"] / "center.log").read_text()
 
 
 def test_images_that_lie_elsewhere_are_refused_at_their_center_and_changed_ones_told(federation):
-    """The home says where its own lie; its own log says of a center's images what they were in the job before."""
-    assert federation.job().panics == []
-    meta = next(
-        FLModelUtils.from_shareable(fobs.loads(sent)).meta
-        for _, question, sent, _ in federation.messages
-        if question == "prepare"
-    )
+    """The server says where its own lie; its own log says of a center's images what they were in the job before."""
+    federation.jobs(1)
+    meta = federation.asked("prepare")[0].asked.meta
     assert list(meta["space"]["shape"]) == [35, 34, 33]
     elsewhere = np.array(meta["space"]["affine"])
     elsewhere[0, 3] += 40  # mm
@@ -719,8 +650,9 @@ def test_the_standard_travelling_model_is_a_job_too(federation, study, tmp_path)
         "method": "standard", "centers": CENTERS, "shape": [33, 34, 35], "output_folder": str(tmp_path / "standard"),
         "cycles": 2, "epochs": 1, "width": 0.1, "learning_rate": 0.002,
     }  # fmt: skip
-    (federation.folder / "travelling_server.json").write_text(json.dumps(settings))
+    (federation.folder / SERVER_FILE).write_text(json.dumps(settings))
     assert federation.job(cycles=2).panics == []
+    assert "c0: train, " in (tmp_path / "standard" / "training.log").read_text()
     done = run_here(
         "standard", "-fn_train", study.training_set, "-cycles", 2, "-epochs", 1, "-batch_size", 5, "--width", 0.1,
         "--learning-rate", 0.002, "--output-folder", tmp_path / "script", cwd=tmp_path,
@@ -776,24 +708,24 @@ def test_garbage_of_any_type_in_any_field_is_a_failed_visit_and_no_error(data, l
         answer = SimpleNamespace(params=params, meta=meta, metrics=None, params_type=ParamsType.FULL)
         for name in ("start_round", "current_round", "total_rounds"):
             setattr(answer, name, None)
-        answer = FLModelUtils.from_shareable(fobs.loads(fobs.dumps(FLModelUtils.to_shareable(answer))))
+        answer = read(write(answer))
     except Exception:  # what FLARE cannot send or read is no answer
         answer = None
 
-    def ask(center, question, arrays, meta):
-        return TravellingController()._usable(center, question, answer)
+    def ask(center, question, arrays, meta, refuse):
+        return TravellingController()._usable(center, question, answer, refuse)
 
     trainer = FederatedTrainer(ask, model, SimpleNamespace(space={}, shape=(35, 34, 33)))
     trainer.center_of = {names[0]: "c1"}
+    refusals = {
+        "subjects": lambda _, meta: refuse_bad_subjects(meta.get("subjects"), set()),
+        "prepare": lambda _, meta: refuse_bad_images(meta.get("means"), meta.get("checksums"), names),
+    }
     try:
         if question == "train":
             trainer.train(names[:1])
         else:
-            _, meta = ask("c1", question, [], {})
-            if question == "subjects":
-                refuse_bad_subjects(meta.get("subjects"), set())
-            else:
-                refuse_bad_images(meta.get("means"), meta.get("checksums"), names)
+            ask("c1", question, [], {}, refusals[question])
     except VisitFailed:
         assert all(np.array_equal(*pair) for pair in zip(model.export_state(), state, strict=True))
 
@@ -806,11 +738,11 @@ def half_step_of(model):
     ]
 
 
-def replaced(name, change):
-    """A center's answer to a training step with one array changed, as if it had been so from the start."""
+def replaced(names, change):
+    """A center's answer to a training step with some arrays changed, as if they had been so from the start."""
 
     def spoil(answer):
-        answer.params[name] = change(answer.params[name])
+        answer.params |= {name: change(answer.params[name]) for name in names}
         answer.meta["digest"] = digest(unpack(answer.params))
 
     return spoil
@@ -825,27 +757,20 @@ def replaced(name, change):
         ("prepare", lambda answer: answer.meta.update(means=["a"]), "mean intensities"),
         ("train", lambda answer: answer.params.update({"0003": "text"}), "not arrays of numbers"),
         ("train", lambda answer: answer.params.update({7: answer.params["0000"]}), "not numbered arrays"),
-        ("train", replaced("0031", lambda array: array * np.float32(0.5)), "moving variances are smaller"),
-        ("train", replaced("0002", lambda array: array.astype(float)), "another number, shape or type"),
-        ("train", replaced("0002", lambda array: array[:1]), "another number, shape or type"),
-        ("train", replaced("0002", lambda array: array * np.float32(np.nan)), "not finite"),
+        ("train", replaced(["0031"], lambda array: array * np.float32(0.5)), "moving variances are smaller"),
+        ("train", replaced(["0002"], lambda array: array.astype(float)), "another number, shape or type"),
+        ("train", replaced(["0002"], lambda array: array[:1]), "another number, shape or type"),
+        ("train", replaced(["0002"], lambda array: array * np.float32(np.nan)), "not finite"),
         ("train", lambda answer: answer.meta.update(error=np.zeros(3)), "answers with an error (unknown"),
         ("train", lambda answer: answer.meta.update(loss=-1.0), "its loss is not a number"),
         # As a filter of FLARE would: the digest is that of other arrays.
         ("train", lambda answer: answer.params.update({"0000": np.zeros_like(answer.params["0000"])}), "on its way"),
     ],
 )
-def test_a_center_that_answers_nonsense_is_one_row_and_the_others_go_on(question, spoil, reason, federation, caplog):
-    def tamper(center, asked, answer):
-        if (center, asked) == ("c1", question):
-            spoil(answer)
-        return answer
-
-    federation.tamper = tamper
-    with caplog.at_level("INFO", "travelling"):
-        assert federation.job().panics == []
-    assert reason in (federation.folder / "qc.log").read_text()
-    log = federation.log()
+def test_a_center_that_answers_nonsense_is_one_row_and_the_others_go_on(question, spoil, reason, federation):
+    federation.spoil("c1", question, spoil)
+    log = federation.jobs(1)
+    assert reason in federation.text_log()
     phase = "unreachable" if reason == "it names no subjects" else "invalid"  # then nobody knows whom to ask for
     assert list(log[log["Study"] == "c1"]["Phase"]) == [phase]
     others = log[(log["Study"] != "c1") & (log["Phase"] != "baseline")]
@@ -853,45 +778,29 @@ def test_a_center_that_answers_nonsense_is_one_row_and_the_others_go_on(question
     assert set(others["Phase"]) <= {"batch", "subject", "revisit"}
 
 
-def test_what_a_center_does_not_own_is_the_homes(federation, in_one_process):
-    """Learning rate, step count, Adam's moments and the dropout's seed neither travel nor come back."""
-    assert federation.job().panics == []
-    for _, question, sent, _ in federation.messages:
-        model = FLModelUtils.from_shareable(fobs.loads(sent))
-        if question == "train" and model.params:
-            floats = [array for array in model.params.values() if array.dtype.kind == "f"]
-            assert len(floats) == 26 + 12
-            (seed,) = (array for array in model.params.values() if array.dtype.kind != "f")
-            assert seed.shape == (2,)
-
-
-def test_copies_and_other_scales_are_reported_before_the_first_cycle(federation, study, caplog):
-    """An image that two centers hold, and a center whose intensities are others, are in the log; one of the home's
-    own test images at a center is refused."""
-    table = pd.read_csv(federation.hospitals / "c2.csv")
-    stolen = pd.read_csv(study.test_set)["Path"][0]
-    federation.private["c2"].joinpath("images.csv").unlink(missing_ok=True)
-    changed = table.assign(Path=[str(study.folder / stolen), *table["Path"][1:]])
-    twin = pd.read_csv(federation.hospitals / "c0.csv")
-    copied = twin.assign(Path=[*twin["Path"][:-1], pd.read_csv(federation.hospitals / "c1.csv")["Path"][0]])
+def test_copies_and_other_scales_are_reported_before_the_first_cycle(federation, study):
+    """An image that two centers hold, and a center whose intensities are others, are in the log; a center with one of
+    the server's test images is refused."""
+    csv = {center: federation.hospitals / f"{center}.csv" for center in ("c0", "c1", "c2")}
+    before = {center: path.read_text() for center, path in csv.items()}
+    tables = {center: pd.read_csv(path) for center, path in csv.items()}
+    stolen = str(study.folder / pd.read_csv(study.test_set)["Path"][0])
     federation.executors |= {"c0": CenterExecutor(), "c2": CenterExecutor()}
-    try:
-        changed.to_csv(federation.hospitals / "c2.csv", index=False)
-        copied.to_csv(federation.hospitals / "c0.csv", index=False)
-        with caplog.at_level("INFO", "travelling"):
-            assert federation.job().panics == []
-    finally:
-        table.to_csv(federation.hospitals / "c2.csv", index=False)
-        twin.to_csv(federation.hospitals / "c0.csv", index=False)
-    run_log = (federation.folder / "qc.log").read_text()
+    with contextlib.ExitStack() as stack:
+        for center in ("c0", "c2"):
+            stack.callback(csv[center].write_text, before[center])
+        tables["c2"].loc[0, "Path"] = stolen
+        tables["c0"].loc[len(tables["c0"]) - 1, "Path"] = tables["c1"]["Path"][0]
+        for center in ("c0", "c2"):
+            tables[center].to_csv(csv[center], index=False)
+        log = federation.jobs(1)
+    run_log = federation.text_log()
     assert "the same image under two names: c0 (" in run_log
     assert "bad: its images are of another scale" in run_log
     assert "test set, too" in run_log
-    log = federation.log()
     assert list(log[log["Study"] == "c2"]["Phase"]) == ["invalid"]
     assert "patient" not in run_log
-    first = run_log.index("the same image")
-    assert first < run_log.index("cycle 8")
+    assert run_log.index("the same image") < run_log.index("cycle 8")
 
 
 POISONS = {
@@ -902,60 +811,39 @@ POISONS = {
     "tiny": lambda array: np.full_like(array, 1e-30),
     "large": lambda array: np.full_like(array, 1e15),
 }
-
-
-PARTS = {"gradients": range(26), "statistics": range(26, 38), "one gradient": range(1)}
+GRADIENTS, STATISTICS, ONE_GRADIENT = range(26), range(26, 38), range(1)
 
 
 @pytest.mark.parametrize(
     ("poison", "part"),
     [
-        *[(poison, "gradients") for poison in POISONS],
-        ("times 1000", "statistics"),
-        ("zeros", "statistics"),
-        ("times 1000", "one gradient"),
-        ("huge", "one gradient"),
+        *[(poison, GRADIENTS) for poison in POISONS],
+        *[(poison, STATISTICS) for poison in ("times 1000", "zeros")],
+        *[(poison, ONE_GRADIENT) for poison in ("times 1000", "huge")],
     ],
 )
 def test_a_center_that_poisons_what_it_answers_has_no_image_of_others_flagged(poison, part, federation):
-    """Its own step is verified like any other, and nothing that the home owns can be reached through it."""
-
-    def tamper(center, question, answer):
-        if (center, question) == ("c1", "train"):
-            for number in PARTS[part]:
-                answer.params[f"{number:04d}"] = POISONS[poison](answer.params[f"{number:04d}"])
-            answer.meta["digest"] = digest(unpack(answer.params))
-        return answer
-
-    federation.tamper = tamper
-    for _ in range(2):
-        assert federation.job().panics == []
-    log = federation.log()
+    """Its own step is verified like any other, and nothing that the server owns can be reached through it."""
+    names = [f"{number:04d}" for number in part]
+    federation.spoil("c1", "train", replaced(names, POISONS[poison]))
+    log = federation.jobs(2)
     flagged = set(log[(log["Phase"] == "subject") & (log["Ignored"] == "1")]["Study"])
     assert flagged <= {"bad", "c1"}
     assert "batch" in set(log[log["Study"] == "c0"]["Phase"])
-    if (poison, part) == ("times 1000", "gradients"):
-        assert "c1: its gradient's norm is " in (federation.folder / "qc.log").read_text()
+    if (poison, part) == ("times 1000", GRADIENTS):
+        assert "c1: its gradient's norm is " in federation.text_log()
 
 
-def test_what_a_step_on_one_image_tells_the_home(federation, study):
+def test_what_a_step_on_one_image_tells_the_server(federation, study):
     """docs/federation.md says so: its label, its features at the last layer, and the channel means of the first."""
-    federation.configure(study, batch_size=1)
-    assert federation.job().panics == []
+    federation.configure(study, batch_size=1).jobs(1)
     labels = study.table.set_index("Subject")["Group_bin"]
     names = read_names(federation.private.values())
-    asked = [
-        (
-            center,
-            FLModelUtils.from_shareable(fobs.loads(sent)).meta["subjects"],
-            FLModelUtils.from_shareable(fobs.loads(got)),
-        )
-        for center, question, sent, got in federation.messages
-        if question == "train"
-    ]
-    assert len(asked) > 10
-    for _, (subject,), answer in asked:
-        *_, kernel, bias = unpack(answer.params)[:26]
+    steps = federation.asked("train")
+    assert len(steps) > 10
+    for step in steps:
+        (subject,) = step.asked.meta["subjects"]
+        *_, kernel, bias = unpack(step.answer.params)[:26]
         assert (bias[0] < 0) == labels[names[subject]]  # the gradient of the last bias is p - y
         features = kernel[:, 0] / bias[0]  # that of the last kernel, (p - y) times the features
         assert (features >= 0).all()  # as they are after the ReLU
@@ -973,7 +861,7 @@ def test_centers_that_send_no_gradient_do_not_stop_the_others(loaded, caplog):
     ones = [*(np.ones_like(array) for array in zeros[:26]), *zeros[26:]]
     answers = {"dull": zeros, "c1": ones}
 
-    def ask(center, question, arrays, meta):
+    def ask(center, question, arrays, meta, refuse):
         return answers[center], {"loss": 0.5, "digest": digest(answers[center])}
 
     trainer = FederatedTrainer(ask, model, SimpleNamespace(space={}, shape=(35, 34, 33)))

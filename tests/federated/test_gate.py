@@ -5,6 +5,8 @@ import json
 import logging
 import os
 import shutil
+import socket
+import ssl
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -14,7 +16,7 @@ import pytest
 
 pytest.importorskip("nvflare")
 
-from deployment import ADMIN, CONNECTED, Deployment, find_processes, wait_for_text
+from deployment import ADMIN, CONNECTED, Deployment, find_processes, wait_until
 from federation import CYCLES, FIRST_CYCLE, made_once, server_settings, study
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_exception import UnsafeComponentError
@@ -53,8 +55,8 @@ def federation(study, tmp_path_factory):
     folder = tmp_path_factory.mktemp("gate")
     with Deployment(folder / "federation", CENTERS) as made:
         made.provision()
-        made.home = folder / "home"
-        settings = json.loads(server_settings(study, made.home, centers=CENTERS, cycles=FIRST_CYCLE + 1))
+        made.results = folder / "results"
+        settings = json.loads(server_settings(study, made.results, centers=CENTERS, cycles=FIRST_CYCLE + 1))
         made.prepare(study.training_set, settings)
         yield made
 
@@ -205,16 +207,16 @@ def test_nor_does_the_server(federation, tmp_path):
 
 
 def make_job(folder, executor, code=None):
-    """A job of a lead who means ill: home runs what it should, the hospitals run ``executor``."""
+    """A job of a lead who means ill: the server runs what it should, the hospitals run ``executor``."""
     client = {"format_version": 2, "components": [], "executors": [{"tasks": ["*"], "executor": {"path": executor}}]}
     server = {"format_version": 2, "components": [], "workflows": [{"id": "it", "path": gate.CONTROLLER, "args": {}}]}
-    for app, name, content in (("home", "config_fed_server", server), ("hospital", "config_fed_client", client)):
+    for app, name, content in (("server", "config_fed_server", server), ("hospital", "config_fed_client", client)):
         (folder / app / "config").mkdir(parents=True)
         (folder / app / "config" / f"{name}.json").write_text(json.dumps(content))
     if code:
         (folder / "hospital" / "custom").mkdir()
         (folder / "hospital" / "custom" / "evil.py").write_text(code)
-    meta = {"name": folder.name, "min_clients": 1, "deploy_map": {"home": ["server"], "hospital": CENTERS}}
+    meta = {"name": folder.name, "min_clients": 1, "deploy_map": {"server": ["server"], "hospital": CENTERS}}
     (folder / "meta.json").write_text(json.dumps(meta))
     return folder
 
@@ -240,7 +242,7 @@ def test_no_role_brings_code(federation, tmp_path, monkeypatch):
         (site / name).mkdir(parents=True)
     job = make_job(tmp_path / "evil", "evil.Evil", "pass")
     data = zip_directory_to_bytes(str(job / "hospital"), "")
-    meta = {"submitter_name": "me", "submitter_org": "home", "submitter_role": "super"}
+    meta = {"submitter_name": "me", "submitter_org": "server", "submitter_role": "super"}
     monkeypatch.setattr(AppAuthzService, "app_validator", FLAppValidator("client", [gate.NoCode()]))
     error = AppDeployer().deploy(Workspace(str(site), "c0"), "job-1", meta, "evil", data, mock.Mock())
     assert error == "this site takes no job that brings code"
@@ -264,7 +266,7 @@ def running(federation):
         for site in ("localhost", "c0"):
             federation.start(site)
         federation.wait_for(CONNECTED, "c0")
-        wait_for_text(c1 / "start.out", CONNECTED)
+        wait_until(lambda: CONNECTED in (c1 / "start.out").read_text())
         session = stack.enter_context(
             contextlib.closing(new_secure_session(ADMIN, str(federation.kits / ADMIN), timeout=60))
         )
@@ -280,6 +282,29 @@ def running(federation):
 def stop_as_documented(federation, kit):
     stopped = federation.command("bash", kit / "stop.sh", check=False)
     assert (stopped.returncode, find_processes(kit)) == (0, []), stopped.stdout
+
+
+def knock(port, root, startup):
+    """Shake hands with the server as a client with the certificate in a startup folder (None: without one)."""
+    context = ssl.create_default_context(cafile=str(root / "rootCA.pem"))
+    if startup:
+        context.load_cert_chain(startup / "client.crt", startup / "client.key")
+    with (
+        socket.create_connection(("localhost", port), timeout=10) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as secure,
+    ):
+        secure.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        return bool(secure.recv(100))
+
+
+def test_no_stranger_is_let_in(federation, running, tmp_path):
+    strangers = Deployment(tmp_path / "strangers", CENTERS[:1], federation.port)
+    strangers.provision()
+    own, other = (made.kits / "c0" / "startup" for made in (federation, strangers))
+    assert knock(federation.port, own, own)
+    for startup in (None, other):
+        with contextlib.suppress(ssl.SSLError, ConnectionError):
+            assert not knock(federation.port, own, startup)
 
 
 EVIL = """
@@ -315,9 +340,9 @@ def test_shell_commands_are_refused(running, command):
 
 def test_quality_control_still_runs_there(federation, running, study):
     done = federation.run_jobs("--poll", 0.1, "--task-timeout", 60)
-    log = pd.read_csv(federation.home / "qc.csv")
+    log = pd.read_csv(federation.results / "qc.csv")
     assert set(log[log["Phase"] == "batch"]["Study"]) == set(CENTERS)
-    assert done.stdout.count(", FPR ") == len(log)
+    assert done.stdout.count(", FPR ") == len(log) - 1  # the first row is the pre-trained model's
     assert f"cycle {FIRST_CYCLE}, c0: batch, 5 images, FPR " in done.stdout
     assert "2 of 2 centers are there: c0, c1" in done.stdout
     again = federation.command("bash", federation.kits / "c1" / "start.sh", check=False)
@@ -325,7 +350,7 @@ def test_quality_control_still_runs_there(federation, running, study):
 
 
 def test_no_answer_holds_a_path_or_an_id(federation, running, study):
-    """All that the lead can ask a hospital, and all files at home: FLARE's records, logs, and the run's own."""
+    """All that the lead can ask a hospital, and all files at the server: FLARE's records, logs, and the run's own."""
     jobs = [job["job_id"] for job in running.session.list_jobs()]
     for command in (
         "check_status client", "report_env c0", "report_resources client", "report_version client", "sys_info client",
@@ -337,7 +362,7 @@ def test_no_answer_holds_a_path_or_an_id(federation, running, study):
     ):  # fmt: skip
         running.ask(command)
     received = "".join(running.answers).encode()
-    for folder in (federation.kits / "localhost", federation.kits / ADMIN, federation.home):
+    for folder in (federation.kits / "localhost", federation.kits / ADMIN, federation.results):
         received += b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
     assert b"c0" in received
     secrets = [str(federation.folder / "hospitals"), str(federation.kits / "c0"), str(federation.kits / "c1"), "smith"]

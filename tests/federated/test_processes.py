@@ -14,8 +14,20 @@ import pytest
 
 pytest.importorskip("nvflare")
 
-from deployment import ROOT, Deployment
-from federation import ERROR, FIRST_CYCLE, made_once, server_settings, study
+from deployment import CONNECTED, ROOT, Deployment, wait_until
+from federation import (
+    CYCLES,
+    FIRST_CYCLE,
+    SIZES,
+    in_one_process,
+    made_once,
+    options,
+    plant_salt,
+    read_log,
+    read_names,
+    server_settings,
+    study,
+)
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
@@ -28,6 +40,7 @@ from nvflare.private.fed.server.admin import check_client_replies
 from nvflare.private.fed.server.fed_server import FederatedServer
 from nvflare.private.fed.server.message_send import ClientReply
 
+from travelling.method.order import travelling_order
 from travelling_quality_control.federated.job_keeper import OUTCOME_WAIT, JobKeeper
 
 FAILURES = [
@@ -107,26 +120,23 @@ def test_a_center_that_cannot_start_its_process_is_as_if_it_were_silent(server):
 
 def test_a_process_that_is_killed_costs_its_center_a_row_and_a_second_job_is_refused(study, tmp_path):
     """A cycle of a provisioned federation: one center's process dies at its start, another's over its second batch."""
-    home, centers = tmp_path / "home", ["c1", "c2", "bad", "c0"]
+    folder, centers = tmp_path / "server", ["c1", "c2", "bad", "c0"]
     order = ["c1", "c0", "bad", "c2"]  # in which the cycle visits them
-    settings = json.loads(server_settings(study, home, centers=centers, cycles=FIRST_CYCLE + 1))
+    settings = json.loads(server_settings(study, folder, centers=centers, cycles=FIRST_CYCLE + 1))
     with Deployment(tmp_path / "federation", centers) as federation, ThreadPoolExecutor(1) as pool:
         federation.provision()
         federation.prepare(study.training_set, settings)
-        for name in ("localhost", *centers):
-            federation.start(name)
-        for name in centers:
-            federation.wait_for("Successfully registered client", name)
+        federation.start_all()
         start = time.monotonic()
         jobs = pool.submit(federation.run_jobs, "--poll", 0.1, "--task-timeout", 600, check=False)
         wait_until(lambda: workers(federation, "c2"))[0].kill()
-        wait_until(lambda: rows(home, "c1"))
+        wait_until(lambda: rows(folder, "c1"))
         (worker,) = workers(federation, "c1")
         worker.suspend()
-        before = times(home)
+        before = times(folder)
         second = federation.run_jobs(check=False)
-        assert len(rows(home, "c1")) == 1, "the worker was suspended too late"
-        assert times(home) == before
+        assert len(rows(folder, "c1")) == 1, "the worker was suspended too late"
+        assert times(folder) == before
         worker.kill()
         done = jobs.result()
         assert time.monotonic() - start < 300  # nobody waits for the dead until --task-timeout
@@ -136,13 +146,13 @@ def test_a_process_that_is_killed_costs_its_center_a_row_and_a_second_job_is_ref
     assert "another process submits the jobs of this run already" in line
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("Submitted job") == 1
-    log = pd.read_csv(home / "qc.csv", dtype=str, keep_default_na=False)
+    log = pd.read_csv(folder / "qc.csv", dtype=str, keep_default_na=False)
     assert list(dict.fromkeys(log["Study"])) == ["n/a", *order]
     assert list(log[log["Study"] == "c1"]["Phase"]) == ["batch", "unreachable"]
     assert list(log[log["Study"] == "c2"]["Phase"]) == ["unreachable"]
     assert not set(log[log["Study"].isin(["c0", "bad"])]["Phase"]) & {"unreachable", "invalid"}
     audit = federation.command(
-        sys.executable, ROOT / "travelling_quality_control" / "audit.py", home / "qc.csv", check=False
+        sys.executable, ROOT / "travelling_quality_control" / "audit.py", folder / "qc.csv", check=False
     )
     assert audit.stdout.startswith("consistent: 1 cycle "), audit.stdout
     assert "2 visits failed" in audit.stdout
@@ -153,19 +163,10 @@ def times(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-def rows(home, center):
+def rows(folder, center):
     """The rows of a log that are of a center."""
-    log = home / "qc.csv"
+    log = folder / "qc.csv"
     return [line for line in log.read_text().splitlines() if f",{center}," in line] if log.exists() else []
-
-
-def wait_until(condition, seconds=300):
-    """Wait until a condition holds; returns what it gives."""
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end
-        time.sleep(0.005)
-    return found
 
 
 def workers(federation, center):
@@ -176,3 +177,41 @@ def workers(federation, center):
         for process in psutil.process_iter(["cmdline"])
         if {kit, "nvflare.private.fed.app.client.worker_process"} <= set(process.info["cmdline"] or [])
     ]
+
+
+@pytest.mark.slow
+def test_a_server_and_a_center_that_lose_their_power(study, in_one_process, tmp_path):
+    """The same command goes on where the server was; the center is unreachable, and back in the next cycle."""
+    centers, log = [*SIZES, "bad"], tmp_path / "server" / "qc.csv"
+    settings = json.loads(server_settings(study, log.parent))
+    _, (_, order, _) = travelling_order(dict.fromkeys(centers, ()), 42, [FIRST_CYCLE, FIRST_CYCLE + 1])
+    lost = [center for center in order if center != "bad"][-1]  # which has images to train on
+    private = [plant_salt(tmp_path / "federation" / "hospitals" / center / "private") for center in centers]
+    with Deployment(tmp_path / "federation", centers) as federation, ThreadPoolExecutor(1) as pool:
+        federation.provision()
+        federation.prepare(study.training_set, settings)
+        federation.start_all()
+        jobs = ("--poll", 0.1, "--task-timeout", 60)
+        first = pool.submit(federation.run_jobs, *jobs, check=False)
+        wait_until(lambda: log.exists() and log.read_text().count("\n") > 3)
+        federation.kill("localhost")
+        assert first.result().returncode == 2
+        assert len(first.result().stdout.split("error: ")[1].splitlines()) == 1
+        federation.start("localhost")
+        second = pool.submit(federation.run_jobs, *jobs)
+        wait_until(lambda: f"\n{FIRST_CYCLE + 1},batch," in log.read_text())
+        federation.kill(lost)
+        wait_until(lambda: "unreachable" in log.read_text())
+        federation.start(lost)  # too late for this cycle's job
+        federation.wait_for(CONNECTED, lost)
+        second.result()
+    found, script = read_log(log, read_names(private)), read_log(in_one_process / "qc.csv")
+    until = ["0", str(FIRST_CYCLE)]
+    pd.testing.assert_frame_equal(found[found["Cycle"].isin(until)], script[script["Cycle"].isin(until)])
+    in_second, in_third = (
+        list(found[(found["Study"] == lost) & (found["Cycle"] == str(cycle))]["Phase"])
+        for cycle in (FIRST_CYCLE + 1, FIRST_CYCLE + 2)
+    )
+    assert in_second == ["unreachable"]
+    assert "batch" in in_third
+    assert found["Cycle"].iloc[-1] == str(CYCLES - 1)

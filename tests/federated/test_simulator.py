@@ -80,7 +80,7 @@ def test_nothing_on_the_wire_tells_who_or_what(simulated, study):
     import keras
 
     assert np.asarray(keras.models.load_model(study.encoder).weights[0]).tobytes() in everything
-    assert read_weights(folder / "qc_run")[0].tobytes() not in everything  # the home takes the last step itself
+    assert read_weights(folder / "qc_run")[0].tobytes() not in everything  # the server takes the last step itself
 
     texts = [*study.table["Subject"], *study.table["Path"], "smith", "upside", "training_set.csv", "Group_bin"]
     for text in [*texts, *(f"{age:.6f}"[:8] for age in study.table["Age"])]:

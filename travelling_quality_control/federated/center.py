@@ -1,27 +1,10 @@
 """What runs at a hospital. Its images, its CSV and the ids of its subjects stay here.
 
 What leaves: for each of the server's questions one answer, made in :meth:`Center.answer` and nowhere else.
-
-==========  ==========================================  ======================================================
-question    holds                                       answer
-==========  ==========================================  ======================================================
-subjects    nothing                                     pseudonyms of all subjects, in their own order, and which
-                                                        versions of code and libraries are installed
-prepare     how many filters the convolutions have,     for each image the mean intensity's place among the
-            the affine and shape of the home's images   center's (least, median, greatest) and a checksum
-train       weights, BatchNorm's statistics and the     the gradient of every weight, BatchNorm's new statistics,
-            dropout's seed (only their digest, where    and the loss
-            the center has them), one batch of
-            pseudonyms, and what prepare holds
-look        the same, but pseudonyms of images          with ``--screen``, for each image: mean and variance of every
-                                                        channel of the network beside what it has learned of, one
-                                                        number of its spectrum, and the differences of its halves in
-                                                        blocks; with ``--label-screen`` how usual its label is
-report      what became of the center's subjects        nothing
-==========  ==========================================  ======================================================
+docs/federation.md has them all in a table.
 
 A question that cannot be answered is answered with one of ERRORS; the reason is written to the center's own log.
-What Adam remembers never comes here (:mod:`travelling_quality_control.federated.step`).
+Adam's moments never come here (:mod:`travelling_quality_control.federated.step`).
 """
 
 import hashlib
@@ -55,6 +38,7 @@ from travelling_quality_control.federated.wire import digest, installed, note_vi
 ERRORS = ("input", "failure")  # what the hospital can mend (its CSV, an image), and everything else
 CHANGED = "changed on its way: a filter of FLARE at one of the sites? None may touch what is sent"
 PSEUDONYM_LETTERS = 16
+FLAGGED_FILE = "flagged_subjects.csv"  # in the private folder
 REPORTED = ("Subject", "Times_flagged", "First_flagged_cycle", "Revisits", "Eliminated", "Eliminated_cycle")
 _VISITS = ("Images", "Training_seconds")
 
@@ -63,8 +47,8 @@ class Pseudonyms:
     """Ids under which a center's subjects are known outside, and the way back, in a folder that only it can read.
 
     A pseudonym is a keyed hash of the id. The key, ``salt``, is drawn once and never leaves the folder: whoever
-    has a list of ids, but not the key, cannot tell which of them stands behind a pseudonym. Subjects are told in the
-    order of their pseudonyms: that of the CSV could tell who came first, or who is PD.
+    has a list of ids, but not the key, cannot tell which of them stands behind a pseudonym. Subjects are named in
+    the order of their pseudonyms: that of the CSV could tell which came first, or which have PD.
     """
 
     def __init__(self, folder: Path, subjects: Iterable[str]):
@@ -109,7 +93,6 @@ class Center:
         self._trainer: Any = None
         self._eyes: Any = None  # of the screen
         self._prepared: tuple | None = None  # for which network, and images that lie where
-        self._received: dict[str, list[np.ndarray]] = {}  # digest -> arrays of the network: the last that came
 
     def answer(self, question: str, arrays: list[np.ndarray], meta: dict) -> tuple[list[np.ndarray], dict]:
         """The answer to one question: (arrays, meta). Raises whatever went wrong."""
@@ -119,14 +102,10 @@ class Center:
             self._prepare(meta)
             return [], self._about_images()
         if question in ("train", "look"):
-            if not arrays and meta["network"] not in self._received:
-                return [], {"missing": True}
             self._prepare(meta)  # again, where the center has restarted
-            if arrays and digest(arrays) != meta["network"]:
-                raise InputError(f"what the home sent was {CHANGED}")
-            if arrays:
-                self._received = {meta["network"]: arrays}
-            self._model.import_network(self._received[meta["network"]])
+            if digest(arrays) != meta["digest"]:
+                raise InputError(f"what the server sent was {CHANGED}")
+            self._model.import_network(arrays)
             subjects = self._own(meta["subjects"])
             return self._train(subjects) if question == "train" else self._look(subjects, meta["labels"])
         if question == "report":
@@ -152,7 +131,7 @@ class Center:
         return [], {"looks": {look: rows.astype(float).tolist() for look, rows in looks.items()}}
 
     def _about_images(self):
-        """What the home may know of the images before they train: how their intensities lie, and copies of which."""
+        """What the server may know of the images before they train: their mean intensities, and a checksum of each."""
         volumes = self._volumes
         means = sorted(volumes.means[subject] for subject in self._pseudonyms.of)
         checksums = {of: volumes.images[subject]["sha256"] for subject, of in self._pseudonyms.of.items()}
@@ -200,7 +179,7 @@ class Center:
         found = pd.DataFrame(subjects, columns=REPORTED)
         found["Subject"] = found["Subject"].map(own)
         found.insert(1, "Path", found["Subject"].map(self._cohort["Path"]))
-        write_csv(found, self._folder / "flagged_subjects.csv")
+        write_csv(found, self._folder / FLAGGED_FILE)
         decisive = pd.DataFrame(rows, columns=list(rows[0]) if rows else LOG_COLUMNS)
         decisive["Subject"] = decisive["Subject"].map(lambda name: own.get(name, name))  # or "batch"
         decisive["Subjects"] = decisive["Subjects"].map(

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import fcntl
 import os
 import sys
@@ -28,12 +27,21 @@ from travelling.errors import AlreadyDone, InputError
 from travelling.option import add_to_parser
 from travelling.runs import command, stopping
 from travelling.runs.options import Jobs
-from travelling.words import some
-from travelling_quality_control.federated.settings import Server
+from travelling.runs.record import Record, describe, differences
+from travelling_quality_control.federated.settings import (
+    ERROR_FILE,
+    INPUT_FILES,
+    SERVER_FILE,
+    Server,
+    log_file,
+    read_server_settings,
+)
 
 if TYPE_CHECKING:
     from nvflare.fuel.flare_api.flare_api import Session
     from nvflare.recipe.spec import Recipe
+
+CONNECTION_WAIT = 180.0  # seconds; after a crash of the server it takes them two minutes to come back
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -43,17 +51,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--server", type=Path, required=True, metavar="KIT", help="the server's FLARE folder")
     parser.add_argument("--admin", type=Path, required=True, metavar="KIT", help="the FLARE folder of who submits jobs")
     parser.add_argument("--user", help="the name in that folder's certificate (default: the name of the folder)")
-    parser.add_argument(
-        "--wait",
-        type=command.number(float, 0),
-        default=60,
-        metavar="SECONDS",
-        help="for two centers at least to be there, before a job is given up",
-    )
     return parser.parse_args()
 
 
-def travelling_recipe(task_timeout: int, cycles: int, poll: float, name: str = "travelling") -> Recipe:
+def travelling_recipe(task_timeout: int, cycles: int, poll: float) -> Recipe:
     """A FLARE recipe for the next ``cycles`` cycles of a run; all else is the sites' own configuration."""
     from nvflare.job_config.api import FedJob
     from nvflare.recipe.spec import Recipe
@@ -62,7 +63,7 @@ def travelling_recipe(task_timeout: int, cycles: int, poll: float, name: str = "
     from travelling_quality_control.federated.server import TravellingController
 
     # A center whose process has ended is given up at once; one alone may finish the cycle that two have begun.
-    job = FedJob(name=name, min_clients=1, fail_fast=True)
+    job = FedJob(name="travelling", min_clients=1, fail_fast=True)
     job.set_app_packages(["travelling", "travelling_quality_control"])  # installed at the sites: no code travels
     job.to_server(TravellingController(task_timeout, cycles))
     job.to_server({"server": {"task_request_interval": poll}, "dead_client_check_lead_time": 0})
@@ -75,9 +76,6 @@ def refuse_complete(settings: Server, overwrite: str) -> None:
 
     ``overwrite`` is what the user is told to say to have that replaced.
     """
-    from travelling.runs.record import Record, describe, differences
-    from travelling_quality_control.federated.settings import INPUT_FILES
-
     path = settings.output_folder / "run.json"
     earlier = None if settings.overwrite else Record(path, {}).read()
     if not earlier or not earlier.get("finished"):
@@ -90,27 +88,13 @@ def refuse_complete(settings: Server, overwrite: str) -> None:
     raise AlreadyDone(f"done already: {settings.output_folder} ({overwrite} runs it again)")
 
 
-class Progress:
-    """How far a run has come, as its folder tells: ``finished``, and ``place``, which changes with every visit."""
-
-    def __init__(self, settings: Server):
-        from travelling.runs.checkpoint import Checkpoints
-        from travelling.runs.record import Record
-        from travelling_quality_control.federated.server import ERROR_FILE
-
-        folder, found, self.finished = settings.output_folder, None, False
-        record: dict = {}
-        with contextlib.suppress(InputError):  # what is damaged is the job's to refuse, or to overwrite
-            record = Record(folder / "run.json", {}).read() or {}
-            self.finished = bool(record.get("finished"))
-            found = None if self.finished else Checkpoints(folder / "checkpoints").load()
-        resumed_at = found[0] if found else {}
-        self.place = tuple(record.get(name) for name in ("started", "finished"))
-        self.place += tuple(resumed_at.get(name) for name in ("cycle", "centers_left", "log_length"))
-        error = folder / ERROR_FILE
-        self.error = None
-        if error.is_file():
-            self.error = error.read_text(encoding="utf-8").strip() or f"{folder}: cannot be written (a full disk?)"
+def place(folder: Path) -> tuple:
+    """How far the run of a folder has come: whether it is finished, and what changes with every visit."""
+    record: dict = {}
+    with contextlib.suppress(InputError):  # a damaged one is the job's to refuse, or to overwrite
+        record = Record(folder / "run.json", {}).read() or {}
+    checkpoints = sorted(path.name for path in (folder / "checkpoints").glob("*"))  # each has another name
+    return bool(record.get("finished")), record.get("started"), checkpoints
 
 
 def run_jobs(settings: Server, run_one: Callable[[], str]) -> None:
@@ -119,13 +103,17 @@ def run_jobs(settings: Server, run_one: Callable[[], str]) -> None:
     It returns what is known of the job's end besides. The first is called in any case: it begins anew where a complete
     run is to be overwritten.
     """
-    before, now = Progress(settings), None
-    while not (now and now.finished):
+    folder = settings.output_folder
+    before, is_finished = place(folder), False
+    while not is_finished:
         end = run_one()
-        now = Progress(settings)
-        if now.error or now.place == before.place:
-            raise InputError(now.error or f"a job has ended, and the run is where it was before it ({end})")
-        before = now
+        error = folder / ERROR_FILE
+        if error.is_file():
+            raise InputError(error.read_text(encoding="utf-8").strip() or f"{folder}: cannot be written (a full disk?)")
+        now = place(folder)
+        if now == before:
+            raise InputError(f"a job has ended, and the run is where it was before it ({end})")
+        before, is_finished = now, now[0]
 
 
 def refuse_second(folder: Path) -> None:
@@ -141,59 +129,40 @@ def refuse_second(folder: Path) -> None:
 
 
 def show_progress(settings: Server) -> Callable[..., bool]:
-    """What FLARE calls every two seconds of a job: prints which centers are there, and each new step of the run."""
-    from travelling_quality_control.federated.server import VISITS_FILE
-
-    if settings.method == "quality_control":
-        path, describe = Path(f"{vars(settings)['fn_save']}.csv"), describe_verification
-    else:
-        path, describe = settings.output_folder / VISITS_FILE, describe_visit
-    printed = len(_rows(path))
-    there: list[str] = []
+    """What FLARE calls every two seconds of a job: prints which centers are there, and each new line of the log."""
+    path = log_file(settings)
+    seen = len(_lines(path))
+    before: list[str] = []
 
     def show(session, *_):
-        nonlocal printed, there
-        now = sorted({client.name for client in session.get_system_info().client_info} & set(settings.centers))
-        if now != there:
-            print(f"{len(now)} of {len(settings.centers)} centers are there: {', '.join(now)}", flush=True)
-            there = now
-        rows = _rows(path)
-        for row in rows[printed:]:
-            print(describe(row), flush=True)
-        printed = len(rows)
+        nonlocal seen, before
+        there = connected(session, settings)
+        if there != before:
+            print(f"{len(there)} of {len(settings.centers)} centers are there: {', '.join(there)}", flush=True)
+            before = there
+        lines = _lines(path)
+        for line in lines[seen if seen <= len(lines) else 0 :]:  # a run that begins anew has a new log
+            print(line, flush=True)
+        seen = len(lines)
         return True
 
     return show
 
 
-def describe_verification(row: dict) -> str:
-    """A row of the log of quality control, in words."""
-    from travelling.method.verification_log import SEPARATOR
-
-    images = some(len(row["Subjects"].split(SEPARATOR)), "image")
-    text = f"cycle {row['Cycle']}, {row['Study']}: {row['Phase']}, {images}"
-    text = "pre-trained model" if row["Phase"] == "baseline" else text
-    if row["PFP"]:  # a visit that failed has none
-        text += f", FPR {float(row['PFP']):.3f}, FNR {float(row['PFN']):.3f}" + ", undone" * (row["Ignored"] == "1")
-    return text
+def _lines(path):
+    """The whole lines of a log that is being written."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return text[: text.rfind("\n") + 1].splitlines()
 
 
-def describe_visit(row: dict) -> str:
-    """A question to a center, in words."""
-    return f"{row['Center']}: {row['Question']}, {float(row['Seconds']):.1f} s, {row['Outcome']}"
-
-
-def _rows(path):
-    """The whole lines of a CSV that is being written."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
+def connected(session: Session, settings: Server) -> list[str]:
+    """The run's centers that are connected to the FLARE server."""
+    return sorted({client.name for client in session.get_system_info().client_info} & set(settings.centers))
 
 
 def main() -> None:
     """Submit job after job."""
     arguments = parse_arguments()
-    from travelling_quality_control.federated.settings import SERVER_FILE, read_server_settings
-
     for kit in (arguments.server, arguments.admin):
         if not (kit / "startup").is_dir():
             raise InputError(f"{kit}: not a FLARE folder (it has no folder startup)")
@@ -206,6 +175,7 @@ def main() -> None:
 
     user = arguments.user or arguments.admin.name
     environment = ProdEnv(str(arguments.admin.absolute()), username=user, login_timeout=30)
+    show = show_progress(settings)
 
     def run_one():
         try:
@@ -213,10 +183,10 @@ def main() -> None:
         except Exception as error:  # FLARE raises many kinds; the answer is the same
             raise InputError(f"{arguments.admin}: no session with the FLARE server ({error})") from None
         try:
-            refuse_lonely(session, settings.centers, arguments.wait)
+            refuse_lonely(session, settings)
             recipe = travelling_recipe(arguments.task_timeout, arguments.cycles_per_job, arguments.poll)
             job = recipe.execute(environment).get_job_id()
-            session.monitor_job(job, cb=show_progress(settings))
+            session.monitor_job(job, cb=show)
             return f"FLARE calls it {session.get_job_meta(job)['status']}; its logs say more"
         except InputError:
             raise
@@ -230,16 +200,13 @@ def main() -> None:
     print(f"done: {settings.output_folder}")
 
 
-def refuse_lonely(session: Session, centers: list[str], wait: float) -> None:
+def refuse_lonely(session: Session, settings: Server) -> None:
     """Wait for two of the centers to be connected; raises InputError where they do not come."""
-    end = time.monotonic() + wait
-    while True:
-        there = {client.name for client in session.get_system_info().client_info} & set(centers)
-        if len(there) >= 2:
-            return
+    end = time.monotonic() + CONNECTION_WAIT
+    while len(there := connected(session, settings)) < 2:
         if time.monotonic() > end:
             raise InputError(
-                f"the model cannot travel: of {len(centers)} centers, {', '.join(sorted(there)) or 'none'} "
+                f"the model cannot travel: of {len(settings.centers)} centers, {', '.join(there) or 'none'} "
                 "is connected to the FLARE server, two at least are needed"
             )
         time.sleep(1)

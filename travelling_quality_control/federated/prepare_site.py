@@ -51,13 +51,10 @@ def parse_arguments() -> argparse.Namespace:
     parser = command.Parser(__doc__)
     make_parser: Any = partial(command.Parser, __doc__)  # called as the class would be
     parsers = parser.add_subparsers(dest="role", required=True, parser_class=make_parser)
-    server = parsers.add_parser("server", help="home, which holds the test set")
+    server = parsers.add_parser("server", help="the server, which holds the test set")
     center = parsers.add_parser("center", help="a hospital, which holds training images")
     for part in (server, center):
         part.add_argument("kit", type=Path, metavar="KIT", help="the site's FLARE folder, named as the site is")
-    server.add_argument(
-        "--storage", type=Path, metavar="FOLDER", help="for FLARE's own records of jobs (default: storage in KIT)"
-    )
     add_to_parser(center, CenterSite)
     return parser.parse_args()
 
@@ -76,7 +73,7 @@ def main() -> None:
     kit.chmod(0o700)  # it holds the site's key, and FLARE's logs
     logs = [kit / "log.txt"]
     if arguments.role == "server":
-        allow(local, gate.SERVER_RIGHTS, (arguments.storage or kit / "storage").absolute())
+        allow(local, gate.SERVER_RIGHTS, kit / "storage")
         configuration = local / SERVER_FILE
     else:
         from travelling.images.cohort import read_cohort

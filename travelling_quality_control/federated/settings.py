@@ -14,6 +14,7 @@ from travelling.runs.options import CenterSite, QualityControlServer, StandardMo
 
 Server = QualityControlServer | StandardModelServer
 SERVER_FILE = "travelling_server.json"
+ERROR_FILE = "error.txt"  # in the run's folder: why a job ended without having gone on
 METHODS: dict[str, type[Server]] = {"quality_control": QualityControlServer, "standard": StandardModelServer}
 INPUT_FILES = {"quality_control": ("fn_test", "en", "pd"), "standard": ()}  # of each method, on the server
 
@@ -38,6 +39,13 @@ def read_server_settings(path: Path) -> Server:
 def read_center_settings(path: Path) -> CenterSite:
     """A center's options. Raises InputError for anything that is missing, unknown or wrong."""
     return from_json(CenterSite, path, _read(path))
+
+
+def log_file(settings: Server) -> Path:
+    """The plain log of a run, which has every step."""
+    if isinstance(settings, QualityControlServer):
+        return settings.fn_save.with_name(f"{settings.fn_save.name}.log")
+    return settings.output_folder.absolute() / "training.log"
 
 
 def _read(path):

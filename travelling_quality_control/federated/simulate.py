@@ -15,7 +15,6 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 if __name__ == "__main__":  # the package of this checkout, whatever is installed; FLARE's processes read PYTHONPATH
@@ -26,6 +25,7 @@ from travelling.errors import InputError
 from travelling.option import from_command_line, to_json
 from travelling.runs import command
 from travelling.runs.options import Images, QualityControlServer, Simulation
+from travelling.words import some
 
 MEMORY_OF_A_CENTER = 9e8  # bytes, at least: its process with TensorFlow, without any image
 
@@ -33,10 +33,13 @@ MEMORY_OF_A_CENTER = 9e8  # bytes, at least: its process with TensorFlow, withou
 def main() -> None:
     """Make the centers, and run job after job."""
     settings = from_command_line(Simulation, __doc__)
+    import pandas as pd
+
     from travelling.images.cache import free_memory, memory_for_images
     from travelling.images.cohort import read_cohort, refuse_overlap
     from travelling.runs.controlled_run import refuse_unfit_test_set
     from travelling_quality_control.federated import gate, prepare_site
+    from travelling_quality_control.federated.center import FLAGGED_FILE
     from travelling_quality_control.federated.job import refuse_complete, refuse_second, run_jobs, travelling_recipe
     from travelling_quality_control.federated.settings import SERVER_FILE, read_server_settings
 
@@ -56,7 +59,8 @@ def main() -> None:
     local.mkdir(parents=True, exist_ok=True)
     refuse_second(folder)
     images = to_json(Images, settings) | {"cache_gb": memory}
-    write_server_settings(local / SERVER_FILE, settings, centers, images)
+    content = to_json(QualityControlServer, settings) | images | {"centers": centers}
+    (local / SERVER_FILE).write_text(json.dumps(content, indent=2), encoding="utf-8")
     server = read_server_settings(local / SERVER_FILE)
     refuse_complete(server, "--overwrite")
     for center in centers:
@@ -71,40 +75,18 @@ def main() -> None:
 
     def run_one():
         recipe = travelling_recipe(settings.task_timeout, settings.cycles_per_job, settings.poll)
-        # As many threads as clients: with fewer, they take turns, and load their model anew for every visit.
-        environment = SimEnv(clients=centers, num_threads=len(centers), workspace_root=str(folder / "simulator"))
+        workspace = folder / "simulator"
         # FLARE's error says where its logs are; the run's own folder says what went wrong.
-        with output_to(folder / "flare.log"), contextlib.suppress(RuntimeError):
-            recipe.execute(environment)
-        return f"{folder / 'flare.log'} says more"
+        with contextlib.suppress(RuntimeError):
+            recipe.execute(SimEnv(clients=centers, workspace_root=str(workspace), log_config="ERROR"))
+        return f"FLARE's logs in {workspace} say more"
 
     run_jobs(server, run_one)
-    print(f"done: {settings.fn_save.absolute()}.csv; lists of flagged images in {folder / 'centers'}")
-
-
-def write_server_settings(path: Path, settings: Simulation, centers: list[str], images: dict) -> None:
-    """The configuration of the simulated server, from the command line; ``images`` says where decoded ones go."""
-    content = to_json(QualityControlServer, settings) | images | {"centers": centers}
-    path.write_text(json.dumps(content, indent=2), encoding="utf-8")
-
-
-@contextlib.contextmanager
-def output_to(path: Path) -> Iterator[None]:
-    """Send what this process and its children print to a file: FLARE prints several lines for every step."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    streams = [(stream, os.dup(stream)) for stream in (1, 2)]
-    with open(path, "ab") as file:
-        try:
-            for stream, _ in streams:
-                os.dup2(file.fileno(), stream)
-            yield
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for stream, kept in streams:
-                os.dup2(kept, stream)
-                os.close(kept)
+    for center in centers:
+        found = folder / "centers" / center / "private" / FLAGGED_FILE
+        flagged = pd.read_csv(found)["Eliminated"] if found.exists() else pd.Series(dtype=int)
+        print(f"{center}: {some(len(flagged), 'image')} flagged, {flagged.sum()} eliminated ({found})")
+    print(f"done: {settings.fn_save.absolute()}.csv")
 
 
 if __name__ == "__main__":

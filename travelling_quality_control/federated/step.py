@@ -1,7 +1,7 @@
-"""A training step in two halves: a center computes the gradient, and the home takes the step.
+"""A training step in two halves: a center computes the gradient, and the server takes the step.
 
 Nothing that is not measured on images comes from a center: Adam's moments, the step count, the learning rate and the
-random state of the dropout stay the home's, and a center never sees the moments, which hold the gradients of others.
+random state of the dropout stay the server's, and a center never sees the moments, which hold the gradients of others.
 Together the halves make the step of the scripts, bit for bit.
 """
 
@@ -38,7 +38,7 @@ class CenterModel(TravellingModel):
         return GradientKeeper(learning_rate)
 
     def import_network(self, arrays: list[np.ndarray]) -> None:
-        """Take over what the home's :func:`export_network` gave."""
+        """Take over what the server's :func:`export_network` gave."""
         for variable, array in zip(self.network.variables, arrays, strict=True):
             variable.assign(array)
 
@@ -70,7 +70,7 @@ def refuse_half_step(model: TravellingModel, arrays: list[np.ndarray]) -> None:
 
 
 def take_step(model: TravellingModel, half_step: list[np.ndarray]) -> None:
-    """The home's half: one step of Adam along the gradients, and the statistics that came with them."""
+    """The server's half: one step of Adam along the gradients, and the statistics that came with them."""
     network = model.network
     number = len(network.trainable_variables)
     gradients = [keras.ops.convert_to_tensor(gradient) for gradient in half_step[:number]]

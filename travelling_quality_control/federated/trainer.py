@@ -1,4 +1,4 @@
-"""The trainer of the model's home: gradients come from the centers, steps and evaluations are made here."""
+"""The trainer of the server: gradients come from the centers, steps and evaluations are made here."""
 
 import logging
 import math
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from travelling.errors import VisitFailed
 from travelling.images.local_trainer import LocalTrainer
 from travelling.images.volumes import Volumes
 from travelling.network.model import TravellingModel
@@ -21,33 +20,26 @@ from travelling_quality_control.federated.wire import digest
 if TYPE_CHECKING:
     from travelling.beyond.screen.labels import Reference
 
-Ask = Callable[[str, str, list[np.ndarray], dict], tuple[list[np.ndarray], dict]]  # of FederatedTrainer
+Refuse = Callable[[list[np.ndarray], dict], object]
+Ask = Callable[[str, str, list[np.ndarray], dict, Refuse], tuple[list[np.ndarray], dict]]  # of FederatedTrainer
 FAR_OUT, FEW_NORMS = 100, 5  # times the median of so many norms at least: a gradient is reported
 
 
 class FederatedTrainer(LocalTrainer):
     """A trainer whose training images are at the centers, and whose model and test set are here.
 
-    ``ask(center, question, arrays, meta)`` gives a center's answer, (arrays, meta), or raises VisitFailed.
-    ``center_of`` maps every subject to its center.
+    ``ask(center, question, arrays, meta, refuse)`` gives a center's answer, (arrays, meta), or raises VisitFailed, also
+    where ``refuse(arrays, meta)`` raises ValueError. ``center_of`` maps every subject to its center.
     """
 
-    def __init__(
-        self,
-        ask: Ask,
-        model: TravellingModel,
-        volumes: Volumes,
-        test_set: pd.DataFrame | None = None,
-        evaluation_batch: int | None = None,
-    ):
-        super().__init__(model, volumes, test_set=test_set, evaluation_batch=evaluation_batch)
+    def __init__(self, ask: Ask, model: TravellingModel, volumes: Volumes, test_set: pd.DataFrame | None = None):
+        super().__init__(model, volumes, test_set=test_set)
         self._ask = ask
         self._log = logging.getLogger("travelling")
         self.center_of: dict[str, str] = {}
-        # What a center needs to know of the network and of the home's images.
+        # What a center needs to know of the network and of the server's images.
         self.preparation = {"filters": model.filters, "space": volumes.space}
         self._here: Any = None  # looks at the test set
-        self._there: dict[str, str] = {}  # center -> digest of the network that it was sent last
         self._norms: dict[str, list[float]] = {}  # center -> norms of its gradients
 
     def train(self, subjects: list[str]) -> float:
@@ -55,8 +47,8 @@ class FederatedTrainer(LocalTrainer):
 
         Raises VisitFailed, and changes nothing then.
         """
-        center, arrays, meta = self._ask_in("train", subjects, self._refuse_half_step)
-        self._report_norm(center, arrays)
+        arrays, meta = self._ask_in("train", subjects, self._refuse_half_step)
+        self._report_norm(self.center_of[subjects[0]], arrays)
         take_step(self._model, arrays)
         return meta["loss"]
 
@@ -88,7 +80,7 @@ class FederatedTrainer(LocalTrainer):
         def refuse(_, meta):
             refuse_bad_looks(meta.get("looks"), len(subjects), numbers, bool(labels))
 
-        _, _, meta = self._ask_in("look", subjects, refuse, labels=labels)
+        _, meta = self._ask_in("look", subjects, refuse, labels=labels)
         return {look: np.array(rows) for look, rows in meta["looks"].items()}
 
     def related(self) -> tuple[np.ndarray, str]:
@@ -101,34 +93,15 @@ class FederatedTrainer(LocalTrainer):
         self._here = self._here or Eyes(self)
         return self._here
 
-    def own_images(self) -> dict[str, list]:
-        """Of the home's own images: ``checksums``, and ``means``, their mean intensities."""
-        checksums = [image["sha256"] for image in self._volumes.images.values()]
-        return {"checksums": checksums, "means": list(self._volumes.means.values())}
-
     def known(self, subjects: list[str]) -> dict:
         """Where images lie; centers are not asked how far they are from each other, unless for the screen."""
         return {SPACE: self._volumes.space}
 
     def _ask_in(self, question, subjects, refuse, **about):
-        """Ask the center of some subjects something about the network as it is now: (center, arrays, meta).
-
-        ``refuse(arrays, meta)`` raises ValueError where they cannot be right.
-        """
-        center, network = self.center_of[subjects[0]], export_network(self._model)
-        name = digest(network)
-        meta = {"network": name, "subjects": subjects, **about, **self.preparation}
-        there = self._there.pop(center, None) == name  # the step before was undone
-        arrays, answer = self._ask(center, question, [] if there else network, meta)
-        if there and answer.get("missing"):  # it has restarted
-            arrays, answer = self._ask(center, question, network, meta)
-        self._there[center] = name
-        try:
-            refuse(arrays, answer)
-        except ValueError as error:
-            self._log.warning("%s, %s: invalid, %s", center, question, error)
-            raise VisitFailed("invalid", str(error)) from None
-        return center, arrays, answer
+        """Ask the center of some subjects something about the network as it is now: (arrays, meta)."""
+        network = export_network(self._model)
+        meta = {"digest": digest(network), "subjects": subjects, **about, **self.preparation}
+        return self._ask(self.center_of[subjects[0]], question, network, meta, refuse)
 
     def expect(self, subjects: list[str]) -> None:
         """The images are the center's own concern."""
@@ -145,12 +118,9 @@ def refuse_bad_looks(looks: object, subjects: int, numbers: int, labels: bool) -
     if not isinstance(looks, dict) or looks.keys() != lengths.keys():
         raise ValueError(f"its looks are not {', '.join(lengths)}")
     for name, rows in looks.items():
-        if not isinstance(rows, list) or len(rows) != subjects:
-            raise ValueError(f"its look {name} is not one row for each subject")
-        if not all(isinstance(row, list) and len(row) == lengths[name] for row in rows):
-            raise ValueError(f"its look {name} is not that of this network")
-        # An image may be infinitely far, or no number: then it is a suspect, as in the script.
-        if not all(isinstance(value, float) for row in rows for value in row):
-            raise ValueError(f"its look {name} holds what is not a number")
-    if labels and not all(0 < value <= 1 for (value,) in looks["labels"]):
-        raise ValueError("its look labels is not from 0 to 1")
+        found = np.array(rows)
+        # An image may be infinitely far, or no number: then it is flagged, as in the script.
+        if found.dtype != float or found.shape != (subjects, lengths[name]):
+            raise ValueError(f"its look {name} is not a row of {lengths[name]} numbers for each subject")
+        if name == "labels" and not ((found > 0) & (found <= 1)).all():
+            raise ValueError("its look labels is not from 0 to 1")

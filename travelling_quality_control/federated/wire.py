@@ -27,9 +27,9 @@ def unpack(params: object) -> list[np.ndarray]:
     if params is None:
         return []
     if not isinstance(params, dict) or set(params) != {f"{number:04d}" for number in range(len(params))}:
-        raise ValueError("not numbered arrays")
+        raise ValueError("its parameters are not numbered arrays")
     if not all(isinstance(array, np.ndarray) and array.dtype.kind in NUMBERS for array in params.values()):
-        raise ValueError("not arrays of numbers")
+        raise ValueError("its parameters are not arrays of numbers")
     return [array for _, array in sorted(params.items())]
 
 
