@@ -870,7 +870,7 @@ def test_a_head_that_was_cut_is_to_be_looked_at(head):
 
 @pytest.mark.slow
 def test_the_raw_cohort(tmp_path):
-    """make_demo_cohort.py --raw, then this script: everybody is prepared, and the inverted ones are the unlike ones."""
+    """make_demo_cohort.py --raw, then this script: the intact are prepared, the inverted stand out."""
     make = [sys.executable, ROOT / "reproduce" / "make_demo_cohort.py", "--raw", "--output-folder", tmp_path / "raw"]
     subprocess.run([*make, "--spacing", "3"], check=True, capture_output=True)
     subprocess.run(
@@ -879,11 +879,10 @@ def test_the_raw_cohort(tmp_path):
     )  # fmt: skip
     truth = pd.read_csv(tmp_path / "raw" / "truth.csv", keep_default_na=False)
     table = pd.read_csv(tmp_path / "out" / "registration.csv").merge(truth, on="Subject")
-    assert (table["Status"] != "failed").all()
-    looked_at = set(table.loc[table["Status"] == "look at it", "Kind"])
-    assert "inverted_in_range" in looked_at
-    assert "" not in looked_at  # no intact one
-    assert set(table.nsmallest(2, "Similarity")["Kind"]) == {"inverted_in_range"}
+    ended = table.groupby("Kind")["Status"].agg(set)
+    assert ended[""] == {"prepared"}
+    assert "prepared" not in ended["inverted_in_range"]  # N4 takes the air for the head: one may be lost, and fails
+    assert table.loc[table["Similarity"].idxmin(), "Kind"] == "inverted_in_range"
     shutil.rmtree(tmp_path / "raw")
 
 
