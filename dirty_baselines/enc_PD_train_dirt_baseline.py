@@ -53,7 +53,8 @@ def main() -> None:
     log.info("training set: %d images, %d centers", len(training_set), len(centers))
     resumed_at = run.go_on(trainer)
     rates = learning_rates(settings, cycles[0], record["learning_rate"])
-    travel(trainer, centers, cycles, settings, rates, PlainRun(settings, run, model, trainer, centers), resumed_at)
+    files = PlainRun(settings, run, model, trainer, centers, cycles, resumed_at)
+    travel(trainer, centers, cycles, settings, rates, files, resumed_at)
     log.info("done: models of cycles %d to %d in %s", cycles[0], cycles[-1], run.folder)
     run.finish()
 

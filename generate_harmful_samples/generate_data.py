@@ -30,7 +30,7 @@ from travelling.errors import InputError
 from travelling.images import harm
 from travelling.option import from_command_line
 from travelling.runs import command, stopping
-from travelling.runs.options import HarmfulSamples
+from travelling.runs.harm_options import HarmfulSamples
 
 if TYPE_CHECKING:
     import numpy as np
@@ -167,13 +167,14 @@ def check_images(jobs: list[Job], maximum: float) -> list[dict]:
     Returns what a record says of them, a list.
     """
     from travelling.console import progress_bar
-    from travelling.images.volumes import read_with_content
+    from travelling.images.cache import checksum, identity
+    from travelling.images.nifti import read_upright
 
     contents = []
     for source, kind, _ in progress_bar(jobs, desc="checking images", unit="image"):
-        voxels, content = read_with_content(source)
+        file, voxels = identity(source), read_upright(source)
         harm.refuse_unfit(source, voxels, kind, maximum)
-        contents.append(content)
+        contents.append({"path": str(source), "file": file, "sha256": checksum(voxels)})
     return contents
 
 
@@ -189,9 +190,9 @@ def write_images(jobs: list[Job], settings: HarmfulSamples, finished: Collection
 
 def write_harmful(source: Path, kind: str, target: Path, settings: HarmfulSamples, seed: tuple[int, ...]) -> None:
     """Make one harmful image; ``target`` appears only when it is complete."""
-    from travelling.images.nifti import write_image
+    from travelling.images.nifti import read_image, write_image
 
-    image = harm.read_source(source, kind, settings.maximum)
+    image = read_image(source)
     try:
         harmful = harm.make_harmful(image, kind, settings.maximum, seed)
     except InputError as error:

@@ -39,7 +39,8 @@ def main() -> None:
     from travelling.images.cohort import copies, read_cohort
     from travelling.images.local_trainer import LocalTrainer
     from travelling.images.volumes import Volumes
-    from travelling.method.metrics import diagnose, metrics_by_subgroup, subgroups
+    from travelling.method.metrics import diagnose
+    from travelling.method.performance import metrics_by_subgroup, subgroups
     from travelling.network.model_files import SPACE, model_pairs, read_record
     from travelling.runs.run import Run
 

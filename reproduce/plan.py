@@ -23,15 +23,9 @@ from travelling.beyond.groups import GroupOptions
 from travelling.beyond.screen import ScreenOptions
 from travelling.option import changed, option, to_command_line
 from travelling.runs import command
-from travelling.runs.options import (
-    Device,
-    DirtyBaseline,
-    HarmfulSamples,
-    Inference,
-    LocalQualityControl,
-    Orientation,
-    StandardModel,
-)
+from travelling.runs.control_options import LocalQualityControl
+from travelling.runs.harm_options import HarmfulSamples
+from travelling.runs.options import Device, DirtyBaseline, Inference, Orientation, StandardModel
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {

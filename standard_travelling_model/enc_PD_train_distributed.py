@@ -49,16 +49,9 @@ def main() -> None:
     log.info("training set: %d images, %d centers", len(training_set), len(centers))
     trainer = LocalTrainer(model, volumes, training_set)
     resumed_at = run.go_on(trainer)
-    rates = learning_rates(settings)
-    travel(
-        trainer,
-        centers,
-        range(settings.cycles),
-        settings,
-        rates,
-        PlainRun(settings, run, model, trainer, centers),
-        resumed_at,
-    )
+    cycles = range(settings.cycles)
+    files = PlainRun(settings, run, model, trainer, centers, cycles, resumed_at)
+    travel(trainer, centers, cycles, settings, learning_rates(settings), files, resumed_at)
     log.info("done: models of %d cycles in %s", settings.cycles, run.folder)
     run.finish()
 

@@ -9,7 +9,7 @@ from travelling.method.metrics import Evaluation
 from travelling.method.protocol import PROTOCOLS
 from travelling.method.quality_control import QualityControl
 from travelling.method.settings import WithoutControl
-from travelling.runs.options import QualityControl as QualityControlOptions
+from travelling.runs.control_options import QualityControl as QualityControlOptions
 from travelling_quality_control.enc_PD_quality_control import travel
 
 HEALTHY, PATIENTS = 50, 100
@@ -85,7 +85,7 @@ class FakeTrainer:
 def settings_of(**changes):
     """The options of quality control and its extensions, at their defaults but for ``changes``."""
     files = {"en": Path("en"), "pd": Path("pd"), "fn_test": Path("test.csv"), "fn_save": Path("qc")}
-    return QualityControlOptions.made_of(files | changes, str)
+    return QualityControlOptions.knowing(changes).made_of(files | changes, str)
 
 
 def plain_settings(**changes):
@@ -126,9 +126,6 @@ class NoFiles:
     def checkpoint(self, place):
         self.places.append(place)
 
-    def begin_cycle(self, *about):
-        pass
-
     def trained(self, *about):
         pass
 
@@ -142,3 +139,11 @@ def run_cycles(control, cycles, resumed_at=None):
     files = NoFiles()
     travel(control, cycles, lambda cycle: 1 / (1 + cycle), files, resumed_at)
     return files
+
+
+def run_over(centers, cycles, harm=(), start=(0, 0), **changes):
+    """Cycles of quality control: (control, rows, its FakeTrainer)."""
+    trainer = FakeTrainer(harm, start)
+    control, rows = control_over(centers, trainer, **changes)
+    run_cycles(control, cycles)
+    return control, rows, trainer

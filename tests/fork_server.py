@@ -10,7 +10,6 @@ import json
 import os
 import resource
 import runpy
-import subprocess
 import sys
 import time
 import types
@@ -97,18 +96,11 @@ def inject(event, name, count, **fault):
     sys.addaudithook(hook)
 
 
-def happen(grown=None, room=0, fill=None, forbid=()):
-    """No file grows beyond ``grown``'s size + ``room`` bytes; or a disk is full; or folders become read-only."""
+def happen(grown=None, room=0, forbid=()):
+    """No file grows beyond ``grown``'s size + ``room`` bytes, or folders become read-only."""
     if grown:
         size = os.path.getsize(grown) if os.path.exists(grown) else 0
         resource.setrlimit(resource.RLIMIT_FSIZE, (size + room, resource.RLIM_INFINITY))
-    if fill:
-        ballast = os.open(os.path.join(fill, "ballast"), os.O_WRONLY | os.O_CREAT)
-        try:
-            while True:
-                os.write(ballast, bytes(4096))
-        except OSError:
-            os.close(ballast)
     for folder in forbid:
         os.chmod(folder, 0o555)
 
@@ -160,12 +152,7 @@ def serve():
     pipes = {}
     for line in sys.stdin:
         request = json.loads(line)
-        if "mount" in request:
-            subprocess.run(
-                ["mount", "-t", "tmpfs", "-o", f"size={request['size']}", "tmpfs", request["mount"]], check=True
-            )
-            answer = None
-        elif "start" in request:
+        if "start" in request:
             # A pipe, because the limit of a full disk holds for every file; it takes 64 KB, far more than comes.
             read, write = os.pipe()
             answer = os.fork()

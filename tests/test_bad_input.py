@@ -8,6 +8,7 @@ import csv
 import gzip
 import os
 import shutil
+import zipfile
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,6 @@ import travelling.runs.command
 from travelling.errors import InputError
 from travelling.images.nifti import read_image
 from travelling.images.volumes import Volumes
-from travelling.method.metrics import performance
 from travelling.network.model_files import cycles_to_run, model_pairs, pretrained_files
 from travelling.runs.run import Run
 
@@ -61,6 +61,14 @@ def some_rows(source, target, rows=slice(None), **changes):
     table = pd.read_csv(source, dtype=str, keep_default_na=False).iloc[rows].reset_index(drop=True)
     table["Path"] = [str(source.parent / path) for path in table["Path"]]
     table.assign(**changes).to_csv(target, index=False)
+    return target
+
+
+def with_image(image, source, target):
+    """The same of three rows, the second of which has another image."""
+    table = pd.read_csv(some_rows(source, target, slice(3)))
+    table.loc[1, "Path"] = str(image)
+    table.to_csv(target, index=False)
     return target
 
 
@@ -112,53 +120,27 @@ CSV_OPTION = {
     "standard": "-fn_train", "dirty": "-fn_train", "quality_control": "-fn_test", "inference": "-fn",
     "generate": "-fn_train",
 }  # fmt: skip
-BAD_CSV = {
-    "missing": (None, ""),
-    "empty": (b"", ""),
-    "header only": (b"Subject,Study,Path,Group_bin,Sex\n", ""),
-    "not a CSV": (bytes(range(128, 256)), ""),
-    "missing column": (b"Subject,Study,Path,Sex\na,x,a.nii,M\n", "Group_bin"),
-    "label 2": (b"Subject,Study,Path,Group_bin,Sex\na,x,a.nii,0,M\nb,x,b.nii,2,M\n", "row 3"),
-    "empty cell": (b"Subject,Study,Path,Group_bin,Sex\na,x,a.nii,0,M\nb,,b.nii,1,M\n", "row 3"),
-    "same subject": (b"Subject,Study,Path,Group_bin,Sex\na,x,a.nii,0,M\na,x,b.nii,1,M\n", "row 3"),
-    "missing image": (b"Subject,Study,Path,Group_bin,Sex\na,x,a.nii,0,M\nb,x,c.nii,1,M\n", "row 3"),
-    "surplus cell": (b"Subject,Study,Path,Group_bin,Sex\na,x,a.nii,0,M\nb,x,b.nii,1,M,z\n", "line 3"),
-    "decimal comma": (b"Subject,Study,Path,Group_bin,Sex,Age\na,x,a.nii,0,M,61,5\nb,x,b.nii,1,M,70,2\n", ""),
-    "after a blank line": (b"Subject,Study,Path,Group_bin,Sex\na,x,a.nii,0,M\n\nb,x,b.nii,2,M\n", "row 4"),
-}
+HEADER = "Subject,Study,Path,Group_bin,Sex\n"
 
 
 @pytest.mark.parametrize(
-    ("script", "kind", "run"),
+    ("script", "rows", "names"),
     [
-        ("standard", "missing", run_script),
-        ("dirty", "same subject", run_script),
-        ("quality_control", "missing column", run_script),
-        ("inference", "label 2", run_script),
-        ("generate", "empty cell", run_script),
-        ("standard", "after a blank line", run_here),
-        ("dirty", "not a CSV", run_here),
-        ("quality_control", "header only", run_here),
-        ("inference", "surplus cell", run_here),
-        ("inference", "decimal comma", run_here),
-        ("generate", "missing image", run_here),
-        ("generate", "empty", run_here),
+        ("standard", None, []),
+        ("dirty", "a,x,a.nii,0,M\na,x,b.nii,1,M\n", ["row 3", "Subject"]),
+        ("quality_control", "a,x,a.nii,0\n", ["row 2", "Sex"]),
+        ("inference", "a,x,a.nii,0,M\nb,x,b.nii,2,M\n", ["row 3", "Group_bin"]),
+        ("generate", "a,x,a.nii,0,M\nb,,b.nii,1,M\n", ["row 3", "Study"]),
     ],
 )
-def test_bad_cohort(script, kind, run, command, tmp_path):
-    content, place = BAD_CSV[kind]
+def test_bad_cohort(script, rows, names, command, tmp_path):
     path = tmp_path / "bad.csv"
     for name in ("a.nii", "b.nii"):
         (tmp_path / name).touch()
-    if content is not None:
-        path.write_bytes(content)
-    refused(script, *command(script, {CSV_OPTION[script]: path}), cwd=tmp_path, names=[path, place], run=run)
-
-
-@pytest.mark.parametrize("script", ["standard", "inference"])
-def test_a_folder_is_no_cohort(script, command, tmp_path):
-    arguments = command(script, {CSV_OPTION[script]: tmp_path})
-    refused(script, *arguments, cwd=tmp_path, names=[tmp_path])
+    if rows is not None:
+        path.write_text(HEADER + rows)
+    arguments = command(script, {CSV_OPTION[script]: path})
+    refused(script, *arguments, cwd=tmp_path, names=[path, *names], run=run_script)
 
 
 def test_test_subjects_must_be_unseen(command, cohort, tmp_path):
@@ -200,12 +182,6 @@ def test_a_column_of_the_test_set_has_no_name_of_a_result(command, cohort, tmp_p
     refused("inference", *command("inference", {"-fn": test}), cwd=tmp_path, names=[test, "column 'cycle'"])
 
 
-def test_a_diverged_model_has_metrics_too():
-    metrics = performance(np.array([0, 1, 0, 1]), np.full(4, np.nan, np.float32))
-    assert np.isnan(metrics["AUC_ROC"])
-    assert metrics["accuracy"] == 0  # as quality control counts it: a misdiagnosis, whatever the label
-
-
 # Images
 
 
@@ -213,42 +189,30 @@ def noise(*shape, dtype=np.float32):
     return np.random.default_rng(0).uniform(0, 1, shape).astype(dtype)
 
 
-def voxel(value):
-    """A writer of an image with one bad voxel."""
+def some_image(path, voxel=0.5):
+    """Write an image, one voxel of which has a value."""
+    array = noise(*SHAPE)
+    array[3, 4, 5] = voxel
+    return write_image(path, array)
+
+
+def changed(change):
+    """A writer of an image whose bytes are changed."""
 
     def write(path):
-        array = noise(*SHAPE)
-        array[3, 4, 5] = value
-        write_image(path, array)
+        path.write_bytes(change(some_image(path).read_bytes()))
 
     return write
 
 
-def cut(path):
-    """Write an image and cut off the last tenth of the file."""
-    write_image(path, noise(*SHAPE))
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) * 9 // 10])
-
-
-def cut_inside(path):
-    """A .nii.gz that is intact as an archive but holds too few voxels."""
-    write_image(path, noise(*SHAPE))
-    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-40]))
-
-
-def flip_bytes(path):
-    """Change bytes in the middle of a compressed file: its checksum tells."""
-    write_image(path, noise(*SHAPE))
-    content = bytearray(path.read_bytes())
+def flip_bytes(content):
+    """Bytes in the middle of a compressed file: its checksum tells."""
     middle = len(content) // 2
-    content[middle : middle + 4] = bytes(byte ^ 255 for byte in content[middle : middle + 4])
-    path.write_bytes(content)
+    return content[:middle] + bytes(byte ^ 255 for byte in content[middle : middle + 4]) + content[middle + 4 :]
 
 
 def vectors(path):
-    image = sitk.GetImageFromArray(noise(*SHAPE, 3), isVector=True)
-    sitk.WriteImage(image, str(path))
+    sitk.WriteImage(sitk.GetImageFromArray(noise(*SHAPE, 3), isVector=True), str(path))
 
 
 def four_dimensions(path):
@@ -264,15 +228,15 @@ BAD_IMAGES = {
     "corrupt, compressed": ("x.nii.gz", lambda path: path.write_bytes(gzip.compress(bytes(range(256)) * 40))),
     "corrupt, plain": ("x.nii", lambda path: path.write_bytes(bytes(range(256)) * 40)),
     "text": ("x.nii", lambda path: path.write_text("no image")),
-    "flipped bytes": ("x.nii.gz", flip_bytes),
-    "truncated archive": ("x.nii.gz", cut),
-    "truncated in the archive": ("x.nii.gz", cut_inside),
-    "truncated": ("x.nii", cut),
+    "flipped bytes": ("x.nii.gz", changed(flip_bytes)),
+    "truncated archive": ("x.nii.gz", changed(lambda content: content[:-1000])),
+    "truncated in the archive": ("x.nii.gz", changed(lambda content: gzip.compress(gzip.decompress(content)[:-40]))),
+    "truncated": ("x.nii", changed(lambda content: content[:-1000])),
     "2-D": ("x.nii.gz", lambda path: sitk.WriteImage(sitk.GetImageFromArray(noise(34, 35)), str(path))),
     "4-D": ("x.nii.gz", four_dimensions),
     "vectors": ("x.nii.gz", vectors),
-    "NaN": ("x.nii.gz", voxel(np.nan)),
-    "infinite": ("x.nii", voxel(-np.inf)),
+    "NaN": ("x.nii.gz", lambda path: some_image(path, np.nan)),
+    "infinite": ("x.nii", lambda path: some_image(path, -np.inf)),
 }
 
 
@@ -332,33 +296,17 @@ def test_an_axis_is_too_short(shape, tmp_path):
 
 
 def test_bad_voxels_stop_a_run_before_it_replaces_results(command, cohort, tmp_path):
-    bad = tmp_path / "bad.nii.gz"
-    voxel(np.nan)(bad)
-    training = some_rows(cohort / "training_set.csv", tmp_path / "training.csv", slice(3))
-    table = pd.read_csv(training)
-    table.loc[1, "Path"] = str(bad)
-    table.to_csv(training, index=False)
+    bad = some_image(tmp_path / "bad.nii.gz", np.nan)
+    training = with_image(bad, cohort / "training_set.csv", tmp_path / "training.csv")
     earlier_run(tmp_path / "run")
-    arguments = command("standard", {"-fn_train": training})
-    refused(
-        "standard",
-        *arguments,
-        "--output-folder",
-        "run",
-        "--overwrite",
-        cwd=tmp_path,
-        names=[bad, "NaN"],
-        run=run_script,
-    )
+    arguments = [*command("standard", {"-fn_train": training}), "--output-folder", "run", "--overwrite"]
+    refused("standard", *arguments, cwd=tmp_path, names=[bad, "NaN"], run=run_script)
 
 
 def test_a_corrupt_test_image_stops_inference(command, cohort, tmp_path):
     bad = tmp_path / "bad.nii.gz"
     bad.write_bytes(gzip.compress(b"no image"))
-    test = some_rows(cohort / "test_set.csv", tmp_path / "test.csv", slice(3))
-    table = pd.read_csv(test)
-    table.loc[2, "Path"] = str(bad)
-    table.to_csv(test, index=False)
+    test = with_image(bad, cohort / "test_set.csv", tmp_path / "test.csv")
     refused("inference", *command("inference", {"-fn": test}), cwd=tmp_path, names=[bad], run=run_script)
 
 
@@ -424,12 +372,6 @@ def test_results_need_a_name(script, option, command, tmp_path):
     refused(script, *command(script, {option: "."}), cwd=tmp_path, names=[option])
 
 
-@pytest.mark.parametrize("script", ["dirty", "quality_control"])
-def test_cycles_are_the_total(script, command, tmp_path):
-    line = refused(script, *command(script, {"-cycles": 8}), cwd=tmp_path, names=["-cycles 8"])
-    assert "first cycle of this run, which is 8" in line
-
-
 # Models
 
 
@@ -439,111 +381,76 @@ def test_a_missing_model_is_named(command, tmp_path):
         refused(script, *command(script, {option: missing}), cwd=tmp_path, names=[missing], run=run)
 
 
-def test_an_encoder_is_no_classifier(command, models, tmp_path):
-    encoder, _ = pair(models)
-    refused("quality_control", *command("quality_control", {"-pd": encoder}), cwd=tmp_path, names=[encoder])
-
-
-def text_file(folder):
-    encoder, classifier = pair(folder)
-    encoder.write_text("no model")
-    return encoder, classifier, encoder
-
-
-def text_classifier(folder):
-    encoder, classifier = pair(folder)
-    classifier.write_text("no model")
-    return encoder, classifier, classifier
-
-
-def legacy_text_file(folder):
-    path = folder / "encoder_x_07.h5"
-    path.write_text("no model")
-    return path, pair(folder)[1], path
-
-
-def cut_model(folder):
-    encoder, classifier = pair(folder)
-    encoder.write_bytes(encoder.read_bytes()[:-3000])
-    return encoder, classifier, encoder
-
-
-def damaged_weights(folder):
-    encoder, classifier = pair(folder)
-    content = bytearray(encoder.read_bytes())
+def flipped(content):
     middle = len(content) // 2
-    content[middle : middle + 64] = bytes(byte ^ 255 for byte in content[middle : middle + 64])
-    encoder.write_bytes(content)
-    return encoder, classifier, encoder
+    return content[:middle] + bytes(byte ^ 255 for byte in content[middle : middle + 64]) + content[middle + 64 :]
 
 
-def swapped(folder):
-    encoder, classifier = pair(folder)
-    return classifier, encoder, classifier
-
-
-def encoder_twice(folder):
-    encoder, _ = pair(folder)
-    return encoder, encoder, encoder
-
-
-def two_cycles(folder):
-    return pair(folder, 7)[0], pair(folder, 6)[1], pair(folder, 6)[1]
-
-
+@pytest.mark.parametrize("part", [0, 1])
 @pytest.mark.parametrize(
-    "spoil",
+    ("name", "damage"),
     [
-        text_file,
-        text_classifier,
-        legacy_text_file,
-        cut_model,
-        damaged_weights,
-        swapped,
-        encoder_twice,
-        two_cycles,
+        ("x.keras", lambda content: b"no model"),
+        ("x.h5", lambda content: b"no model"),
+        ("x.keras", lambda content: b""),
+        ("x.h5", lambda content: b"\0" * 400),
+        ("x.keras", lambda content: content[:-3000]),
+        ("x.keras", flipped),
     ],
 )
-def test_bad_model(spoil, models, tmp_path):
+def test_bad_model(part, name, damage, models, tmp_path):
     from travelling.network.model import TravellingModel
 
-    folder = shutil.copytree(models, tmp_path / "models")
-    TravellingModel.load(*pair(folder), SHAPE)
-    encoder, classifier, culprit = spoil(folder)
-    assert input_error(TravellingModel.load, encoder, classifier, SHAPE).startswith(f"{culprit}: ")
+    files, bad = pair(models), tmp_path / name
+    bad.write_bytes(damage(files[part].read_bytes()))
+    files[part] = bad
+    assert input_error(TravellingModel.load, *files, SHAPE).startswith(f"{bad}: ")
 
 
-def test_a_model_must_fit_the_images(models):
+def test_an_archive_is_no_model(models, tmp_path):
+    from travelling.network.model import TravellingModel
+
+    bad = tmp_path / "x.keras"
+    with zipfile.ZipFile(bad, "w") as archive:
+        archive.writestr("config.json", "{}")
+    assert input_error(TravellingModel.load, bad, pair(models)[1], SHAPE).startswith(f"{bad}: not a model that can be")
+
+
+def test_a_model_that_does_not_fit_is_named(models):
     from travelling.network.model import TravellingModel
 
     encoder, classifier = pair(models)
-    message = input_error(TravellingModel.load, encoder, classifier, tuple(reversed(SHAPE)))
-    assert message.startswith(f"{encoder}: ")
-    assert "(35, 34, 33, 1)" in message
-    assert "(33, 34, 35, 1)" in message
+    for files, shape, words in (
+        ((encoder, classifier), SHAPE[::-1], f"{encoder}: the model takes inputs of shape (35, 34, 33, 1), but the "
+         "images have (33, 34, 35, 1)"),
+        ((classifier, encoder), SHAPE, f"{classifier}: the model takes inputs of shape"),
+        ((encoder, encoder), SHAPE, f"{encoder}: the model takes inputs of shape (35, 34, 33, 1), but the encoder"),
+        ((encoder, pair(models, 6)[1]), SHAPE, f"{pair(models, 6)[1]}: of cycle 6, but {encoder} is of cycle 7"),
+    ):  # fmt: skip
+        assert input_error(TravellingModel.load, *files, shape).startswith(words)
 
 
-def test_a_model_without_cycle_needs_the_option(models, tmp_path):
-    for name in ("mine.h5", "path_encoder"):
-        encoder = tmp_path / name
-        encoder.touch()
-        message = input_error(cycles_to_run, encoder, pair(models)[1], None, 30)
-        assert message.startswith(f"{encoder}: neither its name ")
+@pytest.mark.parametrize(
+    ("name", "has_record", "first"),
+    [
+        ("mine.h5", False, None),
+        ("path_encoder", False, None),
+        ("encoder_distributed_BS5_09", False, 10),  # by its name, where there is no record
+        ("path_encoder", True, 8),  # by its record, whatever its name
+        ("encoder_x_9", True, 8),
+        ("encoder_x_08.keras", True, 8),
+    ],
+)
+def test_the_cycle_of_a_model(name, has_record, first, models, tmp_path):
+    (encoder, classifier), path = pair(models), tmp_path / name
+    path.write_bytes(encoder.read_bytes() if has_record else b"")
+    if first:
+        assert cycles_to_run(path, classifier, None, 30) == range(first, 30)
+    else:
+        message = input_error(cycles_to_run, path, classifier, None, 30)
+        assert message.startswith(f"{path}: neither its name ")
         assert "--first-cycle" in message
-        assert cycles_to_run(encoder, pair(models)[1], 10, 30) == range(10, 30)
-
-
-@pytest.mark.parametrize("name", ["path_encoder", "encoder_x_9", "encoder_x_08.keras"])
-def test_the_cycle_of_a_model_is_that_of_its_record_whatever_its_name(name, models, tmp_path):
-    encoder = tmp_path / name
-    shutil.copy(pair(models)[0], encoder)
-    assert cycles_to_run(encoder, pair(models)[1], None, 30)[0] == 8
-
-
-def test_the_name_tells_the_cycle_of_a_model_without_a_record(models, tmp_path):
-    encoder = tmp_path / "encoder_distributed_BS5_09"
-    encoder.touch()
-    assert cycles_to_run(encoder, pair(models)[1], None, 30) == range(10, 30)
+    assert cycles_to_run(path, classifier, 12, 30) == range(12, 30)
 
 
 @pytest.mark.parametrize(
@@ -561,14 +468,6 @@ def test_folder_without_pairs_of_models(files, culprit, tmp_path):
     for name in files:
         (tmp_path / name).touch()
     assert input_error(model_pairs, tmp_path, tmp_path).startswith(f"{tmp_path / culprit}: ")
-
-
-def test_inference_needs_models_in_its_folder(command, tmp_path):
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    refused("inference", *command("inference", {"-en": empty, "-pd": empty}), cwd=tmp_path, names=[empty])
-    refused("inference", *command("inference", {"-pd": "none"}), cwd=tmp_path, names=["none"])
-    refused("inference", *command("inference"), "--first-cycle", 8, cwd=tmp_path, names=["there are cycles 6, 7"])
 
 
 @pytest.mark.parametrize("script", ["dirty", "quality_control"])
@@ -597,16 +496,6 @@ def test_the_files_that_a_run_goes_on_from(models, tmp_path):
     unknown = tmp_path / "path_encoder.h5"
     unknown.touch()
     assert "tells its cycle" in input_error(model_pairs, unknown, last[1])
-
-
-@pytest.mark.parametrize(
-    ("surplus", "names"), [("encoder_x_05.keras", ["no classifier of cycle 5"]), ("encoder_x_7.keras", ["_07.keras"])]
-)
-def test_inference_needs_one_pair_for_each_cycle(surplus, names, command, models, tmp_path):
-    folder = shutil.copytree(models, tmp_path / "models")
-    (folder / surplus).touch()
-    arguments = command("inference", {"-en": folder, "-pd": folder})
-    refused("inference", *arguments, cwd=tmp_path, names=[folder, *names])
 
 
 # Where results go
@@ -727,37 +616,31 @@ def test_a_harmful_sample_is_replaced_on_demand_only(tmp_path):
     read_image(tmp_path / "out" / "x_clip.nii.gz")
 
 
-def test_an_original_is_never_overwritten(tmp_path):
-    t1(tmp_path / "x.nii.gz")
-    t1(tmp_path / "x_inv.nii.gz")
-    images = ("-i", "x.nii.gz", "x_inv.nii.gz", "--output-folder", ".", "--overwrite")
-    line = refused("generate", *images, cwd=tmp_path, names=["x_inv.nii.gz"])
-    assert "original" in line
-
-
-def test_an_experiment_never_overwrites_its_training_set(command, cohort, tmp_path):
-    training = some_rows(cohort / "training_set.csv", tmp_path / "training_set.csv")
-    arguments = command("generate", {"-fn_train": training})
-    line = refused(
-        "generate", *arguments, "--output-folder", ".", "--overwrite", cwd=tmp_path, names=["training_set.csv"]
-    )
-    assert "original" in line
-
-
-@pytest.mark.parametrize("images", [("x.nii.gz", "x.nii.gz"), ("x.nii.gz", "other/x.nii.gz")])
-def test_two_samples_of_one_name(images, tmp_path):
+@pytest.mark.parametrize(
+    ("images", "folder", "words"),
+    [
+        (["x.nii.gz", "x_inv.nii.gz"], ".", "x_inv.nii.gz: an original is never overwritten"),
+        (["x.nii.gz", "x.nii.gz"], "out", "x_inv.nii.gz: two harmful images"),
+        (["x.nii.gz", "other/x.nii.gz"], "out", "x_inv.nii.gz: two harmful images"),
+    ],
+)
+def test_names_of_samples(images, folder, words, tmp_path):
     for image in images:
         t1(tmp_path / image)
-    refused("generate", "-i", *images, "--output-folder", "out", cwd=tmp_path, names=["x_inv.nii.gz"])
+    refused("generate", "-i", *images, "--output-folder", folder, "--overwrite", cwd=tmp_path, names=[words])
 
 
-def test_an_experiment_needs_enough_subjects_and_centers(command, tmp_path):
-    whole = [*command("generate"), "--centers", 8, "--images", 5]
-    line = refused("generate", *whole, cwd=tmp_path, names=["--centers", "--images"])
-    assert "40 sources" in line
-    assert "39 subjects" in line
-    single = [*command("generate"), "--experiment", "single", "--centers", 9]
-    assert "8" in refused("generate", *single, cwd=tmp_path, names=["--centers: 9"])
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        (["--output-folder", ".", "--overwrite"], ["training_set.csv", "an original"]),
+        (["--centers", 8, "--images", 5], ["--centers x --images: 40 sources", "39 subjects"]),
+        (["--experiment", "single", "--centers", 9], ["--centers: 9", "8"]),
+    ],
+)
+def test_an_experiment_that_cannot_be(options, names, command, cohort, tmp_path):
+    training = some_rows(cohort / "training_set.csv", tmp_path / "training_set.csv")
+    refused("generate", *command("generate", {"-fn_train": training}), *options, cwd=tmp_path, names=names)
 
 
 def test_a_second_experiment_does_not_join_the_centers_of_the_first(command, cohort, tmp_path):

@@ -110,6 +110,18 @@ def test_nothing_imports_a_script_but_the_server():
     assert importers == {"travelling_quality_control.federated.server"}
 
 
+def test_plain_training_imports_nothing_that_only_others_need():
+    needed, waiting = set(), ["standard_travelling_model.enc_PD_train_distributed"]
+    while waiting:
+        module = waiting.pop()
+        if module not in needed:
+            needed.add(module)
+            waiting += imports_of(MODULES[module], with_types=False)
+    assert "travelling.method.travel" in needed
+    of_others = ("beyond", "extensi", "control", "audit", "harm", "performance")
+    assert not [module for module in needed if any(word in module for word in of_others)]
+
+
 def test_every_room_is_in_the_table():
     assert {room_of(module)[0] for module in MODULES} == MAY_IMPORT.keys()
 

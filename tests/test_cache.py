@@ -1,8 +1,7 @@
-"""Every image is decoded once: in memory, in files beyond that, and never the wrong content."""
+"""Every image is decoded once: in memory, beyond that on disk, and comes in batches."""
 
-import os
+import resource
 import time
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -10,9 +9,8 @@ import pandas as pd
 import pytest
 from conftest import write_image
 
-from travelling.errors import InputError
-from travelling.images import cache, volumes
-from travelling.images.cache import ArrayFiles, free_memory
+from travelling.images import cache, local_trainer, volumes
+from travelling.images.cache import free_memory
 from travelling.images.local_trainer import LocalTrainer
 from travelling.images.volumes import Volumes
 
@@ -38,12 +36,10 @@ def images(tmp_path):
 
 
 def decoded(cohort, cache_gb, folder):
-    """Volumes of the cohort; also: how many images were decoded, and what the log is told of where they are."""
+    """Volumes of the cohort, and what the log is told of where they are."""
     loaded = Volumes(cache_gb, folder)
     loaded.add(cohort)
-    with mock.patch.object(volumes, "read_voxels", side_effect=volumes.read_voxels) as check:
-        notices = loaded.decode()
-    return loaded, check.call_count, [notice for notice in notices if "decoded images" in notice]
+    return loaded, [notice for notice in loaded.decode() if "decoded images" in notice]
 
 
 def assert_right(loaded, arrays):
@@ -57,96 +53,33 @@ def assert_right(loaded, arrays):
     ("cache_gb", "in_memory"),
     [(None, 3), (sum(BYTES) / 1e9, 3), (sum(BYTES) / 1e9 - 1e-9, 2), (BYTES[1] / 1e9, 1), (0, 0)],
 )
-def test_what_does_not_fit_into_memory_is_in_files(cache_gb, in_memory, images, tmp_path):
+def test_what_does_not_fit_into_memory_is_on_disk_and_leaves_nothing_there(cache_gb, in_memory, images, tmp_path):
     cohort, arrays = images
-    loaded, checked, notices = decoded(cohort, cache_gb, tmp_path / "cache")
-    assert checked == 3
+    before = sorted(tmp_path.rglob("*"))
+    with mock.patch.object(volumes, "_map_to_disk", side_effect=volumes._map_to_disk) as mapped:
+        loaded, notices = decoded(cohort, cache_gb, tmp_path / "none" / "yet")
+    assert mapped.call_count == 3 - in_memory
     with mock.patch.object(volumes, "read_voxels", side_effect=AssertionError("decoded again")):
+        loaded.expect(SUBJECTS)
         assert_right(loaded, arrays)
-    files = list((tmp_path / "cache").glob("*")) if in_memory < 3 else []
-    assert (tmp_path / "cache").exists() == (in_memory < 3)
-    assert len(files) == 3 - in_memory
-    assert len(notices) == (in_memory < 3)
-    if files:
-        assert f"{in_memory} decoded images are in memory" in notices[0]
-        assert os.stat(tmp_path / "cache").st_mode & 0o77 == 0
+    assert sorted(tmp_path.rglob("*")) == before  # files without a name, also while they are in use
+    assert [notice.split(" decoded")[0] for notice in notices] == [str(in_memory)] * (in_memory < 3)
 
 
-def test_a_second_run_decodes_nothing(images, tmp_path):
-    cohort, arrays = images
-    decoded(cohort, 0, tmp_path / "cache")
-    for cache_gb in (0, 1):
-        loaded, checked, _ = decoded(cohort, cache_gb, tmp_path / "cache")
-        assert checked == 0
-        assert_right(loaded, arrays)
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda content: content[:-1],
-        lambda content: content[:-9] + bytes([content[-9] ^ 1]) + content[-8:],
-        lambda _: b"",
-    ],
-)
-def test_a_damaged_file_is_made_anew(damage, images, tmp_path):
-    cohort, arrays = images
-    decoded(cohort, 0, tmp_path / "cache")
-    file = min((tmp_path / "cache").iterdir())
-    whole = file.read_bytes()
-    file.write_bytes(damage(whole))
-    loaded, checked, _ = decoded(cohort, 0, tmp_path / "cache")
-    assert checked == 1
-    assert file.read_bytes() == whole
-    assert_right(loaded, arrays)
-
-
-def test_a_changed_original_is_decoded_anew(images, tmp_path):
-    cohort, arrays = images
-    decoded(cohort, 0, tmp_path / "cache")
-    path = Path(cohort["Path"][1])
-    write_image(path, 255 - arrays["byte"])
-    os.utime(path, ns=(0, 0))
-    loaded, checked, _ = decoded(cohort, 0, tmp_path / "cache")
-    assert checked == 1
-    assert_right(loaded, {**arrays, "byte": 255 - arrays["byte"]})
-
-
-def test_files_that_are_removed_meanwhile_do_no_harm(images, tmp_path):
-    cohort, arrays = images
-    loaded, *_ = decoded(cohort, 0, tmp_path / "cache")
-    for file in (tmp_path / "cache").iterdir():
-        file.unlink()
-    loaded.expect(SUBJECTS)
-    assert_right(loaded, arrays)
-
-
-def test_a_bad_image_is_refused_before_it_is_kept(images, tmp_path):
-    cohort, _ = images
-    write_image(Path(cohort["Path"][0]), np.full(SHAPE, np.nan, np.float32))
-    with pytest.raises(InputError, match=r"float\.nii\.gz.*NaN"):
-        decoded(cohort, 0, tmp_path / "cache")
-    assert not any("float" in str(path) for path in (tmp_path / "cache").glob("*"))
-    cohort = cohort[1:]
-    _, checked, _ = decoded(cohort, 0, tmp_path / "cache")
-    assert checked <= 2  # those that were decoded beside the bad one are there already
-
-
-def test_a_file_appears_whole_or_not_at_all(tmp_path):
-    original = tmp_path / "x.nii"
-    original.write_bytes(b"x")
-    files = ArrayFiles(tmp_path / "cache")
-    with (
-        mock.patch.object(cache.os, "replace", side_effect=OSError(28, "No space left on device")),
-        pytest.raises(OSError, match=r"No space left on device: '.*\.npy'"),
-    ):
-        files.store(cache.identity(original), np.arange(9), "0")
-    assert list(files.folder.iterdir()) == []
+def test_a_full_disk_is_named(images, tmp_path):
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, usual[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as error:
+            decoded(images[0], 0, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert error.value.filename == str(tmp_path)
 
 
 def test_the_next_batch_is_made_ready_meanwhile_and_the_current_one_stays(images, tmp_path):
     cohort, arrays = images
-    loaded, *_ = decoded(cohort, None, tmp_path / "cache")
+    loaded, _ = decoded(cohort, None, tmp_path / "cache")
     groups = [["float", "byte"], ["short"], ["byte", "float"], ["short", "byte"]]
     ready = []
     make_ready = loaded.batch
@@ -162,17 +95,18 @@ def test_the_next_batch_is_made_ready_meanwhile_and_the_current_one_stays(images
     assert ready == groups
 
 
-@pytest.mark.parametrize("evaluation_batch", [None, 1, 2, 3, 100])
-def test_predictions_come_in_the_order_of_the_test_set(evaluation_batch, images, tmp_path):
+@pytest.mark.parametrize(("at_once", "expected"), [(1, [(1, 1)] * 6), (4, [(3, 3)] * 2), (100, [(6, 6)])])
+def test_predictions_come_in_the_order_of_the_test_set(at_once, expected, images, tmp_path):
     cohort, arrays = images
     test_set = pd.concat([cohort] * 2).assign(Subject=[f"s{number}" for number in range(6)])
-    loaded, *_ = decoded(test_set, None, tmp_path / "cache")
+    loaded, _ = decoded(test_set, None, tmp_path / "cache")
     model = mock.Mock()
     model.predict = lambda batch, largest_batch: sizes.append((len(batch), largest_batch)) or batch[:, 3, 2, 1, 0]
     sizes = []
-    predictions = LocalTrainer(model, loaded, test_set=test_set, evaluation_batch=evaluation_batch).predict()
+    with mock.patch.object(local_trainer, "images_at_once", return_value=at_once):
+        predictions = LocalTrainer(model, loaded, test_set=test_set).predict()
     assert predictions == [float(arrays[subject][3, 2, 1]) for subject in SUBJECTS] * 2
-    assert sizes == {1: [(1, 1)] * 6, 2: [(2, 2)] * 3, 3: [(3, 3)] * 2}.get(evaluation_batch, [(6, 6)])
+    assert sizes == expected
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -113,17 +113,33 @@ def test_a_missing_column_is_named(write, column):
         read_cohort(write(drop=[column]))
 
 
+HEADER = b"Subject,Study,Path,Group_bin,Sex\n"
+
+
 @pytest.mark.parametrize(
-    "content", [None, b"", b"Subject,Study,Path,Group_bin,Sex\n", b"\xff\xfe\x00\x01", b'a,b\n"1,2\n']
+    ("content", "words"),
+    [
+        (None, "no such file"),
+        (b"", "not a CSV file"),
+        (HEADER, "no subjects"),
+        (b"\xff\xfe\x00\x01", "not a CSV file"),
+        (bytes(range(128, 256)), "not a CSV file"),
+        (b'a,b\n"1,2\n', "not a CSV file"),
+        (HEADER + b"a,x,1.nii,0,M\nb,x,2.nii,1,M,z\n", "line 3"),
+        (HEADER + b"a,x,1.nii,0,M,5\nb,x,2.nii,1,M,2\n", "more cells than its header (a decimal comma?)"),
+        (HEADER + b"a,x,1.nii,0,M\n\nb,x,2.nii,2,M\n", ", row 4: Group_bin"),  # blank lines count
+    ],
 )
-def test_what_is_no_cohort_is_refused(tmp_path, content):
-    path = tmp_path / "set.csv"
+def test_what_is_no_cohort_is_refused(write, content, words):
+    path = write().with_name("other.csv")
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(InputError, match=str(path)):
+    with pytest.raises(InputError) as error:
         read_cohort(path)
+    assert str(error.value).startswith(str(path))
+    assert words in str(error.value)
     with pytest.raises(InputError):
-        read_cohort(tmp_path)  # a folder
+        read_cohort(path.parent)  # a folder
 
 
 def test_overlap_of_training_and_test_set_is_refused(write):

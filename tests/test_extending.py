@@ -40,7 +40,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 SERVER_AND_PLAN = """
 from pathlib import Path
 from travelling.option import from_json, to_command_line
-from travelling.runs.options import LocalQualityControl, QualityControlServer
+from travelling.runs.control_options import LocalQualityControl
+from travelling_quality_control.federated.options import QualityControlServer
 
 files = dict.fromkeys(("en", "pd", "fn_test", "fn_save"), "x")
 told = from_json(QualityControlServer, Path("server.json"), files | {"centers": ["a", "b"], "drift": 0.02})

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from fake_trainer import HEALTHY, FakeTrainer, NoFiles, control_over, extension_of, judged, run_cycles
+from fake_trainer import HEALTHY, FakeTrainer, NoFiles, control_over, extension_of, judged, run_cycles, run_over
 
 from travelling.beyond.groups import Groups
 from travelling.errors import VisitFailed
@@ -20,9 +20,7 @@ def phases(rows):
 
 
 def test_a_clean_cycle_is_verified_once_for_every_group():
-    trainer = FakeTrainer()
-    control, rows = control_over(CENTERS, trainer, verify_every=8)
-    run_cycles(control, [10])
+    _, rows, trainer = run_over(CENTERS, [10], verify_every=8)
     assert phases(rows) == [("group", 4 * 7, 0)] * 2
     assert trainer.weight == 16  # every batch has trained, one after another
     alone, rows_alone = control_over(CENTERS, other := FakeTrainer())
@@ -34,15 +32,12 @@ def test_a_clean_cycle_is_verified_once_for_every_group():
 
 
 def test_the_tolerance_is_that_of_the_smallest_batch():
-    control, rows = control_over(CENTERS, FakeTrainer(), verify_every=4)
-    run_cycles(control, [10])
+    _, rows, _ = run_over(CENTERS, [10], verify_every=4)
     assert {row["Tolerance"] for row in rows[1:]} == {2 * 0.02}
 
 
 def test_harm_in_a_group_is_searched_by_halves_and_only_who_harms_alone_is_flagged():
-    trainer = FakeTrainer(harm=BAD)
-    control, rows = control_over(CENTERS, trainer, verify_every=16, revisit=1)
-    run_cycles(control, [10])
+    control, rows, trainer = run_over(CENTERS, [10], harm=BAD, verify_every=16, revisit=1)
     undone = [row for row in rows[1:] if row["Ignored"] == 1]
     assert all("c3" in row["Subjects"].split(";") for row in undone)
     sizes = [row["Subjects"].count(";") + 1 for row in undone]
@@ -59,8 +54,7 @@ def test_harm_in_a_group_is_searched_by_halves_and_only_who_harms_alone_is_flagg
 
 
 def test_groups_grow_again_after_harm_was_found():
-    control, rows = control_over(CENTERS, FakeTrainer(harm=BAD), verify_every=4)
-    run_cycles(control, [10])
+    _, rows, _ = run_over(CENTERS, [10], harm=BAD, verify_every=4)
     found = next(i for i, row in enumerate(rows) if row["Phase"] == "subject" and row["Ignored"])
     after = [row for row in rows[found:] if row["Phase"] in ("batch", "group")]
     assert [row["Phase"] for row in after][:2] == ["batch", "group"]  # one, two, four, ...
@@ -69,8 +63,7 @@ def test_groups_grow_again_after_harm_was_found():
 @pytest.mark.parametrize("harm", [{}, BAD, {"a0": (9, 0), "e4": (0, 30), "h6": (30, 0)}])
 def test_every_batch_alone_is_the_published_method(harm):
     """Of one batch a group is what the paper verifies: the same rows in the same order."""
-    control, rows = control_over(CENTERS, FakeTrainer(harm=harm), verify_every=1)
-    run_cycles(control, [10, 11, 12])
+    _, rows, _ = run_over(CENTERS, [10, 11, 12], harm=harm, verify_every=1)
     assert {row["Phase"] for row in rows} <= {"baseline", "batch", "subject", "revisit"}
     by_center = [row["Study"] for row in rows[1:] if row["Cycle"] == 10 and row["Phase"] == "batch"]
     assert len(by_center) == 16
@@ -139,14 +132,13 @@ def test_a_run_goes_on_within_a_group_as_if_it_had_not_stopped(harm):
 
 def test_a_lock_up_counts_batches():
     harm = dict.fromkeys(sum(CENTERS.values(), []), (HEALTHY, 0))
-    control, _ = control_over(CENTERS, FakeTrainer(harm=harm), verify_every=4)
-    run_cycles(control, [10])
+    control, _, _ = run_over(CENTERS, [10], harm=harm, verify_every=4)
     assert "16 of 16 batches of cycle 10 were undone" in control.locked_up(10)
 
 
 def test_bad_batches_in_one_half_leave_the_other_half_verified():
-    control, rows = control_over(CENTERS, FakeTrainer(harm={"a0": (HEALTHY, 0), "a1": (HEALTHY, 0)}), verify_every=16)
-    run_cycles(control, [10])
+    harm = {"a0": (HEALTHY, 0), "a1": (HEALTHY, 0)}
+    control, rows, _ = run_over(CENTERS, [10], harm, verify_every=16)
     assert control.waiting.keys() == {"a0", "a1"}
     assert len(rows) < 30
 

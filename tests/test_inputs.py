@@ -26,7 +26,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from travelling.errors import InputError
 from travelling.images.cohort import copies, read_cohort, refuse_overlap
-from travelling.images.local_trainer import KNOWN, LocalTrainer
+from travelling.images.local_trainer import INTENSITY, LocalTrainer
 from travelling.images.nifti import read_image, read_upright, read_voxels, to_array
 from travelling.images.volumes import Volumes
 from travelling.network.model_files import SPACE
@@ -86,13 +86,12 @@ def test_another_orientation_is_refused_or_turned(code, voxels, tmp_path):
     np.testing.assert_array_equal(read_upright(other), voxels.T)
 
 
-def test_what_is_turned_is_turned_from_a_file_of_the_cache_too(voxels, tmp_path):
+def test_what_is_turned_is_turned_on_disk_too(voxels, tmp_path):
     first, other = save(tmp_path / "a.nii.gz", voxels), turned(tmp_path / "b.nii.gz", voxels, "SAR")
-    for _ in range(2):  # decoded, then found
-        volumes = Volumes(0, tmp_path / "cache", reorient=True)
-        volumes.add(pd.DataFrame({"Subject": ["a", "b"], "Path": [str(first), str(other)]}))
-        volumes.decode()
-        np.testing.assert_array_equal(*volumes.batch(["a", "b"]))
+    volumes = Volumes(0, tmp_path, reorient=True)
+    volumes.add(pd.DataFrame({"Subject": ["a", "b"], "Path": [str(first), str(other)]}))
+    volumes.decode()
+    np.testing.assert_array_equal(*volumes.batch(["a", "b"]))
 
 
 def moved(**changes):
@@ -157,72 +156,58 @@ def test_what_a_user_should_know_of_headers_is_told_once(voxels, tmp_path):
     assert read_image(skewed).GetSize() == SHAPE
 
 
+def patch(path, *changes):
+    """Write other values, (place, struct's format, value), into the bytes of a file."""
+    content = bytearray(path.read_bytes())
+    for place, kind, *values in changes:
+        struct.pack_into(f"<{kind}", content, place, *values)
+    path.write_bytes(content)
+    return path
+
+
 @pytest.mark.parametrize(("slope", "intercept"), [(0, -0.5), (np.nan, 1), (np.inf, 0), (1, 0)])
 def test_a_slope_of_zero_or_nan_scales_nothing(slope, intercept, voxels, tmp_path):
-    path = save(tmp_path / "x.nii", voxels)
-    content = bytearray(path.read_bytes())
-    struct.pack_into("<2f", content, 112, slope, intercept)
-    path.write_bytes(content)
+    path = patch(save(tmp_path / "x.nii", voxels), (112, "2f", slope, intercept))
     np.testing.assert_array_equal(read_voxels(path)[0], voxels.T)
     np.testing.assert_array_equal(to_array(read_image(path)), voxels.T)
 
 
 def test_a_slope_scales(tmp_path):
-    path = save(tmp_path / "x.nii", np.full(SHAPE, 3, np.int16))
-    content = bytearray(path.read_bytes())
-    struct.pack_into("<2f", content, 112, 0.5, -1)
-    path.write_bytes(content)
-    array, _ = read_voxels(path)
+    array, _ = read_voxels(patch(save(tmp_path / "x.nii", np.full(SHAPE, 3, np.int16)), (112, "2f", 0.5, -1)))
     assert array.dtype == np.float32
     assert set(array.flat) == {0.5}
 
 
-@pytest.mark.parametrize(("place", "kind", "value"), [(254, "h", 77), (252, "h", -3), (80, "f", -4), (88, "f", 0)])
-def test_what_nibabel_would_correct_is_refused(place, kind, value, voxels, tmp_path):
-    """Codes that do not exist; voxel sizes of zero or less, where they count."""
-    path = save(tmp_path / "x.nii", voxels, sform=0, qform=1)
-    content = bytearray(path.read_bytes())
-    struct.pack_into(f"<{kind}", content, place, value)
-    path.write_bytes(content)
-    assert "no possible one" in refusal(path)
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ([(254, "h", 77)], "no possible one"),  # codes that do not exist
+        ([(252, "h", -3)], "no possible one"),
+        ([(80, "f", -4)], "no possible one"),  # voxel sizes of zero or less, where they count
+        ([(88, "f", 0)], "no possible one"),
+        ([(70, "h", 4)], "bits per voxel are no possible ones"),  # int16, of 32 bits per voxel
+        ([(70, "h", 4), (72, "h", 16)], "longer than the"),
+        ([(40, "h", 4), (48, "h", 0)], "its header tells 4 axes of [33, 34, 35, 0] voxels"),
+        ([(40, "h", 4), (48, "h", -2)], "its header tells 4 axes of [33, 34, 35, -2] voxels"),
+        ([(264, "f", 1.001)], "no possible one"),  # a quaternion longer than 1, and no sform
+    ],
+)
+def test_what_a_library_would_correct_is_refused(changes, words, voxels, tmp_path):
+    assert words in refusal(patch(save(tmp_path / "x.nii", voxels, sform=0, qform=1), *changes))
 
 
-def test_bits_of_another_type_and_bytes_too_many_are_refused(voxels, tmp_path):
+def test_padding_is_no_damage_but_more_is(voxels, tmp_path):
     path = save(tmp_path / "x.nii", voxels)
-    content = bytearray(path.read_bytes())
+    content = path.read_bytes()
     path.write_bytes(content + bytes(1000))
-    np.testing.assert_array_equal(read_voxels(path)[0], voxels.T)  # padding
+    np.testing.assert_array_equal(read_voxels(path)[0], voxels.T)
     path.write_bytes(content + content[352:])
     assert "longer than the" in refusal(path)
-    struct.pack_into("<h", content, 70, 4)  # int16, of 32 bits per voxel
-    path.write_bytes(content)
-    assert "bits per voxel are no possible ones" in refusal(path)
-    struct.pack_into("<h", content, 72, 16)
-    path.write_bytes(content)
-    assert "longer than the" in refusal(path)
-
-
-@pytest.mark.parametrize("volumes", [0, -2])
-def test_a_fourth_axis_without_volumes_is_refused(volumes, voxels, tmp_path):
-    path = save(tmp_path / "x.nii", voxels)
-    content = bytearray(path.read_bytes())
-    struct.pack_into("<h", content, 40, 4)
-    struct.pack_into("<h", content, 48, volumes)
-    path.write_bytes(content)
-    assert f"its header tells 4 axes of [33, 34, 35, {volumes}] voxels" in refusal(path)
 
 
 def test_an_unusable_qform_beside_an_sform_is_told(voxels, tmp_path):
-    path = save(tmp_path / "x.nii", voxels, qform=1)
-    content = bytearray(path.read_bytes())
-    struct.pack_into("<f", content, 264, 1.001)  # a quaternion longer than 1
-    path.write_bytes(content)
-    _, notices = volumes_of(path)
-    assert notices == [f"1 image whose qform cannot be read (the sform counts): {path}"]
-    path = save(path, voxels, sform=0, qform=1)
-    content[254:256] = path.read_bytes()[254:256]
-    path.write_bytes(content)
-    assert "no possible one" in refusal(path)
+    path = patch(save(tmp_path / "x.nii", voxels, qform=1), (264, "f", 1.001))
+    assert volumes_of(path)[1] == [f"1 image whose qform cannot be read (the sform counts): {path}"]
 
 
 @pytest.mark.parametrize(("affine", "sform"), [(moved(a01=0.2), 4), (AFFINE, 0)])
@@ -271,32 +256,6 @@ def test_kinds_of_harm_go_by_the_orientation_of_a_file(tmp_path):
 
 
 # What a thing is, not how it is called
-
-
-def test_a_cached_image_is_that_of_the_file(voxels, tmp_path):
-    """Replaced by one of the same name, size and time of change."""
-    path = save(tmp_path / "x.nii", voxels)
-    os.utime(path, (1e9, 1e9))
-    for content in (voxels, voxels[::-1]):
-        save(path, content)
-        os.utime(path, (1e9, 1e9))
-        volumes = Volumes(0, tmp_path / "cache")
-        volumes.add(pd.DataFrame({"Subject": ["x"], "Path": [str(path)]}))
-        volumes.decode()
-        np.testing.assert_array_equal(volumes.batch(["x"])[0, ..., 0], content.T)
-
-
-def test_an_image_that_changes_during_a_run_ends_it(voxels, tmp_path):
-    """Where its file in the cache is gone, and it is read again."""
-    path = save(tmp_path / "x.nii", voxels)
-    volumes = Volumes(0, tmp_path / "cache")
-    volumes.add(pd.DataFrame({"Subject": ["x"], "Path": [str(path)]}))
-    volumes.decode()
-    shutil.rmtree(tmp_path / "cache")
-    assert volumes.batch(["x"]).max() <= 1
-    save(path, 1 - voxels)
-    with pytest.raises(InputError, match="has changed since this run began"):
-        volumes.batch(["x"])
 
 
 @pytest.fixture
@@ -618,56 +577,41 @@ def test_a_step_that_ruins_the_model_ends_the_run_and_names_its_subjects(model, 
     trainer.restore(kept)
 
 
-def test_images_of_another_scale_than_most_are_told(voxels, tmp_path):
+def test_images_of_another_scale_than_most_and_flat_ones_are_told(voxels, tmp_path):
     paths = [save(tmp_path / f"{name}.nii", voxels + number) for number, name in enumerate("abc")]
     other = save(tmp_path / "d.nii", 4000 * voxels)
-    _, notices = volumes_of(*paths, other)
-    assert notices == [f"1 image of another scale: the mean is not within a tenth and 10 times that of most: {other}"]
+    flat = save(tmp_path / "e.nii", np.full(SHAPE, 1, np.int16))
+    assert sorted(volumes_of(*paths, other, flat)[1]) == [
+        f"1 image of another scale: the mean is not within a tenth and 10 times that of most: {other}",
+        f"1 image without any contrast: every voxel is the same: {flat}",
+    ]
 
 
-def test_flat_images_are_told(voxels, tmp_path):
-    flat = save(tmp_path / "b.nii", np.full(SHAPE, 1, np.int16))
-    _, notices = volumes_of(save(tmp_path / "a.nii", voxels), flat)
-    assert notices == [f"1 image without any contrast: every voxel is the same: {flat}"]
-
-
-@pytest.mark.parametrize(("factor", "told"), [(1, False), (0.4, True), (3, True), (4000, True)])
-@pytest.mark.parametrize("tells", [True, False])
-def test_images_on_another_scale_than_the_models_are_told(tells, factor, told, cohort, pretrained):
-    """Whether the model's record tells how far its own images lie, or its training set does."""
-    from travelling.network.model import TravellingModel
-
-    training_set, test_set = (read_cohort(cohort / f"{name}.csv") for name in ("training_set", "test_set"))
-    volumes = Volumes(1, cohort / "no_cache")
+@pytest.mark.parametrize(("factor", "told"), [(1, False), (0.5, True), (2, True)])
+def test_images_on_another_scale_than_the_models_are_told(factor, told, cohort, tmp_path):
+    """Whether the model's record tells that of its own images, or its training set does."""
+    training_set, test_set = (read_cohort(cohort / f"{name}.csv").iloc[:8] for name in ("training_set", "test_set"))
+    for path in test_set["Path"]:
+        save(
+            tmp_path / Path(path).name,
+            np.float32(factor) * nib.load(path).get_fdata(dtype=np.float32),
+            nib.load(path).affine,
+        )
+    test_set = test_set.assign(Path=[str(tmp_path / Path(path).name) for path in test_set["Path"]])
+    volumes = Volumes(1, tmp_path)
     volumes.add(pd.concat([training_set, test_set]))
     volumes.decode()
-    names = "encoder_distributed_BS5_07.keras", "classifier_PD_distributed_BS5_07.keras"
-    model, record, _ = TravellingModel.load(*(pretrained / name for name in names), volumes.shape)
-    assert len(record[KNOWN]) == 2
-    trainer = LocalTrainer(model, volumes, training_set, test_set)
-    batch = volumes.batch
-
-    def scaled(subjects):
-        return batch(subjects) * np.float32(factor if subjects[0] in test_set.index else 1)
-
-    volumes.batch = scaled
-    notices = trainer.strange(record if tells else {})
-    assert len(notices) == told
-    assert all("of 20 test images that were looked at lie further" in notice for notice in notices)
-    if tells:
-        only = LocalTrainer(model, volumes, test_set=test_set)  # inference
-        assert only.strange(record) == notices
-        assert only.strange({}) == []
-
-
-def test_a_measurement_for_a_notice_that_fails_stops_no_run(cohort):
-    training_set = read_cohort(cohort / "training_set.csv")
-    volumes = SimpleNamespace(shape=(9, 9, 9), space={"shape": (9, 9, 9), "affine": None}, batches=lambda groups: 1 / 0)
-    trainer = LocalTrainer(SimpleNamespace(channels=(1,)), volumes, training_set, training_set[:4])
-    known = "how far images lie from what the model has learned of could not be measured"
-    for told in ({}, {KNOWN: [1.0, 2.0]}, {KNOWN: ["a", None]}):
-        assert trainer.strange(told) == [f"{known} (division by zero)"]
-    assert trainer.known(list(training_set["Subject"])) == {SPACE: volumes.space}
+    record = LocalTrainer(None, volumes, training_set).known(list(training_set.index))
+    assert record[SPACE] == volumes.space
+    trainer, inference = (
+        LocalTrainer(None, volumes, training_set, test_set),
+        LocalTrainer(None, volumes, None, test_set),
+    )
+    notices = trainer.strange(record)
+    assert notices == trainer.strange({}) == inference.strange(record)
+    assert [notice.startswith("the mean intensity of the test images is") for notice in notices] == [True] * told
+    assert inference.strange({}) == []
+    assert len(trainer.strange({INTENSITY: 1e6})) == 2
 
 
 # The user's machine
@@ -815,8 +759,7 @@ def test_a_file_system_without_locks_is_told(run, voxels, tmp_path):
 
 
 def test_nothing_that_only_linux_has_is_needed(cohort, last_model, tmp_path, monkeypatch):
-    for name in ("posix_fadvise", "posix_fallocate"):
-        monkeypatch.delattr(os, name)
+    monkeypatch.delattr(os, "posix_fallocate")
     read_text, opened = Path.read_text, open
 
     def no_proc(path):

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from travelling.method.metrics import age_groups, diagnose, evaluate, metrics_by_subgroup, performance
+from travelling.method.metrics import diagnose, evaluate
+from travelling.method.performance import age_groups, metrics_by_subgroup, performance
 
 LABELS = [0, 0, 0, 0, 1, 1]
 PREDICTIONS = [0.1, 0.5, 0.2, 0.9, 0.8, 0.3]  # HC: 2 of 4 right; PD: 1 of 2
@@ -14,29 +15,17 @@ def test_threshold_belongs_to_pd():
 
 
 def test_counts():
-    evaluation = evaluate(LABELS, PREDICTIONS)
-    assert (evaluation.false_positives, evaluation.false_negatives, evaluation.healthy, evaluation.patients) == (
-        2,
-        1,
-        4,
-        2,
-    )
-    assert evaluation.accuracy == 0.5
-
-
-def test_a_prediction_that_is_not_a_number_is_wrong():
-    evaluation = evaluate([0, 1, 1], [np.nan, np.nan, 0.9])
-    assert (evaluation.false_positives, evaluation.false_negatives) == (1, 1)
+    found = evaluate(LABELS, PREDICTIONS)
+    assert (found.false_positives, found.false_negatives, found.healthy, found.patients) == (2, 1, 4, 2)
+    assert found.accuracy == 0.5
+    found = evaluate([0, 1, 1], [np.nan, np.nan, 0.9])  # what is not a number is wrong
+    assert (found.false_positives, found.false_negatives) == (1, 1)
 
 
 def test_performance_by_hand():
-    result = performance(LABELS, PREDICTIONS)
-    assert result["accuracy"] == pytest.approx(3 / 6)
-    assert result["sensitivity"] == pytest.approx(1 / 2)
-    assert result["specificity"] == pytest.approx(2 / 4)
-    assert result["F1_SCORE"] == pytest.approx(2 * 1 / (2 * 1 + 2 + 1))
-    # pairs (PD, HC) in the right order: 0.8 beats 0.1, 0.5, 0.2; 0.3 beats 0.1, 0.2
-    assert result["AUC_ROC"] == pytest.approx(5 / 8)
+    # Of the pairs (PD, HC) in the right order: 0.8 beats 0.1, 0.5, 0.2; 0.3 beats 0.1, 0.2.
+    expected = {"accuracy": 3 / 6, "sensitivity": 1 / 2, "specificity": 2 / 4, "AUC_ROC": 5 / 8, "F1_SCORE": 2 / 5}
+    assert performance(LABELS, PREDICTIONS) == pytest.approx(expected)
 
 
 def test_one_class_has_no_auroc_and_only_its_own_rate():

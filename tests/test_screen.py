@@ -158,6 +158,9 @@ def test_centers_with_right_labels_are_doubted_as_rarely_as_stated_and_those_wit
     assert center_p_value([0.001, 0.001]) is None
 
 
+LABELS_SCREENED = {"revisit": 1, "screen": True, "label_screen": True, "false_alarms": 0.1}
+
+
 class Doubting(FakeTrainer):
     """A trainer whose model knows its test set."""
 
@@ -169,8 +172,7 @@ def test_a_center_whose_labels_are_doubted_twice_is_eliminated():
     centers = {"a": ["a0", "a1", "a2", "a3"], "b": ["b0", "b1", "b2"], "c": ["c0"]}
     trainer = Doubting()
     trainer.label_p = dict.fromkeys(centers["a"], 0.01) | {"c0": 0.001}
-    settings = {"revisit": 1, "screen": True, "label_screen": True, "false_alarms": 0.1}
-    control, rows = control_over(centers, trainer, **settings)
+    control, rows = control_over(centers, trainer, **LABELS_SCREENED)
     run_cycles(control, [10, 11])
     assert not set(sum(trainer.fitted, [])) & set(centers["a"])
     assert set(control.eliminated) == set(centers["a"])
@@ -185,8 +187,7 @@ def test_a_center_whose_labels_are_doubted_twice_is_eliminated():
 def test_a_center_that_is_doubted_once_is_tried_and_comes_back():
     centers = {"a": ["a0", "a1", "a2"], "b": ["b0", "b1"]}
     trainer = Doubting()
-    settings = {"revisit": 1, "screen": True, "label_screen": True, "false_alarms": 0.1}
-    control, _ = control_over(centers, trainer, **settings)
+    control, _ = control_over(centers, trainer, **LABELS_SCREENED)
     trainer.label_p = dict.fromkeys(centers["a"], 0.001)
     run_cycles(control, [10])
     assert set(control.waiting) == set(centers["a"])
@@ -202,8 +203,7 @@ def test_strange_images_say_nothing_of_their_centers_labels():
     trainer = Doubting()
     trainer.label_p = dict.fromkeys(["a0", "a1"], 1e-4)
     trainer.strange = {"a0": 50, "a1": 50}
-    settings = {"revisit": 1, "screen": True, "label_screen": True, "false_alarms": 0.1}
-    control, rows = control_over(centers, trainer, **settings)
+    control, rows = control_over(centers, trainer, **LABELS_SCREENED)
     run_cycles(control, [10])
     assert set(control.waiting) == {"a0", "a1"}
     assert all(row["Center_p"] is None for row in rows if row["Phase"] == "screen")  # two images are too few

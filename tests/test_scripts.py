@@ -96,33 +96,11 @@ def test_quality_control_eliminates_harmful_centers_and_no_good_image(controlled
     assert len(subjects) == len(pd.read_csv(dirty_cohort / "training_set.csv"))
 
 
-def test_quality_control_log_explains_itself(controlled):
+def test_quality_control_writes_log_and_models_in_their_places(controlled):
+    """What the rows must say is what the audit checks, below."""
     log = pd.read_csv(controlled / "qc.csv", keep_default_na=False)
     assert list(log.columns) == QC_COLUMNS
-    baseline = log.iloc[0]
-    assert (baseline["Cycle"], baseline["Subject"], baseline["Study"], baseline["Phase"]) == (
-        0,
-        "n/a",
-        "n/a",
-        "baseline",
-    )
-    reference = baseline[["PFP", "PFN"]].to_list()
-    for _, row in log.iloc[1:].iterrows():
-        assert [float(row["Reference_PFP"]), float(row["Reference_PFN"])] == reference
-        tolerance = 0.02 * len(row["Subjects"].split(";"))
-        assert float(row["Tolerance"]) == pytest.approx(tolerance)
-        rises = (row["PFP"] - reference[0], row["PFN"] - reference[1])
-        assert row["Ignored"] == int(max(rises) > tolerance + 1e-9)
-        assert row["PFP"] == row["FP"] / 20
-        if not row["Ignored"]:
-            reference = [row["PFP"], row["PFN"]]
-    flagged = log[(log["Phase"] == "subject") & (log["Ignored"] == 1)]
-    revisits = log[log["Phase"] == "revisit"].set_index("Subject")
-    for _, row in flagged[flagged["Cycle"] < 10].iterrows():
-        assert revisits.loc[row["Subject"], "Cycle"] == row["Cycle"] + 1
-
-
-def test_quality_control_writes_models_and_log_in_their_places(controlled):
+    assert log.loc[0, ["Cycle", "Subject", "Study", "Phase"]].to_list() == [0, "n/a", "n/a", "baseline"]
     assert {path.name for path in controlled.iterdir()} == {"qc.csv", "qc_subjects.csv", "qc.log", "qc_run"}
     assert len(list((controlled / "qc_run").glob("*.keras"))) == 6
 
@@ -143,24 +121,6 @@ def test_inference_evaluates_the_chosen_cycles(cohort, pretrained, tmp_path):
     accuracy = np.mean(last["preds"] == last["ground_truth"])
     assert metrics["accuracy"].iloc[-1] == pytest.approx(accuracy)
     assert "Path" not in predictions.columns
-
-
-@pytest.mark.slow
-def test_same_seed_same_models(cohort, tmp_path):
-    for name in ("first", "second"):
-        done = run_here(
-            "standard", "-fn_train", cohort / "training_set.csv", "-cycles", 1, "--width", 0.05,
-            "--output-folder", name, cwd=tmp_path,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-    from travelling.network.model import TravellingModel
-
-    states = []
-    for name in ("first", "second"):
-        pair = (tmp_path / name / f"{part}_distributed_BS5_00.keras" for part in ("encoder", "classifier_PD"))
-        model, _, _ = TravellingModel.load(*pair, (35, 34, 33))
-        states.append([variable.numpy() for variable in model.state])
-    assert all(np.array_equal(one, other) for one, other in zip(*states, strict=True))
 
 
 def test_one_image_becomes_two_harmful_ones_with_its_geometry(cohort, tmp_path):
@@ -225,11 +185,13 @@ def wait_for(condition):
 
 
 def models(folder):
-    """Everything in the models of a run but the date of their saving."""
+    """Everything in the models of a run but the date of their saving, and addresses in memory, which Keras saves."""
     contents = {}
     for path in sorted(folder.glob("*.keras")):
         with zipfile.ZipFile(path) as archive:
             contents[path.name] = {n: archive.read(n) for n in archive.namelist() if n != "metadata.json"}
+        config = contents[path.name]["config.json"]
+        contents[path.name]["config.json"] = re.sub(rb'"shared_object_id": \d+', b"", config)
     return contents
 
 
@@ -371,32 +333,6 @@ def test_the_table_of_a_gpu_is_made_on_a_cpu_too():
     assert not [name for name in rows if "failed" in name]
     assert rows["two runs with `--deterministic`"] == ["equal bits"] * 2
     assert all(float(value) > 0 for value in rows["test set kept on the card, volumes/s"])
-
-
-def test_the_ladder_tells_each_cohort_and_strength(tmp_path):
-    header = "model,group,name,level,images,suspects\n"
-    (tmp_path / "a.csv").write_text(
-        f"{header}m,unseen,all,1.0,9,9\nm,harmful,blur,0.5,50,10\nm,harmful,blur,1.0,50,50\n"
-    )
-    (tmp_path / "b.csv").write_text(
-        f"{header}m,harmful,blur,0.5,50,0\nn,harmful,blur,0.5,50,50\nm,harmful,blur,1.0,4,3\n"
-    )
-    (tmp_path / "c.csv").write_text(f"{header}m,harmful,spike,1.0,50,50\n")
-    line = [sys.executable, ROOT / "tests" / "benchmarks" / "ladder.py", "--output", "ladder.png"]
-
-    def ladder(*cohorts):
-        return subprocess.run([*line, *cohorts], cwd=tmp_path, capture_output=True, text=True)
-
-    table = ladder("template=a.csv", "brains=b.csv,a.csv").stdout.splitlines()
-    assert table == [
-        "| kind | template | brains 1 | brains 2 |",
-        "|---|---|---|---|",
-        "| `blur` | 100 / 20 | 75 / 50 | 100 / 20 |",
-    ]
-    assert (tmp_path / "ladder.png").read_bytes().startswith(b"\x89PNG")
-    for wrong, told in ((["a=a.csv", "c=c.csv"], "not of the same kinds"), (["a="], "must be NAME=CSV")):
-        failed = ladder(*wrong)
-        assert (failed.returncode, told in failed.stderr.splitlines()[-1]) == (2, True)
 
 
 @pytest.mark.slow

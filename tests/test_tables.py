@@ -26,7 +26,7 @@ from study_maker import (
 )
 
 from travelling.errors import InputError
-from travelling.method.metrics import METRICS, performance
+from travelling.method.performance import METRICS, performance
 
 sys.path.insert(0, str(REPRODUCE))
 from evaluation import records

@@ -36,6 +36,11 @@ class Stopped(Exception):
         self.signal = signal
 
 
+def first_line(error: Exception) -> str:
+    """What an exception says, in one line: its first of at most 200 letters, or else its name."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 @contextlib.contextmanager
 def name_file(path: Path | str) -> Iterator[None]:
     """Make an OSError tell the file: where writing fails, for example on a full disk, it does not."""

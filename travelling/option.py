@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Self, TypeVar
@@ -21,6 +21,7 @@ _REQUIRED = object()
 PUBLISHED = "published options"  # the groups of --help
 METHOD = "method"
 BEYOND = "beyond the published method (docs/settings.md)"
+_GROUPS = {PUBLISHED: 0, None: 2}  # where they come; all others between them
 
 
 def option(
@@ -30,19 +31,17 @@ def option(
     *,
     metavar: str | None = None,
     choices: tuple = (),
-    many: str = "",
+    many: str | None = None,
     flag: str | None = None,
     group: str | None = None,
-    from_json: Callable[[Any, Path], Any] | None = None,
-    stands_for: Mapping[str, Any] | None = None,
+    from_json: Callable[[Any], Any] | None = None,
 ) -> Any:
     """A field of a class of options.
 
     ``parse`` makes its value of a text (None: the option is a flag that is there or not), ``many`` tells how many it
     may have (argparse's ``nargs``); ``flag`` is its spelling on the command line where that is not ``--kebab-case``
-    (without a dash: the option is told by its place, and needed); ``from_json(value, folder)`` makes its value of what
-    a file says, where ``parse`` cannot. ``stands_for`` are values of other options, by name, that a flag gives those
-    that are not given themselves.
+    (without a dash: the option is told by its place, and needed); ``from_json`` makes its value of what a file says,
+    where ``parse`` cannot.
     """
     about = {key: value for key, value in locals().items() if key != "default"}
     if default is _REQUIRED:
@@ -74,47 +73,33 @@ class Options:
         """
 
     @classmethod
-    def more(cls) -> Sequence[type["Options"]]:
-        """Further classes of options that a user may give as well; they are asked for where this one does not do."""
-        return ()
+    def whole(cls) -> type[Self]:
+        """This class with all that a user may give as well: what is not in this one is looked for there."""
+        return cls
 
-    def take(self, parts: Sequence["Options"], spell: Callable[[str], str]) -> None:
-        """Take what was given of :meth:`more`; raises ValueError as :meth:`check`."""
+    @classmethod
+    def knowing(cls, names: Iterable[str]) -> type[Self]:
+        """This class if it has all these options, else :meth:`whole`."""
+        return cls if {field.name for field in fields_of(cls)}.issuperset(names) else cls.whole()
+
+    @classmethod
+    def made_of(cls, values: Mapping[str, Any], spell: Callable[[str], str]) -> Self:
+        """The checked options that ``values`` give by name; what is left out has its default."""
+        found = cls(**values)
+        found.check(spell)
+        return found
 
     def told(self) -> dict[str, Any]:
         """The value of every option, by name."""
         return {field.name: getattr(self, field.name) for field in fields_of(type(self))}
 
-    @classmethod
-    def made_of(cls, values: Mapping[str, Any], spell: Callable[[str], str]) -> Self:
-        """The checked options that ``values`` give by name, together with what they give of :meth:`more`.
-
-        What is left out has its default, or what an option of :meth:`more` that is given stands for.
-        """
-
-        def make(part):
-            return part(**{field.name: values[field.name] for field in fields_of(part) if field.name in values})
-
-        found = make(cls)
-        found.check(spell)
-        more = cls.more() if values.keys() - {field.name for field in fields_of(cls)} else ()
-        for field in fields_of(*more):
-            if values.get(field.name) and field.metadata["stands_for"]:
-                values = {**field.metadata["stands_for"], **values}
-        parts = [make(part) for part in more]
-        for part in parts:
-            part.check(spell)
-        if parts:
-            found.take(parts, spell)
-        return found
-
 
 Told = TypeVar("Told", bound=Options)
 
 
-def fields_of(*classes: type[Options]) -> list[dataclasses.Field]:
-    """The options of some classes."""
-    return [field for options in classes for field in dataclasses.fields(options) if "words" in field.metadata]
+def fields_of(options: type[Options]) -> list[dataclasses.Field]:
+    """The options of a class."""
+    return [field for field in dataclasses.fields(options) if "words" in field.metadata]
 
 
 def flag_of(field: dataclasses.Field) -> str:
@@ -122,16 +107,12 @@ def flag_of(field: dataclasses.Field) -> str:
     return field.metadata["flag"] or f"--{field.name.replace('_', '-')}"
 
 
-def _place(group):
-    """Where a group of options comes: the published ones first, those without a name last."""
-    return 0 if group == PUBLISHED else 2 if group is None else 1
-
-
-def add_to_parser(parser: argparse.ArgumentParser, *classes: type[Options]) -> None:
-    """Give a parser the options of some classes, the published ones first, and a usage that names what is needed."""
+def add_to_parser(parser: argparse.ArgumentParser, options: type[Options]) -> None:
+    """Give a parser the options of a class, the published ones first, and a usage that names what is needed."""
     groups: dict[str | None, Any] = {}
     needed: list[str] = []
-    for field in sorted(fields_of(*classes), key=lambda field: _place(field.metadata["group"])):
+    # Those of no group come last.
+    for field in sorted(fields_of(options), key=lambda field: _GROUPS.get(field.metadata["group"], 1)):
         about = field.metadata
         if about["group"] not in groups:
             named = about["group"] or ("other options" if groups else None)
@@ -146,11 +127,8 @@ def add_to_parser(parser: argparse.ArgumentParser, *classes: type[Options]) -> N
         if about["parse"] is None:
             given["action"] = "store_true"
         else:
-            given |= {"type": about["parse"], "metavar": about["metavar"]}
-            if about["choices"]:
-                given["choices"] = about["choices"]
-            if about["many"]:
-                given["nargs"] = about["many"]
+            given |= {"type": about["parse"], "metavar": about["metavar"], "nargs": about["many"]}
+            given["choices"] = about["choices"] or None
             if about["many"] and about["choices"]:  # named once, and not four times
                 given["help"] += f"; of {', '.join(about['choices'])}"
         action = groups[about["group"]].add_argument(flag_of(field), **given)
@@ -165,18 +143,16 @@ def from_command_line(options: type[Told], text: str | None) -> Told:
     Ends the program in one line where they are wrong.
     """
     words = sys.argv[1:]
-    classes: list[type[Options]] = [options]
     parser = Parser(text)
     add_to_parser(parser, options)
     if {"-h", "--help"} & set(words) or parser.parse_known_args(words)[1]:
-        classes += options.more()
-        parser = Parser(text)
-        add_to_parser(parser, *classes)
-    flags = {field.name: flag_of(field) for field in fields_of(*classes)}
+        options, parser = options.whole(), Parser(text)
+        add_to_parser(parser, options)
+    flags = {field.name: flag_of(field) for field in fields_of(options)}
     blank = argparse.Namespace(**dict.fromkeys(flags, _REQUIRED))  # or what is not given would have its default here
     values = {name: value for name, value in vars(parser.parse_args(words, blank)).items() if value is not _REQUIRED}
     try:
-        return options.made_of(values, lambda name: flags[name])
+        return options.made_of(values, flags.__getitem__)
     except ValueError as error:
         parser.error(str(error))
 
@@ -186,9 +162,8 @@ def from_json(options: type[Told], path: Path, content: dict) -> Told:
 
     Raises InputError for anything that is missing, unknown or wrong.
     """
+    options = options.knowing(content)
     fields = {field.name: field for field in fields_of(options)}
-    if content.keys() - fields.keys():
-        fields |= {field.name: field for field in fields_of(*options.more())}
     unknown = content.keys() - fields.keys()
     if unknown:
         raise InputError(f"{path}: {sorted(unknown)[0]} is not known; known are {', '.join(fields)}")
@@ -204,14 +179,14 @@ def from_json(options: type[Told], path: Path, content: dict) -> Told:
         except (ValueError, argparse.ArgumentTypeError) as error:
             raise InputError(f"{path}: {name}: {error}") from None
     try:
-        return options.made_of(values, lambda name: name)
+        return options.made_of(values, str)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
 
 
 def _from_json(about, value, folder):
     if about["from_json"]:
-        return about["from_json"](value, folder)
+        return about["from_json"](value)
     choices = about["choices"] or ((False, True) if about["parse"] is None else ())
     if choices:
         if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
@@ -224,17 +199,10 @@ def _from_json(about, value, folder):
     return about["parse"](json.dumps(value))
 
 
-def to_json(options: type[Options], given: Options | argparse.Namespace) -> dict:
-    """The options of a class, as plain values for a file, from an object that has them and perhaps others.
-
-    Those that it has not are left out; paths are absolute.
-    """
-    told = given.told() if isinstance(given, Options) else vars(given)
-    names = [field.name for field in fields_of(options)]
-    if told.keys() - set(names):
-        names += [field.name for field in fields_of(*options.more())]
-    values = {name: told[name] for name in names if name in told}
-    return {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
+def to_json(options: type[Options], given: Mapping[str, Any]) -> dict:
+    """The options of a class, as plain values for a file; what else is given is left out, and paths are absolute."""
+    names = [field.name for field in fields_of(options.knowing(given)) if field.name in given]
+    return {name: str(given[name].absolute()) if isinstance(given[name], Path) else given[name] for name in names}
 
 
 def to_command_line(options: type[Options], **values: Any) -> list:
@@ -242,9 +210,7 @@ def to_command_line(options: type[Options], **values: Any) -> list:
 
     Raises TypeError for a name that is not an option.
     """
-    fields = {field.name: field for field in fields_of(options)}
-    if values.keys() - fields.keys():
-        fields |= {field.name: field for field in fields_of(*options.more())}
+    fields = {field.name: field for field in fields_of(options.knowing(values))}
     words = []
     for name, value in values.items():
         if name not in fields:

@@ -1,7 +1,7 @@
 """Go on training a pre-trained travelling model with decentralized quality control.
 
 After every training step the rates of misdiagnosis on the test set are verified. A step that raises them by
-more than the tolerance is undone and its images are tried one by one; one that harms alone is put aside,
+more than the tolerance is undone and its images are tried one by one; one that harms alone is flagged,
 revisited some cycles later, and eliminated if it harms again.
 
 Example:
@@ -25,10 +25,10 @@ if __name__ == "__main__":  # the package of this checkout, whatever is installe
 from travelling.errors import VisitFailed
 from travelling.option import from_command_line
 from travelling.runs import command, stopping
-from travelling.runs.options import LocalQualityControl
+from travelling.runs.control_options import LocalQualityControl
 
 if TYPE_CHECKING:
-    from travelling.method.quality_control import QualityControl, Step
+    from travelling.method.quality_control import Progress, QualityControl
     from travelling.method.trainer import Files
 
 
@@ -140,7 +140,7 @@ def main() -> None:
 
     with progress_bar(total=len(cycles) * len(training_set), unit="image") as bar:
 
-        def show(step: "Step") -> None:
+        def show(step: "Progress") -> None:
             text = f"cycle {step.cycle}, {'revisits' if step.phase == 'revisit' else step.center}"
             if step.rates and step.loss is not None:
                 text += (

@@ -1,6 +1,6 @@
 """Report of one run of quality control: one HTML page that needs no network, and lists for a lab's own use.
 
-Audits the log and tells in plain words which images were eliminated, flagged and came back, with the rows of the log
+Audits the log and tells in plain words which images were eliminated, flagged and re-included, with the rows of the log
 that decided; centers, scanners, class, sex and age by their share of flagged images; settings and versions; and a
 paragraph for a paper's methods. Nothing is said about what the images are: that is not known.
 

@@ -9,7 +9,7 @@ from evaluation.intervals import RESAMPLES, metric_replicates, paired_p_value, p
 from evaluation.layout import CLEAN
 from evaluation.records import Study
 from travelling.errors import InputError
-from travelling.method.metrics import METRICS, performance, refuse_unordered_ages, subgroups
+from travelling.method.performance import METRICS, performance, refuse_unordered_ages, subgroups
 from travelling.runs.options import AGE_EDGES
 
 CLEAN_KEY = ("", "", CLEAN)

@@ -4,7 +4,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from travelling.method.metrics import METRICS, misdiagnosed
+from travelling.method.metrics import misdiagnosed
+from travelling.method.performance import METRICS
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999  # so that the smallest p-value is 2 / 10000

@@ -13,7 +13,7 @@ import pandas as pd
 from evaluation import layout
 from evaluation.layout import CLEAN, CONTROL_FOLDERS, DIRTY, HARM, PUBLISHED, SETTINGS
 from travelling.errors import InputError
-from travelling.method.metrics import performance
+from travelling.method.performance import performance
 from travelling.method.verification_log import SEPARATOR
 from travelling.option import fields_of
 from travelling.runs.extensible import Extensible
@@ -237,7 +237,7 @@ class _Reader:
             return model
         refuse_wrong_options(model.record, model.folder / "run.json")
         setting = SETTINGS[CONTROL_FOLDERS[model.name]]
-        defaults = {field.name: field.default for field in fields_of(*Extensible.more())}
+        defaults = {field.name: field.default for field in fields_of(Extensible.whole())}
         names = {name for one in SETTINGS.values() for name in one} - {"verify_every"}  # goes with any of them
         if any(options.get(name, defaults[name]) != setting.get(name, defaults[name]) for name in names):
             raise InputError(f"{model.folder / 'run.json'}: made by another setting than that of its folder")

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from travelling.method.settings import WithoutControl
-from travelling.runs import command, options
+from travelling.runs import command, control_options
 
 COLUMNS = (
     "seed", "condition", "rule", "screen", "every", "learning_rate",
@@ -123,7 +123,7 @@ class Bench:
     def run(self, rule, every):
         """The cells of a run after the first six."""
         from travelling.images.cohort import subjects_by_center
-        from travelling.method.metrics import performance
+        from travelling.method.performance import performance
         from travelling.method.protocol import learning_rates
         from travelling.method.quality_control import QualityControl
         from travelling.method.travel import travel as travel_plainly
@@ -133,11 +133,12 @@ class Bench:
         trainer.restore(self.start)
         files = dict.fromkeys(("en", "pd", "fn_test", "fn_save"), Path())
         given = {"rule": rule, "screen": arguments.screen, "revisit": arguments.revisit, "verify_every": every}
-        settings = options.QualityControl.made_of(files | given | {"learning_rate": arguments.learning_rate}, str)
+        values = files | given | {"learning_rate": arguments.learning_rate}
+        settings = control_options.QualityControl.knowing(values).made_of(values, str)
         plain = WithoutControl(learning_rate=arguments.learning_rate)
         cycles = range(self.cycle, self.cycle + arguments.cycles)
         centers = subjects_by_center(self.training_set)
-        no_files = SimpleNamespace(**dict.fromkeys(("checkpoint", "begin_cycle", "trained", "after_cycle"), nothing))
+        no_files = SimpleNamespace(**dict.fromkeys(("checkpoint", "trained", "after_cycle"), nothing))
         if self.seconds_plain is None:
             begun = time.perf_counter()
             travel_plainly(trainer, centers, cycles, plain, learning_rates(plain), no_files)

@@ -8,7 +8,6 @@ for. ``--help`` imports all of them, so they import nothing at once that is slow
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class ExtensionOptions(Options):
-    """The options of an extension; each has a default, with which it is not used."""
+    """The options of an extension; each has a default, with which it is not used.
+
+    A run that may go beyond the published method has them beside its own, in one object
+    (:class:`travelling.runs.extensible.Extensible`).
+    """
 
     def extension(self) -> "Extension | None":
         """The extension, if it is asked for."""
@@ -36,12 +39,3 @@ def all_options() -> list[type[ExtensionOptions]]:
         for options in vars(module).values()
         if inspect.isclass(options) and issubclass(options, ExtensionOptions) and options.__module__ == module.__name__
     ]
-
-
-def extensions_of(parts: Sequence[Options], spell: Callable[[str], str]) -> "tuple[Extension, ...]":
-    """The extensions that options ask for. Raises ValueError where they do not go together."""
-    found = [part.extension() for part in parts if isinstance(part, ExtensionOptions)]
-    extensions = tuple(extension for extension in found if extension)
-    for extension in extensions:
-        extension.check(extensions, spell)
-    return extensions

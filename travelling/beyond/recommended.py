@@ -1,7 +1,8 @@
 """The setting that docs/settings.md recommends, in one word."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from travelling.beyond import ExtensionOptions
 from travelling.option import BEYOND, option
@@ -18,8 +19,12 @@ class RecommendedOptions(ExtensionOptions):
         None,
         False,
         group=BEYOND,
-        stands_for=RECOMMENDED,
     )
+
+    @classmethod
+    def made_of(cls, values: Mapping[str, Any], spell: Callable[[str], str]) -> Self:
+        """As :meth:`Options.made_of`."""
+        return super().made_of(RECOMMENDED | dict(values) if values.get("recommended") else values, spell)
 
     def extension(self) -> None:
         """As :meth:`ExtensionOptions.extension`: none of its own."""

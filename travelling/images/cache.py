@@ -1,17 +1,13 @@
-"""Decoded images: in memory as far as it reaches, beyond that in memory-mapped files."""
+"""How much memory decoded images may take, and what tells one image from another."""
 
 import contextlib
 import hashlib
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import psutil
 
-from travelling.errors import name_file
-
-_IDENTITY = 32  # letters
 SHARE = 0.5  # of the free memory; the rest is for the network and for the system's own cache of files
 
 
@@ -53,56 +49,4 @@ def identity(file: Path | str) -> str:
     """
     state = os.stat(file)
     words = f"{Path(file).resolve()}\n{state.st_size}\n{state.st_mtime_ns}\n{state.st_ctime_ns}\n{state.st_ino}"
-    return hashlib.sha256(os.fsencode(words)).hexdigest()[:_IDENTITY]
-
-
-class ArrayFiles:
-    """Arrays made from other files, one ``.npy`` file each, in a folder that several runs may share.
-
-    A name tells what the file was made from (:func:`identity`) and the checksum of what it holds, so that a changed
-    original or a damaged file is never taken for the right one. Files appear whole.
-    """
-
-    def __init__(self, folder: Path | str):
-        self.folder = Path(folder)
-        self._found = {path.name[:_IDENTITY]: path for path in self.folder.glob("*.npy")}
-
-    def load(self, original: str) -> tuple[np.ndarray, Path, str] | None:
-        """The array of a file, mapped into memory, its own file and its checksum; None where there is none.
-
-        ``original`` is the file's :func:`identity`. A damaged file is removed.
-        """
-        path = self._found.get(original)
-        if path is None:
-            return None
-        with contextlib.suppress(OSError, ValueError, EOFError):
-            array = np.load(path, mmap_mode="r")
-            total = checksum(array)
-            if path.name == _name(original, total):
-                return array, path, total
-        path.unlink(missing_ok=True)
-        return None
-
-    def store(self, original: str, array: np.ndarray, total: str) -> Path:
-        """Write an array, whose checksum is ``total``, to its file and return that; raises OSError.
-
-        ``original`` is the :func:`identity` that the file it comes from had before it was read.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # images of patients
-        path = self.folder / _name(original, total)
-        with (
-            name_file(path),
-            tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as partial,
-        ):
-            try:
-                np.save(partial, array)
-                partial.close()
-                os.replace(partial.name, path)
-            except BaseException:
-                os.unlink(partial.name)
-                raise
-        return path
-
-
-def _name(original, total):
-    return f"{original}_{total}.npy"
+    return hashlib.sha256(os.fsencode(words)).hexdigest()[:32]

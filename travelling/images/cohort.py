@@ -43,7 +43,7 @@ def check_cohort(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     """The cohort of a table of text, as :func:`read_cohort`; the index of ``table`` is that of the rows of its file."""
     for column in (*REQUIRED_COLUMNS, "Age", *RELATED):
         for other in table.columns:
-            if other != column and _look(other) == _look(column):
+            if other != column and as_seen(other) == as_seen(column):
                 raise InputError(f"{path}, row 1: column {other!r} must be written {column!r}")
     missing = [column for column in REQUIRED_COLUMNS if column not in table.columns]
     if missing:
@@ -134,7 +134,7 @@ def refuse_look_alikes(path: Path, names: pd.Series) -> None:
     """Raise InputError where two different names of a column look alike: one subject or center, or two?"""
     first_of: dict[str, str] = {}
     for name in names.unique():
-        first = first_of.setdefault(_look(name), name)
+        first = first_of.setdefault(as_seen(name), name)
         if first != name:
             shown, other = (word.encode("unicode_escape").decode() for word in (name, first))  # what nobody sees, too
             refuse_rows(
@@ -142,7 +142,7 @@ def refuse_look_alikes(path: Path, names: pd.Series) -> None:
             )
 
 
-def _look(name):
+def as_seen(name: str) -> str:
     """A name without what nobody sees: case, ways to write one letter, kinds of blanks, invisible signs."""
     letters = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
     seen = [letter for letter in letters if letter.isspace() or unicodedata.category(letter)[0] != "C"]
@@ -189,10 +189,10 @@ def read_text_table(path: Path | str) -> pd.DataFrame:
         raise InputError(f"{path}: not a {'TSV' if separator != ',' else 'CSV'} file ({reason})") from None
     first_of: dict[str, str] = {}
     for name in filter(None, header):
-        if look := first_of.get(_look(name)):
+        if look := first_of.get(as_seen(name)):
             also = f" and {name!r}" * (name != look)
             raise InputError(f"{path}, row 1: two columns are named {look!r}{also}")
-        first_of[_look(name)] = name
+        first_of[as_seen(name)] = name
     table.columns = [name.strip() for name in table.columns]
     table = table[(table.fillna("") != "").any(axis=1)].fillna("")
     # Between two stray quotation marks whole rows, or cells of a row, would become one cell.
@@ -226,13 +226,13 @@ def _files(table):
 
 
 def _subject(table):
-    return table["Subject"].map(_look)
+    return table["Subject"].map(as_seen)
 
 
 def persons(cohort: pd.DataFrame) -> pd.Series:
     """Who is in each image: the participant where that is told, else the subject; two that look alike are one."""
     told = cohort["Participant"] if "Participant" in cohort.columns else cohort["Subject"]
-    return told.where(told != "", cohort["Subject"]).map(_look)
+    return told.where(told != "", cohort["Subject"]).map(as_seen)
 
 
 def copies(images: dict[str, dict], training_set: pd.DataFrame, test_set: pd.DataFrame | None = None) -> list[str]:
@@ -266,30 +266,6 @@ def refuse_one_class(test_set: pd.DataFrame, path: Path) -> None:
     if test_set["Group_bin"].nunique() < 2:
         only = "PD" if test_set["Group_bin"].iloc[0] == 1 else "HC"
         raise InputError(f"{path}: every subject is {only}; verification needs test subjects of both classes")
-
-
-def related(cohort: pd.DataFrame) -> tuple[np.ndarray, str]:
-    """Which images of a cohort share person, anatomy or scanner with which: (images, images), and that in words.
-
-    Each is related to itself. A column with fewer than three values, or by which more than half of the cohort would be
-    related to an image, is not heeded.
-    """
-    matrix, words = np.eye(len(cohort), dtype=bool), []
-    for column in RELATED:
-        if column not in cohort.columns:
-            continue
-        values = cohort[column].map(_look).to_numpy(dtype=str)
-        different, untold = len(set(values) - {""}), (values == "").sum()
-        with_column = matrix | ((values[:, None] == values) & (values != ""))
-        share = with_column.sum(axis=1).max() / len(cohort)
-        if different + untold < 3 or share > 0.5:
-            words.append(
-                f"{column} (not heeded: {different} different ones, and {share:.0%} would have to be left out)"
-            )
-        else:
-            matrix = with_column
-            words.append(f"{column} ({different} different ones)")
-    return matrix, " and ".join(words)
 
 
 def subjects_by_center(cohort: pd.DataFrame) -> dict[str, list[str]]:

@@ -54,15 +54,6 @@ def make_harmful(
     return harmful
 
 
-def read_source(path: Path, kind: str, maximum: float) -> sitk.Image:
-    """Read an image to be harmed, as a SimpleITK image; raises what :func:`refuse_unfit` raises."""
-    from travelling.images.nifti import read_image, to_array
-
-    image = read_image(path)
-    refuse_unfit(path, to_array(image), kind, maximum)
-    return image
-
-
 def refuse_unfit(path: Path, intensities: np.ndarray, kind: str, maximum: float) -> None:
     """Raise InputError where an image, an array, is not fit for a kind of harm.
 

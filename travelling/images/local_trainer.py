@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +17,8 @@ if TYPE_CHECKING:
     from travelling.images.volumes import Volumes
     from travelling.network.model import TravellingModel
 
-KNOWN = "distances_of_training_images"  # key in a model's record
-DISTANCES = 2  # numbers that it holds
-_SAMPLE = 30  # images that stand for a set
-_STRANGE = 0.3  # of them: more, and it is not this or that image
+INTENSITY = "mean_intensity"  # key in a model's record: the median of the images that it has trained on
+USUAL_SCALE = 1.5  # times by which that of a set of images may differ from it
 
 
 def images_at_once(shape: tuple[int, ...]) -> int:
@@ -30,11 +27,6 @@ def images_at_once(shape: tuple[int, ...]) -> int:
     Some 2 million voxels at once keep a GPU busy; more only takes memory.
     """
     return max(1, 2**21 // math.prod(shape))
-
-
-def _some(subjects):
-    """A few of the subjects, spread over all of them."""
-    return subjects[:: -(-len(subjects) // _SAMPLE)] if subjects else []
 
 
 class LocalTrainer:
@@ -46,13 +38,12 @@ class LocalTrainer:
         volumes: Volumes,
         training_set: pd.DataFrame | None = None,
         test_set: pd.DataFrame | None = None,
-        evaluation_batch: int | None = None,
     ):
         self._model = model
         self._volumes = volumes
         self.labels: dict = {} if training_set is None else training_set["Group_bin"].to_dict()
         self.test_set: Any = test_set  # None where nothing is evaluated
-        self._evaluation_batch = evaluation_batch or images_at_once(volumes.shape)
+        self._evaluation_batch = images_at_once(volumes.shape)
 
     @property
     def learning_rate(self) -> float:
@@ -103,54 +94,27 @@ class LocalTrainer:
     def known(self, subjects: list[str]) -> dict:
         """What a saved model tells of the images that it has trained on, those of ``subjects``: a dict for its record.
 
-        Where they lie, and the largest distances of a few of them, at the first BatchNorm layer, if they can be
-        measured: only a notice rests on these.
+        Where they lie, and the median of their mean intensities.
         """
-        about: dict = {SPACE: self._volumes.space}
-        with contextlib.suppress(Exception):
-            about |= {KNOWN: self._farthest(subjects)} if subjects else {}
-        return about
+        return {SPACE: self._volumes.space} | ({INTENSITY: self._usual(subjects)} if subjects else {})
 
-    def _farthest(self, subjects):
-        return np.max(self._first_distances(subjects), axis=0).tolist()
-
-    def _first_distances(self, subjects):
-        """Mean and spread of a few images beside what the first BatchNorm layer knows; intensities decide them."""
-        first = self._model.channels[0]
-        means, log_ratios = np.split(self.seen(_some(subjects))[:, : 2 * first], 2, axis=1)
-        return np.stack([np.square(means).mean(axis=1), np.abs(log_ratios).mean(axis=1)], axis=1)
+    def _usual(self, subjects):
+        return float(np.median([self._volumes.means[subject] for subject in subjects]))
 
     def strange(self, record: dict) -> list[str]:
-        """Notices where images lie further from what a model knows than those that it has trained on: a list of lines.
+        """Notices where the intensities of images have another scale than those that a model has trained on.
 
-        ``record`` is that of the model. Where it tells nothing of these distances, the images of the training set stand
-        for them. A measurement that fails is a notice, too: nothing rests on it.
+        ``record`` is that of the model. Where it tells nothing of them, the images of the training set stand for them.
         """
-        try:
-            return self._strange(record)
-        except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            return [f"how far images lie from what the model has learned of could not be measured ({reason})"]
-
-    def _strange(self, record):
-        trained = list(self.labels)
-        looked_at = {} if self.test_set is None else {"test": list(self.test_set["Subject"])}
-        known = record.get(KNOWN) or []
-        if len(known) == DISTANCES:
-            looked_at |= {"training": trained} if trained else {}
-        elif trained and looked_at:
-            known = self._farthest(trained)
-        else:
-            return []
-        notices = []
-        for name, subjects in looked_at.items():
-            beyond = ~(self._first_distances(subjects) <= known).all(axis=1)
-            if beyond.sum() > _STRANGE * len(beyond):
-                notices.append(
-                    f"{beyond.sum()} of {len(beyond)} {name} images that were looked at lie further from what the "
-                    "model has learned of than those it has trained on: is their scale of intensities another?"
-                )
-        return notices
+        sets = {"training": list(self.labels), "test": [] if self.test_set is None else list(self.test_set["Subject"])}
+        usual = {name: self._usual(subjects) for name, subjects in sets.items() if subjects}
+        known = record.get(INTENSITY) or usual.get("training")
+        return [
+            f"the mean intensity of the {name} images is {mean:.3g}, that of those which the model has trained on "
+            f"{known:.3g}: is their scale of intensities another?"
+            for name, mean in usual.items()
+            if known and not known / USUAL_SCALE <= mean <= known * USUAL_SCALE
+        ]
 
     def _per_subject(self, subjects, function):
         """What a function of (images, largest batch) gives for each subject: a list, in their order."""

@@ -23,7 +23,7 @@ from nibabel.arrayproxy import ArrayProxy
 from nibabel.orientations import apply_orientation, io_orientation
 from nibabel.spatialimages import HeaderDataError
 
-from travelling.errors import InputError, name_file
+from travelling.errors import InputError, first_line, name_file
 from travelling.files import replace_whole
 
 LARGEST_LENGTH = 1e6  # mm, of a voxel or from the origin
@@ -149,7 +149,7 @@ def _checked_header(path, content, most):
         axes, kind, offset = nifti.get_data_shape(), nifti.get_data_dtype(), nifti.get_data_offset()
         nifti.get_slope_inter()
     except (HeaderDataError, ValueError, OverflowError) as error:
-        raise InputError(f"{path}: damaged image ({_reason(error)})") from None
+        raise InputError(f"{path}: damaged image ({first_line(error)})") from None
     # What nibabel corrects without a word: codes that do not exist, voxel sizes of 0 or less, bits of another type.
     decisive = ["sform_code", "qform_code", "bitpix", *([] if nifti["sform_code"] else ["pixdim"])]
     if any(np.any(told[name] != nifti[name]) and not np.isnan(told[name]).any() for name in decisive):
@@ -255,10 +255,6 @@ def _lie_like(path, like):
 def to_array(image: sitk.Image) -> np.ndarray:
     """SimpleITK image (x, y, z) -> array (z, y, x) of its own data type."""
     return sitk.GetArrayFromImage(image)
-
-
-def _reason(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def shape_in_words(shape: Sequence[int]) -> str:

@@ -88,7 +88,7 @@ class Auditor:
         return False, all_empty(row, self.columns, f"Phase {phase}")
 
     def check_decision(self, row: Row, phase: str, accepted: Row) -> tuple[bool, list[str]]:
-        """Whether an image had to be put aside, or eliminated at its revisit, without a step; and the row's faults."""
+        """Whether an image had to be flagged, or eliminated at its revisit, without a step; and the row's faults."""
         return False, all_empty(row, self.columns, "no step was made")
 
     def summary(self, rows: list[Row]) -> list[str]:

@@ -9,6 +9,7 @@ happens, in this process or at a hospital. Whatever goes beyond the published me
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -22,7 +23,7 @@ from travelling.method.order import batches, position
 from travelling.method.protocol import PROTOCOLS
 from travelling.method.settings import Control
 from travelling.method.trainer import Files, Trainer
-from travelling.method.verification_log import LOG_COLUMNS, VerificationLog
+from travelling.method.verification_log import LOG_COLUMNS, SEPARATOR
 from travelling.words import some, was
 
 _STATE = ("flags", "revisits", "waiting", "eliminated", "absent", "counts")
@@ -30,7 +31,7 @@ FAILURES = ("unreachable", "invalid")  # phases of a step to which a center gave
 
 
 @dataclass(frozen=True)
-class Step:
+class Progress:
     """What was done with some subjects, and what it did to the test set: for a progress bar."""
 
     cycle: int
@@ -52,7 +53,7 @@ class QualityControl:
     """The state of quality control over ``centers``, which maps each of them to its subjects, none where it has not
     told them yet.
 
-    ``write_row`` is called with one row of the log, a dict, per verification, and ``on_step`` with a :class:`Step`.
+    ``write_row`` is called with one row of the log, a dict, per verification, and ``on_step`` with a :class:`Progress`.
 
     A step that a center does not make (VisitFailed) is undone and logged, and the center is left alone for the rest of
     the cycle. What was accepted before stays; nobody is flagged for it, and a revisit is made up for in the next cycle.
@@ -64,7 +65,7 @@ class QualityControl:
         trainer: Trainer,
         centers: dict[str, list[str]],
         write_row: Callable[[dict], None],
-        on_step: Callable[[Step], None] = lambda step: None,
+        on_step: Callable[[Progress], None] = lambda step: None,
         extensions: Sequence[Extension] = (),
     ):
         self.settings = settings
@@ -73,21 +74,18 @@ class QualityControl:
         self.extensions = extensions
         self.protocol = PROTOCOLS[settings.protocol]
         self.center_of = {subject: center for center, subjects in centers.items() for subject in subjects}
-        self._log = VerificationLog(write_row, log_columns(extensions), self.center_of, self.protocol)
+        self._write_row = write_row
         self._on_step = on_step
         self.cycle = -1
         self.order: list[str] = []  # centers that are still to be visited in this cycle
         self._generator: np.random.RandomState  # of the cycle's batches, from begin_cycle() on
         self.accepted: Evaluation  # the last that was, from start() or import_state() on
-        self.flags: dict[str, list[int]] = {
-            subject: []
-            for subject in self.center_of  # the cycles in which it was flagged
-        }
+        self.flags: dict[str, list[int]] = {subject: [] for subject in self.center_of}  # cycles of its flags
         self.revisits = dict.fromkeys(self.center_of, 0)
         self.waiting: dict[str, int] = {}  # subject -> cycle of its flag, in the order of the flags
         self.eliminated: dict[str, int] = {}  # subject -> cycle of its elimination
         self.absent: list[str] = []  # centers that failed in this cycle
-        self.counts: list[dict] = []  # of batches that were verified and undone, a dict for every cycle
+        self.counts = {"cycle": -1, "verified": 0, "undone": 0}  # batches of the last cycle that had any
 
     @property
     def reference(self) -> tuple[float, float]:
@@ -100,7 +98,8 @@ class QualityControl:
         cells: dict = {}
         for extension in self.extensions:
             cells |= extension.start(self)
-        self._log.baseline(baseline, cells)
+        about = {"Cycle": 0, "Subject": "n/a", "Study": "n/a", "Reference_PFP": None, "Reference_PFN": None}
+        self._log("baseline", [], False, about | self._measured(baseline) | cells)
 
     def begin_cycle(self, cycle: int, order: list[str], generator: np.random.RandomState) -> bool:
         """Note the cycle, the centers that are to be visited in it, in order, and the generator of its batches.
@@ -120,10 +119,11 @@ class QualityControl:
         while self.order:
             center = self.order.pop(0)
             self.trainer.expect(self.centers[self.order[0]] if self.order else [])
-            try:
-                training = self.subjects_to_train(center)
-            except VisitFailed:  # which is noted
-                training = []
+            training: list[str] = []
+            with suppress(VisitFailed):  # which is noted
+                if center not in self.absent:
+                    self.refuse_untold(center)
+                    training = self.training(self.centers[center])
             size, short = self.settings.batch_size, self.protocol.trains_short_batch
             yield batches(training, size, self._generator, short)
 
@@ -136,16 +136,6 @@ class QualityControl:
         out = self.waiting | self.eliminated
         return [subject for subject in subjects if subject not in out]
 
-    def subjects_to_train(self, center: str) -> list:
-        """Who trains at a center in this visit: who is not out; nobody where it has failed in this cycle.
-
-        Raises VisitFailed where the center has not told its subjects.
-        """
-        if center in self.absent:
-            return []
-        self.refuse_untold(center)
-        return self.training(self.centers[center])
-
     def refuse_untold(self, center: str) -> None:
         """Raise VisitFailed, which is noted, where a center has not told its subjects."""
         if not self.centers[center]:
@@ -153,50 +143,53 @@ class QualityControl:
 
     def at_revisit(self, subject: str) -> tuple[bool, dict]:
         """Whether an extension is sure that a subject must be eliminated, and cells for the log of its step."""
-        sure, cells = False, dict[str, object]()
-        for extension in self.extensions:
-            one_is_sure, more = extension.at_revisit(self, subject)
-            sure, cells = sure or one_is_sure, cells | more
-        return sure, cells
+        return self._ask(lambda extension: extension.at_revisit(self, subject))
 
     def judge(self, batches: list, evaluation: Evaluation) -> tuple[bool, dict]:
         """Whether the training steps on some batches did harm, and cells of the log."""
-        harmful, cells = False, dict[str, object]()
+        harmful, cells = self._ask(lambda extension: extension.judge(self, batches, evaluation))
         if not any(extension.replaces_rule for extension in self.extensions):
-            harmful = any(rule.risen(self.accepted, evaluation, self.tolerance(batches), self.protocol))
-        for extension in self.extensions:
-            one_says_so, more = extension.judge(self, batches, evaluation)
-            harmful, cells = harmful or one_says_so, cells | more
+            harmful |= any(rule.risen(self.accepted, evaluation, self.tolerance(batches), self.protocol))
         return harmful, cells
+
+    def _ask(self, question: Callable[[Extension], tuple[bool, dict]]) -> tuple[bool, dict]:
+        """What all extensions answer: whether one says yes, and the cells of all."""
+        answers = [question(extension) for extension in self.extensions]
+        return any(yes for yes, _ in answers), {name: cell for _, cells in answers for name, cell in cells.items()}
 
     def note(self, phase: str, batches: list, loss: float, evaluation: Evaluation, harmful: bool, cells: dict) -> None:
         """Log what was verified, before its evaluation becomes the reference."""
         subjects: list[str] = sum(batches, [])
         tolerance, done = self.tolerance(batches), 0
-        self._log.step(self.cycle, phase, subjects, evaluation, tolerance, harmful, cells, self.reference)
-        if phase not in ("subject", "revisit") and not (harmful and len(batches) > 1):  # which are tried in parts
-            self._count(harmful, len(batches))
+        alone = phase in ("subject", "revisit")
+        about = {"Subject": subjects[0] if alone else phase, "Tolerance": tolerance}
+        self._log(phase, subjects, harmful, about | self._measured(evaluation) | cells)
+        if not alone and not (harmful and len(batches) > 1):  # which are tried in parts
+            if self.counts["cycle"] != self.cycle:
+                self.counts = {"cycle": self.cycle, "verified": 0, "undone": 0}
+            self.counts["verified"] += len(batches)
+            self.counts["undone"] += len(batches) * harmful
             done = len(subjects)
         rates = self.protocol.rates(evaluation)
-        self._on_step(Step(self.cycle, phase, self.center_of[subjects[-1]], subjects, loss, rates, harmful, done))
+        self._on_step(Progress(self.cycle, phase, self.center_of[subjects[-1]], subjects, loss, rates, harmful, done))
 
     def decided(self, phase: str, subject: str, cells: dict, harmful: bool) -> None:
         """Log what an extension has decided about a subject without a training step: no rate was measured."""
-        self._log.decided(self.cycle, phase, subject, cells, harmful, self.reference)
-        self._on_step(Step(self.cycle, phase, self.center_of[subject], [subject], harmful=harmful))
+        self._log(phase, [subject], harmful, {"Subject": subject} | cells)
+        self._on_step(Progress(self.cycle, phase, self.center_of[subject], [subject], harmful=harmful))
 
     def failed(self, failure: VisitFailed, center: str, subjects: list) -> VisitFailed:
         """Note a step that a center did not make, and leave the center alone for the rest of the cycle."""
         self.absent.append(center)
         for extension in self.extensions:
             extension.failed(self, center)
-        tolerance = len(subjects) * self.settings.error
-        self._log.failed(self.cycle, failure.phase, center, subjects, tolerance, self.reference)
-        self._on_step(Step(self.cycle, failure.phase, center, subjects))
+        about = {"Subject": "n/a", "Study": center, "Tolerance": len(subjects) * self.settings.error}
+        self._log(failure.phase, subjects, True, about)
+        self._on_step(Progress(self.cycle, failure.phase, center, subjects))
         return failure
 
     def flag(self, subject: str) -> None:
-        """Put a subject aside until its revisit."""
+        """A subject is out until its revisit."""
         self.flags[subject].append(self.cycle)
         self.waiting[subject] = self.cycle
 
@@ -265,14 +258,13 @@ class QualityControl:
         )
 
     def locked_up(self, cycle: int) -> str | None:
-        """In words, why most batches of this cycle were undone, or most images put aside; None where they were not."""
-        counts = self.counts[-1] if self.counts and self.counts[-1]["cycle"] == cycle else {}
-        if rule.locks_up(counts.get("undone", 0), counts.get("verified", 0)):
+        """In words, why most batches of this cycle were undone, or most images flagged; None where they were not."""
+        undone, verified = self.counts["undone"], self.counts["verified"]
+        if self.counts["cycle"] == cycle and rule.locks_up(undone, verified):
             rules = [extension.cause_of_lock_up for extension in self.extensions if extension.replaces_rule]
             explain = rules[0] if rules else rule.cause_of_lock_up
             return (
-                f"lock-up: {counts['undone']} of {some(counts['verified'], 'batch')} of cycle {cycle} "
-                f"{was(counts['undone'])} undone. "
+                f"lock-up: {undone} of {some(verified, 'batch')} of cycle {cycle} {was(undone)} undone. "
                 f"Unless most images are harmful, {explain(self.accepted, self.protocol)}"
             )
         return next(filter(None, (extension.locked_up(cycle) for extension in self.extensions)), None)
@@ -284,12 +276,25 @@ class QualityControl:
         """
         return min(map(len, batches)) * self.settings.error
 
-    def _count(self, undone, number):
-        """Count batches of a cycle, and those that were undone."""
-        if not self.counts or self.counts[-1]["cycle"] != self.cycle:
-            self.counts.append({"cycle": self.cycle, "verified": 0, "undone": 0})
-        self.counts[-1]["verified"] += number
-        self.counts[-1]["undone"] += number * undone
+    def _log(self, phase, subjects, ignored, cells):
+        """Write a row of the log: what is in all of them, and ``cells``."""
+        fpr, fnr = self.reference
+        row = {
+            "Cycle": self.cycle,
+            "Study": SEPARATOR.join(dict.fromkeys(self.center_of[subject] for subject in subjects)),
+            "Ignored": int(ignored),
+            "Phase": phase,
+            "Subjects": SEPARATOR.join(subjects),
+            "Reference_PFP": fpr,
+            "Reference_PFN": fnr,
+            "Eliminated": int(ignored and phase == "revisit"),
+        }
+        self._write_row(dict.fromkeys(log_columns(self.extensions)) | row | cells)
+
+    def _measured(self, evaluation):
+        fpr, fnr = self.protocol.rates(evaluation)
+        counts = {"FP": evaluation.false_positives, "FN": evaluation.false_negatives}
+        return {"ACC": evaluation.accuracy, **counts, "PFP": fpr, "PFN": fnr}
 
 
 def methods(settings: Control, extensions: Sequence[Extension]) -> str:

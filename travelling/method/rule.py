@@ -35,7 +35,7 @@ def saturation(baseline: Evaluation, tolerance: float, protocol: Protocol) -> li
 
 
 def locks_up(undone: int, number: int) -> bool:
-    """Whether so many of a cycle's batches that were undone, or images put aside without a step, are a lock-up."""
+    """Whether so many of a cycle's batches that were undone, or images flagged without a step, are a lock-up."""
     return 2 * undone > number
 
 

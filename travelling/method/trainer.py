@@ -17,11 +17,8 @@ class Trainer(Protocol):
 
     learning_rate: float
 
-    def train(self, subjects: list[str]) -> float:
-        """As :meth:`LocalTrainer.train`; raises VisitFailed where the center does not make the step."""
-
     def train_batches(self, batches: list[list[str]]) -> float:
-        """As :meth:`LocalTrainer.train_batches`; raises as :meth:`train`."""
+        """As :meth:`LocalTrainer.train_batches`; raises VisitFailed where the center does not make the steps."""
 
     def expect(self, subjects: list[str]) -> None:
         """As :meth:`LocalTrainer.expect`."""

@@ -17,9 +17,6 @@ from travelling.method.trainer import Trainer
 class PlainFiles(Protocol):
     """Where a run is kept, and shown."""
 
-    def begin_cycle(self, cycle: int, cycles: Sequence[int], order: list[str]) -> None:
-        """A cycle of all ``cycles`` begins, or goes on, in which the centers of ``order`` are still to be visited."""
-
     def trained(self, cycle: int, center: str, subjects: list[str], loss: float) -> None:
         """A step was made."""
 
@@ -42,14 +39,13 @@ def travel(
     """In every cycle the model visits all centers and trains on all their images.
 
     ``centers`` maps each center to its subjects; ``learning_rate(cycle)`` gives Adam's. ``resumed_at``, what the last
-    checkpoint of ``files`` told, is where the run goes on. Where ``trainer.train`` raises VisitFailed, the rest of the
+    checkpoint of ``files`` told, is where the run goes on. Where a step raises VisitFailed, the rest of the
     visit is left out; the steps before it stay.
     """
     trains_short_batch = PROTOCOLS[settings.protocol].trains_short_batch
     losses = resumed_at["losses"] if resumed_at else []
     for cycle, order, generator in travelling_order(centers, settings.seed, cycles, resumed_at):
         trainer.learning_rate = learning_rate(cycle)
-        files.begin_cycle(cycle, cycles, order)
         for left, center in zip(reversed(range(len(order))), order, strict=True):
             trainer.expect(centers[order[-left]] if left else [])
             visit = [  # all at once, so that one that fails shuffles the same for those after it
@@ -59,7 +55,7 @@ def travel(
             ]
             with contextlib.suppress(VisitFailed):
                 for batch in visit:
-                    losses.append(trainer.train(batch))
+                    losses.append(trainer.train_batches([batch]))
                     files.trained(cycle, center, batch, losses[-1])
             files.checkpoint({**position(cycle, left, generator), "losses": losses})
         trainer.learning_rate = learning_rate(cycle + 1)  # before the model is saved, as published

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from travelling.errors import InputError
+from travelling.errors import InputError, first_line
 
 BACKEND = os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # not that of the user's keras.json
 if BACKEND not in ("tensorflow", "jax"):
@@ -50,8 +50,8 @@ try:
     with _quiet_start():
         import keras
 except Exception as error:  # whatever a keras.json, a style of figures or another version makes it raise
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    raise InputError(f"KERAS_BACKEND={BACKEND}: cannot be imported ({reason}); is ~/.keras/keras.json sound?") from None
+    reason = f"cannot be imported ({first_line(error)}); is ~/.keras/keras.json sound?"
+    raise InputError(f"KERAS_BACKEND={BACKEND}: {reason}") from None
 
 # Nor what else keras.json says: a tip to save memory for another project would change every number here.
 keras.config.set_floatx("float32")
@@ -70,50 +70,51 @@ def start(seed: int, deterministic: bool = False, precision: str = "float32") ->
     """
     keras.utils.set_random_seed(seed)
     keras.config.set_dtype_policy(precision if precision == "float32" else f"mixed_{precision}")
-    if BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        with _quiet_start():
-            gpus = tf.config.list_physical_devices("GPU")
-        for gpu in gpus:
-            with contextlib.suppress(RuntimeError):  # devices are up already: the run goes on as they are
-                tf.config.experimental.set_memory_growth(gpu, True)
-        if precision == "float16" and not gpus:
-            raise InputError("--precision float16: TensorFlow pools volumes in float16 on a GPU only")
-        if deterministic or not gpus:
-            tf.config.experimental.enable_op_determinism()
-        rounds = tf.config.experimental.tensor_float_32_execution_enabled()
-        names = []
-        for gpu in gpus:
-            name, generation = gpu.name, 0
-            with contextlib.suppress(Exception):  # words for the log must not stop a run
-                details = tf.config.experimental.get_device_details(gpu)
-                name, generation = details.get("device_name", name), details.get("compute_capability", (0,))[0]
-            names.append(_with_tf32(name, generation, rounds))
-        return ", ".join(names) or "CPU (TensorFlow sees no GPU; TF_CPP_MIN_LOG_LEVEL=0 shows why)"
-    if BACKEND == "jax":
-        if deterministic:  # read when the first device is used, not at the import
-            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
-        import jax
-
-        jax.config.update("jax_enable_x64", False)  # of another project's environment
-        rounds = jax.config.jax_default_matmul_precision not in ("highest", "float32")
-        names = []
-        for device in jax.devices():
-            name, generation = str(device), 0
-            with contextlib.suppress(Exception):  # as above
-                name = f"{device.platform.upper()} {device.device_kind}"
-                capability = re.match(r"\d+", str(getattr(device, "compute_capability", "")))  # "9.0"; others "gfx90a"
-                generation = int(capability[0]) if capability else 0
-            names.append(_with_tf32(name, generation, rounds))
-        return ", ".join(names)
-    return BACKEND
+    return (_start_tensorflow if BACKEND == "tensorflow" else _start_jax)(deterministic, precision)
 
 
-def _with_tf32(device, generation, rounds):
+def _start_tensorflow(deterministic, precision):
+    import tensorflow as tf
+
+    def describe(gpu):
+        details = tf.config.experimental.get_device_details(gpu)
+        return details.get("device_name", gpu.name), details.get("compute_capability", (0,))[0]
+
+    with _quiet_start():
+        gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        with contextlib.suppress(RuntimeError):  # devices are up already: the run goes on as they are
+            tf.config.experimental.set_memory_growth(gpu, True)
+    if precision == "float16" and not gpus:
+        raise InputError("--precision float16: TensorFlow pools volumes in float16 on a GPU only")
+    if deterministic or not gpus:
+        tf.config.experimental.enable_op_determinism()
+    rounds = tf.config.experimental.tensor_float_32_execution_enabled()
+    names = [_in_words(gpu.name, lambda gpu=gpu: describe(gpu), rounds) for gpu in gpus]
+    return ", ".join(names) or "CPU (TensorFlow sees no GPU; TF_CPP_MIN_LOG_LEVEL=0 shows why)"
+
+
+def _start_jax(deterministic, precision):
+    if deterministic:  # read when the first device is used, not at the import
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
+    import jax
+
+    def describe(device):
+        capability = re.match(r"\d+", str(getattr(device, "compute_capability", "")))  # "9.0"; others "gfx90a"
+        return f"{device.platform.upper()} {device.device_kind}", int(capability[0]) if capability else 0
+
+    jax.config.update("jax_enable_x64", False)  # of another project's environment
+    rounds = jax.config.jax_default_matmul_precision not in ("highest", "float32")
+    return ", ".join(_in_words(str(one), lambda one=one: describe(one), rounds) for one in jax.devices())
+
+
+def _in_words(name, describe, rounds):
     """A device in words, and whether it rounds the factors of products in float32: NVIDIA's cards since Ampere do."""
+    generation = 0
+    with contextlib.suppress(Exception):  # words for the log must not stop a run
+        name, generation = describe()
     forbidden = os.environ.get("NVIDIA_TF32_OVERRIDE") == "0"
-    return f"{device} (float32 as TF32)" if rounds and generation >= 8 and not forbidden else device
+    return f"{name} (float32 as TF32)" if rounds and generation >= 8 and not forbidden else name
 
 
 def train_like_keras_2(norm: keras.layers.BatchNormalization) -> None:
@@ -225,10 +226,9 @@ def compile_prediction(
             return predict([variable.value for variable in variables], images)
 
         return lambda images, largest_batch: compiled(images).numpy()
-    if BACKEND == "jax":
-        import jax
+    import jax
 
-        predict = jax.jit(predict)
+    predict = jax.jit(predict)
 
     def padded(images, largest_batch):
         number, missing = len(images), (largest_batch or len(images)) - len(images)

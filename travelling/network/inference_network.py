@@ -25,7 +25,6 @@ def prediction_function(encoder: keras.Model, classifier: keras.Model) -> tuple[
     variables = [*encoder.variables, *classifier.variables]
     if not (can_fold(encoder) and can_fold(classifier)):
         return variables, _pure(keras.Model(encoder.inputs[0], classifier(encoder.outputs[0])), variables)
-    position = {id(variable): index for index, variable in enumerate(variables)}
     norm_after = {
         layer: follower if isinstance(follower, layers.BatchNormalization) else None
         for layer, follower in pairwise(encoder.layers)
@@ -40,9 +39,7 @@ def prediction_function(encoder: keras.Model, classifier: keras.Model) -> tuple[
     network = keras.Model(images, x)
 
     def predict(values, images):
-        def value(variable):
-            return values[position[id(variable)]]
-
+        value = _lookup(variables, values)
         weights = []
         for layer in [*encoder.layers, *classifier.layers]:
             norm = norm_after.get(layer)
@@ -76,15 +73,18 @@ def _fold(layer, norm):
     return layer.use_bias and layer.activation is keras.activations.linear and norm.scale and norm.center
 
 
+def _lookup(variables, values):
+    """A function that gives the value of one of some variables."""
+    found = {id(variable): value for variable, value in zip(variables, values, strict=True)}
+    return lambda variable: found[id(variable)]
+
+
 def _pure(network, variables):
     """What a network gives at inference, as a function of the values of ``variables``, in this order, and images."""
-    position = {id(variable): index for index, variable in enumerate(variables)}
 
     def call(values, images):
-        states = [
-            [values[position[id(variable)]] for variable in kind]
-            for kind in (network.trainable_variables, network.non_trainable_variables)
-        ]
+        value = _lookup(variables, values)
+        states = [list(map(value, kind)) for kind in (network.trainable_variables, network.non_trainable_variables)]
         return network.stateless_call(*states, images, training=False)[0]
 
     return call
@@ -99,14 +99,11 @@ def look_function(encoder: keras.Model, classifier: keras.Model) -> tuple[list, 
     """
     norms = [layer for layer in encoder.layers if isinstance(layer, layers.BatchNormalization)]
     variables = [*encoder.variables, *classifier.variables]
-    position = {id(variable): index for index, variable in enumerate(variables)}
     outputs = [*(norm.input for norm in norms), classifier(encoder.outputs[0])]
     evaluate = _pure(keras.Model(encoder.inputs[0], outputs), variables)
 
     def look(values, images):
-        def value(variable):
-            return values[position[id(variable)]]
-
+        value = _lookup(variables, values)
         *activations, probability = evaluate(values, images)
         columns = []
         for norm, activation in zip(norms, activations, strict=True):

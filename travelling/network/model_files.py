@@ -11,6 +11,8 @@ MODEL_FILE = re.compile(r"(encoder|classifier)_.*_(\d+)\.(keras|h5)")  # ..._<cy
 CYCLE_AT_END = re.compile(r"encoder_.*_(\d+)(\.\w+)?")  # of the file of an encoder
 SPACE = "space"  # key in a model's record: where its images lie (travelling.images.volumes.Volumes.space)
 RECORD = "travelling.json"  # in a .keras file, beside what Keras writes: what else a model must carry
+RANDOM_STATE = "random_state"  # key in a model's record: of the dropout's generator
+MODEL_SHA256 = "model_sha256"  # key: of all that travels; the same in two halves that belong together
 
 
 def model_files(folder: Path, batch_size: int, cycle: int) -> list[Path]:

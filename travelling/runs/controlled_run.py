@@ -14,11 +14,11 @@ from travelling.files import write_csv
 from travelling.images.cohort import refuse_one_class
 from travelling.method.metrics import Evaluation, misdiagnosed
 from travelling.method.protocol import PROTOCOLS
-from travelling.method.quality_control import QualityControl, Step, log_columns
+from travelling.method.quality_control import Progress, QualityControl, log_columns
 from travelling.method.rule import saturation
 from travelling.method.trainer import Trainer
+from travelling.runs.control_options import QualityControl as Settings
 from travelling.runs.log_file import LogFile
-from travelling.runs.options import QualityControl as Settings
 from travelling.runs.run import Run
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class ControlledRun:
         centers: dict,
         baseline: Evaluation | None,
         resumed_at: dict | None,
-        on_step: Callable[[Step], None] = lambda step: None,
+        on_step: Callable[[Progress], None] = lambda step: None,
     ):
         self._settings = settings
         self._run = run

@@ -1,9 +1,9 @@
 """Options that may ask for extensions of the published method."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from travelling.option import Options, fields_of, from_json
 
@@ -16,26 +16,32 @@ class Extensible(Options):
     """For a run that may go beyond the published method: ``extensions`` are those that its options ask for."""
 
     extensions: "tuple[Extension, ...]" = field(default=())
+    parts: ClassVar[list[type[Any]]] = []  # the options of extensions that it has, too
 
     @classmethod
-    def more(cls) -> Sequence[type[Options]]:
-        """The options of all extensions that there are."""
+    def whole(cls) -> type[Self]:
+        """As :meth:`Options.whole`: with the options of all extensions that there are."""
         from travelling.beyond import all_options
 
-        return all_options()
+        parts = all_options()
+        own = {"parts": parts, "check": cls.check}  # that of a part is asked by made_of()
+        return make_dataclass(cls.__name__, (), bases=(*parts[::-1], cls), namespace=own, kw_only=True)
 
-    def take(self, parts: Sequence[Options], spell: Callable[[str], str]) -> None:
-        """As :meth:`Options.take`."""
-        from travelling.beyond import extensions_of
-
-        self.extensions = extensions_of(parts, spell)
+    @classmethod
+    def made_of(cls, values: Mapping[str, Any], spell: Callable[[str], str]) -> Self:
+        """As :meth:`Options.made_of`, together with the extensions."""
+        found = super().made_of(values, spell)
+        for part in cls.parts:
+            part.check(found, spell)
+        found.extensions = tuple(filter(None, (part.extension(found) for part in cls.parts)))
+        for extension in found.extensions:
+            extension.check(found.extensions, spell)
+        return found
 
     def told(self) -> dict[str, Any]:
         """The options of the run, and those of its extensions: one that it does not use is not heard of."""
-        told = super().told()
-        for extension in self.extensions:
-            told |= extension.options.told()
-        return told
+        untold = {field.name for part in self.parts if not part.extension(self) for field in fields_of(part)}
+        return {name: value for name, value in super().told().items() if name not in untold}
 
 
 def extensions_in(told: Mapping[str, Any], path: Path) -> "tuple[Extension, ...]":
@@ -43,5 +49,5 @@ def extensions_in(told: Mapping[str, Any], path: Path) -> "tuple[Extension, ...]
 
     Raises InputError for what no run can have.
     """
-    known = {field.name for field in fields_of(*Extensible.more())}
+    known = {field.name for field in fields_of(Extensible.whole())}
     return from_json(Extensible, path, {name: value for name, value in told.items() if name in known}).extensions

@@ -19,20 +19,17 @@ class LogFile:
         self._file = open(path, "r+" if length else "w", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._file, columns, lineterminator="\n")
         with name_file(path):
-            self._begin(path, length)
-
-    def _begin(self, path, length):
-        if length:
-            if self._file.seek(0, os.SEEK_END) < length:
-                raise InputError(f"{path}: shorter than when its run stopped; --overwrite starts anew")
-            self._file.seek(0)
-            if self._file.readline().strip() != ",".join(self._writer.fieldnames):
-                raise InputError(f"{path}: has other columns; --overwrite starts anew")
-            self._file.truncate(length)
-            self._file.seek(length)
-        else:
-            self._writer.writeheader()
-        self._flush()
+            if length:
+                if self._file.seek(0, os.SEEK_END) < length:
+                    raise InputError(f"{path}: shorter than when its run stopped; --overwrite starts anew")
+                self._file.seek(0)
+                if self._file.readline().strip() != ",".join(columns):
+                    raise InputError(f"{path}: has other columns; --overwrite starts anew")
+                self._file.truncate(length)
+                self._file.seek(length)
+            else:
+                self._writer.writeheader()
+            self._flush()
 
     @property
     def length(self) -> int:

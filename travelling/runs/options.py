@@ -1,26 +1,17 @@
-"""What each script can be told: a class of options for each kind of run, see :mod:`travelling.option`."""
+"""What the scripts can be told, see :mod:`travelling.option`: a class of options for each kind of run.
 
-import re
-from collections.abc import Callable
+What one of them alone needs is beside it: :mod:`travelling.runs.control_options`, :mod:`travelling.runs.harm_options`,
+``federated/options.py``.
+"""
+
 from dataclasses import dataclass
 from pathlib import Path
 
-from travelling.images.harm import KINDS, PUBLISHED
 from travelling.method import settings
-from travelling.option import (
-    METHOD,
-    Options,
-    changed,
-    number,
-    option,
-    published,
-    result_name,
-)
-from travelling.runs.extensible import Extensible
+from travelling.option import METHOD, Options, changed, number, option, published, result_name
 
 AGE_EDGES = (60.0, 70.0)  # years
 _FILE_OR_FOLDER = "a file (.keras or .h5) or a folder with one for each cycle"
-CENTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # FLARE makes folders and addresses of them
 
 
 @dataclass(kw_only=True)
@@ -29,22 +20,6 @@ class Orientation(Options):
 
     reorient: bool = option(
         "turn images whose axes are only permuted or flipped as those of the first one are", None, False
-    )
-
-
-@dataclass(kw_only=True)
-class Images(Orientation):
-    """For the sites of a federation, which may share a machine."""
-
-    cache_gb: float | None = option(
-        "memory for decoded images (default: half of what is free)", number(float, 0), None, metavar="GB"
-    )
-    cache_dir: Path | None = option(
-        "for the decoded images beyond that; it stays and may be shared by runs (default: run_image_cache in the "
-        "folder of the results, removed at the end)",
-        Path,
-        None,
-        metavar="FOLDER",
     )
 
 
@@ -130,30 +105,6 @@ class DirtyBaseline(settings.WithoutControl, Training, Pretrained, TrainingSet, 
 
 
 @dataclass(kw_only=True)
-class QualityControl(settings.Control, Training, Pretrained, Extensible):
-    """Quality control, wherever the training images are."""
-
-    fn_test: Path = published("test set, which only home holds", "-fn_test", Path, metavar="CSV")
-    fn_save: Path = published("results, without '.csv'", "-fn_save", result_name, metavar="NAME")
-    allow_saturated: bool = option(
-        "go on where the pre-trained model errs so much that verification cannot see harm", None, False, group=METHOD
-    )
-    output_folder: Path = changed(  # never None after check()
-        Training, "output_folder", None, words="for the models of every cycle (default: <fn_save>_run)"
-    )
-
-    def check(self, spell: Callable[[str], str]) -> None:
-        """As :meth:`Options.check`."""
-        if self.output_folder is None:
-            self.output_folder = self.fn_save.with_name(f"{self.fn_save.name}_run")
-
-
-@dataclass(kw_only=True)
-class LocalQualityControl(QualityControl, TrainingSet, Device):
-    """Quality control, on this machine."""
-
-
-@dataclass(kw_only=True)
 class Inference(Orientation, Overwrite):
     """Evaluating the models of every cycle."""
 
@@ -167,120 +118,3 @@ class Inference(Orientation, Overwrite):
     last_cycle: int | None = option(
         "last cycle to evaluate (default: last found)", number(int, 0), None, metavar="CYCLE", group="evaluation"
     )
-
-
-@dataclass(kw_only=True)
-class HarmfulSamples(Overwrite):
-    """Making harmful images, or an experiment of them."""
-
-    i: tuple = option("T1 images (NIfTI); or", Path, None, metavar="IMAGE", many="+", flag="-i", group="source")
-    fn_train: Path | None = option(
-        "training set to build an experiment from", Path, None, metavar="CSV", flag="-fn_train", group="source"
-    )
-    kind: str = option(
-        "an experiment takes one; 'both' (inverted and noise) is for -i only",
-        str,
-        "both",
-        choices=(*KINDS, "both"),
-        group="harm",
-    )
-    experiment: str = option("with -fn_train", str, "whole_centers", choices=("whole_centers", "single"), group="harm")
-    centers: int = option("centers with harmful images", number(int, 1), 5, metavar="N", group="harm")
-    images: int = option("harmful images per new center (whole_centers)", number(int, 1), 5, metavar="K", group="harm")
-    maximum: float = option(
-        "of inverted and noise: intensities are from 0 to this; inverted is maximum - x, noise is clipped to it",
-        number(float, 1e-6),
-        255.0,
-        metavar="INTENSITY",
-        group="harm",
-    )
-    seed: int = option("of the choice and of the noise", number(int, 0), 42, group="harm")
-    output_folder: Path = option("for images and CSVs", Path, Path("harmful_samples"), metavar="FOLDER")
-    overwrite: bool = changed(Overwrite, "overwrite", words="replace the results of an earlier run")
-
-    @property
-    def kinds(self) -> tuple:
-        """The kinds of harm that ``--kind`` names."""
-        return PUBLISHED if self.kind == "both" else (self.kind,)
-
-    def check(self, spell: Callable[[str], str]) -> None:
-        """As :meth:`Options.check`."""
-        if (self.i is None) == (self.fn_train is None):
-            raise ValueError(f"one of {spell('i')} and {spell('fn_train')} is needed, and not both")
-        if self.fn_train and self.kind == "both":
-            raise ValueError(f"{spell('kind')}: an experiment needs one kind: {', '.join(KINDS)}")
-        if self.i and self.kind == "swapped_label":
-            raise ValueError(
-                f"{spell('kind')} swapped_label: an image has no label; it needs an experiment ({spell('fn_train')})"
-            )
-
-
-def _center_names(value, folder):
-    if not isinstance(value, list) or not all(isinstance(name, str) and CENTER_NAME.fullmatch(name) for name in value):
-        raise ValueError("a list of names of letters, digits, '-' and '_' is needed, as FLARE knows the centers")
-    if len(value) < 2:
-        raise ValueError(f"the model cannot travel: two centers at least are needed, not {len(value)}")
-    if len(set(value)) < len(value):
-        raise ValueError("a center is named twice")
-    return value
-
-
-def _shape(value, folder):
-    if not isinstance(value, list) or len(value) != 3 or not all(isinstance(size, int) and size > 0 for size in value):
-        raise ValueError("three numbers of voxels are needed: x, y, z")
-    return tuple(reversed(value))
-
-
-@dataclass(kw_only=True)
-class Centers(Options):
-    """For a server: who is visited."""
-
-    centers: list = option("names of the centers, as FLARE knows them", from_json=_center_names)
-
-
-@dataclass(kw_only=True)
-class QualityControlServer(QualityControl, Centers, Images):
-    """Quality control, with the training images at the centers."""
-
-    method: str = option("what the server does", str, "quality_control", choices=("quality_control",))
-
-
-@dataclass(kw_only=True)
-class StandardModelServer(FromScratch, Centers, Images):
-    """The standard travelling model, with the images at the centers."""
-
-    method: str = option("what the server does", str, "standard", choices=("standard",))
-
-    shape: tuple = option("voxels of every image: x, y, z", from_json=_shape)
-
-
-@dataclass(kw_only=True)
-class CenterSite(Images):
-    """A center of a federation."""
-
-    training_set: Path = option("its subjects", Path, metavar="CSV")
-    private_folder: Path = option("for what must not leave the center", Path, metavar="FOLDER")
-    cache_dir: Path | None = changed(
-        Images,
-        "cache_dir",
-        words="for the decoded images beyond that (default: image_cache in the private folder; it stays there)",
-    )
-
-
-@dataclass(kw_only=True)
-class Jobs(Options):
-    """How FLARE runs the jobs."""
-
-    task_timeout: int = option(
-        "a center that has not answered by then is left alone until the next cycle",
-        number(int, 1),
-        600,
-        metavar="SECONDS",
-    )
-    cycles_per_job: int = option("a center that restarts is back in the next job", number(int, 1), 1, metavar="N")
-    poll: float = option("how often centers ask whether there is work", number(float, 0.01, 60), 0.5, metavar="SECONDS")
-
-
-@dataclass(kw_only=True)
-class Simulation(QualityControl, TrainingSet, Jobs, Images):
-    """Quality control in FLARE's simulator."""

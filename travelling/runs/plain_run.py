@@ -12,15 +12,14 @@ from travelling.runs.options import DirtyBaseline, FromScratch
 from travelling.runs.run import Run
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
     from travelling.network.model import TravellingModel
 
 
 class PlainRun:
     """Keeps on disk what :func:`travelling.method.travel.travel` makes: checkpoints, and the model of every cycle.
 
-    ``run`` has begun; ``model`` is the trainer's.
+    ``run`` has begun, and ``resumed_at`` is what its :meth:`travelling.runs.run.Run.go_on` gave; ``model`` is the
+    trainer's, ``cycles`` are all of the run.
     """
 
     def __init__(
@@ -30,29 +29,24 @@ class PlainRun:
         model: TravellingModel,
         trainer: Trainer,
         centers: dict[str, list[str]],
+        cycles: Sequence[int],
+        resumed_at: dict | None,
     ):
         self._settings = settings
         self._run = run
         self._model = model
         self._trainer = trainer
         self._centers = centers
-        self._images = sum(map(len, centers.values()))
-        self._bar: tqdm | None = None
-
-    def begin_cycle(self, cycle: int, cycles: Sequence[int], order: list[str]) -> None:
-        """As :meth:`travelling.method.travel.PlainFiles.begin_cycle`."""
-        epochs = self._settings.epochs
-        if self._bar is None:
-            self._bar = progress_bar(total=len(cycles) * epochs * self._images, unit="image")
-            stopping.at_end.append(self._bar.close)
-        visited = self._images - sum(len(self._centers[center]) for center in order)
-        self._bar.update((cycles.index(cycle) * self._images + visited) * epochs - self._bar.n)  # of earlier sessions
+        images = settings.epochs * sum(map(len, centers.values()))  # of a cycle
+        here = resumed_at or {"cycle": cycles[0], "centers_left": len(centers)}
+        done = here["cycle"] - cycles[0] + 1 - here["centers_left"] / len(centers)  # cycles, of earlier sessions
+        self._bar = progress_bar(total=len(cycles) * images, initial=round(done * images), unit="image")
+        stopping.at_end.append(self._bar.close)
 
     def trained(self, cycle: int, center: str, subjects: list[str], loss: float) -> None:
         """As :meth:`travelling.method.travel.PlainFiles.trained`."""
-        if self._bar:
-            self._bar.set_postfix(cycle=cycle, center=center, loss=f"{loss:.3f}", refresh=False)
-            self._bar.update(len(subjects))
+        self._bar.set_postfix(cycle=cycle, center=center, loss=f"{loss:.3f}", refresh=False)
+        self._bar.update(len(subjects))
         stopping.stop_if_asked()
 
     def checkpoint(self, here: dict) -> None:

@@ -9,7 +9,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -113,8 +113,8 @@ class Record:
                 return path
         return None
 
-    def start(self, device: str, images: dict[str, dict]) -> list[str]:
-        """Write the record of a run that begins; returns notices of what it lacks."""
+    def start(self, device: str, images: dict[str, dict], notices: Sequence[str] = ()) -> list[str]:
+        """Write the record of a run that begins; returns the notices of this session, and of what its record lacks."""
         self.content = {
             **self.description,
             "seed": self.description["options"].get("seed"),
@@ -124,10 +124,10 @@ class Record:
             "finished": None,
             "images": images,
         }
-        return self._add_session(device)
+        return self._add_session(device, notices)
 
-    def resume(self, device: str, images: dict[str, dict]) -> list[str]:
-        """Add to the record that the run goes on; returns notices of what it lacks or what has changed.
+    def resume(self, device: str, images: dict[str, dict], notices: Sequence[str] = ()) -> list[str]:
+        """Add to the record that the run goes on; returns the notices, as :meth:`start`, and of another machine.
 
         Raises InputError, and adds nothing, where an image of those that the run reads now is not the one that it
         began with.
@@ -139,38 +139,34 @@ class Record:
                     f"{image['path']}: the image of {subject} has changed since the run began; bring back the old one, "
                     "or --overwrite starts anew"
                 )
-        before = (self.content.get("sessions") or [{}])[-1]
-        notices = self._add_session(device)
-        return notices + _differences_of_machines(before, self.content["sessions"][-1])
-
-    def note(self, notices: list[str]) -> None:
-        """Add to the record of this session what the user is told at its beginning."""
-        self.content["sessions"][-1]["notices"] = notices
-        self._write()
+        return self._add_session(device, notices)
 
     def finish(self, more: Mapping[str, object]) -> None:
         """Add to the record that the run is complete, and what else is known then."""
         self.content |= {"finished": _now(), **more}
         self._write()
 
-    def _add_session(self, device):
+    def _add_session(self, device, notices):
         commit, is_dirty, why_unknown = git_state()
-        self.content["sessions"].append(
-            {
-                "started": _now(),
-                "folder": os.getcwd(),  # to which paths among the options are relative
-                "command_line": shlex.join(sys.argv),
-                "device": device,
-                "python": platform.python_version(),
-                "platform": platform.platform(),
-                "packages": dict(_versions()),
-                "git_commit": commit,
-                "git_tree_was_dirty": is_dirty,
-                "git_commit_unknown": why_unknown,
-            }
-        )
+        sessions = self.content["sessions"]
+        session = {
+            "started": _now(),
+            "folder": os.getcwd(),  # to which paths among the options are relative
+            "command_line": shlex.join(sys.argv),
+            "device": device,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "packages": dict(_versions()),
+            "git_commit": commit,
+            "git_tree_was_dirty": is_dirty,
+            "git_commit_unknown": why_unknown,
+        }
+        unknown = [f"the git commit of the code is not known ({why_unknown})"] if why_unknown else []
+        others = _differences_of_machines(sessions[-1], session) if sessions else []
+        session["notices"] = [*notices, *unknown, *others]
+        sessions.append(session)
         self._write()
-        return [f"the git commit of the code is not known ({why_unknown})"] if why_unknown else []
+        return session["notices"]
 
     def _write(self):
         write_whole(self.path, json.dumps(self.content, indent=2).encode() + b"\n")

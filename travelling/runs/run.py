@@ -8,7 +8,6 @@ import logging
 import os
 import platform
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -21,7 +20,6 @@ from travelling.files import refuse_read_only, replace_whole, write_whole
 from travelling.network.model_files import MODEL_FILE, model_files
 from travelling.runs import stopping
 from travelling.runs.checkpoint import Checkpoints
-from travelling.runs.options import Overwrite
 from travelling.runs.record import Record, describe, differences
 
 if TYPE_CHECKING:
@@ -29,6 +27,8 @@ if TYPE_CHECKING:
 
     from travelling.method.trainer import Trainer
     from travelling.network.model import TravellingModel
+    from travelling.runs.harm_options import HarmfulSamples
+    from travelling.runs.options import Overwrite
 
 
 class Run:
@@ -48,7 +48,7 @@ class Run:
         self,
         folder: Path | str,
         log: Path | str,
-        arguments: Overwrite,
+        arguments: Overwrite | HarmfulSamples,
         inputs: Mapping[str, Path],
         files: Iterable[Path] = (),
         models: bool = True,
@@ -68,10 +68,9 @@ class Run:
         for place in self._folders:
             refuse_read_only(place)
         self._record = Record(self.folder / record, describe(arguments, inputs, self.folder))
-        self._own_cache = self._record.path.with_name(f"{self._record.path.stem}_image_cache")
         self._times = self._record.path.with_name(self._record.path.name.replace("run.json", "cycles.csv"))
         self._cycle_began: float | None = None  # by the clock, in seconds; None: in an earlier session
-        self.cache_folder = getattr(arguments, "cache_dir", None) or self._own_cache  # for decoded images
+        self.cache_folder = getattr(arguments, "cache_dir", None) or self.folder  # on whose disk decoded images may lie
         self._lock: TextIO | None = None
         self._notices: list[str] = []
         self.log: logging.Logger  # from begin() on
@@ -148,15 +147,16 @@ class Run:
         if not self._lock:
             self._take_lock()
             self._look()  # another process may have been faster
+        notices = [*notices, *self._notices]
         if self.resumes:
-            self._notices += self._record.resume(device, images or {})
+            notices = self._record.resume(device, images or {}, notices)
         else:
             for path in self._earlier_results():
                 path.unlink()
             self._times.unlink(missing_ok=True)
             self._checkpoints.remove()
             # First: whatever fails from now on, the same command goes on.
-            self._notices += self._record.start(device, images or {})
+            notices = self._record.start(device, images or {}, notices)
         self.log = log = logging.getLogger("travelling")
         log.setLevel(logging.INFO)
         log.propagate = False
@@ -168,10 +168,8 @@ class Run:
         log.info("command: %s", shlex.join(sys.argv))
         log.addHandler(AboveTheBar())
         log.info("device: %s", device)
-        self._notices = [*notices, *self._notices]
-        for notice in self._notices:
+        for notice in notices:
             log.info("notice: %s", notice)
-        self._record.note(self._notices)
         self._cycle_began = time.monotonic()
         stopping.finish_steps_on_signals()
         return log
@@ -215,7 +213,6 @@ class Run:
         """Note that the run is complete, and ``more`` in its record."""
         self._record.finish(more)
         self._checkpoints.remove()
-        shutil.rmtree(self._own_cache, ignore_errors=True)
         self._close_log()
         if self._lock:
             self._lock.close()

@@ -30,8 +30,8 @@ from travelling.errors import InputError
 from travelling.files import write_csv
 from travelling.images.cohort import copies, read_cohort
 from travelling.method.verification_log import LOG_COLUMNS, SEPARATOR
-from travelling.runs.options import CenterSite
 from travelling_quality_control.federated import gate
+from travelling_quality_control.federated.options import CenterSite
 from travelling_quality_control.federated.settings import center_file, read_center_settings
 from travelling_quality_control.federated.wire import digest, installed, note_visit, pack, unpack
 
@@ -149,7 +149,7 @@ class Center:
         from travelling_quality_control.federated.step import CenterModel
 
         settings = self._settings
-        folder = settings.cache_dir or self._folder / "image_cache"
+        folder = settings.cache_dir or self._folder
         volumes = Volumes(settings.cache_gb, folder, settings.reorient, meta["space"])
         volumes.add(self._cohort)
         backend.start(seed=0)  # whatever is random travels

@@ -26,8 +26,8 @@ if __name__ == "__main__":  # the package of this checkout, whatever is installe
 from travelling.errors import AlreadyDone, InputError
 from travelling.option import add_to_parser
 from travelling.runs import command, stopping
-from travelling.runs.options import Jobs
 from travelling.runs.record import Record, describe, differences
+from travelling_quality_control.federated.options import Jobs
 from travelling_quality_control.federated.settings import (
     ERROR_FILE,
     INPUT_FILES,

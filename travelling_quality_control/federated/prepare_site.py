@@ -25,7 +25,7 @@ from travelling.errors import InputError
 from travelling.files import write_whole
 from travelling.option import add_to_parser, to_json
 from travelling.runs import command
-from travelling.runs.options import CenterSite, Images
+from travelling_quality_control.federated.options import CenterSite, Images
 
 # After a power cut another process may have the number that FLARE noted as its own; it would not start.
 START = """#!/usr/bin/env bash
@@ -83,7 +83,7 @@ def main() -> None:
         private.mkdir(parents=True, exist_ok=True)
         private.chmod(0o700)
         allow(local, gate.CENTER_RIGHTS)
-        configure_center(local, kit.name, arguments.training_set, private, to_json(Images, arguments))
+        configure_center(local, kit.name, arguments.training_set, private, to_json(Images, vars(arguments)))
         configuration = local / center_file(kit.name)
         logs.append(private / "center.log")
     python = shlex.quote(str(Path(sys.executable).parent))
@@ -130,7 +130,7 @@ def allow(local: Path, rights: dict, server_storage: Path | None = None) -> None
 
 
 def configure_center(local: Path, center: str, training_set: Path, private_folder: Path, images: dict) -> None:
-    """Write a center's configuration file; ``images`` is what it says of :class:`travelling.runs.options.Images`."""
+    """Write a center's configuration file; ``images`` is what it says of :class:`Images`."""
     from travelling_quality_control.federated.settings import center_file
 
     content = {"training_set": str(training_set.absolute()), "private_folder": str(private_folder.absolute())}

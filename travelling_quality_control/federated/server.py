@@ -25,13 +25,13 @@ from travelling.method.verification_log import SEPARATOR
 from travelling.network.model_files import SPACE, cycles_to_run, read_record
 from travelling.runs import stopping
 from travelling.runs.controlled_run import ControlledRun, first_evaluation, open_run, refuse_unfit_test_set
-from travelling.runs.options import QualityControlServer
 from travelling.runs.plain_run import PlainRun
 from travelling.runs.run import Run
 from travelling.words import some
 from travelling_quality_control.enc_PD_quality_control import travel
 from travelling_quality_control.federated import gate
 from travelling_quality_control.federated.center import ERRORS, PSEUDONYM_LETTERS, REPORTED
+from travelling_quality_control.federated.options import QualityControlServer
 from travelling_quality_control.federated.settings import (
     ERROR_FILE,
     INPUT_FILES,
@@ -190,7 +190,7 @@ class TravellingController(ModelController):
         trainer = FederatedTrainer(self._ask, model, volumes)
         resumed_at = run.go_on(trainer)
         centers = self._gather(settings.centers, resumed_at, trainer, volumes)
-        files = PlainRun(settings, run, model, trainer, centers)
+        files = PlainRun(settings, run, model, trainer, centers, cycles, resumed_at)
         now = self._of_this_job(cycles, resumed_at)
         travel_plainly(trainer, centers, now, settings, learning_rates(settings), files, resumed_at)
         if not now or now[-1] == cycles[-1]:

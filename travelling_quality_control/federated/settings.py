@@ -1,7 +1,7 @@
 """The configuration files of server and centers: JSON, in the folder ``local`` of a FLARE site, written by its people.
 
-They know the same options as the scripts (:mod:`travelling.runs.options`). A job carries none of it: no path ever
-leaves the site that it belongs to.
+They know the same options as the scripts (:mod:`travelling_quality_control.federated.options`). A job carries none of
+it: no path ever leaves the site that it belongs to.
 """
 
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 from travelling.errors import InputError
 from travelling.network.model_files import pretrained_files
 from travelling.option import from_json
-from travelling.runs.options import CenterSite, QualityControlServer, StandardModelServer
+from travelling_quality_control.federated.options import CenterSite, QualityControlServer, StandardModelServer
 
 Server = QualityControlServer | StandardModelServer
 SERVER_FILE = "travelling_server.json"

@@ -24,8 +24,8 @@ if __name__ == "__main__":  # the package of this checkout, whatever is installe
 from travelling.errors import InputError
 from travelling.option import from_command_line, to_json
 from travelling.runs import command
-from travelling.runs.options import Images, QualityControlServer, Simulation
 from travelling.words import some
+from travelling_quality_control.federated.options import Images, QualityControlServer, Simulation
 
 MEMORY_OF_A_CENTER = 9e8  # bytes, at least: its process with TensorFlow, without any image
 
@@ -58,8 +58,8 @@ def main() -> None:
     memory = memory_for_images(settings.cache_gb) / 1e9 / (1 + len(centers))  # they share this machine
     local.mkdir(parents=True, exist_ok=True)
     refuse_second(folder)
-    images = to_json(Images, settings) | {"cache_gb": memory}
-    content = to_json(QualityControlServer, settings) | images | {"centers": centers}
+    images = to_json(Images, settings.told()) | {"cache_gb": memory}
+    content = to_json(QualityControlServer, settings.told()) | images | {"centers": centers}
     (local / SERVER_FILE).write_text(json.dumps(content, indent=2), encoding="utf-8")
     server = read_server_settings(local / SERVER_FILE)
     refuse_complete(server, "--overwrite")

@@ -94,7 +94,7 @@ class FederatedTrainer(LocalTrainer):
         return self._here
 
     def known(self, subjects: list[str]) -> dict:
-        """Where images lie; centers are not asked how far they are from each other, unless for the screen."""
+        """Where images lie."""
         return {SPACE: self._volumes.space}
 
     def _ask_in(self, question, subjects, refuse, **about):

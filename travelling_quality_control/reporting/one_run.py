@@ -12,7 +12,7 @@ import pandas as pd
 from travelling.errors import InputError
 from travelling.files import write_whole
 from travelling.images.nifti import read_upright, shape_in_words
-from travelling.method.metrics import age_groups
+from travelling.method.performance import age_groups
 from travelling.runs.options import AGE_EDGES
 from travelling.words import some
 from travelling_quality_control.auditing import Outcome, audit_log

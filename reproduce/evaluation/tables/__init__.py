@@ -15,7 +15,7 @@ from evaluation.layout import CENTER_SIZES
 from evaluation.records import Study
 from evaluation.render import MISSING, Table, setting_in_words
 from travelling.errors import InputError
-from travelling.method.metrics import age_groups
+from travelling.method.performance import age_groups
 
 HARMFUL, GOOD = "harmful", "good"
 OUTCOMES = ("flagged", "eliminated")

@@ -10,7 +10,7 @@ from evaluation.layout import CLEAN, DIRTY, control_folder
 from evaluation.records import ControlRun, Study, in_words
 from evaluation.render import MISSING, leading, number, setting_in_words, view
 from evaluation.tables import GOOD, HARMFUL, OUTCOMES, cases, outcomes, table
-from travelling.method.metrics import METRICS
+from travelling.method.performance import METRICS
 from travelling.words import some
 
 # What is told of each setting, per seed: {column: (name for readers, digits)}.

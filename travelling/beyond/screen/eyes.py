@@ -8,9 +8,11 @@ import numpy as np
 
 from travelling.beyond.screen.labels import Reference, p_values
 from travelling.beyond.screen.looks import LOOKS
-from travelling.images.cohort import related
+from travelling.images.cohort import RELATED, as_seen
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from travelling.images.local_trainer import LocalTrainer
 
 
@@ -56,5 +58,29 @@ class Eyes:
         return self._measured[subject]
 
     def related(self) -> tuple[np.ndarray, str]:
-        """Which test subjects share person, anatomy or scanner, see :func:`travelling.images.cohort.related`."""
+        """Which test subjects share person, anatomy or scanner, see :func:`related`."""
         return related(self._trainer.test_set)
+
+
+def related(cohort: pd.DataFrame) -> tuple[np.ndarray, str]:
+    """Which images of a cohort share person, anatomy or scanner with which: (images, images), and that in words.
+
+    Each is related to itself. A column with fewer than three values, or by which more than half of the cohort would be
+    related to an image, is not heeded.
+    """
+    matrix, words = np.eye(len(cohort), dtype=bool), []
+    for column in RELATED:
+        if column not in cohort.columns:
+            continue
+        values = cohort[column].map(as_seen).to_numpy(dtype=str)
+        different, untold = len(set(values) - {""}), (values == "").sum()
+        with_column = matrix | ((values[:, None] == values) & (values != ""))
+        share = with_column.sum(axis=1).max() / len(cohort)
+        if different + untold < 3 or share > 0.5:
+            words.append(
+                f"{column} (not heeded: {different} different ones, and {share:.0%} would have to be left out)"
+            )
+        else:
+            matrix = with_column
+            words.append(f"{column} ({different} different ones)")
+    return matrix, " and ".join(words)

@@ -5,7 +5,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike
 
-from travelling.method.metrics import Evaluation, performance
+from travelling.method.metrics import Evaluation
+from travelling.method.performance import performance
 
 LEAST_AUROC = 0.8  # a model below knows too little to doubt a label
 LEAST_IMAGES = 3  # of a center
