@@ -70,12 +70,15 @@ def prepare(scan: sitk.Image, mask: sitk.Image | None, spacing: float) -> Prepar
     empty = scan == background(scan)
     scan = scan - min(0.0, float(to_array(scan).min()))  # N4 leaves out what is not above 0
     even = without_bias(scan, mask, HEAD_BIAS)
-    affine, information = register(even, mask)
+    found, other = register(even, mask), register(scan, mask)
+    apart = displacement(found[0], other[0])
+    # Of an inverted head N4 takes the air for the head, and can lose it.
+    affine, information = max(found, other, key=lambda pair: pair[1]) if apart > MOST_APART else found
     measures = {"Mutual_information": information, **_shape(affine)}
     image, brain = _in_template_space(even, mask, affine, spacing)
     measures |= {
         **_likeness(even, mask, affine),
-        "Displacement": displacement(affine, register(scan, mask)[0]),
+        "Displacement": apart,
         "Empty": _empty_share(empty, affine),
         "Litres": litres(reference()[1] >= 0.5) * measures["Scale"] ** 3 if mask is None else litres(mask),
         "Stripped": mask is None and litres(empty == 0) <= BRAIN_LITRES[1],
@@ -101,7 +104,7 @@ def verdict(measures: dict) -> list[str]:
         "seems skull-stripped already (--stripped)": measures["Stripped"],
     }
     reasons = [reason for reason, is_so in found.items() if is_so]
-    if unlike and apart:
+    if abs(measures["Similarity"]) < LOW_SIMILARITY and apart:
         raise InputError(f"the head was not found: {'; '.join(reasons)}")
     return reasons
 
