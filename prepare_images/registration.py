@@ -8,24 +8,16 @@ SimpleITK images throughout (axes x, y, z; mm to the left, back and up, as their
 import contextlib
 import functools
 import itertools
-import json
 import math
-import os
-import zlib
-from pathlib import Path
 from typing import NamedTuple
 
-import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
-from nibabel.filebasedimages import ImageFileError
 from scipy.linalg import polar
 
-from prepare_images.template import BRAIN_CENTER, NAME, empty_image, image_size, load_templates, to_lps
+from prepare_images.template import BRAIN_CENTER, empty_image, image_size, load_templates, to_lps
 from travelling.errors import InputError
-from travelling.files import write_whole
-from travelling.images.cache import identity
-from travelling.images.nifti import as_image, read_header, read_image, to_array, write_image
+from travelling.images.nifti import to_array
 
 FINE, COARSE = 2.0, 8.0  # mm: voxels of the registration, and of its start
 HEAD_BIAS, BRAIN_BIAS = 8.0, 4.0  # mm: voxels in which the bias field is fitted, to the head and to the brain
@@ -35,96 +27,19 @@ START = 20.0  # degrees of the starting rotations, both ways about each axis
 OFFSETS = [(0, y, z) for y in (0, -15) for z in (0, 20, 40)]
 CANDIDATES = 5  # best positions, of which each is made better
 PERCENTILES = (0.5, 99.5)  # of the brain; they become 0 and 255
-SMALLEST_SCAN = 16  # voxels along each axis
 BRAIN_LITRES = (0.5, 2.5)  # a mask that holds less or more is not of a brain
 PLAUSIBLE_SCALE = (0.75, 1.4)  # of a head, along each of its axes, as a share of the template's
 GAUGE = 4.0  # mm, voxels in which a scan is compared with the template
-SEEN = 0.98  # of the template's brain that should lie within the scan; of a mask likewise
+SEEN = 0.98  # of the template's brain that should lie within the scan
 # Limits beyond which somebody should look. Intact heads: docs/own_scans.md.
 LOW_SIMILARITY, MOST_EMPTY, MOST_APART, USUAL_LITRES = 0.5, 0.005, 5.0, (1.0, 2.3)
 
 
-class Job(NamedTuple):
-    """A scan to prepare. ``mask`` is a file, or one of :data:`MASKS`."""
-
-    source: str
-    mask: str
-    target: str  # .nii.gz; a .json beside it tells how it was made
-    spacing: float  # mm
-
-
 PREPARED, LOOK, FAILED = "prepared", "look at it", "failed"  # how each scan ends
-STRIPPED, TEMPLATE = MASKS = ("stripped", "template")  # voxels above 0, or the template's brain
 MEASURES = (
-    "Similarity", "Mutual_information", "Dice_tissue", "Dice_mask", "Displacement", "Litres", "Empty",
+    "Similarity", "Mutual_information", "Dice_mask", "Displacement", "Litres", "Empty",
     "Rotation", "Translation", "Scale", "Stretch",
 )  # fmt: skip
-
-
-def prepare_file(job: Job, versions: dict) -> dict:
-    """Prepare a scan unless that was done: ``Status``, ``Reason`` (not of the prepared), measures and ``Notices``.
-
-    What was made of the same files, by the same options and ``versions``, stays as it is. Raises OSError where
-    writing fails.
-    """
-    target = Path(job.target)
-    sidecar = target.with_name(target.name.removesuffix(".nii.gz") + ".json")
-    try:
-        sources = [job.source] if job.mask in MASKS else [job.source, job.mask]
-        for source in sources:
-            if not os.path.isfile(source):
-                raise InputError(f"{source}: no such image")
-        made_of = {"files": [identity(source) for source in sources], "spacing": job.spacing, "mask": job.mask}
-        made_of |= versions
-        if target.exists() and (earlier := _read_json(sidecar)).get("MadeOf") == made_of:
-            return earlier["Measures"]
-        scan, mask = _read(job)
-        image, transform, measures = prepare(scan, mask, job.spacing)
-    except InputError as error:
-        return {"Status": FAILED, "Reason": str(error)}
-    except RuntimeError as error:  # ITK's, for example of a registration that has lost the head
-        return {"Status": FAILED, "Reason": f"{job.source}: {str(error).strip().splitlines()[-1]}"}
-    measures["Notices"] = "; ".join(f"an image {text}" for text in read_header(job.source).remarks)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_image(image, target)
-    about = {
-        "Sources": sources,
-        "SpatialReference": NAME,
-        "SkullStripped": True,
-        "Resolution": f"{job.spacing:g} mm",
-        "TransformToScan": transform,
-        "Measures": measures,
-        "MadeOf": made_of,
-    }
-    write_whole(sidecar, json.dumps(about, indent=2).encode() + b"\n")  # last: with it the image is known to be whole
-    return measures
-
-
-def _read_json(path):
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-
-
-def _read(job):
-    """Scan (float32) and brain mask (8 bits, on the scan's grid) of a job; None where it has no mask of its own."""
-    scan = sitk.Cast(read_image(job.source), sitk.sitkFloat32)
-    if min(scan.GetSize()) < SMALLEST_SCAN:
-        raise InputError(f"{job.source}: {' x '.join(map(str, scan.GetSize()))} voxels are too few to register")
-    if to_array(scan).min() == to_array(scan).max():
-        raise InputError(f"{job.source}: every voxel has the same value")
-    if job.mask == TEMPLATE:
-        return scan, None
-    mask = read_mask(job.mask, scan) if job.mask != STRIPPED else sitk.BinaryFillhole(scan != background(scan))
-    if not BRAIN_LITRES[0] <= (volume := litres(mask)) <= BRAIN_LITRES[1]:
-        place = (
-            f"{job.source}: what differs from its background, {background(scan):g},"
-            if job.mask == STRIPPED
-            else f"{job.mask}: its mask, where the scan is,"
-        )
-        raise InputError(f"{place} holds {volume:.2g} litres; a brain has {BRAIN_LITRES[0]:g} to {BRAIN_LITRES[1]:g}")
-    return scan, mask
 
 
 def background(scan: sitk.Image) -> float:
@@ -138,49 +53,32 @@ def litres(mask: sitk.Image) -> float:
     return float(to_array(mask).sum() * math.prod(mask.GetSpacing()) / 1e6)
 
 
-def read_mask(path: str, scan: sitk.Image) -> sitk.Image:
-    """What is above 0 in a NIfTI or FreeSurfer (.mgz) image, as a mask (0, 1; 8 bits) on the grid of a scan.
+class Prepared(NamedTuple):
+    """What :func:`prepare` makes of a scan."""
 
-    A NIfTI image that tells no place is taken voxel for voxel. Raises InputError where it has other voxels than the
-    scan, or where a mask lies partly outside it.
-    """
-    if str(path).endswith((".mgz", ".mgh")):
-        try:
-            file = nib.MGHImage.from_filename(path)
-            voxels = np.asanyarray(file.dataobj)
-        except (ImageFileError, OSError, ValueError, EOFError, zlib.error) as error:
-            raise InputError(f"{path}: not a FreeSurfer image ({error})") from None
-        if voxels.ndim != 3:
-            raise InputError(f"{path}: a 3-D mask is needed")
-        mask = as_image(np.ascontiguousarray(voxels.T), file.affine)
-    else:
-        mask = read_image(path)
-        if not read_header(path).is_oriented:
-            if mask.GetSize() != scan.GetSize():
-                raise InputError(f"{path}: tells no place, and has not the voxels of the scan")
-            mask.CopyInformation(scan)
-    moved = sitk.Resample(mask > 0, scan, sitk.Transform(), sitk.sitkNearestNeighbor)
-    if litres(moved) < SEEN * litres(mask > 0):
-        raise InputError(f"{path}: its mask lies partly outside the scan (has its header lost its place?)")
-    return moved
+    image: sitk.Image  # in template space, 8 bits, 0 outside the brain
+    brain: sitk.Image  # its mask (0, 1) there
+    affine: sitk.AffineTransform  # from points of the image to points of the scan
+    measures: dict
 
 
-def prepare(scan: sitk.Image, mask: sitk.Image | None, spacing: float) -> tuple[sitk.Image, list, dict]:
-    """A scan in template space (8 bits, 0 outside the brain), its transform, and its status, reason and measures.
+def prepare(scan: sitk.Image, mask: sitk.Image | None, spacing: float) -> Prepared:
+    """Put a scan into template space, in voxels of so many mm, with its status, reason and measures.
 
-    The transform is a 4 x 4 matrix, rows of a list, from mm of the prepared image to mm of the scan (right, front, up).
     Without a mask the template's brain is taken. Raises InputError where no plausible head was found.
     """
     empty = scan == background(scan)
     scan = scan - min(0.0, float(to_array(scan).min()))  # N4 leaves out what is not above 0
     even = without_bias(scan, mask, HEAD_BIAS)
-    affine, information = register(even, mask)
+    found, other = register(even, mask), register(scan, mask)
+    apart = displacement(found[0], other[0])
+    # Of an inverted head N4 takes the air for the head, and can lose it.
+    affine, information = max(found, other, key=lambda pair: pair[1]) if apart > MOST_APART else found
     measures = {"Mutual_information": information, **_shape(affine)}
-    image, dice_mask = _in_template_space(even, mask, affine, spacing)
+    image, brain = _in_template_space(even, mask, affine, spacing)
     measures |= {
         **_likeness(even, mask, affine),
-        "Dice_mask": dice_mask,
-        "Displacement": displacement(affine, register(scan, mask)[0]),
+        "Displacement": apart,
         "Empty": _empty_share(empty, affine),
         "Litres": litres(reference()[1] >= 0.5) * measures["Scale"] ** 3 if mask is None else litres(mask),
         "Stripped": mask is None and litres(empty == 0) <= BRAIN_LITRES[1],
@@ -188,7 +86,7 @@ def prepare(scan: sitk.Image, mask: sitk.Image | None, spacing: float) -> tuple[
     reasons = verdict(measures)
     rounded = {name: None if measures[name] is None else round(measures[name], 4) for name in MEASURES}
     about = {"Status": LOOK if reasons else PREPARED, "Reason": "; ".join(reasons)}
-    return image, _matrix(affine), about | rounded
+    return Prepared(image, brain, affine, about | rounded)
 
 
 def verdict(measures: dict) -> list[str]:
@@ -206,17 +104,22 @@ def verdict(measures: dict) -> list[str]:
         "seems skull-stripped already (--stripped)": measures["Stripped"],
     }
     reasons = [reason for reason, is_so in found.items() if is_so]
-    if unlike and apart:
+    if abs(measures["Similarity"]) < LOW_SIMILARITY and apart:
         raise InputError(f"the head was not found: {'; '.join(reasons)}")
     return reasons
 
 
-def displacement(one: sitk.Transform, other: sitk.Transform) -> float:
-    """How far apart (mm) two transforms put the points of the template's brain, mean."""
+@functools.cache
+def brain_points() -> list[tuple]:
+    """Points of the template's brain (mm): every 100th voxel."""
     brain = reference()[1]
     inside = np.argwhere(to_array(brain) >= 0.5)[::100, ::-1]
-    points = [brain.TransformIndexToPhysicalPoint(index.tolist()) for index in inside]
-    apart = [np.subtract(one.TransformPoint(point), other.TransformPoint(point)) for point in points]
+    return [brain.TransformIndexToPhysicalPoint(index.tolist()) for index in inside]
+
+
+def displacement(one: sitk.Transform, other: sitk.Transform) -> float:
+    """How far apart (mm) two transforms put the points of the template's brain, mean."""
+    apart = [np.subtract(one.TransformPoint(point), other.TransformPoint(point)) for point in brain_points()]
     return float(np.linalg.norm(apart, axis=1).mean())
 
 
@@ -240,26 +143,28 @@ def _resampled(scan, mask, affine, spacing):
 
 
 def _in_template_space(scan, mask, affine, spacing):
-    """The prepared image, and the overlap of its mask with the template's brain (None: it is that one)."""
-    moved, _, own, brain = _resampled(scan, mask, affine, spacing)
+    """The prepared image and its mask (0, 1)."""
+    moved, _, own, _ = _resampled(scan, mask, affine, spacing)
     moved = without_bias(moved, own)
     values = to_array(moved)[to_array(own) == 1]
     low, high = np.percentile(values, PERCENTILES) if values.size else (0, 0)
     if low == high:
         raise InputError("no brain was found (its voxels have one value)")
     bits = sitk.Cast(sitk.Round(sitk.IntensityWindowing(moved, float(low), float(high), 0, 255)), sitk.sitkUInt8)
-    return sitk.Mask(bits, own), None if mask is None else dice(own, brain)
+    return sitk.Mask(bits, own), own
 
 
 def _likeness(scan, mask, affine):
     """How like the template a scan is, in voxels of ``GAUGE`` mm, whatever those of the prepared image are."""
     moved, t1, own, brain = _resampled(scan, mask, affine, GAUGE)
     inside = to_array(sitk.And(own, brain)) == 1
-    tissues = [sitk.OtsuThreshold(image, grown(brain, RIM), 0, 1, 256, True, 1) for image in (moved, t1)]
     seen = to_array(sitk.Resample(scan * 0 + 1, brain, affine))[to_array(brain) == 1]
     with np.errstate(invalid="ignore"):
         correlation = np.corrcoef(to_array(moved)[inside], to_array(t1)[inside])[0, 1] if inside.any() else 0
-    return {"Similarity": float(np.nan_to_num(correlation)), "Dice_tissue": dice(*tissues), "Seen": float(seen.mean())}
+    overlap = sitk.LabelOverlapMeasuresImageFilter()
+    overlap.Execute(own, brain)
+    dice = None if mask is None else overlap.GetDiceCoefficient()
+    return {"Similarity": float(np.nan_to_num(correlation)), "Dice_mask": dice, "Seen": float(seen.mean())}
 
 
 @functools.cache
@@ -267,16 +172,6 @@ def reference() -> tuple[sitk.Image, sitk.Image, sitk.Image]:
     """T1, brain mask and white matter of the template: float32 in [0, 1], voxels of ``FINE`` mm."""
     t1, _, white, brain = load_templates(round(FINE))
     return t1, brain, white
-
-
-def white_matter(spacing: float) -> np.ndarray:
-    """Where the template's white matter is in prepared images of so many mm: an array of bool (z, y, x)."""
-    return to_array(sitk.Resample(reference()[2], empty_image(spacing, image_size(spacing)))) > 0.5
-
-
-def grown(mask: sitk.Image, mm: float) -> sitk.Image:
-    """A mask (0, 1), with so many mm around it."""
-    return sitk.BinaryDilate(mask, [round(mm / size) for size in mask.GetSpacing()])
 
 
 def shrunk(image: sitk.Image, mm: float) -> sitk.Image:
@@ -319,7 +214,7 @@ def register(scan: sitk.Image, mask: sitk.Image | None = None) -> tuple[sitk.Aff
     middle = _centroid(foreground(moving) if mask is None else mask)
     best = _similarity(moving, middle, OFFSETS if mask is None else OFFSETS[:1])
     affine = sitk.AffineTransform(best.GetMatrix(), best.GetTranslation(), best.GetCenter())
-    method = _method(grown(brain, RIM), [2 * FINE, FINE], step=1.0, smallest=0.01)
+    method = _method(sitk.BinaryDilate(brain, [round(RIM / FINE)] * 3), [2 * FINE, FINE], step=1.0, smallest=0.01)
     method.SetInitialTransform(affine, inPlace=True)
     method.Execute(template, moving)
     return affine, -method.GetMetricValue()
@@ -391,19 +286,3 @@ def _shape(affine):
         "Scale": float(np.prod(sizes) ** (1 / 3)),
         "Stretch": float(sizes.max() / sizes.min()),
     }
-
-
-def _matrix(affine):
-    """SimpleITK's affine transform as a 4 x 4 matrix of mm to the right, front and up, as a list of rows."""
-    matrix = np.eye(4)
-    matrix[:3, :3] = np.array(affine.GetMatrix()).reshape(3, 3)
-    matrix[:3, 3] = affine.TransformPoint((0.0, 0.0, 0.0))
-    turn = np.diag([-1.0, -1.0, 1.0, 1.0])
-    return (turn @ matrix @ turn).round(6).tolist()
-
-
-def dice(first: sitk.Image, second: sitk.Image) -> float:
-    """Overlap of two masks (0, 1): 2 |A and B| / (|A| + |B|); 0 where both are empty."""
-    one, other = to_array(first) == 1, to_array(second) == 1
-    both = int(one.sum() + other.sum())
-    return float(2 * (one & other).sum() / both) if both else 0.0

@@ -6,33 +6,23 @@ import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
 
 import pandas as pd
 
 from prepare_images.bids import WORDS, participants_file, read_bids
-from prepare_images.registration import MASKS, STRIPPED, TEMPLATE
+from prepare_images.one_scan import MASKS, STRIPPED, TEMPLATE
+from prepare_images.options import Preparation
 from prepare_images.template import NAME
+from travelling.console import progress_bar
 from travelling.errors import InputError
 from travelling.images.cohort import RELATED, UNKNOWN, check_cohort, copies, find_image, persons, read_cohort
 from travelling.images.nifti import read_header
+from travelling.images.ratings import REDO, read_ratings
+from travelling.words import some
 
 
-class Sources(Protocol):
-    """What of the options of prepare_images.py says which scans there are."""
-
-    bids: Any
-    csv: Any
-    pd: list | None
-    hc: list | None
-    center: str | None
-    t1w: str
-    mask_pattern: str | None
-    stripped: bool
-
-
-def find_scans(arguments: Sources) -> pd.DataFrame:
-    """A row per scan: the columns of prepared.csv, Mask (a file, "stripped" or "template"), Target and Reason.
+def find_scans(arguments: Preparation) -> pd.DataFrame:
+    """A row per scan: the columns of prepared.csv, Mask (a file, or one of MASKS), Target and Reason.
 
     Raises InputError for all that prepared.csv would be refused for.
     """
@@ -52,9 +42,10 @@ def find_scans(arguments: Sources) -> pd.DataFrame:
     if arguments.stripped:
         scans["Mask"] = STRIPPED
     else:
-        scans["Mask"], missing = masks(scans, source.parent, arguments.mask_pattern)
+        scans["Mask"], missing = masks(scans, source.parent, arguments.mask_pattern, arguments.brain_extraction)
         scans["Reason"] = scans["Reason"].where(scans["Reason"] != "", missing)
-    for number, row in scans[scans["Reason"] == ""].iterrows():
+    found = list(scans[scans["Reason"] == ""].iterrows())
+    for number, row in progress_bar(found, desc="reading headers", unit="scan", delay=5):
         try:
             read_header(row["Path"])
         except InputError as error:
@@ -63,19 +54,19 @@ def find_scans(arguments: Sources) -> pd.DataFrame:
     return scans
 
 
-def masks(scans: pd.DataFrame, base: Path, pattern: str | None) -> tuple[list[str], list[str]]:
-    """Each scan's mask (a file, or "template"), and why it cannot be used; raises InputError where no file is there."""
+def masks(scans: pd.DataFrame, base: Path, pattern: str | None, otherwise: str) -> tuple[list[str], list[str]]:
+    """Each scan's mask (a file, or ``otherwise``), and why it cannot be used; raises InputError where none is there."""
     found, reasons = [], []
     for row in scans.to_dict("records"):
         name = mask_file(row, pattern) if pattern is not None else row.get("Mask", "")
         if name.lower() in UNKNOWN:
-            found.append(TEMPLATE)
+            found.append(otherwise)
             reasons.append("")
             continue
         file, reason = find_image(base, name)
         found.append(file)
         reasons.append(f"{file}: {reason}" if reason else "")
-    own = [reason for mask, reason in zip(found, reasons, strict=True) if mask != TEMPLATE]
+    own = [reason for mask, reason in zip(found, reasons, strict=True) if mask != otherwise]
     if own and all(own):
         raise InputError(f"{own[0]}: so are all {len(own)} masks ({'--mask-pattern' if pattern else 'column Mask'})")
     return found, reasons
@@ -111,7 +102,7 @@ def notices(scans: pd.DataFrame) -> list[str]:
     coarse = int((scans["Mask"] == TEMPLATE).sum())
     lines = [
         f"{coarse} of {len(scans)} scans have no brain mask: the template's is carried over by the registration, "
-        "which is coarse: it cuts off some brain and leaves some skull (--mask-pattern, --stripped)"
+        "which is coarse: it cuts off some brain and leaves some skull (--mask-pattern, --brain-extraction, --stripped)"
     ] * bool(coarse)
     usable = scans[scans["Reason"] == ""].set_index("Subject", drop=False)
     classes = set(usable["Group_bin"].astype(str))
@@ -134,29 +125,28 @@ def contents(files: pd.Series) -> dict[str, dict]:
 
 def describe_scans(scans: pd.DataFrame) -> list[str]:
     """What is in a folder or table, a list of lines: people by class, by which words; what was read and what not."""
-    words = dict(zip(("diagnosis", "sex", "age"), WORDS, strict=True))
     people = scans.assign(Person=persons(scans), Group_bin=scans["Group_bin"].astype(str))
     centers = people.loc[people["Study"] != "", "Study"].value_counts()
+    persons_found = people["Person"].nunique()
     lines = [
-        f"found: {counted(people['Person'].nunique(), 'person', 'people')}, {counted(len(people), 'scan')}, "
-        f"{counted(len(centers), 'center')} ({listed(f'{name}: {number}' for name, number in centers.items())})"
+        f"found: {persons_found} {'person' if persons_found == 1 else 'people'}, {some(len(people), 'scan')}, "
+        f"{some(len(centers), 'center')} ({listed(f'{name}: {number}' for name, number in centers.items())})"
     ]
-    for what, column, classes in (
-        ("diagnosis", "Group_bin", {"1": "PD", "0": "HC", "": "neither"}),
-        ("sex", "Sex", {"M": "M", "F": "F", "": "not read"}),
+    for what, column, word, classes in (
+        ("diagnosis", "Group_bin", "Label_word", {"1": "PD", "0": "HC", "": "neither"}),
+        ("sex", "Sex", "Sex_word", {"M": "M", "F": "F", "": "not read"}),
     ):
-        word = words[what]
         each = people.drop_duplicates(["Person", column, word])
         parts = []
         for value, name in classes.items():
-            some = each[each[column] == value]
-            said = listed(sorted(map(repr, some[word].unique())))
-            parts.append(f"{some['Person'].nunique()} {name}{f' ({said})' if said else ''}")
+            those = each[each[column] == value]
+            said = listed(sorted(map(repr, those[word].unique())))
+            parts.append(f"{those['Person'].nunique()} {name}{f' ({said})' if said else ''}")
         lines.append(f"people by {what}: {', '.join(parts)}")
     ages = people["Age"].astype(str).replace("nan", "")
     years = ages[ages != ""].astype(float)
-    told = ~people[words["age"]].str.lower().isin(UNKNOWN)
-    unread = people.loc[told & (ages == ""), words["age"]]
+    told = ~people["Age_word"].str.lower().isin(UNKNOWN)
+    unread = people.loc[told & (ages == ""), "Age_word"]
     span = f" ({years.min():g} to {years.max():g} years)" if len(years) else ""
     values = f" ({listed(map(repr, unread.unique()))})" if len(unread) else ""
     lines.append(f"ages of scans: {len(years)} read{span}, {len(unread)} not read{values}, {(~told).sum()} not told")
@@ -167,11 +157,6 @@ def describe_scans(scans: pd.DataFrame) -> list[str]:
     return lines
 
 
-def counted(number: int, one: str, many: str | None = None) -> str:
-    """A number with its noun."""
-    return f"{number} {one if number == 1 else many or one + 's'}"
-
-
 def listed(words: Iterable[str]) -> str:
     """The first ten of some words, and how many more there are."""
     words = list(words)
@@ -179,5 +164,12 @@ def listed(words: Iterable[str]) -> str:
 
 
 def mask_kinds(scans: pd.DataFrame) -> pd.Series:
-    """Which mask each scan has: stripped, template or own."""
+    """Which mask each scan has: one of MASKS, or "own"."""
     return scans["Mask"].where(scans["Mask"].isin(MASKS), "own")
+
+
+def rated(scans: pd.DataFrame, path: Path | None) -> pd.DataFrame:
+    """What a file says of scans (:func:`read_ratings`); of one to be redone that has a mask of its own, nothing yet."""
+    ratings = read_ratings(path, scans["Subject"])
+    redone = (ratings["Rating"] == REDO) & (mask_kinds(scans) == "own")
+    return ratings.assign(Rating=ratings["Rating"].mask(redone, ""))

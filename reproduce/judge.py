@@ -8,7 +8,8 @@ does, and says so. It prints its plan first. What is done is not run again: the 
 interruption.
 
 Of one table (--cohort) half of the persons become the test set, in equal shares of class and center. Images that
-prepare_images.py found least like the template, or says to look at, are not drawn for it: they are judged.
+prepare_images.py found least like the template, or says to look at, are not drawn for it: they are judged. Its column
+Rating goes before that: images to keep may be drawn, images to leave out or redo are in neither half.
 
 Examples:
     python reproduce/judge.py --cohort prepared/prepared.csv --output-folder judged
@@ -163,13 +164,17 @@ def write_halves(judgement: Judgement) -> None:
     """
     from travelling.files import refuse_read_only, write_whole
     from travelling.images.cohort import read_cohort, read_measure
+    from travelling.images.ratings import KEEP, OUT
 
     assert judgement.cohort
     assert judgement.train  # check() has filled them in
     assert judgement.test
     cohort = read_cohort(judgement.cohort)
     measures = {name: read_measure(judgement.cohort, cohort, name) for name in MEASURES if name in cohort}
-    tested = test_half(cohort.assign(**measures), judgement.other_half)
+    rating = cohort.get("Rating", cohort["Subject"].map(lambda _: ""))  # what a person said of them
+    doubts = cohort.assign(**measures).reindex(columns=["Status", *measures]).mask(rating == KEEP)
+    cohort, left_out = cohort[~rating.isin(OUT)], rating.isin(OUT).sum()
+    tested = test_half(cohort.assign(**doubts), judgement.other_half)
     refuse_read_only(judgement.output_folder)
     for path, half in ((judgement.train, cohort[~tested]), (judgement.test, cohort[tested])):
         if half.empty:
@@ -181,7 +186,8 @@ def write_halves(judgement: Judgement) -> None:
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, text)
-    print(f"{(~tested).sum()} images to judge, {tested.sum()} to test on: {judgement.train}, {judgement.test}")
+    rest = f", {left_out} left out by their Rating" if left_out else ""
+    print(f"{(~tested).sum()} images to judge, {tested.sum()} to test on{rest}: {judgement.train}, {judgement.test}")
 
 
 def test_half(cohort: "pd.DataFrame", other: bool) -> "pd.Series":

@@ -29,13 +29,6 @@ from prepare_images.template import BRAIN_CENTER, to_lps
 from travelling.images.nifti import read_image
 
 
-def brain_points():
-    """Points of the template's brain, mm LPS: every 100th voxel of 2 mm."""
-    brain = registration.reference()[1]
-    inside = np.argwhere(sitk.GetArrayFromImage(brain) >= 0.5)[::100, ::-1]
-    return [brain.TransformIndexToPhysicalPoint(index.tolist()) for index in inside]
-
-
 def error(found, truth, points):
     """Mean and largest distance (mm) between two transforms of the same points."""
     apart = [np.subtract(found.TransformPoint(point), truth.TransformPoint(point)) for point in points]
@@ -52,6 +45,11 @@ def rotation(rng, degrees, shift):
         rng.uniform(-shift, shift, 3).tolist(),
         to_lps(BRAIN_CENTER),
     )
+
+
+def register(scan):
+    """The transform by which a scan without a mask is prepared: after N4."""
+    return registration.register(registration.without_bias(scan, None, registration.HEAD_BIAS))[0]
 
 
 def synthetic(degrees, protocol, spacing, seed, deformed=False):
@@ -87,7 +85,7 @@ def main():
     parser.add_argument("--in-space", action="store_true", help="the scans lie in MNI space")
     parser.add_argument("--repeats", type=int, default=1)
     arguments = parser.parse_args()
-    points, rows = brain_points(), []
+    points, rows = registration.brain_points(), []
 
     def told(name, found, truth):
         rows.append(error(found, truth, points))
@@ -99,12 +97,11 @@ def main():
             for protocol in range(len(raw_heads.PROTOCOLS)):
                 for degrees in (0, 15, 30):
                     scan, truth = synthetic(degrees, protocol, 2.0, 10 * repeat + protocol)
-                    affine, _ = registration.register(scan)
-                    found = sitk.CompositeTransform([truth, affine])  # the last one is applied first
+                    found = sitk.CompositeTransform([truth, register(scan)])  # the last one is applied first
                     told(f"head of center {protocol}, tilted by {degrees} degrees", found, identity)
     for number, path in enumerate(arguments.scans):
         scan = sitk.Cast(read_image(path), sitk.sitkFloat32)
-        reference = identity if arguments.in_space else registration.register(scan)[0]
+        reference = identity if arguments.in_space else register(scan)
         rng = np.random.default_rng(number)
         for degrees, sizes, oblique in (
             (10, (1, 1, 1), 0),
@@ -113,7 +110,7 @@ def main():
             (30, (2, 2, 2), 0),
         ):
             movement = rotation(rng, degrees, 20.0)
-            affine, _ = registration.register(moved(scan, movement, [float(size) for size in sizes], oblique))
+            affine = register(moved(scan, movement, [float(size) for size in sizes], oblique))
             found = sitk.CompositeTransform([movement, affine])
             told(f"{path.name}, {degrees} degrees, voxels {sizes}, oblique {oblique}", found, reference)
     means = np.array([mean for mean, _ in rows])
