@@ -121,6 +121,23 @@ def rates_at_the_end(account: Account) -> Reason | None:
     return None
 
 
+ONE_ANSWER = 0.95  # of a class that is misdiagnosed at the end: what the model says is the same for everybody
+
+
+def one_answer(account: Account) -> Reason | None:
+    """A model that calls all test subjects HC, or PD, however it began: no rate of it can rise, so no harm is seen."""
+    last = account.accepted.iloc[-1]
+    for count, (rate, group, _) in RATES.items():
+        if account.size[count] and last[count] >= ONE_ANSWER * account.size[count]:
+            return Reason(
+                DO_NOT_USE,
+                f"{rate} is {last[count] / account.size[count]:.2f} at the end: the model misdiagnoses "
+                f"{last[count]:.0f} of {account.size[count]} {group}, and verification saw no harm in what made it so",
+                "begin with a better pre-trained model, or use --rule evidence",
+            )
+    return None
+
+
 # Accepted rises that sum up: the highest accepted rate lies this far above the baseline, and a walk of the same
 # steps, each up or down by chance, would seldom get there.
 DRIFT = 0.25
@@ -344,6 +361,7 @@ def _names(subjects: list[str]) -> str:
 CHECKS: tuple[Callable[[Account], Reason | None], ...] = (
     finished,
     rates_at_the_end,
+    one_answer,
     drift,
     lock_up,
     one_sided,
