@@ -1,4 +1,4 @@
-"""A trainer without images or network, for tests of what decides: what travels, who is fitted, what is undone."""
+"""A trainer without images or network, for tests of what decides: what travels, who is fitted, what is rejected."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -245,8 +245,9 @@ def test_it_agrees_with_quality_control(tmp_path, protocol, wait, seed):
     phases = Counter(row["Phase"] for row in rows)
     assert consistent(tmp_path) == (
         f"consistent: 6 cycles (10 to 15), {len(rows)} verifications ({phases['batch']} batch, {phases['subject']} "
-        f"subject, {phases['revisit']} revisit), {sum(row['Ignored'] == '1' for row in rows)} steps undone; subjects: "
-        f"{sum(map(bool, control.flags.values()))} flagged, {sum(map(bool, control.revisits.values()))} revisited, "
+        f"subject, {phases['revisit']} revisit), {sum(row['Ignored'] == '1' for row in rows)} steps rejected; "
+        f"subjects: {sum(map(bool, control.flags.values()))} flagged, "
+        f"{sum(map(bool, control.revisits.values()))} revisited, "
         f"{len(control.eliminated)} eliminated; log_subjects.csv"
     )
     assert phases["revisit"] > 3
@@ -301,7 +302,7 @@ def better(tmp_path_factory):
         and row["Tolerance"]
         and float(row["PFP"]) > float(row["Reference_PFP"]) + float(row["Tolerance"]) + 1e-9
     ]
-    assert spared  # the published rule would have undone them
+    assert spared  # the published rule would have rejected them
     assert any(0.5 < float(row["P_FP"]) < 1 for row in rows if row["P_FP"])  # as many got worse as better, or fewer
     assert control.eliminated
     return folder
@@ -394,7 +395,7 @@ def labelled(tmp_path_factory):
     return folder
 
 
-KEPT, UNDONE = {"Ignored": "0"}, {"Ignored": "1"}
+KEPT, REJECTED = {"Ignored": "0"}, {"Ignored": "1"}
 DOUBTED = {"Center_p": lambda text: text and float(text) < 0.05 / 8, "Screen_score": lambda text: float(text) < 2.5}
 TAMPERED = {  # run -> phase, cells of the row, the column that is changed, to what, and what must be said of the row
     "finished": [
@@ -405,18 +406,18 @@ TAMPERED = {  # run -> phase, cells of the row, the column that is changed, to w
         ("batch", {}, "FP", "31", "FP is 31, but the test set has 30 HC"),
         ("batch", {}, "FN", "0", "ACC is "),
         ("batch", KEPT, "Ignored", "1", "Ignored is 1, should be 0 (PFP "),
-        ("batch", UNDONE, "Ignored", "0", "Ignored is 0, should be 1 (PFP "),
-        ("subject", UNDONE, "Ignored", "0", "Ignored is 0, should be 1 (PFP "),
+        ("batch", REJECTED, "Ignored", "0", "Ignored is 0, should be 1 (PFP "),
+        ("subject", REJECTED, "Ignored", "0", "Ignored is 0, should be 1 (PFP "),
         ("subject", KEPT, "Ignored", "1", "Ignored is 1, should be 0 (PFP "),
-        ("revisit", UNDONE, "Ignored", "0", "Ignored is 0, should be 1 (PFP "),
-        ("batch", UNDONE, "Ignored", "2", "Ignored is 2, should be 1 (PFP "),
+        ("revisit", REJECTED, "Ignored", "0", "Ignored is 0, should be 1 (PFP "),
+        ("batch", REJECTED, "Ignored", "2", "Ignored is 2, should be 1 (PFP "),
         ("batch", {}, "Tolerance", "0.9", "Tolerance is 0.9, should be "),
         ("batch", {}, "Tolerance", "", "Tolerance is empty, should be "),
         ("batch", {}, "Reference_PFP", "0.9", "Reference_PFP is 0.9, should be "),
         ("revisit", {}, "Reference_PFN", "0.001", "Reference_PFN is 0.001, should be "),
         ("revisit", {"Eliminated": "1"}, "Eliminated", "0", "Eliminated is 0, should be 1 (Phase revisit, harmful)"),
         ("revisit", {"Eliminated": "0"}, "Eliminated", "1", "Eliminated is 1, should be 0"),
-        ("batch", UNDONE, "Eliminated", "1", "Eliminated is 1, should be 0 (Phase batch, harmful)"),
+        ("batch", REJECTED, "Eliminated", "1", "Eliminated is 1, should be 0 (Phase batch, harmful)"),
         ("batch", {"Study": "c2"}, "Study", "c1", "Study is 'c1', should be 'c2' (the center of c2_"),
         ("batch", {}, "Subject", "c2_0", "Subject is 'c2_0', should be 'batch' (Phase batch)"),
         ("subject", {}, "Subject", "batch", "Subject is 'batch', should be 'c"),
@@ -439,18 +440,18 @@ TAMPERED = {  # run -> phase, cells of the row, the column that is changed, to w
         ("group", KEPT, "Phase", "batch", "Phase is 'batch', should be 'group'"),
     ],
     "better": [
-        ("screen", UNDONE, "Ignored", "0", "Ignored is 0, should be 1 (Screen_score"),
+        ("screen", REJECTED, "Ignored", "0", "Ignored is 0, should be 1 (Screen_score"),
         ("screen", KEPT, "Screen_score", "2.6", "Ignored is 0, should be 1 (Screen_score 2.6"),
         ("screen", KEPT, "Screen_score", "-9", "Screen_score is -9, should be"),
         ("screen", KEPT, "Screen_spectrum", "9", "should be 9 (the largest of"),
         ("screen", KEPT, "Screen_metrics", "", "is empty, should be a number"),
-        ("screen", UNDONE, "Screen_limit", "9", "Screen_limit is 9, should be 2.5"),
+        ("screen", REJECTED, "Screen_limit", "9", "Screen_limit is 9, should be 2.5"),
         ("screen", KEPT, "FP", "3", "FP is 3, should be empty"),
         ("screen", KEPT, "Screen_score", "", "empty, should be a number"),
         ("revisit", {"FP": ""}, "Eliminated", "0", "Eliminated is 0, should be 1"),
         ("revisit", {"FP": ""}, "Screen_score", "1", "no extension is sure and the image must train"),
         ("revisit", KEPT, "Screen_metrics", "30", "is sure, but it trained"),
-        ("batch", UNDONE, "P_AUROC", "0.9", "P_AUROC is 0.9, but AUROC was"),
+        ("batch", REJECTED, "P_AUROC", "0.9", "P_AUROC is 0.9, but AUROC was"),
         ("batch", KEPT, "P_AUROC", "1e-3", "Ignored is 0, should be 1 (PFP"),
         ("batch", KEPT, "P_FP", "1e-3", "P_FP is 0.001, but FP was"),
         ("batch", KEPT, "P_FP", "0.7", "P_FP is 0.7, but FP was"),  # no number of coins gives that
@@ -593,7 +594,7 @@ def test_tampering_is_found_where_it_is(run, tamper, names):
 
 def test_nothing_is_checked_that_rests_on_a_wrong_row(run):
     folder, rows = run
-    index = first_index(rows, "batch", 30, **UNDONE)
+    index = first_index(rows, "batch", 30, **REJECTED)
     rows[index]["Ignored"] = "0"
     rows[index + 1]["ACC"] = "0.5"
     write_rows(folder / "log.csv", rows)

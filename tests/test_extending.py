@@ -214,7 +214,7 @@ def test_an_extension_is_one_file(extended, control_options, tmp_path):
     assert run(f"{scripts}/audit.py", whole / "qc.csv").startswith("consistent: ")
     run(f"{scripts}/report.py", whole / "qc.csv")
     page = (whole / "qc_report.html").read_text()
-    assert "A step was undone, too, where FPR or FNR was more than 0.02 from the first one." in page
+    assert "A step was rejected, too, where FPR or FNR was more than 0.02 from the first one." in page
     assert "Drift: distance of FPR or FNR, whichever is farther" in page
     assert '<button type="button">drift</button>' in page
     log = (whole / "qc.csv").read_text().splitlines()

@@ -38,14 +38,14 @@ def test_the_tolerance_is_that_of_the_smallest_batch():
 
 def test_harm_in_a_group_is_searched_by_halves_and_only_who_harms_alone_is_flagged():
     control, rows, trainer = run_over(CENTERS, [10], harm=BAD, verify_every=16, revisit=1)
-    undone = [row for row in rows[1:] if row["Ignored"] == 1]
-    assert all("c3" in row["Subjects"].split(";") for row in undone)
-    sizes = [row["Subjects"].count(";") + 1 for row in undone]
+    rejected = [row for row in rows[1:] if row["Ignored"] == 1]
+    assert all("c3" in row["Subjects"].split(";") for row in rejected)
+    sizes = [row["Subjects"].count(";") + 1 for row in rejected]
     assert sizes == sorted(sizes, reverse=True)
-    assert [row["Phase"] for row in undone[-2:]] == ["batch", "subject"]
-    assert {row["Phase"] for row in undone[:-2]} == {"group"}
+    assert [row["Phase"] for row in rejected[-2:]] == ["batch", "subject"]
+    assert {row["Phase"] for row in rejected[:-2]} == {"group"}
     assert control.waiting == {"c3": 10}
-    assert trainer.restored == len(undone)
+    assert trainer.restored == len(rejected)
     # All others have trained once, none twice: in an accepted group, an accepted batch or alone.
     accepted = [subject for row in rows[1:] if not row["Ignored"] for subject in row["Subjects"].split(";")]
     assert sorted(accepted) == sorted(set(sum(CENTERS.values(), [])) - {"c3"})
@@ -133,7 +133,7 @@ def test_a_run_goes_on_within_a_group_as_if_it_had_not_stopped(harm):
 def test_a_lock_up_counts_batches():
     harm = dict.fromkeys(sum(CENTERS.values(), []), (HEALTHY, 0))
     control, _, _ = run_over(CENTERS, [10], harm=harm, verify_every=4)
-    assert "16 of 16 batches of cycle 10 were undone" in control.locked_up(10)
+    assert "16 of 16 batches of cycle 10 were rejected" in control.locked_up(10)
 
 
 def test_bad_batches_in_one_half_leave_the_other_half_verified():

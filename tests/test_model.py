@@ -189,7 +189,7 @@ def test_restore_undoes_a_step_bit_for_bit(model, images):
     assert np.array_equal(model.predict(images), prediction)
 
 
-def test_a_step_after_restore_is_the_step_that_was_undone(model, images):
+def test_a_step_after_restore_is_the_step_that_was_rejected(model, images):
     kept = model.keep()
     first = model.train(images, LABELS), values(model)
     model.restore(kept)

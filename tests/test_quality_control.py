@@ -1,4 +1,4 @@
-"""The method itself, with a fake trainer: what travels, who is fitted, what is undone, when."""
+"""The method itself, with a fake trainer: what travels, who is fitted, what is rejected, when."""
 
 import math
 import re
@@ -99,13 +99,13 @@ def test_the_tolerance_is_n_times_error_and_strict(harm, harmful):
     assert rows[1]["Tolerance"] == pytest.approx(0.1)
 
 
-def test_a_harmful_batch_is_undone_and_its_subjects_are_verified_alone():
+def test_a_harmful_batch_is_rejected_and_its_subjects_are_verified_alone():
     subjects = ["a0", "a1", "bad", "a3", "a4"]
     control, rows, trainer = run_over({"a": subjects}, [10], harm={"bad": (20, 0), "a1": (1, 0)})
     batch, *alone = trainer.fitted
     assert sorted(batch) == sorted(subjects)
     assert alone == [[subject] for subject in batch]  # in training order
-    assert trainer.weight == 4  # the four good ones; batch and bad one are undone
+    assert trainer.weight == 4  # the four good ones; batch and bad one are rejected
     assert control.waiting == {"bad": 10}
     assert [row["Phase"] for row in rows] == ["baseline", "batch"] + ["subject"] * 5
     assert rows[1]["Subject"] == "batch"
@@ -302,7 +302,7 @@ def test_a_pre_trained_model_that_ranks_nobody_is_blind():
     assert "chance alone" in words
 
 
-def test_the_rule_decides_what_is_undone_and_against_whom():
+def test_the_rule_decides_what_is_rejected_and_against_whom():
     """A step is compared with the last accepted one; the state of a run that goes on holds it."""
     labels = np.repeat([0, 1], 25)
     start = np.random.RandomState(1).normal(labels, 0.7)
@@ -562,17 +562,17 @@ def test_state_of_the_screen_goes_on_where_it_was():
     assert trainer.looked_at.count(None) == looked
 
 
-def test_a_cycle_in_which_most_batches_are_undone_is_told_with_its_cause():
+def test_a_cycle_in_which_most_batches_are_rejected_is_told_with_its_cause():
     centers = {center: [f"{center}{i}" for i in range(2)] for center in "abcde"}
     harm = {f"{center}{i}": (20, 0) for center in "abc" for i in range(2)}
     control, _, _ = run_over(centers, [10], harm=harm)
-    assert control.counts == {"cycle": 10, "verified": 5, "undone": 3}
+    assert control.counts == {"cycle": 10, "verified": 5, "rejected": 3}
     run_cycles(control, [11])
-    assert control.counts == {"cycle": 11, "verified": 2, "undone": 0}
+    assert control.counts == {"cycle": 11, "verified": 2, "rejected": 0}
     assert control.locked_up(11) is None
-    control.counts = {"cycle": 10, "verified": 5, "undone": 3}
+    control.counts = {"cycle": 10, "verified": 5, "rejected": 3}
     words = control.locked_up(10)
-    assert "3 of 5 batches of cycle 10 were undone" in words
+    assert "3 of 5 batches of cycle 10 were rejected" in words
     assert "FPR 0.000, FNR 0.000" in words
     assert "150 test subjects" in words
     assert control.locked_up(12) is None

@@ -210,7 +210,7 @@ def test_a_study_with_several_settings_shows_the_published_one_and_compares_all(
     ]
     told = words(report)
     assert "It was compared with the setting 'evidence, screen'." in told
-    assert "a step that raised FPR or FNR by more than 0.05 per image was undone" in told
+    assert "a step that raised FPR or FNR by more than 0.05 per image was rejected" in told
     assert "conformal" not in told
     assert not re.search(r"\b(nan|NaN)\b", re.sub("(?s)<(script|style)>.*?</", "", report))
 
@@ -357,7 +357,7 @@ def test_a_model_that_calls_everybody_pd_is_not_said_to_be_like_the_clean_one(st
     assert "calls everybody" not in clean
 
 
-def test_a_cycle_in_which_most_batches_were_undone_is_told(study, tables):
+def test_a_cycle_in_which_most_batches_were_rejected_is_told(study, tables):
     run = study.shown_controls[0]
     log = run.log.copy()
     batches = (log["Phase"] == "batch") & (log["Cycle"] == log["Cycle"].max())
@@ -367,7 +367,7 @@ def test_a_cycle_in_which_most_batches_were_undone_is_told(study, tables):
     before, told = (words(make_report(which, tables, [], resamples=99)) for which in (study, other))
     assert "Lock-up" not in before
     number = int(batches.sum())
-    assert f"Lock-up: {number} of {number} batches of cycle {log['Cycle'].max()} were undone" in told
+    assert f"Lock-up: {number} of {number} batches of cycle {log['Cycle'].max()} were rejected" in told
     assert "Verdict: look closer" in told
 
 
@@ -383,6 +383,6 @@ def test_a_run_in_which_the_screen_let_nothing_train(setting, tmp_path):
     assert "in cycle 10" in drawn[2].alternative
     report = make_report(nothing, tables, drawn, resamples=99)
     looks = int(((screening["Phase"] == "screen") & (screening["Cycle"] == 10)).sum())
-    assert f"Lock-up: {looks} of {looks} images of cycle 10 were put aside without a step" in report
+    assert f"Lock-up: {looks} of {looks} images of cycle 10 were flagged without a step" in report
     assert "in cycles 10 to 11" in words(report)
     assert not re.search(r"\b(nan|NaN)\b", re.sub("(?s)<(script|style)>.*?</", "", report))

@@ -188,9 +188,9 @@ def test_every_number_is_that_of_the_log(tmp_path, setting):
             if screen:
                 looks = {column: float(row[f"Screen_{column}"]) for column in LOOKS if row["Screen_score"]}
                 assert cells["look"] == (LOOKS[max(looks, key=looks.get)].title if looks else "")
-            undone = "eliminated" if row["Phase"] == "revisit" else "flagged"
+            rejected = "eliminated" if row["Phase"] == "revisit" else "flagged"
             spared = "came back" if row["Phase"] == "revisit" else "kept"
-            assert cells["outcome"] == (undone if row["Ignored"] == "1" else spared)
+            assert cells["outcome"] == (rejected if row["Ignored"] == "1" else spared)
 
     # Centers and groups.
     people = pd.read_csv(tmp_path / "train.csv", keep_default_na=False).set_index("Subject")
@@ -562,7 +562,7 @@ def test_a_federation_with_pseudonyms_and_failed_visits(tmp_path):
 
 
 PARTS = {  # of the paragraph for a paper: what tells each, and an option with which it ran
-    "raised FPR or FNR by more than 0.07 per image was undone": {"rule": "published"},
+    "raised FPR or FNR by more than 0.07 per image was rejected": {"rule": "published"},
     "a step that lowered the AUROC (paired DeLong test, one-sided p < 0.01), or raised FPR or FNR by more than 0.07 "
     "per image with more new misdiagnoses": {"rule": "evidence"},
     "verified every training step": {"verify_every": 1},
@@ -610,9 +610,9 @@ def test_a_lock_up_is_told(tmp_path):
     everybody = [f"c{center}_{number}" for center in range(8) for number in range(12)]
     control = make(tmp_path, wait=1, cycles=[10], trainer=RandomTrainer(0, bad=everybody, often=1.0))
     assert report(tmp_path)[0] == 0
-    told = control.locked_up(10).split("lock-up: ")[1].partition(" undone.")[0]
+    told = control.locked_up(10).split("lock-up: ")[1].partition(" rejected.")[0]
     words = Page(tmp_path / "log_report.html").words
-    assert f"Lock-up: {told} undone; what was put aside then says little about the images" in words
+    assert f"Lock-up: {told} rejected; what was flagged then says little about the images" in words
     assert "Verdict: do not use" in words
 
 

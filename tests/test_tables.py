@@ -173,10 +173,10 @@ def test_cost_by_hand(tables):
     assert cost("seconds_per_cycle") == pytest.approx((100 + 200) / 2)
     assert cost("times_dirty") == pytest.approx(10)
     assert cost("verifications") == len(STEPS) == 26
-    assert cost("undone") == 8  # h1;h2, h1, b1..b3, b1, h2 twice, both revisits of harm
-    assert cost("undone_share") == pytest.approx(8 / 26)
-    assert [cost(f"{phase}_undone") for phase in ("batch", "subject", "revisit")] == [3, 3, 2]
-    assert cost("good_batches_undone") == 1
+    assert cost("rejected") == 8  # h1;h2, h1, b1..b3, b1, h2 twice, both revisits of harm
+    assert cost("rejected_share") == pytest.approx(8 / 26)
+    assert [cost(f"{phase}_rejected") for phase in ("batch", "subject", "revisit")] == [3, 3, 2]
+    assert cost("good_batches_rejected") == 1
     assert cost("cycles") == 3
 
 
@@ -216,8 +216,8 @@ def test_settings_compared_by_hand(two_settings):
     assert of("published", "cycles_until_elimination") == [2.5]
     assert of(SETTING, "cycles_until_elimination") == [2]
     # h2, c6;c7 and h2, c7 alone, two revisits of 22 steps; 15 rows of the screen and h1's revisit trained nothing
-    assert of("published", "undone_percent") == pytest.approx([100 * 8 / 26])
-    assert of(SETTING, "undone_percent") == pytest.approx([100 * 6 / 22])
+    assert of("published", "rejected_percent") == pytest.approx([100 * 8 / 26])
+    assert of(SETTING, "rejected_percent") == pytest.approx([100 * 6 / 22])
     auroc = ("AUC_ROC", "difference_to_clean", "difference_to_dirty")
     assert of("published", *auroc) == pytest.approx([21.5 / 24, 0, 12.5 / 24])
     assert of(SETTING, *auroc) == pytest.approx([18.5 / 24, -3 / 24, 9.5 / 24])
@@ -348,7 +348,7 @@ def test_other_tables_of_a_study_with_several_settings(two_settings, tables):
     def cost(column, model=SCREENED, table="cost"):
         return cell(made_of_two[table], column, model=model, experiment="whole_centers")
 
-    assert [cost(name) for name in ("verifications", "undone", "revisit_verifications")] == [22, 6, 3]
+    assert [cost(name) for name in ("verifications", "rejected", "revisit_verifications")] == [22, 6, 3]
     assert [cost(f"screened{ending}") for ending in ("", "_flagged", "_eliminated")] == [15, 2, 1]
     assert cost("screened", CONTROLLED) == 0
     assert "15, 2, 1 |" in in_words(made_of_two["cost"])

@@ -40,18 +40,18 @@ class Log:
         self.below = (PD, HC) if published else (HC, PD)
         self.step(0, "baseline", "", 0, 0, subject="n/a")
 
-    def step(self, cycle, phase, subjects, fp=0, fn=0, undone=False, subject=None):
+    def step(self, cycle, phase, subjects, fp=0, fn=0, rejected=False, subject=None):
         """A step that changes the counts by ``fp`` and ``fn``."""
         reference, after = self.now, (self.now[0] + fp, self.now[1] + fn)
         cells = dict.fromkeys(LOG_COLUMNS, "") | {"Cycle": cycle, "Subject": subject or phase, "Phase": phase}
-        cells |= {"Subjects": subjects, "Ignored": int(undone), "Eliminated": int(undone and phase == "revisit")}
+        cells |= {"Subjects": subjects, "Ignored": int(rejected), "Eliminated": int(rejected and phase == "revisit")}
         cells |= {"FP": after[0], "FN": after[1], "ACC": 1 - sum(after) / (HC + PD)}
         cells |= {f"P{name}": count / of for name, count, of in zip(("FP", "FN"), after, self.below, strict=True)}
         if phase != "baseline":
             cells["Tolerance"] = 0.02 * (subjects.count(";") + 1)
             cells |= {"Reference_PFP": reference[0] / self.below[0], "Reference_PFN": reference[1] / self.below[1]}
         self.rows.append(cells)
-        if not undone:
+        if not rejected:
             self.now = after
         return self
 
@@ -61,11 +61,11 @@ class Log:
         self.rows.append(cells | {"Subjects": subject, "Ignored": int(suspect), "Eliminated": 0})
         return self
 
-    def cycle(self, number, fp=(0,), fn=(0,), undone=()):
+    def cycle(self, number, fp=(0,), fn=(0,), rejected=()):
         """A batch of each center; the i-th changes the counts by the i-th of ``fp`` and ``fn``, over and over."""
         for place, (_, images) in enumerate(IMAGES.groupby("Study", sort=False)):
             change = fp[place % len(fp)], fn[place % len(fn)]
-            harms = place in undone
+            harms = place in rejected
             self.step(number, "batch", ";".join(images.index[:5]), *((9, 0) if harms else change), harms)
         return self
 
@@ -120,7 +120,7 @@ def drifting(back=0):
 def locked(cycles):
     log = Log()
     for cycle in range(10, 14):
-        log.cycle(cycle, undone=range(40) if cycle in cycles else ())
+        log.cycle(cycle, rejected=range(40) if cycle in cycles else ())
     return log
 
 
@@ -157,8 +157,8 @@ RED = {  # name: (log, options and record, verdict, a reason)
     "one answer": (
         lambda: Log(0, PD).cycle(10), {}, "do not use", "FNR is 1.00 at the end: the model misdiagnoses 50 of 50 PD",
     ),
-    "one lock-up": (lambda: locked([11]), {}, "look closer", "Lock-up: 40 of 54 batches of cycle 11 were undone"),
-    "locked up": (lambda: locked([11, 12, 13]), {}, "do not use", "cycle 12 were undone; 40 of 54 batches of cycle 13"),
+    "one lock-up": (lambda: locked([11]), {}, "look closer", "Lock-up: 40 of 54 batches of cycle 11 were rejected"),
+    "locked up": (lambda: locked([11, 12, 13]), {}, "do not use", "were rejected; 40 of 54 batches of cycle 13"),
     "one class": (one_class, {}, "look closer", "One-sided: 21 of 102 images of HC and 0 of 48 images of PD"),
     "small centers": (small_centers, {}, "look closer", "12 of 30 images of centers of fewer than 5 images"),
     "waiting": (lambda: waiting(10), {}, "look closer", "10 images of 150 still wait for the revisit"),
@@ -221,7 +221,7 @@ def test_images_put_aside_without_a_step_lock_up_too():
     log = clean()
     for number, subject in enumerate(IMAGES.index[:9]):
         log.look(13, subject, number < 5)
-    assert "Lock-up: 5 of 9 images of cycle 13 were put aside without a step" in str(log.verdict().lines())
+    assert "Lock-up: 5 of 9 images of cycle 13 were flagged without a step" in str(log.verdict().lines())
 
 
 def test_batches_of_a_kept_group_count_one_by_one():

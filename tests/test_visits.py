@@ -46,7 +46,7 @@ def run(control, trainer, cycles):
 
 
 @pytest.mark.parametrize("phase", ["unreachable", "invalid"])
-def test_a_failed_visit_is_undone_and_logged_and_made_up_for(phase):
+def test_a_failed_visit_is_rejected_and_logged_and_made_up_for(phase):
     trainer = FailingTrainer({(10, "b"): phase})
     control, rows = control_over(CENTERS, trainer)
     run(control, trainer, [10, 11])

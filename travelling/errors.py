@@ -18,7 +18,7 @@ class AlreadyDone(Exception):
 
 
 class VisitFailed(Exception):
-    """A center gave no usable answer to a training step: that step is undone, and nothing is concluded from it.
+    """A center gave no usable answer to a training step: that step is rejected, and nothing is concluded from it.
 
     ``phase`` is "unreachable" (no answer, or an error) or "invalid" (an answer that cannot be right).
     """

@@ -1,7 +1,7 @@
 """Go on training a pre-trained travelling model with decentralized quality control.
 
 After every training step the rates of misdiagnosis on the test set are verified. A step that raises them by
-more than the tolerance is undone and its images are tried one by one; one that harms alone is flagged,
+more than the tolerance is rejected and its images are tried one by one; one that harms alone is flagged,
 revisited some cycles later, and eliminated if it harms again.
 
 Example:
@@ -144,7 +144,7 @@ def main() -> None:
             text = f"cycle {step.cycle}, {'revisits' if step.phase == 'revisit' else step.center}"
             if step.rates and step.loss is not None:
                 text += (
-                    ": loss {:.3f}, FPR {:.3f}, FNR {:.3f}".format(step.loss, *step.rates) + " undone" * step.harmful
+                    ": loss {:.3f}, FPR {:.3f}, FNR {:.3f}".format(step.loss, *step.rates) + " rejected" * step.harmful
                 )
             bar.set_postfix_str(text, refresh=False)
             done = cycles.index(step.cycle) * len(training_set)  # who is out, or was visited in an earlier session

@@ -7,7 +7,7 @@ from travelling.beyond.recommended import RECOMMENDED as RECOMMENDED_OPTIONS
 from travelling.images import harm
 
 CLEAN, DIRTY, CONTROLLED, HARM = "clean", "dirty_baseline", "quality_control", "harmful"
-# "clean" is quality control on the clean images: every image that it puts aside is a false alarm.
+# "clean" is quality control on the clean images: every image that it flags is a false alarm.
 EXPERIMENTS = ("whole_centers", "single", CLEAN)
 PAPER_EXPERIMENTS = EXPERIMENTS[:2]
 KINDS, PAPER_KINDS = tuple(harm.KINDS), harm.PUBLISHED

@@ -376,7 +376,7 @@ def with_nan(array):
     return array
 
 
-def test_visits_that_fail_are_undone_and_the_centers_are_back_in_the_next_cycle(federation):
+def test_visits_that_fail_are_rejected_and_the_centers_are_back_in_the_next_cycle(federation):
     spoilt = {
         "c0": lambda answer: None,
         "c1": lambda answer: FLModel(

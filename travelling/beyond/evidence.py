@@ -88,7 +88,7 @@ class Evidence(Extension):
         """As :meth:`Extension.cause_of_lock_up`."""
         return (
             f"the last accepted evaluation (AUROC {auroc_of(accepted):.3f}) was a lucky one: every step is "
-            "measured against it, undone, and the next begins from the very same model; a larger test set or a lower "
+            "measured against it, rejected, and the next begins from the very same model; a larger test set or a lower "
             "learning rate avoid that"
         )
 
@@ -108,7 +108,7 @@ class Evidence(Extension):
         """As :meth:`Extension.legend`."""
         return (
             "AUROC: after the step; P: of its fall (DeLong) and of a rise of FP or FN (McNemar) by chance. A step was "
-            f"undone where that of the AUROC was below {self.ALPHA:g}, or that of FP or FN was and its rate rose by "
+            f"rejected where that of the AUROC was below {self.ALPHA:g}, or that of FP or FN was and its rate rose by "
             "more than tolerated."
         )
 
@@ -129,7 +129,7 @@ class Evidence(Extension):
 
 
 class EvidenceAuditor(Auditor):
-    """Whether the p-values are possible, for all that a log tells, and small where a step was undone."""
+    """Whether the p-values are possible, for all that a log tells, and small where a step was rejected."""
 
     judging = ("P_AUROC", "P_FP", "P_FN")
 

@@ -109,7 +109,7 @@ class Groups(Extension):
         how = "".join(extension.judged_together for extension in extensions)
         return (
             f"Up to {self.options.verify_every} batches were trained before the test set was evaluated; where they "
-            f"together did so{how}, they were undone, and halves of them verified, down to single batches."
+            f"together did so{how}, they were rejected, and halves of them verified, down to single batches."
         )
 
 

@@ -3,7 +3,7 @@
 A wrong label shows in no image. But before a center trains, the model tells how probable its labels are, and the test
 set how probable right ones may be: the conformal p-value of an image (Vovk et al., "Algorithmic Learning in a Random
 World", 2005) is the share of test subjects of its class whose label is no more probable. One small p-value is a hard
-case, or a wrong label: who was put aside for it would often be the case that the model must learn. Many at one center
+case, or a wrong label: what was flagged for it would often be the case that the model must learn. Many at one center
 are no chance. They are pooled as normal scores (Stouffer), whose sum is given a larger variance than independent ones
 would have, since images of one center resemble each other.
 """
@@ -137,7 +137,7 @@ class LabelScreen(OfLooks):
 
 
 class LabelAuditor(Auditor):
-    """Whether each center's p-value follows from those of its labels, and who is put aside for it."""
+    """Whether each center's p-value follows from those of its labels, and which images are flagged for it."""
 
     def __init__(self, columns: tuple[str, ...]):
         super().__init__(columns)

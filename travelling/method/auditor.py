@@ -52,7 +52,7 @@ class Auditor:
 
     may_be_nan: tuple[str, ...] = ()  # those of ``columns`` that need not be finite
     deciding: tuple[str, ...] = ()  # those that explain a decision without a step
-    judging: tuple[str, ...] = ()  # those that explain whether a step was undone
+    judging: tuple[str, ...] = ()  # those that explain whether a step was rejected
     phases: tuple[str, ...] = ()  # of its rows that verify steps
     flagging: tuple[str, ...] = ()  # of its rows that may flag an image without a step
 

@@ -18,7 +18,7 @@ Verify = Callable[..., bool]  # of the loop: verify(control, phase, batches, cel
 
 
 class Finding(NamedTuple):
-    """Why an image was put aside: the reason in words, and the cells of a report that go with it."""
+    """Why an image was flagged: the reason in words, and the cells of a report that go with it."""
 
     reason: str
     score: str

@@ -40,7 +40,7 @@ class Progress:
     subjects: list
     loss: float | None = None
     rates: tuple | None = None  # (FPR, FNR) after the step; None where none was made
-    harmful: bool = False  # then the step was undone, or not made
+    harmful: bool = False  # then the step was rejected, or not made
     done: int = 0  # images that the cycle has done with, but for their trial one by one
 
 
@@ -55,8 +55,9 @@ class QualityControl:
 
     ``write_row`` is called with one row of the log, a dict, per verification, and ``on_step`` with a :class:`Progress`.
 
-    A step that a center does not make (VisitFailed) is undone and logged, and the center is left alone for the rest of
-    the cycle. What was accepted before stays; nobody is flagged for it, and a revisit is made up for in the next cycle.
+    A step that a center does not make (VisitFailed) is rejected and logged, and the center is left alone for the rest
+    of the cycle. What was accepted before stays; nobody is flagged for it, and a revisit is made up for in the next
+    one.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class QualityControl:
         self.waiting: dict[str, int] = {}  # subject -> cycle of its flag, in the order of the flags
         self.eliminated: dict[str, int] = {}  # subject -> cycle of its elimination
         self.absent: list[str] = []  # centers that failed in this cycle
-        self.counts = {"cycle": -1, "verified": 0, "undone": 0}  # batches of the last cycle that had any
+        self.counts = {"cycle": -1, "verified": 0, "rejected": 0}  # batches of the last cycle that had any
 
     @property
     def reference(self) -> tuple[float, float]:
@@ -166,9 +167,9 @@ class QualityControl:
         self._log(phase, subjects, harmful, about | self._measured(evaluation) | cells)
         if not alone and not (harmful and len(batches) > 1):  # which are tried in parts
             if self.counts["cycle"] != self.cycle:
-                self.counts = {"cycle": self.cycle, "verified": 0, "undone": 0}
+                self.counts = {"cycle": self.cycle, "verified": 0, "rejected": 0}
             self.counts["verified"] += len(batches)
-            self.counts["undone"] += len(batches) * harmful
+            self.counts["rejected"] += len(batches) * harmful
             done = len(subjects)
         rates = self.protocol.rates(evaluation)
         self._on_step(Progress(self.cycle, phase, self.center_of[subjects[-1]], subjects, loss, rates, harmful, done))
@@ -258,13 +259,13 @@ class QualityControl:
         )
 
     def locked_up(self, cycle: int) -> str | None:
-        """In words, why most batches of this cycle were undone, or most images flagged; None where they were not."""
-        undone, verified = self.counts["undone"], self.counts["verified"]
-        if self.counts["cycle"] == cycle and rule.locks_up(undone, verified):
+        """In words, why most batches of this cycle were rejected, or most images flagged; None where they were not."""
+        rejected, verified = self.counts["rejected"], self.counts["verified"]
+        if self.counts["cycle"] == cycle and rule.locks_up(rejected, verified):
             rules = [extension.cause_of_lock_up for extension in self.extensions if extension.replaces_rule]
             explain = rules[0] if rules else rule.cause_of_lock_up
             return (
-                f"lock-up: {undone} of {some(verified, 'batch')} of cycle {cycle} {was(undone)} undone. "
+                f"lock-up: {rejected} of {some(verified, 'batch')} of cycle {cycle} {was(rejected)} rejected. "
                 f"Unless most images are harmful, {explain(self.accepted, self.protocol)}"
             )
         return next(filter(None, (extension.locked_up(cycle) for extension in self.extensions)), None)
@@ -306,7 +307,7 @@ def methods(settings: Control, extensions: Sequence[Extension]) -> str:
     )
     published = (
         f"Decentralized quality control (protocol '{settings.protocol}') verified {steps} on the test set: a step "
-        f"that {' or '.join(rules)} was undone and its images were tried one by one; those that did so alone were "
+        f"that {' or '.join(rules)} was rejected and its images were tried one by one; those that did so alone were "
         f"flagged, revisited {some(settings.revisit, 'cycle')} later, and eliminated if they did so again (Souza et "
         "al., 2025)."
     )

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from travelling.method.metrics import Evaluation
 
 LEGEND = (  # of FPR and FNR in a report
-    "FPR and FNR: from the reference to the rate after the step, which was undone if one of the two rose by more than "
-    "tolerated."
+    "FPR and FNR: from the reference to the rate after the step, which was rejected if one of the two rose by more "
+    "than tolerated."
 )
 
 
@@ -50,9 +50,9 @@ def saturation(baseline: Evaluation, tolerance: float, protocol: Protocol) -> li
     ]
 
 
-def locks_up(undone: int, number: int) -> bool:
-    """Whether so many of a cycle's batches that were undone, or images flagged without a step, are a lock-up."""
-    return 2 * undone > number
+def locks_up(rejected: int, number: int) -> bool:
+    """Whether so many of a cycle's batches that were rejected, or images flagged without a step, are a lock-up."""
+    return 2 * rejected > number
 
 
 def cause_of_lock_up(accepted: Evaluation, protocol: Protocol) -> str:
@@ -60,7 +60,7 @@ def cause_of_lock_up(accepted: Evaluation, protocol: Protocol) -> str:
     fpr, fnr = protocol.rates(accepted)
     return (
         f"the last accepted evaluation (FPR {fpr:.3f}, FNR {fnr:.3f}) was a lucky one: every step is measured against "
-        f"it, undone, and the next begins from the very same model. With {accepted.healthy + accepted.patients} test "
+        f"it, rejected, and the next begins from the very same model. With {accepted.healthy + accepted.patients} test "
         f"subjects, one misdiagnosis more can be a rise of {1 / min(accepted.healthy, accepted.patients):.3f}; a "
         "larger -error or test set, or a lower learning rate avoid that (docs/settings.md)"
     )

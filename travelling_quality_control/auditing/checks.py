@@ -97,7 +97,7 @@ class Audit:
         return row["Ignored"] == harmful
 
     def _check_decision(self, row, step):
-        """Check what extensions said: who is put aside, or eliminated at the revisit; no rate was measured."""
+        """Check what extensions said: which image is flagged, or eliminated at the revisit; no rate was measured."""
         phase = step.phase
         self._check(row, "Subject", ";".join(row["Subjects"]), f"Phase {phase}")
         self._check_cells(row, dict.fromkeys((*MEASURED, "Tolerance")), "no step was made")
@@ -186,7 +186,7 @@ class Audit:
             self._check(row, f"P{column}", row[column] / below, f"{column} {row[column]} / {below}")
 
     def _is_harmful(self, row, step):
-        """Check Ignored and the cells of extensions. Returns whether the step must have been undone."""
+        """Check Ignored and the cells of extensions. Returns whether the step must have been rejected."""
         tolerance = self._images(row, step)[0] * self.settings.error
         rounding = 0.0 if self.settings.protocol == "published" else ROUNDING
         risen, reasons = [], []
@@ -265,7 +265,7 @@ class Audit:
             some(last + 1 - first, "cycle")
             + (f" ({first} to {last})" if rows else "")
             + f", {some(len(steps), 'verification')} ({by_phase}), "
-            + f"{some(sum(row['Ignored'] for row in steps), 'step')} undone"
+            + f"{some(sum(row['Ignored'] for row in steps), 'step')} rejected"
             + "".join(f", {words}" for auditor in self.auditors for words in auditor.summary(rows))
             + (f", {some(failures, 'visit')} failed" if failures else "")
             + f"; subjects: {sum(map(bool, self.replay.flags.values()))} flagged, "

@@ -58,7 +58,7 @@ class Replay:
             self._go_on(False)
 
     def happened(self, harmful: bool) -> None:
-        """The step was made, or the image looked at: ``harmful`` if it was undone, or suspected."""
+        """The step was made, or the image looked at: ``harmful`` if it was rejected, or suspected."""
         assert self.step
         for subject in self.step.subjects:
             if self.step.phase == "revisit":

@@ -178,22 +178,22 @@ def _chance_of_sum(steps: np.ndarray, least: int) -> float:
 
 
 def lock_up(account: Account) -> Reason | None:
-    """Cycles in which most batches were undone, or most images put aside without a step."""
+    """Cycles in which most batches were rejected, or most images flagged without a step."""
     rows, size = account.rows, account.options.get("batch_size", 5)
     images = rows["Subjects"].str.count(SEPARATOR) + 1
-    # Batches that were verified together and kept count one by one; if they were undone, they were looked through.
+    # Batches that were verified together and kept count one by one; if they were rejected, they were looked through.
     kept_group = (rows["Phase"] == "group") & (rows["Ignored"] == 0)
     number = np.where(kept_group, np.ceil(images / size), 1)
     without_step = rows.index.isin(account.alone.index) & rows["FP"].isna() & (rows["Phase"] != "revisit")
     kind = np.select([(rows["Phase"] == "batch") | kept_group, without_step], ["batch", "image"], "")
-    undone = number * (rows["Ignored"] == 1)
-    counts = pd.DataFrame({"Cycle": rows["Cycle"], "kind": kind, "all": number, "undone": undone})[kind != ""]
-    counts = counts.groupby(["Cycle", "kind"])[["undone", "all"]].sum().astype(int)
+    rejected = number * (rows["Ignored"] == 1)
+    counts = pd.DataFrame({"Cycle": rows["Cycle"], "kind": kind, "all": number, "rejected": rejected})[kind != ""]
+    counts = counts.groupby(["Cycle", "kind"])[["rejected", "all"]].sum().astype(int)
     locked = [
-        f"{undone} of {some(every, what)} of cycle {int(cycle)} {was(undone)} "
-        + {"batch": "undone", "image": "put aside without a step"}[what]
-        for (cycle, what), undone, every in counts.itertuples()
-        if locks_up(undone, every)
+        f"{rejected} of {some(every, what)} of cycle {int(cycle)} {was(rejected)} "
+        + {"batch": "rejected", "image": "flagged without a step"}[what]
+        for (cycle, what), rejected, every in counts.itertuples()
+        if locks_up(rejected, every)
     ]
     if not locked:
         return None
@@ -201,7 +201,7 @@ def lock_up(account: Account) -> Reason | None:
     return Reason(
         DO_NOT_USE if most else LOOK_CLOSER,
         f"lock-up: {'; '.join(locked[:3])}{f'; and in {len(locked) - 3} more' if len(locked) > 3 else ''}",
-        "what was put aside then says little about the images; run it again with a larger -error or test set, or a "
+        "what was flagged then says little about the images; run it again with a larger -error or test set, or a "
         "lower learning rate, unless most images deserve it",
     )
 

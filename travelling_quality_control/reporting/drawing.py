@@ -69,18 +69,18 @@ def of_run(
 
 
 def rates_along_run(run: LoggedRun) -> Picture:
-    """FPR and FNR after every verification; undone steps and eliminations marked."""
+    """FPR and FNR after every verification; rejected steps and eliminations marked."""
     log = run.log
 
     def draw(figure, colors):
         axis = figure.subplots()
-        number, undone = np.arange(len(log)), (log["Ignored"] == 1).to_numpy()
+        number, rejected = np.arange(len(log)), (log["Ignored"] == 1).to_numpy()
         eliminated = number[log["Eliminated"] == 1]
         top = max(1.0, log[["PFP", "PFN"]].to_numpy().max())  # the published protocol's rates can exceed 1
         for column, name, marker, color in (("PFP", "FPR", "x", "blue"), ("PFN", "FNR", "+", "orange")):
             rates, style = log[column], {"color": colors[color], "markersize": 5}
-            axis.plot(number[~undone], rates[~undone], linewidth=1.2, label=f"{name}, step kept", **style)
-            axis.plot(number[undone], rates[undone], marker, label=f"{name}, step undone", **style)
+            axis.plot(number[~rejected], rates[~rejected], linewidth=1.2, label=f"{name}, step kept", **style)
+            axis.plot(number[rejected], rates[rejected], marker, label=f"{name}, step rejected", **style)
         heights = np.full(len(eliminated), 1.06 * top)
         axis.plot(eliminated, heights, "v", color=colors["ink"], label="eliminated", markersize=5)
         cycles = log["Cycle"][1:].drop_duplicates()
@@ -96,12 +96,12 @@ def rates_along_run(run: LoggedRun) -> Picture:
     cycles = f"in cycles {log['Cycle'].iloc[1]} to {log['Cycle'].iloc[-1]}" if len(log) > 1 else "(none)"
     caption = (
         f"FPR and FNR on the test set after every verification of quality control{name}, before any undoing. "
-        "Crosses: steps that were undone; triangles: an image eliminated; the lines join the steps that were kept."
+        "Crosses: steps that were rejected; triangles: an image eliminated; the lines join the steps that were kept."
     )
-    undone, eliminated = int(log["Ignored"].sum()), int(log["Eliminated"].sum())
+    rejected, eliminated = int(log["Ignored"].sum()), int(log["Eliminated"].sum())
     alternative = (
         f"Chart of FPR and FNR along {some(len(log) - 1, 'verification')} {cycles}. "
-        f"{some(undone, 'step')} {was(undone)} undone, "
+        f"{some(rejected, 'step')} {was(rejected)} rejected, "
         f"the worst with an FPR of {log['PFP'].max():.3f} or an FNR of {log['PFN'].max():.3f}; "
         f"{some(eliminated, 'image')} {was(eliminated)} eliminated."
     )

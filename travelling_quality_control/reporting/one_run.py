@@ -30,7 +30,7 @@ COLUMNS = {  # of the list of decisions, in the manner of BIDS
         "Description": "What quality control decided, at the end of its log",
         "Levels": {
             "kept": "Never flagged",
-            "came_back": "Flagged, that is put aside, and back in training after its revisit",
+            "came_back": "Flagged, and back in training after its revisit",
             "waiting": "Flagged, and not revisited yet",
             "eliminated": "Flagged, and out for good after its revisit",
         },

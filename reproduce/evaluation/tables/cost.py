@@ -1,4 +1,4 @@
-"""What quality control costs: time per cycle, verifications, and the share of steps that were undone."""
+"""What quality control costs: time per cycle, verifications, and the share of steps that were rejected."""
 
 import numpy as np
 import pandas as pd
@@ -13,12 +13,12 @@ from travelling.method.verification_log import SEPARATOR
 PHASES = {"batch": "batches", "group": "groups", "subject": "subjects", "revisit": "revisits"}
 COLUMNS = (
     "experiment", "kind", "model", "seeds", "finished", "timed_cycles", "seconds_per_cycle", "times_dirty",
-    "cycles", "verifications", "undone", "undone_share",
-    *(f"{phase}_{what}" for phase in PHASES for what in ("verifications", "undone")),
-    "good_batches_undone", "screened", "screened_flagged", "screened_eliminated", "device",
+    "cycles", "verifications", "rejected", "rejected_share",
+    *(f"{phase}_{what}" for phase in PHASES for what in ("verifications", "rejected")),
+    "good_batches_rejected", "screened", "screened_flagged", "screened_eliminated", "device",
 )  # fmt: skip
 SCREENED = (
-    " Screened: images that the screen judged, how many of them it put aside, and how many it eliminated at their "
+    " Screened: images that the screen judged, how many of them it flagged, and how many it eliminated at their "
     "revisit; it trains nothing, so these are no verifications."
 )
 
@@ -27,7 +27,7 @@ SCREENED = (
 def cost(study: Study, diagnoses: Diagnoses) -> tuple:
     """Wall-clock seconds per cycle (mean of the cycles that ran without interruption; runs on a shared machine slow
     each other), 'times dirty' relative to the dirty baseline; the verifications of quality control (sums over seeds),
-    how many of their steps were undone, in which phase, and how many undone batches held good images only.{screened}
+    how many of their steps were rejected, by phase, and how many rejected batches held only good images.{screened}
     """
     rows = {}
     for key in study.keys:
@@ -45,16 +45,16 @@ def cost(study: Study, diagnoses: Diagnoses) -> tuple:
             row["times_dirty"] = row["seconds_per_cycle"] / dirty
     frame = pd.DataFrame(rows.values(), columns=COLUMNS)
     controls = {
-        "times dirty": number("times_dirty", 1), "verifications": count("verifications"), "undone": count("undone"),
-        "share undone": number("undone_share"),
-        **{f"{name}, undone": count(f"{phase}_verifications", f"{phase}_undone") for phase, name in PHASES.items()},
-        "good batches undone": count("good_batches_undone"),
+        "times dirty": number("times_dirty", 1), "verifications": count("verifications"), "rejected": count("rejected"),
+        "share rejected": number("rejected_share"),
+        **{f"{name}, rejected": count(f"{phase}_verifications", f"{phase}_rejected") for phase, name in PHASES.items()},
+        "good batches rejected": count("good_batches_rejected"),
     }  # fmt: skip
     if not frame["group_verifications"].sum():
-        del controls["groups, undone"]
+        del controls["groups, rejected"]
     screened = frame["screened"].sum() > 0
     if screened:
-        controls["screened, put aside, eliminated"] = count("screened", "screened_flagged", "screened_eliminated")
+        controls["screened, flagged, eliminated"] = count("screened", "screened_flagged", "screened_eliminated")
     cells = {"seconds per cycle": number("seconds_per_cycle", 1)}
     # The others verify nothing, which is not the same as not known.
     cells |= {
@@ -66,18 +66,18 @@ def cost(study: Study, diagnoses: Diagnoses) -> tuple:
 
 
 def _verifications(runs):
-    """Numbers of verifications and of undone steps of one condition's runs of quality control."""
+    """Numbers of verifications and of rejected steps of one condition's runs of quality control."""
     if not runs:
         return {}
     log = pd.concat([run.log[1:] for run in runs])
     row = {"cycles": sum(run.log["Cycle"][1:].nunique() for run in runs), "verifications": len(log)}
-    row |= {"undone": int(log["Ignored"].sum()), "undone_share": log["Ignored"].mean(), "good_batches_undone": 0}
+    row |= {"rejected": int(log["Ignored"].sum()), "rejected_share": log["Ignored"].mean(), "good_batches_rejected": 0}
     for phase in PHASES:
-        undone = log[log["Phase"] == phase]["Ignored"]
-        row |= {f"{phase}_verifications": len(undone), f"{phase}_undone": int(undone.sum())}
+        rejected = log[log["Phase"] == phase]["Ignored"]
+        row |= {f"{phase}_verifications": len(rejected), f"{phase}_rejected": int(rejected.sum())}
     for run in runs:
         batches = run.log[(run.log["Phase"] == "batch") & (run.log["Ignored"] == 1)]["Subjects"].str.split(SEPARATOR)
-        row["good_batches_undone"] += int(batches.map(set(run.harmful.index).isdisjoint).sum())
+        row["good_batches_rejected"] += int(batches.map(set(run.harmful.index).isdisjoint).sum())
     screening = pd.concat([run.screening for run in runs])
     screens = screening[screening["Phase"] == SCREEN]
     row |= {"screened": len(screens), "screened_flagged": int(screens["Ignored"].sum())}

@@ -19,7 +19,7 @@ COLUMNS = (
 
 @table("Images found", section="found")
 def detection(study: Study, diagnoses: Diagnoses) -> tuple:
-    """Images flagged (put aside at least once) and eliminated (harmful again at their revisit). The share of harmful
+    """Images flagged (at least once) and eliminated (harmful again at their revisit). The share of harmful
     images is the sensitivity of quality control, that of good ones its false alarms. {sums}Brackets{single}: 95 %
     Wilson intervals. Cycles: 'cycle: number of images', of the first flag and of the elimination. A center's size
     counts all its images. A harmful center counts as flagged or eliminated when all its images were.

@@ -17,7 +17,7 @@ COLUMNS = (
 
 @table("Whom false alarms hit", section="found", place=4)
 def false_alarms(study: Study, diagnoses: Diagnoses) -> tuple:
-    """Good images flagged (put aside at least once) and eliminated, by class, sex and age group of the subject, by the
+    """Good images flagged (at least once) and eliminated, by class, sex and age group of the subject, by the
     number of images that their center has (harmful ones counted) and, where the training set has a column Scanner, by
     scanner. Sums over all runs of a setting, in which the same images come again: the shares are no independent
     samples, and have no intervals. The mean score is that of each image in its last look, in standard deviations of the

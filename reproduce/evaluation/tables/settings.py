@@ -22,7 +22,7 @@ MEASURES = {
     "good_flagged_percent": ("good flagged %", 1),
     "good_eliminated_percent": ("good eliminated %", 1),
     "cycles_until_elimination": ("cycles until elimination", 1),
-    "undone_percent": ("steps undone %", 1),
+    "rejected_percent": ("steps rejected %", 1),
     "FPR": ("FPR", 3),
     "FNR": ("FNR", 3),
     "AUC_ROC": ("AUROC", 3),
@@ -40,7 +40,7 @@ def settings(study: Study, diagnoses: Diagnoses) -> tuple:
     screen (published, with --screen), both, and recommended (--recommended). Shares of harmful images flagged (put
     aside at least once) and eliminated, and of good ones, which are false alarms; cycles until a harmful image was
     eliminated (median of those that were; the first cycle of the run counts as 1); the share of verifications whose
-    step was undone; FPR, FNR and AUROC {when}, and its differences to the clean and to the dirty model of the same
+    step was rejected; FPR, FNR and AUROC {when}, and its differences to the clean and to the dirty model of the same
     seed; seconds of the run from its record (n/a where it was interrupted: it does not tell for how long).{means}
     """
     rows = []
@@ -73,7 +73,7 @@ def _measures(model):
             measures[name] = len(images)
         cycles = model.harmful["Eliminated_cycle"].dropna().astype(float)
         measures["cycles_until_elimination"] = (cycles - model.cycles[0] + 1).median()
-        measures["undone_percent"] = 100 * model.log["Ignored"][1:].mean()
+        measures["rejected_percent"] = 100 * model.log["Ignored"][1:].mean()
     return measures
 
 

@@ -274,7 +274,7 @@ class OfLooks(Extension):
         """Add to the cells of each image of a center, what the answers tell."""
 
     def doubts(self, cells: dict) -> bool:
-        """Whether an image with these cells is put aside."""
+        """Whether an image with these cells is flagged."""
         raise NotImplementedError
 
 

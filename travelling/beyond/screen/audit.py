@@ -10,7 +10,7 @@ from travelling.words import some
 
 
 class ScreenAuditor(Auditor):
-    """Who is put aside without a step, and who is eliminated: by scores above limits, at an image's first look."""
+    """Which image is flagged without a step, and which is eliminated: by scores above limits, at its first look."""
 
     deciding = ("Screen_score", "Screen_limit")
     flagging = ("screen",)
@@ -66,7 +66,7 @@ class ScreenAuditor(Auditor):
     def check_decision(self, row: Row, phase: str, accepted: Row) -> tuple[bool, list[str]]:
         """As :meth:`Auditor.check_decision`.
 
-        An image is put aside if its first look finds it strange, and eliminated if a look is above its own limit, too.
+        An image is flagged if its first look finds it strange, and eliminated if a look is above its own limit, too.
         """
         faults = self._check_cells(row)
         first = self._seen.setdefault(row["Subjects"][0] if row["Subjects"] else "", row)
