@@ -16,6 +16,7 @@ from travelling.beyond.screen.labels import center_p_value, p_values, reference_
 from travelling.beyond.screen.looks import LOOKS, Distance, Mirrored, asymmetry, spectrum
 from travelling.beyond.screen.metrics import MEANINGS, image_metrics
 from travelling.beyond.screen.scores import Scores, beside_others, by_others
+from travelling.beyond.screen_labels import LabelOptions, LabelScreen
 from travelling.images.local_trainer import LocalTrainer
 from travelling.images.volumes import Volumes
 from travelling.method.metrics import evaluate
@@ -150,6 +151,17 @@ def test_a_model_that_knows_little_doubts_no_label():
     reference = reference_of(evaluate(*reference_at(0.95)))
     assert {label: len(values) for label, values in reference.items()} == {"0": 200, "1": 200}
     assert reference["0"] == sorted(reference["0"])
+
+
+def test_where_the_model_knows_little_no_cell_says_anything_of_labels():
+    """Not even the limit: the audit takes a limit without a p-value for a cell that somebody has removed."""
+    screen = LabelScreen(LabelOptions(label_screen=True))
+    control = SimpleNamespace(accepted=evaluate([0, 1] * 20, np.linspace(0.6, 0.4, 40)))
+    screen.calibrate(control, centers=5)
+    cells = [{"Screen_score": 1.0, "Screen_limit": 2.0} for _ in range(4)]
+    screen.add_cells(cells, {})
+    assert all(cell[column] is None for cell in cells for column in screen.columns)
+    assert not any(map(screen.doubts, cells))
 
 
 def test_centers_with_right_labels_are_doubted_as_rarely_as_stated_and_those_with_wrong_ones_are_not_spared():

@@ -77,8 +77,12 @@ class LabelScreen(OfLooks):
         """As :meth:`OfLooks.add_cells`; the cells are empty where the model knows too little."""
         from travelling.beyond.screen.labels import center_p_value
 
-        p_values = looks["labels"][:, 0].tolist() if self._reference else [None] * len(found)
-        usual = [p for p, cells in zip(p_values, found, strict=True) if p is not None and not is_strange(cells)]
+        if not self._reference:
+            for cells in found:
+                cells |= dict.fromkeys(self.columns)
+            return
+        p_values = looks["labels"][:, 0].tolist()
+        usual = [p for p, cells in zip(p_values, found, strict=True) if not is_strange(cells)]
         about = center_p_value(usual), ALPHA / self._centers
         for p, cells in zip(p_values, found, strict=True):
             cells |= dict(zip(self.columns, (p, *about), strict=True))
