@@ -155,8 +155,9 @@ RED = {  # name: (log, options and record, verdict, a reason)
     "much worse": (drifting, {}, "do not use", "FPR is 0.50 at the end and was 0.10 at the start"),
     "drift that went away": (lambda: drifting(back=24), {}, "look closer", "Drift: 24 accepted rises"),
     "one answer": (
-        lambda: Log(0, PD).cycle(10), {}, "do not use", "FNR is 1.00 at the end: the model misdiagnoses 50 of 50 PD",
+        lambda: Log(0, PD).cycle(10), {"screen": False}, "do not use", "FNR is 1.00 at the end: the model misdiag",
     ),
+    "one answer, screened": (lambda: Log(0, PD).cycle(10), {}, "look closer", "FNR is 1.00 at the end"),
     "one lock-up": (lambda: locked([11]), {}, "look closer", "Lock-up: 40 of 54 batches of cycle 11 were rejected"),
     "locked up": (lambda: locked([11, 12, 13]), {}, "do not use", "were rejected; 40 of 54 batches of cycle 13"),
     "one class": (one_class, {}, "look closer", "One-sided: 21 of 102 images of HC and 0 of 48 images of PD"),

@@ -125,15 +125,20 @@ ONE_ANSWER = 0.95  # of a class that is misdiagnosed at the end: what the model 
 
 
 def one_answer(account: Account) -> Reason | None:
-    """A model that calls all test subjects HC, or PD, however it began: no rate of it can rise, so no harm is seen."""
-    last = account.accepted.iloc[-1]
+    """A model that calls all test subjects HC, or PD, however it began: no rate of it can rise, so no harm is seen.
+
+    What the screen decided did not ask the model.
+    """
+    last, screened = account.accepted.iloc[-1], account.options.get("screen")
     for count, (rate, group, _) in RATES.items():
         if account.size[count] and last[count] >= ONE_ANSWER * account.size[count]:
             return Reason(
-                DO_NOT_USE,
+                LOOK_CLOSER if screened else DO_NOT_USE,
                 f"{rate} is {last[count] / account.size[count]:.2f} at the end: the model misdiagnoses "
                 f"{last[count]:.0f} of {account.size[count]} {group}, and verification saw no harm in what made it so",
-                "begin with a better pre-trained model, or use --rule evidence",
+                "only what the screen decided without a step counts"
+                if screened
+                else "begin with a better pre-trained model, and use --recommended",
             )
     return None
 
