@@ -37,6 +37,7 @@ class PlainRun:
         self._model = model
         self._trainer = trainer
         self._centers = centers
+        self._last = cycles[-1]
         images = settings.epochs * sum(map(len, centers.values()))  # of a cycle
         here = resumed_at or {"cycle": cycles[0], "centers_left": len(centers)}
         done = here["cycle"] - cycles[0] + 1 - here["centers_left"] / len(centers)  # cycles, of earlier sessions
@@ -58,4 +59,6 @@ class PlainRun:
         known = self._trainer.known(sum(self._centers.values(), []))
         self._run.save(self._model, cycle, self._settings.batch_size, known)
         self._run.note_cycle(cycle)
+        if cycle == self._last:  # the last line on the terminal says what came of it
+            self._bar.close()
         self._run.log.info("cycle %d: learning rate %.3g, mean loss %.4f", cycle, rate, loss)
