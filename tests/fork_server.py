@@ -31,7 +31,6 @@ class FakeModel:
     """Calls an image PD if it is brighter than a threshold, which every training step moves."""
 
     pause = 0.0  # seconds that a training step takes
-    channels = (1,)
 
     def __init__(self):
         self.threshold = np.array([100.0, 0.0])  # and the number of steps
@@ -54,9 +53,6 @@ class FakeModel:
 
     def predict(self, images, largest_batch):
         return (images.mean((1, 2, 3, 4)) > self.threshold[0]).astype(np.float32)
-
-    def look(self, images, largest_batch):
-        return np.ones((len(images), 3))
 
     def keep(self):
         return self.threshold.copy()

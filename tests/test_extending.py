@@ -101,7 +101,6 @@ model.train(images, [0, 1, 0, 1])
 trained = model.predict(images)
 assert not np.allclose(trained, untrained)
 np.testing.assert_allclose(trained, model.network.predict(images, verbose=0)[:, 0], rtol=1e-4)
-assert model.look(images).shape == (4, 2 * sum(model.channels) + 1)
 paths = [Path(sys.argv[1]) / name for name in ("encoder_01.keras", "classifier_01.keras")]
 model.save(*paths, {"cycle": 1})
 loaded, record, notices = TravellingModel.load(*paths, shape)

@@ -117,11 +117,9 @@ def test_looks_are_taken_upright_and_once(head, tmp_path):
     asked = []
 
     class Model:
-        channels = (1,)
-
-        def look(self, images, largest_batch):
+        def predict(self, images, largest_batch):
             asked.append(len(images))
-            return np.full((len(images), 3), 0.25)
+            return np.full(len(images), 0.25)
 
     eyes = Eyes(LocalTrainer(Model(), volumes, cohort.set_index("Subject", drop=False), cohort))
     read = []

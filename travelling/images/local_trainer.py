@@ -80,13 +80,10 @@ class LocalTrainer:
         """Probability of PD for every subject of the test set, in its order: a list of floats."""
         return self._per_subject(self.test_set["Subject"], self._model.predict)
 
-    def seen(self, subjects: list[str]) -> np.ndarray:
-        """What the network sees of the subjects' images, see :meth:`travelling.network.model.TravellingModel.look`.
-
-        (subjects, numbers), of which the last is the probability of PD.
-        """
+    def predict_training(self, subjects: list[str]) -> list[float]:
+        """Probability of PD for some subjects of the training set, in their order: a list of floats."""
         # Centers have many sizes: a backend that compiles for each of them would do nothing else.
-        return np.array(self._per_subject(subjects, lambda images, _: self._model.look(images, self._evaluation_batch)))
+        return self._per_subject(subjects, lambda images, _: self._model.predict(images, self._evaluation_batch))
 
     def upright(self, subject: str) -> np.ndarray:
         """The image of a subject, its axes running up, to the front and to the right: (z, y, x)."""

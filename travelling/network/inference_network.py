@@ -88,28 +88,3 @@ def _pure(network, variables):
         return network.stateless_call(*states, images, training=False)[0]
 
     return call
-
-
-def look_function(encoder: keras.Model, classifier: keras.Model) -> tuple[list, Function]:
-    """A pure function of the travelling weights: (variables, f) with f(values, images) -> what the network sees.
-
-    ``values`` are those of ``variables``, in this order. For images (batch, z, y, x, 1) it is (batch, numbers): for
-    every BatchNorm layer the difference of every channel's mean from the moving one, in moving standard deviations,
-    and then the logarithm of the ratio of the variances; at the end the probability of PD.
-    """
-    norms = [layer for layer in encoder.layers if isinstance(layer, layers.BatchNormalization)]
-    variables = [*encoder.variables, *classifier.variables]
-    outputs = [*(norm.input for norm in norms), classifier(encoder.outputs[0])]
-    evaluate = _pure(keras.Model(encoder.inputs[0], outputs), variables)
-
-    def look(values, images):
-        value = _lookup(variables, values)
-        *activations, probability = evaluate(values, images)
-        columns = []
-        for norm, activation in zip(norms, activations, strict=True):
-            mean, variance = ops.moments(ops.cast(activation, "float32"), axes=(1, 2, 3))
-            known = value(norm.moving_variance) + norm.epsilon
-            columns += [(mean - value(norm.moving_mean)) / ops.sqrt(known), ops.log((variance + norm.epsilon) / known)]
-        return ops.concatenate([*columns, ops.cast(probability, "float32")], axis=1)
-
-    return variables, look

@@ -42,7 +42,7 @@ class TravellingModel:
         self.network.optimizer.build(self.network.trainable_variables)
         self._training_step = backend.compile_training_step(self.network)
         self._keep, self._restore = backend.compile_keep_and_restore(self.state)
-        self._compiled: dict[Callable, Callable[[np.ndarray, int | None], np.ndarray]] = {}
+        self._prediction: Callable[[np.ndarray, int | None], np.ndarray] | None = None  # compiled when first asked for
 
     @staticmethod
     def optimizer(learning_rate: float) -> keras.optimizers.Optimizer:
@@ -58,12 +58,6 @@ class TravellingModel:
     def filters(self) -> list[int]:
         """Filters of the encoder's convolutions, a list: with the shape of the images, all that defines the network."""
         return [layer.filters for layer in self.encoder.layers if isinstance(layer, keras.layers.Conv3D)]
-
-    @property
-    def channels(self) -> list[int]:
-        """Channels of the encoder's BatchNorm layers, a list."""
-        norms = [layer for layer in self.encoder.layers if isinstance(layer, keras.layers.BatchNormalization)]
-        return [norm.input.shape[-1] for norm in norms]
 
     @property
     def _random_state(self):
@@ -100,26 +94,12 @@ class TravellingModel:
 
         ``largest_batch`` is that of the evaluation that these images are a part of (None: they are all).
         """
-        from travelling.network.inference_network import prediction_function  # training needs none of it
+        if self._prediction is None:
+            from travelling.network.inference_network import prediction_function  # training needs none of it
 
-        return self._compile(prediction_function)(images, largest_batch)[:, 0]
-
-    def look(self, images: np.ndarray, largest_batch: int | None = None) -> np.ndarray:
-        """What the network sees of each of images (batch, z, y, x, 1), beside what BatchNorm has learned of.
-
-        Float32 of shape (batch, 2 x sum of :attr:`channels` + 1), see
-        :func:`travelling.network.inference_network.look_function`; ``largest_batch`` as in :meth:`predict`.
-        """
-        from travelling.network.inference_network import look_function
-
-        return self._compile(look_function)(images, largest_batch)
-
-    def _compile(self, make):
-        """What ``make(encoder, classifier)`` gives, compiled once for those who ask for it."""
-        if make not in self._compiled:
-            variables, function = make(self.encoder, self.classifier)
-            self._compiled[make] = backend.compile_prediction(variables, function, self.network.input_shape[1:])
-        return self._compiled[make]
+            made = prediction_function(self.encoder, self.classifier)
+            self._prediction = backend.compile_prediction(*made, self.network.input_shape[1:])
+        return self._prediction(images, largest_batch)[:, 0]
 
     def keep(self) -> list:
         """A copy of everything that travels, on the device."""

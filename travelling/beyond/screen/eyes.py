@@ -53,7 +53,7 @@ class Eyes:
         looks = {name: np.array([one[name] for one in measured], float) for name in LOOKS}
         if labels:
             own = [self._trainer.labels[subject] for subject in subjects]
-            looks["labels"] = p_values(labels, own, self._trainer.seen(subjects)[:, -1])[:, None]
+            looks["labels"] = p_values(labels, own, self._trainer.predict_training(subjects))[:, None]
         return looks
 
     def _measure(self, subject: str) -> dict[str, Any]:
