@@ -13,6 +13,7 @@ import numpy as np
 import SimpleITK as sitk
 from nibabel.filebasedimages import ImageFileError
 
+from prepare_images.options import DEEPBET, EXTRACTIONS, TEMPLATE
 from prepare_images.overview import draw
 from prepare_images.registration import BRAIN_LITRES, FAILED, SEEN, background, litres, prepare, reference
 from prepare_images.template import NAME
@@ -24,7 +25,8 @@ from travelling.images.nifti import as_image, read_header, read_image, to_array,
 
 # What differs from the background, the template's brain, or what deepbet finds (Fisch et al. 2024, doi
 # 10.1016/j.compbiomed.2024.108845).
-STRIPPED, TEMPLATE, DEEPBET = MASKS = ("stripped", "template", "deepbet")
+STRIPPED = "stripped"
+MASKS = (STRIPPED, *EXTRACTIONS)
 SMALLEST_SCAN = 16  # voxels along each axis
 
 

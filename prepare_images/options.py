@@ -15,6 +15,7 @@ from travelling.runs.options import Overwrite
 PLACEHOLDERS = {"subject", "session", "name", "folder"}
 BIDS = "in a BIDS folder (columns are looked for by common names unless told)"
 MASKS = "brain masks (else --brain-extraction)"
+TEMPLATE, DEEPBET = EXTRACTIONS = ("template", "deepbet")  # what cuts out a brain that has no mask of its own
 
 
 @dataclass(kw_only=True)
@@ -44,7 +45,7 @@ class Preparation(Overwrite):
     )  # fmt: skip
     brain_extraction: str = option(
         "what cuts out the brain where a scan has no mask of its own: the template's mask, or deepbet, a network "
-        "(pip install -r requirements-deepbet.txt)", str, "template", choices=("template", "deepbet"), group=MASKS,
+        "(pip install -r requirements-deepbet.txt)", str, TEMPLATE, choices=EXTRACTIONS, group=MASKS,
     )  # fmt: skip
     stripped: bool = option(
         "scans are skull-stripped already: what differs from the background is brain", None, False, group=MASKS
@@ -65,7 +66,7 @@ class Preparation(Overwrite):
         """As :meth:`travelling.option.Options.check`."""
         if (self.bids is None) == (self.csv is None):
             raise ValueError(f"one of {spell('bids')} and {spell('csv')} is needed, and not both")
-        if self.brain_extraction == "deepbet" and importlib.util.find_spec("deepbet") is None:
+        if self.brain_extraction == DEEPBET and importlib.util.find_spec(DEEPBET) is None:
             raise ValueError(f"{spell('brain_extraction')} deepbet: pip install -r requirements-deepbet.txt first")
         if self.mask_pattern is None:
             return

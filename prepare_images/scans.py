@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from prepare_images.bids import WORDS, participants_file, read_bids
-from prepare_images.one_scan import MASKS, STRIPPED, TEMPLATE
-from prepare_images.options import Preparation
+from prepare_images.one_scan import MASKS, STRIPPED
+from prepare_images.options import TEMPLATE, Preparation
 from prepare_images.template import NAME
 from travelling.console import progress_bar
 from travelling.errors import InputError
