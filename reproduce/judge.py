@@ -74,7 +74,7 @@ class Judgement(Device, Orientation):
     verify_every: int = changed(GroupOptions, "verify_every", SETTINGS[JUDGING]["verify_every"], group=None)
     false_alarms: float | None = changed(
         Study, "false_alarms", group=None,
-        words=f"share of good images that the screen may suspect at a look (default: {FALSE_ALARMS}, or the smallest "
+        words=f"share of good images that the screen may flag (default: {FALSE_ALARMS}, or the smallest "
         "that the test set can tell)",
     )  # fmt: skip
     without_images: bool = option("show no slices of flagged images in the report", None, False)

@@ -266,6 +266,8 @@ def test_prediction_does_not_depend_on_the_batch(model, images):
     together = model.predict(images)
     alone = [model.predict(image[None])[0] for image in images]
     assert together == pytest.approx(alone, abs=1e-5)
+    padded = model.predict(images[:1], largest_batch=4)  # JAX fills it up
+    assert padded == pytest.approx(together[:1], abs=1e-5)
 
 
 @pytest.mark.skipif(backend.BACKEND != "tensorflow", reason="JAX compiles for every size of a batch")

@@ -79,7 +79,7 @@ def write_report(
         verdict=verdict,
         violations=violations,
         decided={decision: run.images[run.images["Decision"] == decision] for decision in DECISIONS},
-        put_aside=_put_aside(run, {subject: words for subject, (_, words) in seen.items()}),
+        flagged_images=_flagged_in_words(run, {subject: words for subject, (_, words) in seen.items()}),
         pictures={subject: picture for subject, (picture, _) in seen.items()},
         ratings=rated,
         agreement=agreement(rated, run.images["Decision"]) if len(rated) else None,
@@ -165,7 +165,7 @@ def _cycles(run, images, none):
     return [cycles.get(subject, none) for subject in images.index]
 
 
-def _put_aside(run, seen):
+def _flagged_in_words(run, seen):
     """One row for every image that was flagged or eliminated, as readers see it; ``seen`` is what its picture tells."""
     images = _flagged(run)
     told = {"image": images.index, "center": images["Study"], "decision": images["Decision"].map(DECISIONS)}

@@ -2,7 +2,7 @@
 
 Verification sees harm only where it moves the diagnoses of the test set. The screen needs neither label nor model: it
 looks at an image once (:mod:`travelling.beyond.screen.looks`), and compares that with the test set
-(:mod:`travelling.beyond.screen.scores`), which is the home's own and never trained on. What is said of labels changes
+(:mod:`travelling.beyond.screen.scores`), which is the server's own and never trained on. What is said of labels changes
 with the model, so for that all images are looked at again in every cycle.
 
     looks     what is measured of an image, and how strange that is
@@ -150,7 +150,8 @@ class Screen(Extension):
         due = [subject for subject in control.due() if control.center_of[subject] == center]
         training = control.training(control.centers[center])
         new = [subject for subject in training if subject not in self.looks]
-        if not partners(control.extensions):  # the image has told everything
+        others = partners(control.extensions)
+        if not others:  # the image has told everything
             training, due = new, []
         if not training + due:
             return
@@ -161,7 +162,7 @@ class Screen(Extension):
         for subject in due:
             self.looks[subject] = [*self.looks[subject][:1], cells[subject]]
         for subject in training:
-            doubted = [partner.doubts(cells[subject]) for partner in partners(control.extensions)]
+            doubted = [partner.doubts(cells[subject]) for partner in others]
             suspect = (subject in new and is_strange(cells[subject])) or any(doubted)
             self.looks[subject] = [cells[subject]]
             self.counts["screened"] += 1
