@@ -478,7 +478,7 @@ def test_after_an_interruption_the_same_command_goes_on(number, status, study):
     for name in waiting:
         study.wait_for(f"begin {name}")
     os.killpg(process.pid, number) if number == signal.SIGINT else os.kill(process.pid, number)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == status
     assert "Traceback" not in err
     if number != signal.SIGKILL:
@@ -500,7 +500,7 @@ def test_a_script_that_has_not_begun_to_train_stops_at_once(study):
     process = study.start()
     study.wait_for("begin clean")
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 143
     assert study.journal()[-1] == "leave clean"
     assert "Traceback" not in err

@@ -321,7 +321,7 @@ class Evil(Executor):
 def test_custom_code_is_refused_by_the_hospital(federation, running, tmp_path):
     trace = tmp_path / "trace"
     identity = running.session.submit_job(str(make_job(tmp_path / "evil", "evil.Evil", EVIL.format(trace=str(trace)))))
-    _, meta = running.session.monitor_job_and_return_job_meta(identity, timeout=90, poll_interval=0.5)
+    _, meta = running.session.monitor_job_and_return_job_meta(identity, timeout=300, poll_interval=0.5)
     running.answers.append(json.dumps(meta, default=str))
     assert meta["status"].startswith("FINISHED:")
     assert meta["status"] != "FINISHED:COMPLETED"
