@@ -1,6 +1,7 @@
 """What the screen sees of one image, and how it judges labels: against images and numbers whose truth is known."""
 
 import json
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,12 +11,12 @@ from fake_trainer import FakeTrainer, control_over, run_cycles
 from scipy.ndimage import gaussian_filter
 from sklearn.covariance import LedoitWolf
 
-from travelling.beyond.screen import is_strange
+from travelling.beyond.screen import is_strange, scores
 from travelling.beyond.screen.eyes import Eyes
 from travelling.beyond.screen.labels import center_p_value, p_values, reference_of
 from travelling.beyond.screen.looks import LOOKS, Distance, Mirrored, asymmetry, spectrum
 from travelling.beyond.screen.metrics import MEANINGS, image_metrics
-from travelling.beyond.screen.scores import Scores, beside_others, by_others
+from travelling.beyond.screen.scores import Scores, beside_others, by_others, person_limit
 from travelling.beyond.screen_labels import LabelOptions, LabelScreen
 from travelling.images.local_trainer import LocalTrainer
 from travelling.images.volumes import Volumes
@@ -304,6 +305,42 @@ def test_people_are_counted_by_all_that_tells_them():
     assert people(Anatomy=list("xxyyzz")) == 3
     assert people(Anatomy=list("xxxyyy"), Participant=list("pqrstu")) == 2
     assert people(Participant=["p", "p", "q", "", "", "r"]) == 5
+
+
+def test_few_people_with_many_images_do_not_set_a_limit_by_rank_alone():
+    """Their images are alike: the limit has to reserve room for how another person differs."""
+    random = np.random.default_rng(0)
+    person = np.repeat(range(6), 20)
+    related = person[:, None] == person
+
+    def images(people, number):
+        return (random.normal(size=(people, 1)) + random.normal(0, 0.3, (people, number))).ravel()
+
+    limits = [(person_limit(test, related, 0.05), np.sort(test)[-6]) for test in (images(6, 20) for _ in range(400))]
+    above = np.array([[(images(50, 1) > limit).mean() for limit in both] for both in limits]).mean(axis=0)
+    assert above[0] == pytest.approx(0.05, abs=0.015)
+    assert above[1] > 0.1
+    assert person_limit(images(6, 1), np.eye(6, dtype=bool), 0.05) == -math.inf  # nobody has several
+    assert person_limit(images(1, 6), np.ones((6, 6), bool), 0.05) == -math.inf  # there is one person
+
+
+def test_the_limit_knows_who_has_several_test_images(monkeypatch):
+    random = np.random.default_rng(1)
+    people = np.repeat(range(5), 20)
+    looks = {"spectrum": random.normal(size=(5, 1))[people] + random.normal(0, 0.1, (100, 1))}
+    monkeypatch.setattr(scores, "LOOKS", {"spectrum": LOOKS["spectrum"]})
+
+    def limit(**columns):
+        eyes = Eyes(SimpleNamespace(test_set=pd.DataFrame({"Subject": range(100)} | columns), scanners={}))
+        eyes.look = lambda subjects=None: looks
+        screen = Scores(eyes, 0.05)
+        screen.calibrate()
+        return screen.scales[True].limit
+
+    strangers, people_known = limit(), limit(Participant=people.astype(str))
+    monkeypatch.setattr(scores, "person_limit", lambda *_: -math.inf)
+    assert limit() == strangers
+    assert limit(Participant=people.astype(str)) < people_known
 
 
 def test_an_image_of_a_scanner_that_the_test_set_has_is_compared_with_more():

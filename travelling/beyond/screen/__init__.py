@@ -226,7 +226,9 @@ class Screen(Extension):
             "Its score was the largest of the looks, in standard deviations of the test set. The limit was the "
             "conformal quantile of the test images' own scores, each by test images of other persons, anatomies and "
             "scanners as far as these were known; an image like theirs exceeds it with a stated probability of "
-            f"{self.options.false_alarms:g}. Images above it were flagged without training. Those with a look above "
+            f"{self.options.false_alarms:g}. Where people had several test images, the limit was at least that of "
+            "prediction for an image of another person, in a one-way analysis of variance with random effects. "
+            "Images above it were flagged without training. Those with a look above "
             f"its own limit of {', '.join(sure)} were eliminated at their revisit without a training step; in all "
             "other cases the step of the revisit decided."
         )

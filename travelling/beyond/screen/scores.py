@@ -2,9 +2,10 @@
 
 How strange is too strange is not a number of ours: the limit is the conformal quantile (Vovk et al., "Algorithmic
 Learning in a Random World", 2005) that a good image exceeds with the probability that the user states. Each test image
-is scored by those that share neither person, anatomy nor scanner with it, as an image of a new scanner would be. The
-images at the centers are no part of it: the screen itself has chosen them, and a limit made of those that passed sinks
-from cycle to cycle.
+is scored by those that share neither person, anatomy nor scanner with it, as an image of a new scanner would be. Many
+images of few people do not tell how another person differs, so then the limit is that of :func:`person_limit` where it
+is larger. The images at the centers are no part of it: the screen itself has chosen them, and a limit made of those
+that passed sinks from cycle to cycle.
 """
 
 from __future__ import annotations
@@ -52,11 +53,11 @@ class Scores:
         looks = self.eyes.look()
         self._yardsticks = {name: look.yardstick(looks[name]) for name, look in LOOKS.items()}
         everything, persons = (self.eyes.related(scanners)[0] for scanners in (True, False))
-        new = self._scale(looks, everything)
+        new = self._scale(looks, everything, persons)
         same = np.array_equal(everything, persons)
-        self.scales = {False: new, True: new if same else self._scale(looks, persons)}
+        self.scales = {False: new, True: new if same else self._scale(looks, persons, persons)}
 
-    def _scale(self, looks, related):
+    def _scale(self, looks, related, persons):
         """Score the test images by each look, each by others, and note its unit."""
         rank = limit_rank(len(related), self._false_alarms)
         caution = 1.0 if self.eyes.people() >= ENOUGH_PEOPLE else CAUTION
@@ -71,7 +72,9 @@ class Scores:
             unit = max(float(strange.std(ddof=1)), least) or 1.0
             units[name] = float(strange.mean()), unit * caution
             scores.append(beside_others(strange, least) / caution)
-        return Scale(float(np.sort(np.max(scores, axis=0))[rank - 1]), units)
+        highest = np.max(scores, axis=0)
+        by_rank = float(np.sort(highest)[rank - 1])
+        return Scale(max(by_rank, person_limit(highest, persons, self._false_alarms)), units)
 
     def cells(self, subjects: list[str], **question: Any) -> tuple[list[dict], dict[str, np.ndarray]]:
         """The cells of the log for each subject of a center: its score, the limit, and the score of each look.
@@ -113,6 +116,30 @@ def beside_others(values: np.ndarray, least: float) -> np.ndarray:
     means = np.mean(others, axis=1)
     units = np.maximum(np.std(others, axis=1, ddof=1), least)
     return (values - means) / np.where(units > 0, units, 1.0)
+
+
+def person_limit(scores: np.ndarray, related: np.ndarray, false_alarms: float) -> float:
+    """What the score of an image of another person exceeds with the probability ``false_alarms``.
+
+    ``scores`` are (images,), ``related`` tells which images are of one person, (images, images). The limit is that of
+    prediction in a one-way analysis of variance with random effects (Searle et al., "Variance Components", 1992):
+    the images of a person lie about a mean of their own, and the means about that of all people, both normally. Minus
+    infinity where there is one person, or nobody has several images: then ranks need no such assumption.
+    """
+    from scipy import stats
+
+    _, person = np.unique(related, axis=0, return_inverse=True)
+    images = np.bincount(person)
+    people, total = len(images), len(scores)
+    if not 1 < people < total:
+        return -math.inf
+    means = np.bincount(person, scores) / images
+    within = np.sum((scores - means[person]) ** 2) / (total - people)
+    alike = (total - np.sum(images**2) / total) / (people - 1)
+    among = np.sum(images * (means - scores.mean()) ** 2) / (people - 1)
+    between = max(0.0, (among - within) / alike)
+    spread = math.sqrt(between * (1 + 1 / people) + within)
+    return float(means.mean() + stats.t.ppf(1 - false_alarms, people - 1) * spread)
 
 
 def limit_rank(subjects: int, false_alarms: float) -> int:
