@@ -26,7 +26,7 @@ from travelling.beyond.evidence import Evidence, EvidenceOptions, auroc_fell, mo
 from travelling.beyond.screen import Screen, is_strange, is_surely_strange
 from travelling.beyond.screen.eyes import related
 from travelling.beyond.screen.looks import LOOKS, Distance, Mirrored
-from travelling.beyond.screen.scores import Scores, by_others, least_rate, limit_rank
+from travelling.beyond.screen.scores import Scores, by_others, caution, least_rate, limit_rank
 from travelling.errors import InputError, VisitFailed
 from travelling.method.metrics import Evaluation, evaluate
 from travelling.method.order import travelling_order
@@ -423,15 +423,17 @@ def test_the_limit_is_the_test_sets_quantile_each_measured_by_the_others():
         rest = [np.delete(strange, i) for i in range(120)]
         pairs = zip(strange, rest, strict=True)
         scores.append([(one - some.mean()) / max(some.std(ddof=1), least) for one, some in pairs])
-    assert screen.scales[False].limit == pytest.approx(
-        np.sort(np.max(scores, axis=0))[108]
-    )  # rank 109 of 120: 0.9 x 121, rounded up
+    wider = caution(120)
+    rank = np.sort(np.max(scores, axis=0))[108]  # rank 109 of 120: 0.9 x 121, rounded up
+    assert screen.scales[False].limit == pytest.approx(rank / wider)
     trainer.strange = {"somebody": 3}
     ((cells,), _) = screen.cells(["somebody"])
     seen = trainer.look(["somebody"])
     for name, look in LOOKS.items():
         mean, sd = units[name]
-        assert cells[f"Screen_{name}"] == pytest.approx((look.yardstick(looks[name])(seen[name])[0] - mean) / sd)
+        assert cells[f"Screen_{name}"] == pytest.approx(
+            (look.yardstick(looks[name])(seen[name])[0] - mean) / sd / wider
+        )
     assert cells["Screen_score"] == max(cells[f"Screen_{name}"] for name in LOOKS) == cells["Screen_metrics"]
     assert is_strange(cells | {"Screen_score": float("nan")})
 
@@ -440,15 +442,18 @@ def test_few_people_change_no_flag_but_make_it_harder_to_eliminate(monkeypatch):
     trainer = FakeTrainer()
     trainer.strange = {"a": 2.2, "b": 50}
     found = {}
-    for people in (11, 12):
+    for people in (8, 120):
         monkeypatch.setattr(trainer, "people", lambda people=people: people)
         screen = Scores(trainer, 0.1)
         screen.calibrate()
         found[people] = screen.cells(["a", "b", "c"])[0]
-    for few, enough in zip(found[11], found[12], strict=True):
+    assert caution(8) == pytest.approx(1.5, abs=0.02)
+    assert 1 < caution(120) < 1.03
+    assert caution(1) == caution(2) > caution(3) > caution(4)
+    for few, enough in zip(found[8], found[120], strict=True):
         assert is_strange(few) == is_strange(enough)
-        for column in few:
-            assert enough[column] == pytest.approx(1.3 * few[column])
+        for column in set(few) - {"Screen_known"}:
+            assert caution(120) * enough[column] == pytest.approx(caution(8) * few[column])
 
 
 def test_test_images_are_not_scored_by_their_relatives():

@@ -96,14 +96,11 @@ class Screen(Extension):
 
     def notice(self, trainer: Trainer) -> str:
         """As :meth:`Extension.notice`."""
-        from travelling.beyond.screen.scores import ENOUGH_PEOPLE
-
         eyes = eyes_of(trainer)
         people, others = eyes.people(), eyes.related()[1] or "subject"
-        expected = "0.8 %, at worst 5 %" if people >= ENOUGH_PEOPLE else "4 to 5 %, at worst 23 %"
         return (
             f"screen: each test image is scored by those of another {others}; of the good images of people other than "
-            f"these {people} expect {expected} above the limit where 1 % is stated (measured: docs/results.md)"
+            f"these {people} expect 1 to 4 % above the limit where 1 % is stated, at worst 25 % (docs/results.md)"
         )
 
     # The loop.
@@ -223,9 +220,10 @@ class Screen(Extension):
         return (
             "Before it trained for the first time, each image was compared with those of the test set, without its "
             f"label or the model, by {some(len(looks), 'look')}: {', '.join(looks)}. "
-            "Its score was the largest of the looks, in standard deviations of the test set. The limit was the "
-            "conformal quantile of the test images' own scores, each by test images of other persons, anatomies and "
-            "scanners as far as these were known; an image like theirs exceeds it with a stated probability of "
+            "Its score was the largest of the looks, in standard deviations of the test set, which were widened by the "
+            "number of its people (ratio of limits of prediction, Student's t). The limit was the conformal quantile of "
+            "the test images' own scores, each by test images of other persons, anatomies and scanners as far as these "
+            "were known; an image like theirs exceeds it with a stated probability of "
             f"{self.options.false_alarms:g}. Where people had several test images, the limit was at least that of "
             "prediction for an image of another person, in a one-way analysis of variance with random effects. "
             "Images above it were flagged without training. Those with a look above "

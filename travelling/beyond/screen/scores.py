@@ -21,9 +21,7 @@ from travelling.errors import InputError
 if TYPE_CHECKING:
     from travelling.beyond.screen.eyes import Looking
 
-# Fewer people than that do not tell how far another good image can lie from them: then the unit is larger. So three of
-# 17,127 looks at good images of people whom the test set lacked were above a limit of elimination, all at four people.
-ENOUGH_PEOPLE, CAUTION = 12, 1.3
+_RARE = 0.003  # so rarely may a limit of elimination be exceeded for want of people; see docs/results.md
 
 
 class Scale(NamedTuple):
@@ -38,8 +36,8 @@ class Scores:
 
     ``false_alarms`` is the share of good images that may exceed the limit, at one look and on average over test sets,
     if they come from where the test set does. An image has a score of each look, in standard deviations of those of the
-    test set; the largest is its score. There are two scales: for images of a scanner that the test set has, and of
-    others, beside which test images are scored without those of their own scanner.
+    test set times :func:`caution`; the largest is its score. There are two scales: for images of a scanner that the
+    test set has, and of others, beside which test images are scored without those of their own scanner.
     """
 
     def __init__(self, eyes: Looking, false_alarms: float):
@@ -60,7 +58,7 @@ class Scores:
     def _scale(self, looks, related, persons):
         """Score the test images by each look, each by others, and note its unit."""
         rank = limit_rank(len(related), self._false_alarms)
-        caution = 1.0 if self.eyes.people() >= ENOUGH_PEOPLE else CAUTION
+        wider = caution(self.eyes.people())
         units, scores = {}, []
         for name, yardstick in self._yardsticks.items():
             strange = by_others(yardstick, looks[name], related)
@@ -70,8 +68,8 @@ class Scores:
                 )
             least = yardstick.least_unit(strange)
             unit = max(float(strange.std(ddof=1)), least) or 1.0
-            units[name] = float(strange.mean()), unit * caution
-            scores.append(beside_others(strange, least) / caution)
+            units[name] = float(strange.mean()), unit * wider
+            scores.append(beside_others(strange, least) / wider)
         highest = np.max(scores, axis=0)
         by_rank = float(np.sort(highest)[rank - 1])
         return Scale(max(by_rank, person_limit(highest, persons, self._false_alarms)), units)
@@ -116,6 +114,17 @@ def beside_others(values: np.ndarray, least: float) -> np.ndarray:
     means = np.mean(others, axis=1)
     units = np.maximum(np.std(others, axis=1, ddof=1), least)
     return (values - means) / np.where(units > 0, units, 1.0)
+
+
+def caution(people: int) -> float:
+    """By how much the unit of scores is larger, as so few people tell badly how far another can lie from them.
+
+    It is the ratio of two limits of prediction of a normal sample (Student's t): of so many, and of endlessly many.
+    """
+    from scipy import stats
+
+    few, many = stats.t.ppf(1 - _RARE, max(people, 2) - 1), stats.norm.ppf(1 - _RARE)
+    return float(few / many * math.sqrt(1 + 1 / max(people, 2)))
 
 
 def person_limit(scores: np.ndarray, related: np.ndarray, false_alarms: float) -> float:
