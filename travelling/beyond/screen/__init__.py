@@ -220,9 +220,9 @@ class Screen(Extension):
         return (
             "Before it trained for the first time, each image was compared with those of the test set, without its "
             f"label or the model, by {some(len(looks), 'look')}: {', '.join(looks)}. "
-            "Its score was the largest of the looks, in standard deviations of the test set, which were widened by the "
-            "number of its people (ratio of limits of prediction, Student's t). The limit was the conformal quantile of "
-            "the test images' own scores, each by test images of other persons, anatomies and scanners as far as these "
+            "Its score was the largest of the looks, in standard deviations of the test set, which were widened by "
+            "the number of its people (ratio of limits of prediction, Student's t). The limit was the conformal quantile "
+            "of the test images' own scores, each by test images of other persons, anatomies and scanners as far as these "
             "were known; an image like theirs exceeds it with a stated probability of "
             f"{self.options.false_alarms:g}. Where people had several test images, the limit was at least that of "
             "prediction for an image of another person, in a one-way analysis of variance with random effects. "
