@@ -51,8 +51,8 @@ class Preparation(Overwrite):
         "scans are skull-stripped already: what differs from the background is brain", None, False, group=MASKS
     )
     ratings: Path | None = option(
-        "what you said of the scans on the page overview.html: what is to be left out, or to be redone and has no mask "
-        "of its own yet, is not in prepared.csv", Path, None, metavar="TSV", group="looked at",
+        "what you said of the scans on overview.html or a report, kept from then on: what is to be left out, or to be "
+        "redone and has no mask of its own yet, is not in prepared.csv", Path, None, metavar="TSV", group="looked at",
     )  # fmt: skip
     output_folder: Path = option("for all results", Path, Path("prepared"), metavar="FOLDER", group="output")
     spacing: float = option(

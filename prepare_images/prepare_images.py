@@ -16,7 +16,8 @@ Written to the output folder:
     overview.html      a page to look through: a picture of each scan (pictures/), those that need it most first
     images/            the images and their brain masks, as a BIDS derivative
 
-What you say of the scans on that page (ratings.tsv) is heeded when the command is given again with --ratings.
+What you say of the scans on that page (ratings.tsv) is heeded when the command is given again with --ratings, and is
+kept in the output folder from then on.
 
 An interrupted run goes on when its command is given again. An image is made once: it stays as long as its scan and
 the options are the same, also with --overwrite.
@@ -50,7 +51,7 @@ def main() -> None:
     from prepare_images.scans import describe_scans, find_scans, notices, rated
     from travelling.files import write_csv, write_whole
     from travelling.images.cohort import read_cohort
-    from travelling.images.ratings import OUT
+    from travelling.images.ratings import OUT, all_ratings, keep_ratings
     from travelling.runs.run import Run
 
     folder = arguments.output_folder
@@ -60,18 +61,21 @@ def main() -> None:
     inputs = {"csv": arguments.csv} if arguments.csv else {"bids": participants_file(arguments.bids)}
     inputs |= {"ratings": arguments.ratings} if arguments.ratings else {}
     scans = find_scans(arguments)
-    ratings = rated(scans, arguments.ratings)
+    told = all_ratings(arguments.ratings, folder / "ratings.tsv", scans["Subject"])
+    ratings = rated(scans, told)
     run = Run(folder, "preparation.log", arguments, inputs, results, models=False)
     log = run.begin("CPU", notices=notices(scans))
+    if arguments.ratings:
+        keep_ratings(told, folder / "ratings.tsv")
     for line in describe_scans(scans):
         log.info("%s", line)
     describe_derivative(folder / "images", arguments)
     registration = registration_table(scans, prepare_all(scans, arguments))
     made = registration["Status"] != FAILED
     stays = made & ~ratings["Rating"].isin(OUT)
-    registration = registration.assign(**ratings) if arguments.ratings else registration
+    registration = registration.assign(**ratings) if len(told) else registration
     write_csv(registration, registration_csv)
-    about = ["Status", "Similarity", "Mutual_information", *(["Rating"] if arguments.ratings else [])]
+    about = ["Status", "Similarity", "Mutual_information", *(["Rating"] if len(told) else [])]
     cohort = scans[stays].drop(columns=["Path", "Mask", "Reason", *WORDS]).rename(columns={"Target": "Path"})
     cohort = cohort.assign(**registration.loc[stays, about])
     first = ["Subject", "Study", "Path", "Group_bin", "Sex", "Age"]
@@ -84,7 +88,7 @@ def main() -> None:
     if not made.any():
         raise InputError(f"{registration_csv}: no scan could be prepared; the column Reason tells why")
     if cohort.empty:
-        raise InputError(f"{arguments.ratings}: leaves no image in {prepared_csv}")
+        raise InputError(f"{folder / 'ratings.tsv'}: leaves no image in {prepared_csv}")
     read_cohort(prepared_csv)  # as the other scripts will: what they would refuse is told now
     log.info(
         "done: %d of %d scans prepared, %d of these to look at, %d left out by ratings: %s; to look through: %s",

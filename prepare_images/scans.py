@@ -17,7 +17,7 @@ from travelling.console import progress_bar
 from travelling.errors import InputError
 from travelling.images.cohort import RELATED, UNKNOWN, check_cohort, copies, find_image, persons, read_cohort
 from travelling.images.nifti import read_header
-from travelling.images.ratings import REDO, read_ratings
+from travelling.images.ratings import REDO
 from travelling.words import some
 
 
@@ -168,8 +168,8 @@ def mask_kinds(scans: pd.DataFrame) -> pd.Series:
     return scans["Mask"].where(scans["Mask"].isin(MASKS), "own")
 
 
-def rated(scans: pd.DataFrame, path: Path | None) -> pd.DataFrame:
-    """What a file says of scans (:func:`read_ratings`); of one to be redone that has a mask of its own, nothing yet."""
-    ratings = read_ratings(path, scans["Subject"])
-    redone = (ratings["Rating"] == REDO) & (mask_kinds(scans) == "own")
-    return ratings.assign(Rating=ratings["Rating"].mask(redone, ""))
+def rated(scans: pd.DataFrame, ratings: pd.DataFrame) -> pd.DataFrame:
+    """``Rating`` and ``Note`` of scans, of what was said by subject; nothing yet of one to redo with its own mask."""
+    found = ratings.reindex(scans["Subject"], fill_value="").set_axis(["Rating", "Note"], axis=1).set_axis(scans.index)
+    redone = (found["Rating"] == REDO) & (mask_kinds(scans) == "own")
+    return found.assign(Rating=found["Rating"].mask(redone, ""))

@@ -79,7 +79,7 @@ class Judgement(Device, Orientation):
     )  # fmt: skip
     without_images: bool = option("show no slices of flagged images in the report", None, False)
     ratings: Path | None = option(
-        "ratings of images, as the report saves them: they are kept, and compared with the decisions", Path, None,
+        "ratings of images, as the pages export them: they are kept, and compared with the decisions", Path, None,
         metavar="TSV",
     )  # fmt: skip
     allow_saturated: bool = changed(Study, "allow_saturated", group=None)
@@ -111,7 +111,7 @@ def main() -> None:
     if judgement.cohort:
         write_halves(judgement)
     if judgement.ratings:  # what is wrong with them is said before anything trains
-        from travelling_quality_control.reporting.ratings import read_ratings
+        from travelling.images.ratings import read_ratings
         from travelling_quality_control.reporting.runs import read_images
 
         assert judgement.train  # check() has filled it in

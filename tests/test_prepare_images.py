@@ -231,7 +231,7 @@ def test_ratings_are_heeded(dataset, prepared_scans, tmp_path):
     """Left out: not in prepared.csv. To be redone: not there before it has a mask of its own. And the page shows it."""
     out, ratings = tmp_path / "out", tmp_path / "ratings.tsv"
     ratings.write_text(
-        'Subject\tRating\tNote\nsub-01_ses-1\tleave out\t"half ""gone"""\nsub-02\tredo\t\nsub-03\tkeep\t\n'
+        'participant_id\trating\tnote\nsub-01_ses-1\tleave out\t"half ""gone"""\nsub-02\tRedo\tn/a\nsub-03\tkeep\t\n'
     )
     options = ["--bids", dataset, "--output-folder", out, "--ratings", ratings]
     status, said = run(*options)
@@ -253,24 +253,36 @@ def test_ratings_are_heeded(dataset, prepared_scans, tmp_path):
     assert list(read_cohort(out / "prepared.csv")["Subject"]) == ["sub-02", "sub-03"]
     assert pd.read_csv(out / "registration.csv", keep_default_na=False)["Rating"][2] == ""  # not of this image
 
-    ratings.write_text(ratings.read_text().replace("keep", "leave out").replace("redo", "leave out"))
-    status, said = run(*options, "--overwrite", "--t1w", "*sub-03_T1w.nii.gz")
-    assert (status, said.splitlines()[-1]) == (2, f"error: {ratings}: leaves no image in {out / 'prepared.csv'}")
+    # They are kept: what is told later changes the rating of the same image, and no other.
+    ratings.write_text("participant_id\trating\tnote\nsub-03\tleave out\tn/a\n")
+    status, said = run(*options, "--overwrite", "--t1w", "*sub-0[13]_*T1w.nii.gz")
+    assert status == 0, said
+    assert list(read_cohort(out / "prepared.csv")["Subject"]) == ["sub-01_ses-2"]
+    kept = pd.read_csv(out / "ratings.tsv", sep="\t", keep_default_na=False).set_index("participant_id")
+    assert kept["rating"].to_dict() == {"sub-01_ses-1": "leave out", "sub-02": "redo", "sub-03": "leave out"}
+    assert kept["note"].to_dict() == {"sub-01_ses-1": 'half "gone"', "sub-02": "n/a", "sub-03": "n/a"}
+    status, said = run(*options[:-2], "--overwrite", "--t1w", "*sub-03_T1w.nii.gz")
+    assert (status, said.splitlines()[-1]) == (
+        2, f"error: {out / 'ratings.tsv'}: leaves no image in {out / 'prepared.csv'}"
+    )  # fmt: skip
+
+
+HEADER = "participant_id\trating\tnote\n"
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("Subject\tRating\na\tkeep\n", "no column Note"),
-        ("Subject\tRating\tNote\na\tgood\t\n", "row 2: Rating must be keep, leave out, redo or empty ('good')"),
-        ("Subject\tRating\tNote\na\tkeep\t\na\tredo\t\n", "row 3: Subject appears before, too ('a')"),
-        ("Subject\tRating\tNote\nb\tkeep\t\n", "tells of none of the 1 subjects"),
+        ("participant_id\trating\na\tkeep\n", "no column note"),
+        (HEADER + "a\tgood\t\n", "row 2: rating must be keep, leave out, redo or n/a ('good')"),
+        (HEADER + "a\tkeep\t\na\tredo\t\n", "row 3: participant_id appears before, too ('a')"),
+        (HEADER + "b\tkeep\t\n", "tells of none of the 1 images"),
     ],
 )
 def test_ratings_that_are_none(text, told, tmp_path):
     (tmp_path / "ratings.tsv").write_text(text)
     with pytest.raises(InputError) as error:
-        read_ratings(tmp_path / "ratings.tsv", pd.Series(["a"]))
+        read_ratings(tmp_path / "ratings.tsv", ["a"])
     assert told in str(error.value)
 
 

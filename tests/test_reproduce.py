@@ -641,7 +641,7 @@ def test_a_cohort_is_judged_by_two_steps_and_reported(judged, small_cohort):
     # The same command does nothing again, but reports; what the audit refuses is exit status 1.
     violations.append("log.csv, row 7: ...")
     subject = pd.read_csv(small_cohort / "training_set.csv")["Subject"][0]
-    (study.folder / "mine.tsv").write_text(f"participant_id\trating\n{subject}\tkeep\n")
+    (study.folder / "mine.tsv").write_text(f"participant_id\trating\tnote\n{subject}\tkeep\t\n")
     options = ["--without-images", "--ratings", study.folder / "mine.tsv"]
     status, out, _, journal = study.run("--cycles", 12, "--width", 0.5, *options)
     assert (status, journal, len(reports)) == (1, [], 2)

@@ -419,7 +419,8 @@ def test_what_is_to_be_seen_is_said(spoil, words, tmp_path, monkeypatch):
 
 
 def rated(path, ratings):
-    path.write_text("participant_id\trating\n" + "".join(f"{name}\t{rating}\n" for name, rating in ratings.items()))
+    rows = "".join(f"{name}\t{rating}\tn/a\n" for name, rating in ratings.items())
+    path.write_text(f"participant_id\trating\tnote\n{rows}")
     return path
 
 
@@ -428,18 +429,20 @@ def test_ratings_are_kept_and_compared_with_the_decisions(run, tmp_path):
     assert "Your ratings" not in " ".join(Page(run / "log_report.html").tables)
     decisions = pd.read_csv(run / "log_decisions.tsv", sep="\t").set_index("participant_id")["decision"]
     of = {name: list(decisions.index[decisions == name]) for name in ("eliminated", "waiting", "came_back", "kept")}
-    ratings = dict.fromkeys(of["eliminated"][:2] + of["kept"][:1], "leave_out")
+    ratings = dict.fromkeys(of["eliminated"][:1] + of["kept"][:1], "leave out") | {of["eliminated"][1]: "redo"}
     first = rated(tmp_path / "first.tsv", dict.fromkeys(ratings, "keep"))
-    second = rated(tmp_path / "second.tsv", ratings | dict.fromkeys(of["kept"][1:4] + of["waiting"][:1], "keep"))
+    others = {"who is not in this run": "keep"} | dict.fromkeys(of["kept"][1:4] + of["waiting"][:1], "keep")
+    second = rated(tmp_path / "second.tsv", ratings | others)
     assert report(run, "--ratings", first)[0] == 0
     assert report(run, "--ratings", second)[0] == 0  # who rates again has changed his mind
     assert report(run)[0] == 0  # they are kept
     page = Page(run / "log_report.html")
-    keep, leave_out = page.tables["Your ratings and the decisions"]
+    keep, leave_out, redo = page.tables["Your ratings and the decisions"]
     waiting = len(of["waiting"][:1])
-    assert (keep["rated"], leave_out["rated"]) == ("keep", "leave out")
+    assert [row["rated"] for row in (keep, leave_out, redo)] == ["keep", "leave out", "redo"]
     assert [keep["eliminated"], keep["waits for its revisit"], keep["kept"]] == ["0", str(waiting), "3"]
-    assert [leave_out["eliminated"], leave_out["kept"], leave_out["share eliminated"]] == ["2", "1", "67%"]
+    assert [leave_out["eliminated"], leave_out["kept"], leave_out["share eliminated"]] == ["1", "1", "50%"]
+    assert [redo["eliminated"], redo["share eliminated"]] == ["1", "100%"]
     # 5 of 6 agree; by chance 1/2 x 1/3 + 1/2 x 2/3 would: (5/6 - 1/2) / (1/2)
     assert "agree for 5 of 6 images (83%); Cohen's kappa is 0.67." in page.words
     ticked = [attributes for tag, attributes in page.tags if tag == "input" and "checked" in attributes]
@@ -451,10 +454,8 @@ def test_ratings_are_kept_and_compared_with_the_decisions(run, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a\tb\nc0_1\tkeep\n", "missing column(s) participant_id, rating"),
-        ("participant_id\trating\nnobody\tkeep\n", "row 2: participant_id is no image of this run"),
-        ("participant_id\trating\nc0_1\tkeep\nc0_1\tkeep\n", "row 3: participant_id appears before, too"),
-        ("participant_id\trating\nc0_1\tgood\n", "row 2: rating is not one of keep, leave_out"),
+        ("a\tb\nc0_1\tkeep\n", "no column participant_id"),
+        ("participant_id\trating\tnote\nnobody\tkeep\t\n", "tells of none of the"),
     ],
 )
 def test_ratings_that_are_none_are_one_line(run, text, message):
@@ -472,8 +473,10 @@ def test_ticks_are_saved_as_ratings(run, tmp_path):
     name = Page(page).tables["Every image that was flagged or eliminated"][1]["image"]
     driver = f"""<script>
     HTMLAnchorElement.prototype.click = function () {{ document.title = this.download + "|" + this.href; }};
-    document.querySelector('tr[data-image="{name}"] input[value="leave_out"]').click();
-    document.querySelector("#save-ratings").click();
+    document.querySelector('tr[data-subject="{name}"] input[value="leave out"]').click();
+    document.querySelectorAll("th button")[1].click(); // sorting loses nothing
+    document.querySelector('tr[data-subject="{name}"] input[type="text"]').value = 'a "note"';
+    document.querySelector("#export").click();
     </script></body>"""
     copy = tmp_path / "driven.html"
     content = re.sub("<meta http-equiv[^>]*>", "", page.read_text(encoding="utf-8"))
@@ -481,9 +484,9 @@ def test_ticks_are_saved_as_ratings(run, tmp_path):
     dom, console = browse(copy, "--dump-dom", folder=tmp_path / "profile")
     assert console == []
     file, address = re.search("<title>(.*?)</title>", dom)[1].split("|")
-    assert file == "log_ratings.tsv"
+    assert file == "ratings.tsv"
     (run / file).write_text(unquote(address.partition(",")[2]))
-    assert (run / file).read_text() == f"participant_id\trating\n{name}\tleave_out\n"
+    assert (run / file).read_text() == f'participant_id\trating\tnote\n{name}\tleave out\t"a ""note"""\n'
     assert report(run, "--ratings", run / file)[0] == 0
 
 

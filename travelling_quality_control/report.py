@@ -2,7 +2,7 @@
 
 Audits the log and tells in plain words which images were eliminated, flagged and re-included, with the rows of the log
 that decided; centers, scanners, class, sex and age by their share of flagged images; settings and versions; and a
-paragraph for a paper's methods. On the page a person says which images to keep, and saves these ratings as TSV; given
+paragraph for a paper's methods. On the page a person says which images to keep, and exports these ratings as TSV; given
 back (--ratings), they are compared with the decisions. Nothing is said about what the images are: that is not known.
 
 Writes <name>_report.html and beside it <name>_decisions.tsv (BIDS style, a row for every image), its description
@@ -33,7 +33,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     images = "also show slices of images that were flagged or eliminated (may be patients' brains)"
     parser.add_argument("--with-images", action="store_true", help=images)
-    rated = "a person's ratings of images, as the page saves them; they are kept beside LOG"
+    rated = "a person's ratings of images, as the pages export them; they are kept beside LOG"
     parser.add_argument("--ratings", type=Path, metavar="TSV", help=rated)
     return parser.parse_args()
 

@@ -1,11 +1,15 @@
 "use strict";
 // Rating images by mouse or keyboard. Each element with data-subject holds radio buttons (keep, leave out, redo), a
 // text field for a note and, in a button, a picture. The page has a button #export, an output #count, perhaps #large.
-const cards = [...document.querySelectorAll("[data-subject]")];
+const cards = inOrder();
 const store = `ratings ${document.body.dataset.page}`; // a page of other pictures is another page
 const RATINGS = { k: "keep", l: "leave out", r: "redo", u: "" };
 let exported = table();
-let current = 0;
+let current = cards[0];
+
+function inOrder() {
+  return [...document.querySelectorAll("[data-subject]")]; // as they stand: the rows of a table can be sorted
+}
 
 function radios(card) {
   return [...card.querySelectorAll("input[type=radio]")];
@@ -25,11 +29,11 @@ function rate(card, value, remark = note(card).value) {
 }
 
 function table() {
-  const quoted = (text) => (text.includes('"') ? `"${text.replaceAll('"', '""')}"` : text);
+  const cell = (text) => (text.includes('"') ? `"${text.replaceAll('"', '""')}"` : text || "n/a");
   const rows = cards
     .map((card) => [card.dataset.subject, rating(card), note(card).value.replace(/\s+/g, " ").trim()])
     .filter(([, value, remark]) => value || remark);
-  return [["Subject", "Rating", "Note"], ...rows].map((row) => `${row.map(quoted).join("\t")}\n`).join("");
+  return [["participant_id", "rating", "note"], ...rows].map((row) => `${row.map(cell).join("\t")}\n`).join("");
 }
 
 function changed() {
@@ -42,26 +46,27 @@ function changed() {
   } catch {} // no place: then only what is exported stays
 }
 
-function choose(index) {
-  cards[current].classList.remove("current");
-  current = Math.min(Math.max(index, 0), cards.length - 1);
-  cards[current].classList.add("current");
+function choose(card) {
+  current.classList.remove("current");
+  current = card;
+  current.classList.add("current");
 }
 
-function show(index) {
-  choose(index);
-  cards[current].scrollIntoView({ block: "start" });
+function show(step) {
+  const order = inOrder();
+  choose(order[Math.min(Math.max(order.indexOf(current) + step, 0), order.length - 1)]);
+  current.scrollIntoView({ block: "start" });
 }
 
 function enlarge() {
   document.body.classList.toggle("large");
-  show(current);
+  show(0);
 }
 
 function exportTable() {
   exported = table();
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([exported], { type: "text/tab-separated-values" }));
+  link.href = `data:text/tab-separated-values;charset=utf-8,${encodeURIComponent(exported)}`;
   link.download = "ratings.tsv";
   link.click();
 }
@@ -72,12 +77,12 @@ function pressed(event) {
   if (writing || event.ctrlKey || event.metaKey || event.altKey) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   if (key in RATINGS) {
-    rate(cards[current], RATINGS[key]);
+    rate(current, RATINGS[key]);
     changed();
-    if (RATINGS[key]) show(current + 1);
-  } else if (key === "ArrowRight") show(current + 1);
-  else if (key === "ArrowLeft") show(current - 1);
-  else if (key === "n") note(cards[current]).focus();
+    if (RATINGS[key]) show(1);
+  } else if (key === "ArrowRight") show(1);
+  else if (key === "ArrowLeft") show(-1);
+  else if (key === "n") note(current).focus();
   else if (key === "b") enlarge();
   else if (key === "e") exportTable();
   else return;
@@ -88,11 +93,11 @@ try {
   const state = JSON.parse(localStorage.getItem(store) ?? "{}");
   for (const card of cards) if (state[card.dataset.subject]) rate(card, ...state[card.dataset.subject]);
 } catch {} // no place, or not ours
-cards.forEach((card, index) => {
+for (const card of cards) {
   card.addEventListener("input", changed);
-  for (const touched of ["pointerdown", "focusin"]) card.addEventListener(touched, () => choose(index));
+  for (const touched of ["pointerdown", "focusin"]) card.addEventListener(touched, () => choose(card));
   card.querySelector("button")?.addEventListener("click", enlarge);
-});
+}
 document.querySelector("#export").addEventListener("click", exportTable);
 document.querySelector("#large")?.addEventListener("click", enlarge);
 document.addEventListener("keydown", pressed);
@@ -101,5 +106,5 @@ window.addEventListener("beforeunload", (event) => {
 });
 if (cards.length) {
   changed();
-  choose(0);
+  choose(current);
 }

@@ -1,36 +1,58 @@
-"""What people say of images that they have looked at: ratings.tsv, which pages of pictures export.
+"""What people say of images that they have looked at: ratings.tsv, which every page of pictures exports.
 
-Columns: ``Subject``, ``Rating`` (keep, leave out, or redo: prepare it again with another mask; empty: not rated) and
-``Note``.
+One row per image, as BIDS has it: ``participant_id`` (its Subject), ``rating`` (keep, leave out, or redo: prepare it
+again with another mask) and ``note``; n/a where nothing is said.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
 from travelling.errors import InputError
-from travelling.images.cohort import read_text_table, refuse_rows
+from travelling.files import write_whole
+from travelling.images.cohort import UNKNOWN, read_text_table, refuse_rows
 
+COLUMNS = NAME, RATING, NOTE = ("participant_id", "rating", "note")
 RATINGS = KEEP, LEAVE_OUT, REDO = ("keep", "leave out", "redo")
 OUT = (LEAVE_OUT, REDO)  # not used, or not as it is
 SCRIPT = Path(__file__).with_suffix(".js")  # of the pages
 
 
-def read_ratings(path: Path | None, subjects: pd.Series) -> pd.DataFrame:
-    """``Rating`` and ``Note`` of each of these subjects, with their index; empty where nothing is said (None: at all).
+def read_ratings(path: Path, subjects: Iterable[str]) -> pd.DataFrame:
+    """``rating`` and ``note`` by participant_id, empty where nothing is said; others than these subjects may be there.
 
-    Others may be in the file, too. Raises InputError where it is no such table, or tells of none of these.
+    Raises InputError where it is no such table, or tells of none of them.
     """
-    if path is None:
-        return pd.DataFrame("", subjects.index, ["Rating", "Note"])
+    found = _read(path)
+    if not found.index.isin(subjects := list(subjects)).any():
+        raise InputError(f"{path}: tells of none of the {len(subjects)} images; is it of another cohort?")
+    return found
+
+
+def _read(path):
     table = read_text_table(path)
-    columns = ["Subject", "Rating", "Note"]
-    if missing := [name for name in columns if name not in table]:
-        raise InputError(f"{path}: no column {missing[0]}; needed are {', '.join(columns)}, separated by tabs (.tsv)")
-    refuse_rows(path, table["Subject"].duplicated(), "Subject appears before, too", table["Subject"])
-    rated = table["Rating"].str.lower()
-    refuse_rows(path, ~rated.isin(["", *RATINGS]), f"Rating must be {', '.join(RATINGS)} or empty", table["Rating"])
-    if not table["Subject"].isin(subjects).any():
-        raise InputError(f"{path}: tells of none of the {len(subjects)} subjects; is it of another cohort?")
-    found = table.assign(Rating=rated).set_index("Subject").reindex(subjects, fill_value="")
-    return found[["Rating", "Note"]].set_axis(subjects.index)
+    if missing := [name for name in COLUMNS if name not in table]:
+        raise InputError(f"{path}: no column {missing[0]}; needed are {', '.join(COLUMNS)}, separated by tabs (.tsv)")
+    table = table.assign(
+        **{name: table[name].mask(table[name].str.lower().isin(UNKNOWN), "") for name in (RATING, NOTE)}
+    )
+    refuse_rows(path, table[NAME].duplicated(), f"{NAME} appears before, too", table[NAME])
+    rated = table[RATING].str.lower()
+    refuse_rows(path, ~rated.isin(["", *RATINGS]), f"{RATING} must be {', '.join(RATINGS)} or n/a", table[RATING])
+    return table.assign(rating=rated).set_index(NAME)[[RATING, NOTE]]
+
+
+def all_ratings(given: Path | None, kept: Path, subjects: Iterable[str]) -> pd.DataFrame:
+    """As :func:`read_ratings`: what an earlier command has ``kept``, and over it what is ``given``."""
+    found = _read(kept) if kept.is_file() else pd.DataFrame(columns=[RATING, NOTE], dtype=str)
+    if given is None:
+        return found
+    new = read_ratings(given, subjects)
+    return pd.concat([found.drop(new.index, errors="ignore"), new])
+
+
+def keep_ratings(ratings: pd.DataFrame, path: Path) -> None:
+    """Write what :func:`all_ratings` gave, for the next command."""
+    text = ratings.rename_axis(NAME).replace("", "n/a").to_csv(sep="\t", lineterminator="\n")
+    write_whole(path, text.encode())

@@ -1,5 +1,6 @@
 """The report of one run of quality control: a page for readers, and lists for a lab's own use. No truth is known."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,14 +11,15 @@ import pandas as pd
 
 from travelling.errors import InputError
 from travelling.files import write_whole
+from travelling.images.ratings import RATINGS, SCRIPT, all_ratings, keep_ratings
 from travelling.method.extension import Finding
 from travelling.method.performance import age_groups
 from travelling.runs.options import AGE_EDGES
 from travelling.words import some
 from travelling_quality_control.auditing import Outcome, audit_log
+from travelling_quality_control.reporting.agreement import agreement
 from travelling_quality_control.reporting.drawing import rates_along_run
 from travelling_quality_control.reporting.pages import MISSING, make_page, number_text
-from travelling_quality_control.reporting.ratings import RATINGS, agreement, keep_ratings
 from travelling_quality_control.reporting.runs import DECISIONS, LoggedRun, read_images, read_log
 from travelling_quality_control.reporting.slices import Slices
 
@@ -64,7 +66,11 @@ def write_report(
     run = LoggedRun(record=record, images=read_images(train_csv), **read_log(log_csv, record))
     verdict = run.verdict(some(len(outcome.violations), "violation") if outcome.violations else "")
     page.parent.mkdir(parents=True, exist_ok=True)
-    rated = keep_ratings(ratings, log_csv, run.images.index)
+    kept = log_csv.with_name(f"{log_csv.stem}_ratings.tsv")
+    told = all_ratings(ratings, kept, run.images.index)
+    if ratings:
+        keep_ratings(told, kept)
+    rated = told.loc[told.index.isin(run.images.index) & (told["rating"] != ""), "rating"]
     seen = {}
     if with_images and run.images["Flagged"].any():
         slices = Slices(run.images, train_csv, read_images(test_csv), test_csv)
@@ -81,7 +87,10 @@ def write_report(
         decided={decision: run.images[run.images["Decision"] == decision] for decision in DECISIONS},
         flagged_images=_flagged_in_words(run, {subject: words for subject, (_, words) in seen.items()}),
         pictures={subject: picture for subject, (picture, _) in seen.items()},
-        ratings=rated,
+        ratings=told,
+        choices=RATINGS,
+        page=hashlib.sha256(f"{log_csv.name} {record.get('started')} {told.to_csv()}".encode()).hexdigest()[:16],
+        further_script=SCRIPT.read_text(encoding="utf-8") if run.images["Flagged"].any() else "",
         agreement=agreement(rated, run.images["Decision"]) if len(rated) else None,
         not_examined=run.not_examined(why_not),
         details=[(name, image, rows_of(run, name)) for name, image in _flagged(run).iterrows()],
@@ -92,7 +101,6 @@ def write_report(
         groups=_shares(run, _groups(run.images)),
         failures=_failures(run),
         decisions=DECISIONS,
-        in_words=RATINGS,
     )
     write_whole(page, text.encode())
     written = [page]

@@ -30,17 +30,3 @@ function isMissing(text) {
 function number(text) {
   return Number.parseFloat(text.replace(/^< /, ""));
 }
-
-// Ratings of images are saved as a file: nothing leaves the page otherwise.
-document.querySelector("#save-ratings")?.addEventListener("click", () => {
-  const table = document.querySelector("table.review");
-  const rows = [...table.tBodies[0].rows]
-    .map((row) => [row.dataset.image, row.querySelector("input:checked")?.value])
-    .filter(([, rating]) => rating);
-  const quoted = (text) => (/["\t]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
-  const lines = [["participant_id", "rating"], ...rows].map((row) => row.map(quoted).join("\t") + "\n");
-  const link = document.createElement("a");
-  link.href = "data:text/tab-separated-values;charset=utf-8," + encodeURIComponent(lines.join(""));
-  link.download = table.dataset.file;
-  link.click();
-});

@@ -24,7 +24,7 @@ def number_text(value: float, sign: bool = False, digits: int = 3) -> str:
     return f"{np.round(value, digits) + 0.0:{'+' if sign else ''}.{digits}f}"  # + 0.0: no "-0.000"
 
 
-def make_page(template: str, folder: Path = FOLDER, **facts: Any) -> str:
+def make_page(template: str, folder: Path = FOLDER, further_script: str = "", **facts: Any) -> str:
     """A page as HTML text: a template of a folder, which extends ``page.html.jinja`` of this one.
 
     Everything is escaped: ids and names of centers are text, whatever they contain, and a content security policy lets
@@ -37,7 +37,7 @@ def make_page(template: str, folder: Path = FOLDER, **facts: Any) -> str:
     environment.filters |= {"picture": _data_address, "number": number_text, "versions": versions, "json": _json}
     environment.globals |= {"some": some, "was": was}
     environment.tests["known"] = pd.notna
-    script = (FOLDER / "page.js").read_text(encoding="utf-8")
+    script = (FOLDER / "page.js").read_text(encoding="utf-8") + further_script
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template(template).render(script=script, script_digest=digest, **facts)
 
