@@ -27,6 +27,7 @@ from travelling.images.nifti import as_image, read_header, read_image, to_array,
 # 10.1016/j.compbiomed.2024.108845).
 STRIPPED = "stripped"
 MASKS = (STRIPPED, *EXTRACTIONS)
+DESCRIPTION = "Brains without skull, corrected for bias fields (N4), affinely registered, in 8 bits."  # of an image
 SMALLEST_SCAN = 16  # voxels along each axis
 
 
@@ -89,7 +90,11 @@ def prepare_file(job: Job) -> dict:
     of_mask = target.with_name(target.name.replace("_T1w.nii.gz", "_mask.nii.gz"))
     write_image(made.brain, of_mask)
     write_image(made.image, target)
-    about: dict = {"Sources": [uri(source, job.dataset) for source in sources], "SpatialReference": NAME}
+    about: dict = {
+        "Sources": [uri(source, job.dataset) for source in sources],
+        "SpatialReference": NAME,
+        "Description": DESCRIPTION,
+    }
     _write_json(_sidecar(of_mask), {"Type": "Brain", **about})
     about |= {
         "SkullStripped": True,

@@ -23,7 +23,14 @@ class Preparation(Overwrite):
     """What the preparation is told."""
 
     bids: Any = option("BIDS folder with participants.tsv; or", Path, None, metavar="FOLDER", group="scans")
+    bids_app: list | None = option(
+        "the same as --bids and --output-folder, as BIDS-Apps have it", str, None, flag="bids_app",
+        metavar="bids_dir output_dir participant", many="*", group="scans",
+    )  # fmt: skip
     csv: Any = option("table of raw scans", Path, None, metavar="CSV", group="scans")
+    participant_label: list | None = option(
+        "these participants only, with or without sub-", str, None, metavar="LABEL", many="+", group=BIDS
+    )
     label_column: str | None = option(
         "column of participants.tsv that tells the diagnosis", str, None, metavar="NAME", group=BIDS
     )
@@ -64,6 +71,13 @@ class Preparation(Overwrite):
 
     def check(self, spell: Callable[[str], str]) -> None:
         """As :meth:`travelling.option.Options.check`."""
+        if self.bids_app:
+            if len(self.bids_app) != 3 or self.bids_app[2] != "participant":
+                raise ValueError(f"{' '.join(self.bids_app)}: not bids_dir, output_dir and the word participant")
+            self.bids, self.output_folder = map(Path, self.bids_app[:2])
+        self.bids_app = None  # said otherwise now
+        if self.participant_label and not self.bids:
+            raise ValueError(f"{spell('participant_label')}: of a BIDS folder only")
         if (self.bids is None) == (self.csv is None):
             raise ValueError(f"one of {spell('bids')} and {spell('csv')} is needed, and not both")
         if self.brain_extraction == DEEPBET and importlib.util.find_spec(DEEPBET) is None:

@@ -8,6 +8,7 @@ Examples:
     python prepare_images.py --bids ./bids --output-folder prepared
     python prepare_images.py --bids ./bids --label-column diagnosis --pd PD --hc control --center "Hospital A"
         --mask-pattern "derivatives/hd-bet/{subject}/anat/{name}_bet_mask.nii.gz" --output-folder prepared
+    python prepare_images.py ./bids prepared participant --participant-label 01 02
     python prepare_images.py --csv raw_scans.csv --output-folder prepared
 
 Written to the output folder:
@@ -98,9 +99,10 @@ def main() -> None:
 
 
 def describe_derivative(folder: Path, arguments: Preparation) -> None:
-    """``dataset_description.json``, by which BIDS tools know a derivative."""
+    """``dataset_description.json`` and ``README``, by which BIDS tools and people know a derivative."""
     import json
 
+    from prepare_images.one_scan import DESCRIPTION
     from travelling import __version__
     from travelling.files import write_whole
 
@@ -115,6 +117,8 @@ def describe_derivative(folder: Path, arguments: Preparation) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "dataset_description.json", json.dumps(description, indent=2).encode() + b"\n")
+    words = f"{description['Name']}: {DESCRIPTION} Their brain masks lie beside them.\n"
+    write_whole(folder / "README", words.encode())
 
 
 def prepare_all(scans: pd.DataFrame, arguments: Preparation) -> list[dict]:

@@ -34,6 +34,11 @@ def find_scans(arguments: Preparation) -> pd.DataFrame:
         source = participants_file(arguments.bids).absolute()
         columns = {what: getattr(arguments, f"{what}_column") for what in ("label", "center", "sex", "age")}
         scans = read_bids(arguments.bids, columns, arguments.pd, arguments.hc, arguments.center, arguments.t1w)
+        if arguments.participant_label:
+            wanted = {f"sub-{label.removeprefix('sub-')}" for label in arguments.participant_label}
+            if unknown := wanted - set(scans["Participant"]):
+                raise InputError(f"{source}: has no {min(unknown)} (--participant-label)")
+            scans = scans[scans["Participant"].isin(wanted)]
         if (usable := scans["Reason"] == "").any():
             checked = check_cohort(source, scans[usable])
             related = [name for name in RELATED if name in scans]

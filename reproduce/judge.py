@@ -9,7 +9,8 @@ interruption.
 
 Of one table (--cohort) half of the persons become the test set, in equal shares of class and center. Images that
 prepare_images.py found least like the template, or says to look at, are not drawn for it: they are judged. Its column
-Rating goes before that: images to keep may be drawn, images to leave out or redo are in neither half.
+Rating goes before that: images to keep may be drawn, images to leave out or redo are in neither half. The same command
+with --other-half judges the test half, and then exclude.tsv is the list of both.
 
 Examples:
     python reproduce/judge.py --cohort prepared/prepared.csv --output-folder judged
@@ -45,6 +46,7 @@ if TYPE_CHECKING:  # slow to import
 SEED = 42  # of the halves
 EVIDENCE = "evidence"  # the setting where the screen cannot be used
 MOST_FALSE_ALARMS = 0.1  # the screen is off where it would need a higher rate, unless the user gives one
+OTHER_HALF = "other_half"  # the folder of that half
 MEASURES = ("Similarity", "Mutual_information")  # of prepare_images.py: how well an image fits the template
 
 
@@ -60,7 +62,9 @@ class Judgement(Device, Orientation):
     holdout: Path | None = changed(
         Study, "holdout", group=None, words="hold-out set, which decides nothing: a second test of the last model"
     )
-    other_half: bool = option("of --cohort, judge what is the test set otherwise", None, False)
+    other_half: bool = option(
+        f"of --cohort, judge what is the test set otherwise, in a folder {OTHER_HALF} of the output folder", None, False
+    )
     output_folder: Path = changed(Training, "output_folder", group=None, words="for everything")
     cycles: int | None = changed(Study, "cycles", PAPER["cycles"], words="cycles in all", group=None)
     pretrained_cycles: int = changed(Study, "pretrained_cycles", words="of these without quality control", group=None)
@@ -94,6 +98,8 @@ class Judgement(Device, Orientation):
             raise ValueError(f"{spell('cohort')} is needed, or both {spell('train')} and {spell('test')}")
         if self.other_half and not self.cohort:
             raise ValueError(f"{spell('other_half')}: with {spell('cohort')} only")
+        if self.other_half:
+            self.output_folder /= OTHER_HALF
         if self.cohort:
             self.train, self.test = (self.output_folder / f"{name}_set.csv" for name in ("training", "test"))
         self.study(EVIDENCE).check(spell)
@@ -139,8 +145,40 @@ def main() -> None:
         )
     if outcome.violations:
         sys.exit(1)
+    if judgement.cohort:
+        write_exclude_list(judgement.output_folder.parent if judgement.other_half else judgement.output_folder)
     if study.holdout:
         compare_with_holdout(study.output_folder)
+
+
+def write_exclude_list(folder: Path) -> None:
+    """Once both halves of a cohort are judged, write exclude.tsv: whom either of them eliminated."""
+    import pandas as pd
+
+    from travelling.files import write_tsv
+    from travelling_quality_control.reporting.one_run import COLUMNS
+
+    halves = [folder, folder / OTHER_HALF]
+    lists = [half / "log_decisions.tsv" for half in halves]
+    if not all(path.is_file() for path in lists):
+        return
+    tables = (
+        pd.concat(pd.read_csv(half / f"{name}_set.csv", dtype=str) for name in ("training", "test")) for half in halves
+    )
+    one, another = (table.sort_values("Subject", ignore_index=True) for table in tables)
+    if not one.equals(another):
+        print(f"notice: {halves[0]} and {halves[1]} are halves of different tables: no common list", file=sys.stderr)
+        return
+    first, other = (pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False) for path in lists)
+    both = first.merge(other, "outer", ["participant_id", "center"], suffixes=("", f"_{OTHER_HALF}")).fillna("n/a")
+    decided = both[["decision", f"decision_{OTHER_HALF}"]]
+    out = both[(decided == "eliminated").any(axis=1)]
+    columns: dict[str, dict] = {name: COLUMNS[name] for name in ("participant_id", "center", "decision", "reason")}
+    for name in ("decision", "reason"):
+        words = f"{COLUMNS[name]['Description']}, with --other-half; n/a: in the test set of that run"
+        columns[f"{name}_{OTHER_HALF}"] = {**COLUMNS[name], "Description": words}
+    path, _ = write_tsv(out, folder / "exclude.tsv", columns)
+    print(f"{some(len(out), 'image')} eliminated in either half: {path}")
 
 
 def compare_with_holdout(folder: Path) -> None:

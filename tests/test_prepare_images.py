@@ -148,6 +148,8 @@ def test_a_bids_folder_becomes_a_cohort(dataset, prepared_scans, tmp_path):
     )
     assert image["Sources"] == mask["Sources"] == ["bids:raw:sub-01/ses-2/anat/sub-01_ses-2_T1w.nii.gz"]
     assert mask["Type"] == "Brain"
+    assert "registered" in image["Description"]
+    assert "registered" in (out / "images/README").read_text()
 
     table = pd.read_csv(out / "registration.csv", keep_default_na=False).set_index("Subject")
     assert list(table["Status"]) == ["prepared"] * 4 + ["failed"] * 6
@@ -197,6 +199,22 @@ def test_the_page_holds_a_picture_and_a_tick_for_each_scan(dataset, prepared_sca
     assert f"default-src 'none'; img-src 'self' file:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in page
     assert "://" not in page
     assert "href" not in page.replace("link.href", "")
+
+
+def test_a_bids_app_call_is_the_same_command(dataset, prepared_scans, tmp_path):
+    out = tmp_path / "out"
+    status, said = run(dataset, out, "participant", "--participant-label", "02", "sub-01")
+    assert status == 0, said
+    assert list(read_cohort(out / "prepared.csv")["Subject"]) == ["sub-01_ses-1", "sub-01_ses-2", "sub-02"]
+    assert "done already" in run("--bids", dataset, "--output-folder", out, "--participant-label", "02", "sub-01")[1]
+    assert run(dataset, out, "participant", "--overwrite")[0] == 0
+    assert list(read_cohort(out / "prepared.csv")["Subject"])[2:] == ["sub-02", "sub-03"]
+    assert len(prepared_scans) == 4  # no image is made again
+    there = ["--overwrite", "--participant-label"]
+    assert "participants.tsv: has no sub-2 (--participant-label)" in refusal(dataset, out, "participant", *there, "2")
+    assert "--participant-label: of a BIDS folder only" in refusal("--csv", out / "prepared.csv", *there, "02")
+    for words in ([dataset], [dataset, out, "group"]):
+        assert "not bids_dir, output_dir and the word participant" in refusal(*words)
 
 
 def colors_of(picture):
@@ -984,6 +1002,39 @@ def test_what_a_person_says_goes_before_the_measures(judge, tmp_path):
         judged += pd.read_csv(judgement.train)["Subject"].tolist()
     assert "0_0" in drawn
     assert {*drawn, *judged} == {"0_0", "3_0", "4_0", "5_0"}
+
+
+def test_two_halves_have_one_list_of_whom_to_leave_out(judge, tmp_path, capsys):
+    """An image that both have judged is in it if either eliminated it; halves of other tables have none."""
+    table = cohort_of(6).drop_duplicates("Participant").assign(Study="A", Sex="F")
+    table["Status"] = ["look at it", *["prepared"] * 5]  # judged in both halves
+    table["Path"] = [str(write_scan(tmp_path / f"{name}.nii")) for name in range(6)]
+    table.to_csv(tmp_path / "all.csv", index=False)
+    out, gone = tmp_path / "judged", {False: set(), True: {"0_0"}}
+    for other in (False, True):
+        judgement = judge.Judgement(cohort=tmp_path / "all.csv", output_folder=out, other_half=other)
+        judgement.check(str)
+        judge.write_halves(judgement)
+        judged = list(pd.read_csv(judgement.train)["Subject"])
+        gone[other].add(judged[-1])
+        decisions = ["eliminated" if name in gone[other] else "kept" for name in judged]
+        about = {"participant_id": judged, "center": "A", "decision": decisions, "reason": f"row {judged[-1]}"}
+        pd.DataFrame(about).to_csv(judgement.train.with_name("log_decisions.tsv"), sep="\t", index=False)
+        judge.write_exclude_list(out)
+        assert (out / "exclude.tsv").is_file() == other
+    assert judgement.train.parent == out / "other_half"
+    found = pd.read_csv(out / "exclude.tsv", sep="\t", keep_default_na=False).set_index("participant_id")
+    assert set(found.index) == gone[False] | gone[True]
+    assert found.loc["0_0", ["decision", "decision_other_half"]].tolist() == ["kept", "eliminated"]
+    (first,) = gone[False]
+    assert found.loc[first, ["decision", "reason_other_half"]].tolist() == ["eliminated", "n/a"]
+    assert list(json.loads((out / "exclude.json").read_text())) == ["participant_id", *found.columns]
+    assert f"3 images eliminated in either half: {out / 'exclude.tsv'}" in capsys.readouterr().out
+    (out / "exclude.tsv").unlink()
+    (out / "other_half" / "test_set.csv").write_text((out / "test_set.csv").read_text())
+    judge.write_exclude_list(out)
+    assert not (out / "exclude.tsv").exists()
+    assert "halves of different tables" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -234,8 +234,10 @@ def test_every_number_is_that_of_the_log(tmp_path, setting):
         later = [number for number, about in alone if number > flag and about["Phase"] == "revisit"]
         assert [int(number) for number in re.findall(r"row (\d+),", row["reason"])] == [flag, *later[:1]]
         assert ("eliminated" in row["reason"]) == (row["decision"] == "eliminated")
-    out = (tmp_path / "log_exclude.txt").read_text().splitlines()
-    assert sorted(out) == sorted(control.eliminated)
+    out = pd.read_csv(tmp_path / "log_exclude.tsv", sep="\t", keep_default_na=False, dtype=str)
+    assert sorted(out["participant_id"]) == sorted(control.eliminated)
+    assert out["reason"].tolist() == table.loc[out["participant_id"], "reason"].tolist()
+    assert list(json.loads((tmp_path / "log_exclude.json").read_text())) == list(out.columns)
     described = json.loads((tmp_path / "log_decisions.json").read_text())
     assert list(described) == ["participant_id", *table.columns]
     assert set(table["decision"]) <= set(described["decision"]["Levels"])
@@ -504,7 +506,7 @@ def test_slices_are_drawn(run, monkeypatch):
     with_images(run)
     monkeypatch.setattr(pages, "render", drawing.render)
     assert report(run, "--with-images", "--output-folder", run / "there")[0] == 0
-    assert (run / "there" / "log_exclude.txt").is_file()
+    assert (run / "there" / "log_exclude.tsv").is_file()
     page = (run / "there" / "log_report.html").read_text()
     assert len(set(re.findall(r'<img src="data:image/png;base64,([^"]{200,})"', page))) > 3
 
@@ -543,7 +545,7 @@ def test_an_unfinished_run_and_one_that_has_not_begun(run):
     words = Page(run / "log_report.html").words
     assert "No cycle has begun." in words
     assert "None was flagged." in words
-    assert (run / "log_exclude.txt").read_text() == ""
+    assert len((run / "log_exclude.tsv").read_text().splitlines()) == 1  # no rows
 
 
 def test_a_federation_with_pseudonyms_and_failed_visits(tmp_path):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +41,17 @@ def replace_whole(partial: Path, path: Path) -> None:
 def write_csv(table: pd.DataFrame, path: Path | str) -> None:
     """Write a DataFrame such that ``path`` is at any moment the old file or the whole new one."""
     write_whole(path, table.to_csv(index=False, lineterminator="\n").encode())
+
+
+def write_tsv(table: pd.DataFrame, path: Path, columns: Mapping[str, Mapping]) -> list[Path]:
+    """Write the columns of a table that ``columns`` describe, as BIDS has it: a TSV and, beside it, their description.
+
+    Returns the two files.
+    """
+    described = path.with_suffix(".json")
+    write_whole(path, table[list(columns)].to_csv(sep="\t", index=False, lineterminator="\n").encode())
+    write_whole(described, json.dumps(columns, indent=2).encode() + b"\n")
+    return [path, described]
 
 
 def refuse_read_only(folder: Path | str) -> None:

@@ -40,8 +40,8 @@ def option(
 
     ``parse`` makes its value of a text (None: the option is a flag that is there or not), ``many`` tells how many it
     may have (argparse's ``nargs``); ``flag`` is its spelling on the command line where that is not ``--kebab-case``
-    (without a dash: the option is told by its place, and needed); ``from_json`` makes its value of what a file says,
-    where ``parse`` cannot.
+    (without a dash: the option is told by its place, and needed unless ``many`` is "*"); ``from_json`` makes its value
+    of what a file says, where ``parse`` cannot.
     """
     about = {key: value for key, value in locals().items() if key != "default"}
     if default is _REQUIRED:
@@ -119,10 +119,10 @@ def add_to_parser(parser: argparse.ArgumentParser, options: type[Options]) -> No
             groups[about["group"]] = parser.add_argument_group(named) if named else parser
         given = {"dest": field.name, "help": about["words"]}
         if not flag_of(field).startswith("-"):
-            del given["dest"]  # told by its place; it is needed
+            del given["dest"]  # told by its place
         elif field.default is dataclasses.MISSING:
             given["required"] = True
-        else:
+        if field.default is not dataclasses.MISSING:
             given["default"] = field.default
         if about["parse"] is None:
             given["action"] = "store_true"

@@ -5,9 +5,9 @@ that decided; centers, scanners, class, sex and age by their share of flagged im
 paragraph for a paper's methods. On the page a person says which images to keep, and exports these ratings as TSV; given
 back (--ratings), they are compared with the decisions. Nothing is said about what the images are: that is not known.
 
-Writes <name>_report.html and beside it <name>_decisions.tsv (BIDS style, a row for every image), its description
-<name>_decisions.json, and <name>_exclude.txt (ids of eliminated images), unless the audit refuses the log: then the
-page says so on top, and the exit status is 1.
+Writes <name>_report.html and beside it <name>_decisions.tsv (BIDS style, a row for every image) and <name>_exclude.tsv
+(the eliminated ones), each with its description (.json), unless the audit refuses the log: then the page says so on
+top, and the exit status is 1.
 
 Example:
     python report.py filename.csv

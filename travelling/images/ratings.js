@@ -75,6 +75,7 @@ function pressed(event) {
   const writing = event.target.matches("input[type=text]");
   if (writing && ["Enter", "Escape"].includes(event.key)) event.target.blur();
   if (writing || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key.startsWith("Arrow") && event.target.matches(".scroll")) return; // a wide table is scrolled
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   if (key in RATINGS) {
     rate(current, RATINGS[key]);

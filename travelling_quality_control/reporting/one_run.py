@@ -1,7 +1,6 @@
 """The report of one run of quality control: a page for readers, and lists for a lab's own use. No truth is known."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -10,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from travelling.errors import InputError
-from travelling.files import write_whole
+from travelling.files import write_tsv, write_whole
 from travelling.images.ratings import RATINGS, SCRIPT, all_ratings, keep_ratings
 from travelling.method.extension import Finding
 from travelling.method.performance import age_groups
@@ -25,7 +24,7 @@ from travelling_quality_control.reporting.slices import Slices
 
 VIOLATIONS_SHOWN = 10
 RATES = {"FPR": "PFP", "FNR": "PFN"}
-COLUMNS = {  # of the list of decisions, in the manner of BIDS
+COLUMNS: dict[str, dict] = {  # of the list of decisions, in the manner of BIDS
     "participant_id": {"Description": "The image: Subject of the training set"},
     "center": {"Description": "Where it is from: Study of the training set"},
     "decision": {
@@ -37,7 +36,7 @@ COLUMNS = {  # of the list of decisions, in the manner of BIDS
             "eliminated": "Flagged, and out for good after its revisit",
         },
     },
-    "times_flagged": {"Description": "How often it was flagged"},
+    "times_flagged": {"Description": "How often it was flagged", "Units": "count"},
     "cycles": {"Description": "The cycles in which it was flagged, separated by commas"},
     "reason": {"Description": "The rows of the log that decided: its last flag, and the revisit after it"},
 }
@@ -243,14 +242,10 @@ def decisions(run: LoggedRun) -> pd.DataFrame:
 
 
 def _write_lists(run, folder, name):
-    """The list of decisions with its description, and the list of images to leave out."""
-    table, out = decisions(run), run.images.index[run.images["Eliminated"]]
-    contents = {
-        "decisions.tsv": table.to_csv(sep="\t", index=False, lineterminator="\n"),
-        "decisions.json": json.dumps(COLUMNS, indent=2) + "\n",
-        "exclude.txt": "".join(f"{subject}\n" for subject in out),
-    }
-    files = {folder / f"{name}_{ending}": content for ending, content in contents.items()}
-    for path, content in files.items():
-        write_whole(path, content.encode())
-    return list(files)
+    """The list of decisions and that of images to leave out, each with its description."""
+    table = decisions(run)
+    out = {column: told for column, told in COLUMNS.items() if column != "decision"}
+    return [
+        *write_tsv(table, folder / f"{name}_decisions.tsv", COLUMNS),
+        *write_tsv(table[table["decision"] == "eliminated"], folder / f"{name}_exclude.tsv", out),
+    ]
