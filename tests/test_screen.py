@@ -9,11 +9,12 @@ import pandas as pd
 import pytest
 from fake_trainer import FakeTrainer, control_over, run_cycles
 from scipy.ndimage import gaussian_filter
+from scipy.stats import t
 from sklearn.covariance import LedoitWolf
 
 from travelling.beyond.screen import is_strange, scores
 from travelling.beyond.screen.eyes import Eyes
-from travelling.beyond.screen.labels import center_p_value, p_values, reference_of
+from travelling.beyond.screen.labels import LEAST_SPREAD, center_p_value, p_values, reference_of
 from travelling.beyond.screen.looks import LOOKS, Distance, Mirrored, asymmetry, spectrum
 from travelling.beyond.screen.metrics import MEANINGS, image_metrics
 from travelling.beyond.screen.scores import Scores, beside_others, by_others, person_limit
@@ -127,10 +128,10 @@ def test_looks_are_taken_upright_and_once(head, tmp_path):
     volumes.batch, batch = lambda subjects: read.append(subjects) or batch(subjects), volumes.batch
     again = eyes.look(["a"])
     assert not asked  # images alone need no model
-    looks = eyes.look(["a"], {"0": [0.5], "1": [0.1, 0.2, 0.9]})
+    looks = eyes.look(["a"], {"0": [1.0, 1.0, 9], "1": [1.0, 2.0, 3]})
     np.testing.assert_allclose(looks["asymmetry"], [asymmetry(head)], atol=1e-5)
     np.testing.assert_allclose(looks["metrics"], [image_metrics(head)], rtol=1e-4, atol=1e-4)
-    assert looks["labels"] == (1 + 2) / 4  # PD with probability 0.25
+    assert looks["labels"][0, 0] == pytest.approx(t.cdf((-np.log(3) - 1) / 2 / (4 / 3) ** 0.5, 2))  # PD at 0.25
     assert "labels" not in again
     np.testing.assert_array_equal(again["spectrum"], looks["spectrum"])
     assert asked == [1]
@@ -148,8 +149,24 @@ def reference_at(auroc):
 def test_a_model_that_knows_little_doubts_no_label():
     assert reference_of(evaluate(*reference_at(0.7))) is None
     reference = reference_of(evaluate(*reference_at(0.95)))
-    assert {label: len(values) for label, values in reference.items()} == {"0": 200, "1": 200}
-    assert reference["0"] == sorted(reference["0"])
+    labels, predictions = reference_at(0.95)
+    for label in (0, 1):
+        own = np.array(predictions)[np.array(labels) == label]
+        odds = np.log(own / (1 - own)) * (1 if label else -1)
+        assert reference[str(label)] == pytest.approx([odds.mean(), odds.std(ddof=1), 200])
+
+
+def test_a_label_is_judged_beside_the_test_subjects_of_its_class():
+    """By Student's t; and by a spread of some size, where all of them look alike to the model."""
+    reference = {"0": [2.0, 1.0, 10], "1": [1.0, 2.0, 2]}
+    predictions = 1 / (1 + np.exp([3.0, -1.0, -1.0, 1.0]))  # log-odds of PD: -3, 1, 1, -1
+    found = p_values(reference, [0, 0, 1, 1], predictions)
+    expected = [t.cdf(1 / 1.1**0.5, 9), t.cdf(-3 / 1.1**0.5, 9), 0.5, t.cdf(-1 / 1.5**0.5, 1)]
+    np.testing.assert_allclose(found, expected)
+    assert 0 < p_values({"0": [13, 0.5, 500]}, [0], [1.0])[0] < 1e-90
+    assert reference_of(evaluate([0, 1] * 50, [0.2, 0.8] * 50))["1"] == pytest.approx(
+        [np.log(4), LEAST_SPREAD * 2 * np.log(4), 50]
+    )
 
 
 def test_where_the_model_knows_little_no_cell_says_anything_of_labels():

@@ -100,8 +100,9 @@ class LabelScreen(OfLooks):
         from travelling.beyond.screen.labels import LEAST_AUROC, LEAST_IMAGES, RESEMBLANCE
 
         return (
-            "Labels were examined by center at the same looks. The conformal p-value of a label was the share of test "
-            "subjects of its class whose label the model found no more probable; those of a center, without images "
+            "Labels were examined by center at the same looks. The p-value of a label was that of its log-odds by the "
+            "model beside those of the test subjects of its class (limit of prediction, Student's t); those of a "
+            "center, without images "
             "above the limit, were pooled as normal scores (Stouffer's method, with a correlation of "
             f"{RESEMBLANCE:g} within a center). All images of a center with a pooled p-value below {ALPHA:g} divided "
             "by the number of centers were flagged without training, and eliminated if it was so again at their "
