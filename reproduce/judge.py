@@ -134,16 +134,16 @@ def main() -> None:
     from travelling_quality_control.reporting.one_run import in_one_line, write_report
 
     folder = study.output_folder / run_folder
-    run, outcome, files = write_report(
+    run, files = write_report(
         read_run_record(folder / "run.json"), folder / "log.csv", study.train, study.test, folder / "log_subjects.csv",
         study.output_folder / "report.html", not judgement.without_images, judgement.ratings, why_not,
     )  # fmt: skip
-    print("\n".join(["", in_one_line(run, outcome), *map(str, files)]))
+    print("\n".join(["", in_one_line(run), *map(str, files)]))
     if not judgement.without_images:
         print(
             "report.html shows slices of flagged images: keep it as you keep those (--without-images leaves them out)"
         )
-    if outcome.violations:
+    if run.violations:
         sys.exit(1)
     if judgement.cohort:
         write_exclude_list(judgement.output_folder.parent if judgement.other_half else judgement.output_folder)

@@ -99,7 +99,6 @@ def make_clean_control(folder, setting):
 def write_run(folder, predictions, finished="2026-01-01T00:16:00+00:00", **options):
     """All records of a run that any script leaves, and of its inference."""
     write_inference(folder, predictions)
-    write_cycles(folder / "cycles.csv", 10 if folder.name == "quality_control" else 1)
     write_record(folder / "run.json", finished, **options)
     write_record(folder / "inference_run.json")
 
@@ -122,12 +121,6 @@ def write_inference(folder, predictions, cycles=(11, LAST_CYCLE), test="inferenc
         for cycle in cycles
     ]
     pd.concat(tables).to_csv(folder / f"{test}_predictions.csv", index=False)
-
-
-def write_cycles(path, times):
-    """Cycles of 10 and 20 s, ten times that with quality control; one was interrupted."""
-    seconds = [10 * times, 20 * times, None]
-    pd.DataFrame({"Cycle": [10, 11, LAST_CYCLE], "Seconds": seconds}).to_csv(path, index=False)
 
 
 def write_record(path, finished="2026-01-01T00:16:00+00:00", **options):

@@ -139,7 +139,7 @@ def test_a_git_that_does_not_answer_is_told_in_log_and_record(program, reason, t
     notices = about.start("CPU", {})
     assert notices == [f"the git commit of the code is not known ({why})"]
     session = json.loads((tmp_path / "run.json").read_text())["sessions"][0]
-    assert (session["git_commit"], session["git_commit_unknown"]) == (None, why)
+    assert (session["git_commit"], session["git_commit_unknown"], session["notices"]) == (None, why, notices)
     assert about.resume("CPU", {}) == notices
 
 

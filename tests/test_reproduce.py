@@ -607,11 +607,11 @@ def judged(study, monkeypatch):
 
     def write_report(record, log, train, test, subjects_csv, page, with_images, ratings, why_not):
         reports.append([log, train, test, page, subjects_csv, with_images, ratings, sorted(why_not)])
-        return None, SimpleNamespace(violations=violations), [page]
+        return SimpleNamespace(violations=violations), [page]
 
     violations = []
     monkeypatch.setattr(one_run, "write_report", write_report)
-    monkeypatch.setattr(one_run, "in_one_line", lambda run, outcome: "28 images")
+    monkeypatch.setattr(one_run, "in_one_line", lambda run: "28 images")
     monkeypatch.setattr(run_record, "read_run_record", lambda path: {})
     study.options = study.options[:6]
     monkeypatch.setattr(reproduce, "main", judge.main)  # which is what study.run() runs

@@ -573,7 +573,7 @@ PARTS = {  # of the paragraph for a paper: what tells each, and an option with w
     "verified every training step": {"verify_every": 1},
     "Up to 9 batches were trained before the test set was evaluated; where they together did so": {"verify_every": 9},
     "with a stated probability of 0.03": {"screen": True},
-    "The conformal p-value of a label": {"label_screen": True},
+    "The p-value of a label was that of its log-odds": {"label_screen": True},
 }
 
 

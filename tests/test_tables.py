@@ -164,22 +164,6 @@ def test_centers_by_hand(tables):
     assert view["center"].tolist() == ["B", "harmful_01"]
 
 
-def test_cost_by_hand(tables):
-    def cost(column, model=CONTROLLED):
-        return cell(tables["cost"], column, model=model)
-
-    # cycle 12 was interrupted, so only cycles 10 and 11 have a known duration
-    assert cost("seconds_per_cycle", "clean") == pytest.approx((10 + 20) / 2)
-    assert cost("seconds_per_cycle") == pytest.approx((100 + 200) / 2)
-    assert cost("times_dirty") == pytest.approx(10)
-    assert cost("verifications") == len(STEPS) == 26
-    assert cost("rejected") == 8  # h1;h2, h1, b1..b3, b1, h2 twice, both revisits of harm
-    assert cost("rejected_share") == pytest.approx(8 / 26)
-    assert [cost(f"{phase}_rejected") for phase in ("batch", "subject", "revisit")] == [3, 3, 2]
-    assert cost("good_batches_rejected") == 1
-    assert cost("cycles") == 3
-
-
 def test_every_number_depends_on_the_records(folder):
     control, inference = folder / CONDITION / CONTROLLED, folder / "clean" / "inference_predictions.csv"
     change(inference, "preds_raw", 0.2, Subject="t4", cycle=12)
@@ -191,7 +175,7 @@ def test_every_number_depends_on_the_records(folder):
     assert value(tables, CONTROLLED, "accuracy", column="difference_to_clean") == 0
     assert cell(tables["detection"], "eliminated", images="harmful") == 1
     assert cell(tables["detection"], "eliminated", images="whole harmful centers") == 0
-    assert cell(tables["cost"], "verifications", model=CONTROLLED) == 25
+    assert cell(tables["settings"], "rejected_percent") == pytest.approx(100 * 7 / 25)
 
 
 @pytest.fixture(scope="module")
@@ -345,14 +329,6 @@ def test_other_tables_of_a_study_with_several_settings(two_settings, tables):
     assert found["first_flagged_cycles"]["whole_centers", SETTING, "harmful"] == "10: 2"
     assert found["flagged"]["whole_centers", "published", "good"] == 1
 
-    def cost(column, model=SCREENED, table="cost"):
-        return cell(made_of_two[table], column, model=model, experiment="whole_centers")
-
-    assert [cost(name) for name in ("verifications", "rejected", "revisit_verifications")] == [22, 6, 3]
-    assert [cost(f"screened{ending}") for ending in ("", "_flagged", "_eliminated")] == [15, 2, 1]
-    assert cost("screened", CONTROLLED) == 0
-    assert "15, 2, 1 |" in in_words(made_of_two["cost"])
-    assert "screen" not in in_words(tables["cost"])
     assert not [table.name for table in made_of_two.values() if "nan" in in_words(table)]
 
 
@@ -432,7 +408,6 @@ def test_seeds_are_averaged(tmp_path):
     assert value(tables, CONTROLLED, "specificity", column="difference_to_clean") == pytest.approx((1 / 6 + 2 / 6) / 2)
     assert cell(tables["detection"], "number", images="harmful") == 4
     assert cell(tables["detection"], "eliminated_sd_over_seeds", images="harmful") == 0
-    assert cell(tables["cost"], "verifications", model=CONTROLLED) == 52
     assert "± 0.177" in in_words(tables["performance"])
 
     shutil.rmtree(tmp_path / "seed_2" / CONDITION / DIRTY)
@@ -450,7 +425,7 @@ def test_same_input_same_output(whole, tables, tmp_path):
     write_tables(tables, tmp_path / "one")
     write_tables(made(whole), tmp_path / "two")
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert len(files) == 12
+    assert len(files) == 10
     for name in files:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
@@ -544,7 +519,7 @@ def audited(folder, monkeypatch):
     """What the audit was asked, with a test set to audit by; it finds what a test puts into the list of violations."""
     asked, violations = [], []
 
-    def audit_log(**files):
+    def audit_log(*files):
         asked.append(files)
         return SimpleNamespace(violations=violations, summary="")
 
@@ -558,11 +533,10 @@ def test_every_log_is_audited_with_the_options_of_its_run(folder, audited):
     assert read_study(folder).notes == []
     control = folder / CONDITION / CONTROLLED
     assert asked == [
-        {
-            "log_csv": control / "log.csv", "train_csv": folder / CONDITION / "harmful" / "training_set.csv",
-            "test_csv": folder / "test_set.csv", "subjects_csv": control / "log_subjects.csv",
-            "record": json.loads((control / "run.json").read_text()),
-        }
+        (
+            control / "log.csv", folder / CONDITION / "harmful" / "training_set.csv", folder / "test_set.csv",
+            json.loads((control / "run.json").read_text()), control / "log_subjects.csv",
+        )
     ]  # fmt: skip
     violations.extend(["log.csv, row 7: Ignored is 0, but FPR rose", "log.csv, row 8: another"])
     with pytest.raises(InputError, match=r"^log\.csv, row 7: Ignored is 0, but FPR rose$"):
@@ -576,7 +550,7 @@ def test_a_table_more_is_one_file_more(folder, monkeypatch, tmp_path):
     import evaluation.tables
 
     (tmp_path / "seeds_of_study.py").write_text(
-        "import pandas as pd\nfrom evaluation.tables import table\n\n@table('Seeds', section='cost', place=2)\n"
+        "import pandas as pd\nfrom evaluation.tables import table\n\n@table('Seeds', section='runs', place=2)\n"
         'def seeds_of_study(study, diagnoses):\n    """The seeds {when}."""\n'
         "    frame = pd.DataFrame({'seed': study.seeds})\n    return frame, {'All': frame}, {}\n"
     )
@@ -584,13 +558,13 @@ def test_a_table_more_is_one_file_more(folder, monkeypatch, tmp_path):
     monkeypatch.setattr(evaluation.tables, "_FOUND", [*evaluation.tables._FOUND])
     monkeypatch.delitem(sys.modules, "evaluation.tables.seeds_of_study", raising=False)
     table = made(folder)["seeds_of_study"]
-    assert (table.caption, table.section, len(table.frame)) == ("The seeds after cycle 12.", "cost", 1)
+    assert (table.caption, table.section, len(table.frame)) == ("The seeds after cycle 12.", "runs", 1)
 
 
 def test_the_script_writes_and_says_what_is_wrong(folder, tmp_path):
     assert run_script_here("evaluate.py", folder, "--resamples", 99) == (0, "")
     assert sorted(path.stem for path in (folder / "tables").glob("*.tex")) == [
-        "centers", "cost", "detection", "false_alarms", "performance", "settings",
+        "centers", "detection", "false_alarms", "performance", "settings",
     ]  # fmt: skip
     nowhere, empty = tmp_path / "nowhere", tmp_path / "empty"
     empty.mkdir()

@@ -47,9 +47,9 @@ def main() -> None:
     log = arguments.log
     page = (arguments.output_folder or log.parent) / f"{log.stem}_report.html"
     shown = {"with_images": arguments.with_images, "ratings": arguments.ratings}
-    run, outcome, files = write_report(**run_of(arguments), page=page, **shown)
-    print("\n".join([in_one_line(run, outcome), *map(str, files)]))
-    sys.exit(bool(outcome.violations))
+    run, files = write_report(**run_of(arguments), page=page, **shown)
+    print("\n".join([in_one_line(run), *map(str, files)]))
+    sys.exit(bool(run.violations))
 
 
 if __name__ == "__main__":

@@ -3,20 +3,17 @@
 from pathlib import Path
 
 import matplotlib as mpl
-import numpy as np
 import pandas as pd
 
 from evaluation.layout import CLEAN, DIRTY, control_folder
-from evaluation.records import ControlRun, Study, in_words
+from evaluation.records import Study, in_words
 from evaluation.render import METRIC_NAMES, MODEL_NAMES
 from travelling.errors import InputError
 from travelling.files import write_whole
-from travelling_quality_control.reporting.drawing import Picture, of_run, rates_along_run, render, show_slices
+from travelling_quality_control.reporting.drawing import Picture, rates_along_run, render, show_slices
 
 DRAWN_METRICS = ("AUC_ROC", "accuracy", "sensitivity", "specificity")
-LONGEST_NAME = 30  # characters of a center's name beside a map; the tables have all of them
 MOST_COLUMNS = 6  # experiments side by side; more get another figure
-TRIANGLE, ELLIPSIS = "\N{BLACK DOWN-POINTING TRIANGLE}", "\N{HORIZONTAL ELLIPSIS}"
 
 # Color, marker and line of the clean, the dirty and the quality-controlled model.
 _LOOKS = ("green", "o", ":"), ("orange", "s", "--"), ("blue", "D", "-")
@@ -29,9 +26,7 @@ def make_figures(study: Study) -> list:
         conditions = study.conditions or [("", "")]
         parts = [conditions[begin : begin + MOST_COLUMNS] for begin in range(0, len(conditions), MOST_COLUMNS)]
         figures = [metrics_by_cycle(study, part, number) for number, part in enumerate(parts, 1)]
-    for run in study.shown_controls:
-        figures += [rates_along_run(run), flags_by_center(run)]
-    return figures
+    return [*figures, *map(rates_along_run, study.shown_controls)]
 
 
 def write_figures(figures: list, folder: Path) -> None:
@@ -89,56 +84,6 @@ def metrics_by_cycle(study: Study, conditions: list, number: int = 1) -> Picture
     alternative = f"Line charts of {metrics} by cycle. Last AUROC: {'; '.join(ends)}."
     name = "metrics_by_cycle" if number == 1 else f"metrics_by_cycle_{number}"
     return Picture(name, "Metrics by cycle", caption, alternative, (2.0 + 2.3 * len(conditions), 6.4), draw)
-
-
-def flags_by_center(run: ControlRun) -> Picture:
-    """Which centers had images flagged and eliminated, in which cycle."""
-    centers = run.images.groupby("Study", sort=False).agg(harmful=("Harmful", "sum"), size=("Harmful", "size"))
-    shown = centers[(centers["harmful"] > 0) | centers.index.isin(run.flags["Study"])]
-    shown = shown.sort_values("harmful", ascending=False, kind="stable")
-    gone = run.revisits[run.revisits["Eliminated"] == 1]
-    flagged, eliminated = (
-        pd.crosstab(rows["Study"], rows["Cycle"]).reindex(index=shown.index, columns=run.cycles, fill_value=0)
-        for rows in (run.flags, gone)
-    )
-
-    def draw(figure, colors):
-        axis = figure.subplots()
-        if shown.empty:
-            axis.text(0.5, 0.5, "no harmful image, and none was flagged", ha="center", transform=axis.transAxes)
-            axis.axis("off")
-            return
-        shade = mpl.colors.LinearSegmentedColormap.from_list("shade", [colors["page"], colors["orange"]])
-        shares = flagged.div(shown["size"], axis=0)
-        image = axis.pcolormesh(shares, cmap=shade, vmin=0, vmax=1, edgecolors=colors["faint"], linewidth=0.5)
-        for (row, column), number in np.ndenumerate(flagged):
-            lost = eliminated.to_numpy()[row, column]
-            text = "  ".join(([str(number)] if number else []) + ([f"{TRIANGLE}{lost}"] if lost else []))
-            axis.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8)
-        labels = [f"{_short(center)} ({harmful} of {size} harmful)" for center, harmful, size in shown.itertuples()]
-        axis.set_yticks(np.arange(len(shown)) + 0.5, labels)
-        axis.set_xticks(np.arange(len(run.cycles)) + 0.5, run.cycles)
-        axis.invert_yaxis()
-        axis.tick_params(length=0)
-        axis.set_xlabel("cycle")
-        figure.colorbar(image, ax=axis, label="share flagged", shrink=min(1, 3 / len(shown) + 0.3))
-
-    caption = (
-        "Images flagged (numbers; shade: their share of the center's images) and eliminated (triangles and numbers) "
-        f"by center and cycle ({run.words}). Of {len(centers)} centers, the {len(centers) - len(shown)} without any "
-        "harmful or flagged image are not shown."
-    )
-    rows = []
-    for center, *numbers in flagged.itertuples():
-        told = [f"{number} in cycle {cycle}" for cycle, number in zip(run.cycles, numbers, strict=True) if number]
-        rows += [f"{center}: {', '.join(told)}"] if told else []
-    alternative = f"Map of centers by cycles. Images flagged: {'; '.join(rows) or 'none'}."
-    size = max(5.0, 3 + 0.45 * len(run.cycles)), 1.2 + 0.3 * max(1, len(shown))
-    return of_run("flags", "Flags by center and cycle", run, caption, alternative, size, draw)
-
-
-def _short(name):
-    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + ELLIPSIS
 
 
 def overview(study: Study) -> Picture:

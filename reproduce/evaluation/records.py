@@ -22,6 +22,7 @@ from travelling_quality_control.auditing.run_record import read_run_record, sett
 from travelling_quality_control.auditing.tables import read_table, refuse_rows
 from travelling_quality_control.reporting.runs import LoggedRun, read_images, read_log
 
+LOG = "log.csv"  # in the folder of a run of quality control
 TESTS = ("inference", "holdout")  # on the test set, which decides, and on the hold-out set, which does not
 FOLDERS = (HARM, DIRTY, *CONTROL_FOLDERS)
 
@@ -33,7 +34,7 @@ class TrainedModel:
     ``seed`` is the name of its seed folder, "" where there is none; ``experiment`` and ``kind`` are "" for the clean
     model; ``key`` is what a model is, whatever its seed. ``record`` is its ``run.json``. ``predictions`` has one row
     per cycle and test subject (None: no inference), ``holdout`` those of the hold-out set, ``metrics`` the METRICS
-    by cycle, ``cycle_seconds`` the duration of every cycle that is known.
+    by cycle.
     """
 
     seed: str
@@ -45,7 +46,6 @@ class TrainedModel:
     predictions: pd.DataFrame | None
     holdout: pd.DataFrame | None
     metrics: pd.DataFrame | None
-    cycle_seconds: pd.Series
 
     def __post_init__(self) -> None:
         """What follows from the fields."""
@@ -58,10 +58,8 @@ class ControlRun(TrainedModel, LoggedRun):
     """A finished run of quality control and the truth about its images.
 
     ``images`` tells Harmful, Source (of a harmful image) and Center_images (how many its center has), too; ``harmful``
-    and ``good`` are parts of it. ``files`` are those that a report of the run needs, by the names of its arguments.
+    and ``good`` are parts of it.
     """
-
-    files: dict
 
     def __post_init__(self) -> None:
         """What follows from the fields."""
@@ -196,10 +194,7 @@ class _Reader:
             self.record(folder / f"{test}_run.json")
         predictions, holdout = (_read_predictions(folder / f"{name}_predictions.csv") for name in TESTS)
         metrics = None if predictions is None else _metrics(predictions)
-        cycles, seconds = folder / "cycles.csv", pd.Series(dtype=float)
-        if cycles.is_file():
-            seconds = read_table(cycles, ("Cycle", "Seconds"), ("Cycle", "Seconds"))["Seconds"].dropna()
-        model = TrainedModel(seed, experiment, kind, name, folder, record, predictions, holdout, metrics, seconds)
+        model = TrainedModel(seed, experiment, kind, name, folder, record, predictions, holdout, metrics)
         if not model.record["finished"]:
             self.note(folder, "not finished")
         if predictions is None:
@@ -216,7 +211,7 @@ class _Reader:
     def control(self, model):
         """A :class:`ControlRun`, or the model as it is (noted) where the run is not complete."""
         options = model.options
-        harm, log_csv = model.folder.parent / HARM, model.folder / "log.csv"
+        harm, log_csv = model.folder.parent / HARM, model.folder / LOG
         truth_csv, training_csv = harm / "truth.csv", harm / "training_set.csv"
         if model.experiment == CLEAN:
             truth_csv, training_csv = None, self.folder / options.get("fn_train", "training_set.csv")
@@ -231,7 +226,7 @@ class _Reader:
         names = {name for one in SETTINGS.values() for name in one} - {"verify_every"}  # goes with any of them
         if any(options.get(name, defaults[name]) != setting.get(name, defaults[name]) for name in names):
             raise InputError(f"{model.folder / 'run.json'}: made by another setting than that of its folder")
-        files = self.audit(model, log_csv, training_csv)
+        outcome = self.audit(model, log_csv, training_csv)
         images = _read_images(training_csv, truth_csv, model.experiment, model.kind)
         parts = read_log(log_csv, model.record)
         log = parts["log"]
@@ -244,21 +239,20 @@ class _Reader:
         if unknown:
             raise InputError(f"{log_csv}: trained {min(unknown)}, who is not in {training_csv}")
         known = {one.name: getattr(model, one.name) for one in fields(model)}
-        return ControlRun(**known, **parts, images=images, files=files)
+        return ControlRun(**known, **parts, images=images, outcome=outcome)
 
     def audit(self, model, log_csv, training_csv):
-        """Raise InputError for a log that the audit refuses; note where the audit cannot be made. Returns its files."""
+        """Raise InputError for a log that the audit refuses; note where the audit cannot be made (None)."""
         test_csv = self.folder / model.options.get("fn_test", "test_set.csv")
         subjects_csv = model.folder / "log_subjects.csv"
         if not test_csv.is_file():
             self.note(test_csv, "missing, so its log was not audited", model.folder)
-            return {}
-        files = {"log_csv": log_csv, "train_csv": training_csv, "test_csv": test_csv}
-        files["subjects_csv"] = subjects_csv if subjects_csv.is_file() else None
-        found = audit_log(**files, record=model.record)
+            return None
+        subjects_csv = subjects_csv if subjects_csv.is_file() else None
+        found = audit_log(log_csv, training_csv, test_csv, model.record, subjects_csv)
         if found.violations:
             raise InputError(found.violations[0])
-        return files
+        return found
 
 
 def _labels(predictions):

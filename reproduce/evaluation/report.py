@@ -10,12 +10,12 @@ from evaluation.diagnoses import ALL, CLEAN_KEY, Diagnoses
 from evaluation.figures import make_figures, write_figures
 from evaluation.intervals import RESAMPLES
 from evaluation.layout import CLEAN, DIRTY, HARM, control_folder
-from evaluation.records import Study, in_words
+from evaluation.records import LOG, Study, in_words
 from evaluation.render import METRIC_NAMES, MODEL_NAMES, setting_in_words, write_tables
 from evaluation.tables import GOOD, HARMFUL, make_tables
 from evaluation.tables.settings import settings_in_words
 from travelling.files import write_whole
-from travelling_quality_control.reporting.one_run import write_report
+from travelling_quality_control.reporting.one_run import write_page
 from travelling_quality_control.reporting.pages import make_page, versions
 
 FOLDER = Path(__file__).resolve().parent
@@ -38,10 +38,10 @@ def evaluate(study: Study, folder: Path, **options: Any) -> dict:
 
 def write_pages(study: Study, folder: Path) -> list:
     """Write the report of every run that could be audited, as report.py makes it: [(run, its page in the folder)]."""
-    audited = [run for run in study.controls if run.files]
+    audited = [run for run in study.controls if run.outcome]
     pages = [(run, run.folder.relative_to(study.folder) / "report.html") for run in audited]
     for run, page in pages:
-        write_report(**run.files, page=folder / page, record=run.record)
+        write_page(run, run.folder / LOG, folder / page)
     return pages
 
 
@@ -90,12 +90,12 @@ def _summary(study, tables, condition):
     }
     dirty = [] if condition[0] == CLEAN else [(*condition, DIRTY)]
     keys = [CLEAN_KEY, *dirty, (*condition, control_folder(study.main_setting))]
-    verdicts = [(run, run.verdict()) for run in study.controls if run.key[:2] == condition]
+    runs = [run for run in study.controls if run.key[:2] == condition]
     return {
         "title": in_words(*condition).capitalize(),
         "found": found.loc[[HARMFUL, GOOD]].to_dict("index"),
-        "verdicts": verdicts,
-        "level": max((verdict.level for _, verdict in verdicts), default=None),
+        "verdicts": runs,
+        "level": max((run.verdict.level for run in runs), default=None),
         "models": [(MODEL_NAMES[key[2]], metrics.get(key)) for key in keys],
         "words": in_words(*condition),
         "run": next(iter(study.runs(condition)), None),

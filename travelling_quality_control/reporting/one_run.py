@@ -15,7 +15,7 @@ from travelling.method.extension import Finding
 from travelling.method.performance import age_groups
 from travelling.runs.options import AGE_EDGES
 from travelling.words import some
-from travelling_quality_control.auditing import Outcome, audit_log
+from travelling_quality_control.auditing import audit_log
 from travelling_quality_control.reporting.agreement import agreement
 from travelling_quality_control.reporting.drawing import rates_along_run
 from travelling_quality_control.reporting.pages import MISSING, make_page, number_text
@@ -52,43 +52,56 @@ def write_report(
     with_images: bool = False,
     ratings: Path | None = None,
     why_not: Mapping[str, str] = MappingProxyType({}),
-) -> tuple[LoggedRun, Outcome, list[Path]]:
-    """Audit a log, and write the report of its run and, unless the audit refuses it, the lists beside it.
+) -> tuple[LoggedRun, list[Path]]:
+    """Audit a log, and write the report of its run as :func:`write_page` does. Returns the run and the files.
 
-    The first five are what :func:`travelling_quality_control.auditing.run_record.run_of` gives. ``ratings`` is a TSV of
-    a person's ratings, ``why_not`` tells by option why something was not examined. Returns the run, what the audit
-    found, and the files. Raises InputError for files that cannot be read.
+    The first five are what :func:`travelling_quality_control.auditing.run_record.run_of` gives, the last two as
+    :func:`write_page`. Raises InputError for files that cannot be read.
     """
     if with_images and "centers" in record["options"]:
         raise InputError("--with-images: the images of a run between hospitals are not here, and are not shown")
     outcome = audit_log(log_csv, train_csv, test_csv, record, subjects_csv)
-    run = LoggedRun(record=record, images=read_images(train_csv), **read_log(log_csv, record))
-    verdict = run.verdict(some(len(outcome.violations), "violation") if outcome.violations else "")
+    run = LoggedRun(record=record, images=read_images(train_csv), outcome=outcome, **read_log(log_csv, record))
+    slices = None
+    if with_images and run.images["Flagged"].any():
+        slices = Slices(run.images, train_csv, read_images(test_csv), test_csv)
+    return run, write_page(run, log_csv, page, slices, ratings, why_not)
+
+
+def write_page(
+    run: LoggedRun,
+    log_csv: Path,
+    page: Path,
+    slices: Slices | None = None,
+    ratings: Path | None = None,
+    why_not: Mapping[str, str] = MappingProxyType({}),
+) -> list[Path]:
+    """Write the report of an audited run and, unless the audit refuses its log, the lists beside it.
+
+    ``slices`` are those of its flagged images, if these are shown, ``ratings`` is a TSV of a person's ratings,
+    ``why_not`` tells by option why something was not examined. Returns the files.
+    """
     page.parent.mkdir(parents=True, exist_ok=True)
     kept = log_csv.with_name(f"{log_csv.stem}_ratings.tsv")
     told = all_ratings(ratings, kept, run.images.index)
     if ratings:
         keep_ratings(told, kept)
     rated = told.loc[told.index.isin(run.images.index) & (told["rating"] != ""), "rating"]
-    seen = {}
-    if with_images and run.images["Flagged"].any():
-        slices = Slices(run.images, train_csv, read_images(test_csv), test_csv)
-        seen = {subject: (picture, words) for subject, picture, words in slices.of(_flagged(run).index)}
+    found = slices.of(_flagged(run).index) if slices else ()
+    seen = {subject: (picture, words) for subject, picture, words in found}
     # Without their folder: of the machine no reader needs to know.
-    violations = [line.replace(f"{log_csv.parent}/", "") for line in outcome.violations[:VIOLATIONS_SHOWN]]
+    violations = [line.replace(f"{log_csv.parent}/", "") for line in run.violations[:VIOLATIONS_SHOWN]]
     text = make_page(
         "run.html.jinja",
         run=run,
         name=log_csv.name,
-        outcome=outcome,
-        verdict=verdict,
         violations=violations,
         decided={decision: run.images[run.images["Decision"] == decision] for decision in DECISIONS},
         flagged_images=_flagged_in_words(run, {subject: words for subject, (_, words) in seen.items()}),
         pictures={subject: picture for subject, (picture, _) in seen.items()},
         ratings=told,
         choices=RATINGS,
-        page=hashlib.sha256(f"{log_csv.name} {record.get('started')} {told.to_csv()}".encode()).hexdigest()[:16],
+        page=hashlib.sha256(f"{log_csv.name} {run.record.get('started')} {told.to_csv()}".encode()).hexdigest()[:16],
         further_script=SCRIPT.read_text(encoding="utf-8") if run.images["Flagged"].any() else "",
         agreement=agreement(rated, run.images["Decision"]) if len(rated) else None,
         not_examined=run.not_examined(why_not),
@@ -102,21 +115,15 @@ def write_report(
         decisions=DECISIONS,
     )
     write_whole(page, text.encode())
-    written = [page]
-    if not outcome.violations:
-        written += _write_lists(run, page.parent, log_csv.stem)
-    return run, outcome, written
+    return [page] if run.violations else [page, *_write_lists(run, page.parent, log_csv.stem)]
 
 
-def in_one_line(run: LoggedRun, outcome: Outcome) -> str:
+def in_one_line(run: LoggedRun) -> str:
     """What was decided, and that the audit refuses the log if it does."""
     decided = run.images["Decision"]
     told = ", ".join(f"{(decided == name).sum()} {name.replace('_', ' ')}" for name in DECISIONS)
-    refused = (
-        "; the audit refuses the log, so no list was written: " + outcome.violations[0] if outcome.violations else ""
-    )
-    verdict = run.verdict(refused).word
-    return f"{some(len(decided), 'image')}: {told}{refused}; verdict: {verdict}"
+    refused = f"; the audit refuses the log, so no list was written: {run.violations[0]}" if run.violations else ""
+    return f"{some(len(decided), 'image')}: {told}{refused}; verdict: {run.verdict.word}"
 
 
 def rows_of(run: LoggedRun, subject: str) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from travelling.method import rule
 from travelling.method.extension import Finding
 from travelling.method.quality_control import FAILURES, log_columns, methods
 from travelling.method.verification_log import LOG_COLUMNS, SEPARATOR
+from travelling.words import some
+from travelling_quality_control.auditing import Outcome
 from travelling_quality_control.auditing.run_record import settings_of
 from travelling_quality_control.auditing.tables import read_table, refuse_rows
 from travelling_quality_control.judging import Verdict, judge
@@ -24,7 +27,7 @@ DECISIONS = {  # what was decided about an image at the end, in words
 
 @dataclass(kw_only=True)
 class LoggedRun:
-    """A run of quality control. ``record`` is its ``run.json``.
+    """A run of quality control. ``record`` is its ``run.json``, ``outcome`` what its audit found (None: not audited).
 
     ``log`` is the verification log, the baseline and one row per verification, with ``Row`` (in the file; row 1 is the
     header) and ``Images`` (their number); ``screening`` has the rows that tell what an extension decided about an image
@@ -41,6 +44,7 @@ class LoggedRun:
     screening: pd.DataFrame
     failures: pd.DataFrame
     images: pd.DataFrame
+    outcome: Outcome | None = None
     words = ""
     place = ()
 
@@ -114,10 +118,17 @@ class LoggedRun:
         rows = pd.concat([self.log, self.screening])
         return told + [words for extension in self.extensions for words in extension.not_examined(rows)]
 
-    def verdict(self, violations: str = "") -> Verdict:
-        """The verdict on the run; ``violations`` as :func:`travelling_quality_control.judging.judge`."""
+    @property
+    def violations(self) -> list[str]:
+        """What the audit found."""
+        return self.outcome.violations if self.outcome else []
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """The verdict on the run."""
         rows = pd.concat([self.log, self.screening, self.failures]).sort_values("Row")
-        return judge(rows, self.record, self.images, violations)
+        refused = some(len(self.violations), "violation") if self.violations else ""
+        return judge(rows, self.record, self.images, refused)
 
 
 def read_images(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from travelling.method.performance import age_groups
 
 HARMFUL, GOOD = "harmful", "good"
 OUTCOMES = ("flagged", "eliminated")
-SECTIONS = ("diagnoses", "found", "runs", "cost")  # of the report
+SECTIONS = ("diagnoses", "found", "runs")  # of the report
 _FOUND: list[tuple] = []
 
 
