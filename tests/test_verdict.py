@@ -285,7 +285,7 @@ def test_the_words_come_out_in_log_record_and_report(controlled, dirty_cohort, c
     # The report judges again, from the files, and says the same.
     train, log = dirty_cohort / "training_set.csv", controlled / "qc.csv"
     run = LoggedRun(record=record, images=read_images(train), **read_log(log, record))
-    assert run.verdict().lines() == end[place:]
+    assert run.verdict.lines() == end[place:]
     done = run_here(SCRIPT, log, "--train", train, "--test", cohort / "test_set.csv", "--output-folder", tmp_path)
     assert f"verdict: {record['verdict']}\n" in done.stdout
     page = Page(tmp_path / "qc_report.html")
