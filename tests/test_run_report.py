@@ -297,10 +297,13 @@ def test_a_log_that_was_tampered_with_is_refused_in_red(run):
     status, out, err = report(run)
     assert (status, err) == (1, "")
     assert "the audit refuses the log" in out
+    assert out.splitlines()[0].endswith("; verdict: do not use")
     page = Page(run / "log_report.html")
     top = page.source[page.source.index("Summary</h2>") :]
     assert top.index("The audit refuses this log: ") < top.index("were flagged")
     assert 'class="refused"' in top
+    assert "Verdict: do not use" in top
+    assert "The audit refuses the log (" in top
     assert f"<li>log.csv, row {index + 2}: " in page.source
     assert str(run) not in page.source
     assert "refused by its audit" in page.words
