@@ -18,15 +18,25 @@ MASKS = "brain masks (else --brain-extraction)"
 TEMPLATE, DEEPBET = EXTRACTIONS = ("template", "deepbet")  # what cuts out a brain that has no mask of its own
 
 
+def bids_app(words: str, level: str, group: str | None = None) -> Any:
+    """An option told by its place: the call of a BIDS-App (bids-apps.neuroimaging.io), whose analysis has one level."""
+    metavar = f"bids_dir output_dir {level}"
+    return option(f"{words}, as BIDS-Apps have it", str, None, flag="bids_app", metavar=metavar, many="*", group=group)
+
+
+def folders_of(call: list[str], level: str) -> tuple[Path, Path]:
+    """bids_dir and output_dir of such a call. Raises ValueError where it is another."""
+    if len(call) != 3 or call[2] != level:
+        raise ValueError(f"{' '.join(call)}: not bids_dir, output_dir and the word {level}")
+    return Path(call[0]), Path(call[1])
+
+
 @dataclass(kw_only=True)
 class Preparation(Overwrite):
     """What the preparation is told."""
 
     bids: Any = option("BIDS folder with participants.tsv; or", Path, None, metavar="FOLDER", group="scans")
-    bids_app: list | None = option(
-        "the same as --bids and --output-folder, as BIDS-Apps have it", str, None, flag="bids_app",
-        metavar="bids_dir output_dir participant", many="*", group="scans",
-    )  # fmt: skip
+    bids_app: list | None = bids_app("the same as --bids and --output-folder", "participant", group="scans")
     csv: Any = option("table of raw scans", Path, None, metavar="CSV", group="scans")
     participant_label: list | None = option(
         "these participants only, with or without sub-", str, None, metavar="LABEL", many="+", group=BIDS
@@ -72,9 +82,7 @@ class Preparation(Overwrite):
     def check(self, spell: Callable[[str], str]) -> None:
         """As :meth:`travelling.option.Options.check`."""
         if self.bids_app:
-            if len(self.bids_app) != 3 or self.bids_app[2] != "participant":
-                raise ValueError(f"{' '.join(self.bids_app)}: not bids_dir, output_dir and the word participant")
-            self.bids, self.output_folder = map(Path, self.bids_app[:2])
+            self.bids, self.output_folder = folders_of(self.bids_app, "participant")
         self.bids_app = None  # said otherwise now
         if self.participant_label and not self.bids:
             raise ValueError(f"{spell('participant_label')}: of a BIDS folder only")

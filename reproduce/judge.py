@@ -14,6 +14,7 @@ with --other-half judges the test half, and then exclude.tsv is the list of both
 
 Examples:
     python reproduce/judge.py --cohort prepared/prepared.csv --output-folder judged
+    python reproduce/judge.py prepared judged group
     python reproduce/judge.py --train training_set.csv --test test_set.csv --output-folder judged
     python reproduce/judge.py --train training_set.csv --test test_set.csv --output-folder judged --dry-run
 """
@@ -31,6 +32,7 @@ if __name__ == "__main__":  # the package of this checkout, whatever is installe
 from evaluation.layout import CLEAN, JUDGING, SETTINGS, control_folder
 from plan import DEMO, PAPER, Study
 
+from prepare_images.options import bids_app, folders_of
 from reproduce import carry_out
 from travelling.beyond.groups import GroupOptions
 from travelling.beyond.screen import FALSE_ALARMS
@@ -57,6 +59,9 @@ class Judgement(Device, Orientation):
     cohort: Path | None = option(
         "all images, of which half are judged by the other half; or", Path, None, metavar="CSV"
     )
+    bids_app: list | None = bids_app(
+        "the same as --cohort and --output-folder, bids_dir being what prepare_images.py wrote", "group"
+    )
     train: Path | None = option("the images to judge (docs/data.md), and", Path, None, metavar="CSV")
     test: Path | None = option("test set: images that you trust", Path, None, metavar="CSV")
     holdout: Path | None = changed(
@@ -65,7 +70,7 @@ class Judgement(Device, Orientation):
     other_half: bool = option(
         f"of --cohort, judge what is the test set otherwise, in a folder {OTHER_HALF} of the output folder", None, False
     )
-    output_folder: Path = changed(Training, "output_folder", group=None, words="for everything")
+    output_folder: Path = changed(Training, "output_folder", Path("judged"), group=None, words="for everything")
     cycles: int | None = changed(Study, "cycles", PAPER["cycles"], words="cycles in all", group=None)
     pretrained_cycles: int = changed(Study, "pretrained_cycles", words="of these without quality control", group=None)
     width: float = changed(
@@ -92,6 +97,9 @@ class Judgement(Device, Orientation):
 
     def check(self, spell: Callable[[str], str]) -> None:
         """As :meth:`travelling.option.Options.check`."""
+        if self.bids_app:
+            prepared, self.output_folder = folders_of(self.bids_app, "group")
+            self.cohort = prepared / "prepared.csv"
         if self.cohort and (self.train or self.test):
             raise ValueError(f"{spell('cohort')}: takes the place of {spell('train')} and {spell('test')}")
         if not self.cohort and not (self.train and self.test):
@@ -106,7 +114,7 @@ class Judgement(Device, Orientation):
 
     def study(self, setting: str) -> Study:
         """The study of which this is a part."""
-        own = ("cohort", "other_half", "without_images", "ratings")
+        own = ("cohort", "bids_app", "other_half", "without_images", "ratings")
         told = {name: value for name, value in asdict(self).items() if name not in own}
         return Study(**told, experiments=(CLEAN,), settings=(setting,), without_dirty=True)
 

@@ -686,6 +686,19 @@ def test_a_study_in_the_same_folder_goes_on_where_judging_ended(judged, monkeypa
     assert "clean/quality_control" in left
 
 
+def test_a_bids_app_call_judges_what_was_prepared(study, monkeypatch):
+    def judgement_of(*words):
+        monkeypatch.setattr(sys, "argv", ["judge.py", *map(str, words)])
+        return from_command_line(judge.Judgement, "")
+
+    prepared, out = study.folder / "prepared", study.folder / "judged"
+    same = judgement_of("--cohort", prepared / "prepared.csv", "--output-folder", out)
+    assert judgement_of(prepared, out, "group", "--other-half").cohort == prepared / "prepared.csv"
+    assert judgement_of(prepared, out, "group").study("evidence") == same.study("evidence")
+    with pytest.raises(SystemExit):
+        judgement_of(prepared, out, "participant")
+
+
 def test_a_plan_of_judging_runs_and_writes_nothing(judged):
     study, reports, _ = judged
     status, out, _, journal = study.run("--dry-run")
@@ -730,7 +743,7 @@ def test_a_cohort_is_judged_at_the_smallest_rate_that_its_test_set_tells(
         (["--cycles", 10], "--cycles: is the total, and must be above --pretrained-cycles (10)"),
         (["--test", "nowhere.csv"], "nowhere.csv: no such file"),
         (["--false-alarms", 0.3], "a test set of 2 subjects is too small"),
-        (["--kinds", "noise"], "unrecognized arguments: --kinds noise"),
+        (["--kinds", "noise"], "unrecognized arguments: --kinds"),
         (["--ratings", "nowhere.tsv"], "nowhere.tsv: no such file"),
     ],
 )
