@@ -2,10 +2,12 @@
 
 The loop, the rule, the centers and their sizes are the real ones; images are 20 numbers, of which one tells PD from HC,
 with an offset of each center. Training begins with ten cycles without quality control. Clean runs should be
-trustworthy; with --harm, five centers hold five images each whose numbers are so many times too large.
+trustworthy; with --harm, five centers hold five images each whose numbers are so many times too large. --drift rejects
+steps, too, after which FPR or FNR is so much above the pre-trained model's.
 
-Example:
+Examples:
     python tests/benchmarks/verdicts.py --seeds 101 140 --rate 0.5
+    python tests/benchmarks/verdicts.py --seeds 101 140 --rate 0.5 --harm 255 --drift 0.2
 
 A network takes minutes for a run, this takes a second. It has no BatchNorm, so what harm does to a network it shows in
 part only.
@@ -18,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from travelling.method.extension import Extension
 from travelling.method.metrics import Evaluation, evaluate, misdiagnosed
 from travelling.method.order import batches
 from travelling.method.protocol import PROTOCOLS
@@ -69,6 +72,21 @@ class Regression:
         self._state = kept
 
 
+class DriftGuard(Extension):
+    """A step is harmful, too, if FPR or FNR is then more than ``limit`` above the pre-trained model's."""
+
+    def __init__(self, limit):
+        self._limit = limit
+
+    def start(self, control):
+        self._first = control.reference
+        return {}
+
+    def judge(self, control, batches, after):
+        rises = [now - first for now, first in zip(control.protocol.rates(after), self._first, strict=True)]
+        return max(rises) > self._limit, {}
+
+
 class NoFiles:
     """Where the run is kept: nowhere."""
 
@@ -99,8 +117,10 @@ def make_images(part, divisor, random):
     return pd.DataFrame(rows, columns=["Subject", "Study", "Group_bin", "Sex"]), np.array(features)
 
 
-def run(seed: int, protocol: str, error: float, divisor: int, rate: float, harm: float) -> Verdict:
-    """The verdict on one run."""
+def run(
+    seed: int, protocol: str, error: float, divisor: int, rate: float, harm: float, drift: float = 1.0
+) -> tuple[Verdict, dict[str, float]]:
+    """The verdict on one run, and what share of the good images it flagged and eliminated, and its last accuracy."""
     random = np.random.default_rng(seed)
     images, features = make_images("train", divisor, random)
     test_set = make_images("test", divisor, random)
@@ -121,7 +141,7 @@ def run(seed: int, protocol: str, error: float, divisor: int, rate: float, harm:
                 trainer.train(batch)
     settings = Control(cycles=2 * CYCLES, protocol=protocol, error=error, revisit=1, seed=seed, learning_rate=rate)
     rows: list[dict] = []
-    control = QualityControl(settings, trainer, centers, rows.append)
+    control = QualityControl(settings, trainer, centers, rows.append, extensions=[DriftGuard(drift)])
     baseline = trainer.evaluate()
     control.start(baseline)
     saved = rate * np.exp(-0.1 * CYCLES)
@@ -131,7 +151,11 @@ def run(seed: int, protocol: str, error: float, divisor: int, rate: float, harm:
     log = pd.DataFrame(rows, columns=list(LOG_COLUMNS)).astype(object)
     record = {"finished": True, "changed": changed(baseline, control.accepted), "sessions": []}
     record["options"] = {"protocol": protocol, "error": error, "batch_size": 5, "revisit": 1, "rule": "published"}
-    return judge(log, record, images.set_index("Subject"))
+    return judge(log, record, images.set_index("Subject")), {
+        "good flagged": np.mean([bool(control.flags[subject]) for subject in good["Subject"]]),
+        "good eliminated": np.mean([subject in control.eliminated for subject in good["Subject"]]),
+        "last accuracy": control.accepted.accuracy,
+    }
 
 
 def changed(before: Evaluation, after: Evaluation) -> dict:
@@ -153,13 +177,15 @@ def main() -> None:
     parser.add_argument("--divisor", type=int, default=4, help="of the real numbers of images")
     parser.add_argument("--rate", type=float, default=0.2, help="Adam's, in cycle 0")
     parser.add_argument("--harm", type=float, default=0.0)
+    parser.add_argument("--drift", type=float, default=1.0, help="1: any")
     told = vars(parser.parse_args())
     first, last = told.pop("seeds")
-    verdicts = {seed: run(seed, **told) for seed in range(first, last + 1)}
-    for seed, verdict in verdicts.items():
+    runs = {seed: run(seed, **told) for seed in range(first, last + 1)}
+    for seed, (verdict, _) in runs.items():
         lowering = [str(reason) for reason in verdict.reasons if reason.level]
         print(f"seed {seed}: {verdict.word}", *lowering, sep="\n    ")
-    print(dict(Counter(verdict.word for verdict in verdicts.values())))
+    print(dict(Counter(verdict.word for verdict, _ in runs.values())))
+    print(pd.DataFrame(found for _, found in runs.values()).mean().round(3).to_string())
 
 
 if __name__ == "__main__":
