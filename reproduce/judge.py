@@ -142,9 +142,10 @@ def main() -> None:
     from travelling_quality_control.reporting.one_run import in_one_line, write_report
 
     folder = study.output_folder / run_folder
+    further = [compare_with_holdout(study.output_folder)] if study.holdout else []
     run, files = write_report(
         read_run_record(folder / "run.json"), folder / "log.csv", study.train, study.test, folder / "log_subjects.csv",
-        study.output_folder / "report.html", not judgement.without_images, judgement.ratings, why_not,
+        study.output_folder / "report.html", not judgement.without_images, judgement.ratings, why_not, further,
     )  # fmt: skip
     print("\n".join(["", in_one_line(run), *map(str, files)]))
     if not judgement.without_images:
@@ -155,8 +156,8 @@ def main() -> None:
         sys.exit(1)
     if judgement.cohort:
         write_exclude_list(judgement.output_folder.parent if judgement.other_half else judgement.output_folder)
-    if study.holdout:
-        compare_with_holdout(study.output_folder)
+    for caption, view in further:
+        print(f"\n{caption}\n\n{view.to_string(index=False)}")
 
 
 def write_exclude_list(folder: Path) -> None:
@@ -189,8 +190,8 @@ def write_exclude_list(folder: Path) -> None:
     print(f"{some(len(out), 'image')} eliminated in either half: {path}")
 
 
-def compare_with_holdout(folder: Path) -> None:
-    """Write and print the table that compares the test set with the hold-out set."""
+def compare_with_holdout(folder: Path) -> "tuple[str, pd.DataFrame]":
+    """Write the table that compares the test set with the hold-out set. Returns its caption, and that of the AUROC."""
     from evaluation.diagnoses import Diagnoses
     from evaluation.records import read_study
     from evaluation.render import write_tables
@@ -200,7 +201,7 @@ def compare_with_holdout(folder: Path) -> None:
     study = read_study(folder)
     tables = {"holdout": make_tables(study, Diagnoses(study))["holdout"]}
     write_tables(tables, folder / "tables")
-    print(f"\n{tables['holdout'].title}: AUROC\n\n{summary_of_holdout(tables).to_string(index=False)}")
+    return f"{tables['holdout'].title}: AUROC", summary_of_holdout(tables)
 
 
 def write_halves(judgement: Judgement) -> None:

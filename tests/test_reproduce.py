@@ -605,8 +605,8 @@ def judged(study, monkeypatch):
     """The study's place for judge.py: ``judged(*options)`` gives what :meth:`Study.run` does, and what was reported."""
     reports = []
 
-    def write_report(record, log, train, test, subjects_csv, page, with_images, ratings, why_not):
-        reports.append([log, train, test, page, subjects_csv, with_images, ratings, sorted(why_not)])
+    def write_report(record, log, train, test, subjects_csv, page, with_images, ratings, why_not, further):
+        reports.append([log, train, test, page, subjects_csv, with_images, ratings, sorted(why_not), *further])
         return SimpleNamespace(violations=violations), [page]
 
     violations = []
@@ -650,23 +650,24 @@ def test_a_cohort_is_judged_by_two_steps_and_reported(judged, small_cohort):
     assert "all steps are done" in out
 
 
-def test_what_was_judged_is_compared_with_a_hold_out_set(judged, tmp_path, monkeypatch, capsys):
+def test_what_was_judged_is_compared_with_a_hold_out_set(judged, tmp_path, monkeypatch):
     study, reports, _ = judged
-    compared = []
-    monkeypatch.setattr(judge, "compare_with_holdout", compared.append)
+    monkeypatch.setattr(judge, "compare_with_holdout", lambda folder: (f"in {folder}", pd.DataFrame({"AUROC": [0.9]})))
     held = make_cohort(tmp_path, "held", {"home": [0, 1]}, seed=3, first=200)
-    status, _, err, journal = study.run("--holdout", held)
-    assert (status, len(reports), compared) == (0, 1, [study.out]), err
+    status, out, err, journal = study.run("--holdout", held)
+    assert status == 0, err
+    assert reports[0][8][0] == f"in {study.out}"
+    assert f"in {study.out}\n\n AUROC\n" in out
     target = "clean/quality_control_evidence"
     assert journal[2::2] == [f"begin {target}{test}" for test in ("", "/inference", "/holdout")]
     monkeypatch.undo()
     folder = make_study(tmp_path / "made", settings=())
     make_clean_control(folder, "published")
     write_inference(folder / "clean" / "quality_control", CLEAN, (LAST_CYCLE,), "holdout")
-    judge.compare_with_holdout(folder)
+    caption, view = judge.compare_with_holdout(folder)
     assert [path.name for path in sorted((folder / "tables").iterdir())] == ["holdout.csv", "holdout.tex"]
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if "quality-controlled" in line]
-    assert "0.896 [" in line
+    assert caption == "The set that decides, and a hold-out set: AUROC"
+    assert view.set_index("model").loc["quality-controlled", "deciding set"].startswith("0.896 [")
 
 
 def test_a_study_in_the_same_folder_goes_on_where_judging_ended(judged, monkeypatch):

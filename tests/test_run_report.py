@@ -26,7 +26,9 @@ from travelling.beyond.screen import looks as measured
 from travelling.beyond.screen.looks import LOOKS
 from travelling.images.nifti import read_upright
 from travelling.method.quality_control import methods
+from travelling_quality_control.auditing.run_record import read_run_record
 from travelling_quality_control.reporting import drawing, pages, slices
+from travelling_quality_control.reporting.one_run import write_report
 
 SCRIPT = ROOT / "travelling_quality_control" / "report.py"
 ALONE = {"subject": "tried alone", "screen": "screened", "revisit": "revisited"}
@@ -329,6 +331,13 @@ def test_a_log_without_the_columns_of_its_rule_is_refused(run):
     write_rows(run / "log.csv", rows)
     assert report(run)[0] == 1
     assert "log.csv, row 1: columns are" in Page(run / "log_report.html").words
+
+
+def test_a_page_shows_the_tables_that_come_with_a_run(run):
+    files = (run / name for name in ("log.csv", "train.csv", "test.csv", "log_subjects.csv", "page.html"))
+    view = pd.DataFrame({"model": ["last"], "AUROC": ["0.91"]})
+    write_report(read_run_record(run / "log_run" / "run.json"), *files, further=[("Of a hold-out set", view)])
+    assert Page(run / "page.html").tables["Of a hold-out set"] == view.to_dict("records")
 
 
 def test_names_that_are_markup_stay_text(run):

@@ -1,7 +1,7 @@
 """The report of one run of quality control: a page for readers, and lists for a lab's own use. No truth is known."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -52,10 +52,11 @@ def write_report(
     with_images: bool = False,
     ratings: Path | None = None,
     why_not: Mapping[str, str] = MappingProxyType({}),
+    further: Sequence[tuple[str, pd.DataFrame]] = (),
 ) -> tuple[LoggedRun, list[Path]]:
     """Audit a log, and write the report of its run as :func:`write_page` does. Returns the run and the files.
 
-    The first five are what :func:`travelling_quality_control.auditing.run_record.run_of` gives, the last two as
+    The first five are what :func:`travelling_quality_control.auditing.run_record.run_of` gives, the last ones as
     :func:`write_page`. Raises InputError for files that cannot be read.
     """
     if with_images and "centers" in record["options"]:
@@ -65,7 +66,7 @@ def write_report(
     slices = None
     if with_images and run.images["Flagged"].any():
         slices = Slices(run.images, train_csv, read_images(test_csv), test_csv)
-    return run, write_page(run, log_csv, page, slices, ratings, why_not)
+    return run, write_page(run, log_csv, page, slices, ratings, why_not, further)
 
 
 def write_page(
@@ -75,11 +76,13 @@ def write_page(
     slices: Slices | None = None,
     ratings: Path | None = None,
     why_not: Mapping[str, str] = MappingProxyType({}),
+    further: Sequence[tuple[str, pd.DataFrame]] = (),
 ) -> list[Path]:
     """Write the report of an audited run and, unless the audit refuses its log, the lists beside it.
 
     ``slices`` are those of its flagged images, if these are shown, ``ratings`` is a TSV of a person's ratings,
-    ``why_not`` tells by option why something was not examined. Returns the files.
+    ``why_not`` tells by option why something was not examined, ``further`` are tables with their captions. Returns the
+    files.
     """
     page.parent.mkdir(parents=True, exist_ok=True)
     kept = log_csv.with_name(f"{log_csv.stem}_ratings.tsv")
@@ -107,6 +110,7 @@ def write_page(
         not_examined=run.not_examined(why_not),
         details=[(name, image, rows_of(run, name)) for name, image in _flagged(run).iterrows()],
         rates=rates_along_run(run) if len(run.log) else None,
+        further=further,
         centers=_shares(run, {"center": run.images["Study"]}).sort_values(
             ["share flagged", "images"], ascending=False, kind="stable"
         ),
