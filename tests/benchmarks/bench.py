@@ -1,20 +1,27 @@
 """Benchmarks of quality control: what verification costs, beside the bare network and beside the published way.
 
 Times on one machine differ from minute to minute, so what is compared is measured in turns within one run, and the
-ratio is taken of the medians. Example:
+ratio is taken of the medians. Examples:
 
     python tests/benchmarks/bench.py --output bench.json
+    ONEDNN_MAX_CPU_ISA=AVX2 python tests/benchmarks/bench.py    # as a CPU without AVX-512 would
+
+What a training step spends in convolutions is read from ONEDNN_VERBOSE, in a process of its own (TensorFlow on a CPU).
+Where PyTorch is installed, the same network takes the same steps there.
 
 The published way: for every image of every verification, the CSV is read, the NIfTI file is decoded, and a batch of
 one is predicted by the encoder and by the classifier.
 """
 
+import argparse
 import csv
 import json
 import math
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -35,6 +42,7 @@ def parse_arguments():
     parser.add_argument("--width", type=command.number(float, 0.01, 8), default=1.0, metavar="FACTOR", help="filters")
     parser.add_argument("--volumes", type=count, default=40, metavar="N", help="test volumes (at full size: a tenth)")
     parser.add_argument("--skip-full-size", action="store_true", help="leave out 160 x 192 x 160")
+    parser.add_argument("--steps-alone", type=count, nargs=3, metavar="VOXELS", help=argparse.SUPPRESS)
     add_to_parser(parser, Device)
     return parser.parse_args()
 
@@ -43,6 +51,9 @@ def main():
     """Measure, and print a table."""
     arguments = parse_arguments()
     from travelling.network import backend
+
+    if arguments.steps_alone:
+        return steps_alone(arguments)
 
     device = backend.start(1, arguments.deterministic, arguments.precision)
     figures = {"device": device, "processor": processor(), "cores": os.cpu_count(), "backend": backend.BACKEND}
@@ -159,6 +170,8 @@ def verification(folder, size, volumes, arguments):
             ours.restore(ours.keep())
 
     subjects = [f"s{number}" for number in range(min(volumes, training_batch(size)))]
+    batch = ours._volumes.batch(subjects).copy()
+    others = {"keras": keras_step(batch, arguments.width), "torch": torch_step(batch, arguments.width)}
     seconds = in_turns(
         {
             "bare": bare,
@@ -166,25 +179,111 @@ def verification(folder, size, volumes, arguments):
             "published": published.evaluate,
             "step": lambda: ours.train(subjects),
             "keep": keep_and_restore,
+            **{name: step for name, step in others.items() if step},
         },
         arguments.rounds,
     )
     per_volume = seconds["verify"] / volumes
+    product = fastest_product()
     speed = flop(ours._model) * volumes / seconds["bare"]
+    training = 3 * flop(ours._model) * len(subjects) / seconds["step"]  # forward, and backward by weights and by data
     return {
         "test volumes, evaluation batch": f"{volumes}, {len(batches[0])}",
         "(a) bare network, volumes/s": volumes / seconds["bare"],
         "(a) TFLOP/s of its convolutions": speed / 1e12,
-        "(a) share of a large matrix product's, measured here, %": 100 * speed / fastest_product(),
+        "(a) share of a large matrix product's, measured here, %": 100 * speed / product,
         "(b) verification, volumes/s": 1 / per_volume,
         "(c) published way, volumes/s": volumes / seconds["published"],
         "(b)/(a)": seconds["bare"] / seconds["verify"],
         "(b)/(c)": seconds["published"] / seconds["verify"],
         "verification of 407 volumes, s": per_volume * PAPER_TEST_SET,
         f"(d) training step of {len(subjects)}, ms": seconds["step"] * 1e3,
+        "(d) TFLOP/s of its convolutions": training / 1e12,
+        "(d) share of the matrix product's, %": 100 * training / product,
+        "(d) share of its time in convolutions, %": share_in_convolutions(size, arguments),
+        "(d) Keras' own train_on_batch, times (d)": seconds["keras"] / seconds["step"],
+        "(d) PyTorch, times (d)": seconds["torch"] / seconds["step"] if "torch" in seconds else "not installed",
         "(e) keep and restore, ms": seconds["keep"] / 10 * 1e3,
         "(e) share of a verification of 407 volumes, %": seconds["keep"] / 10 / (per_volume * PAPER_TEST_SET) * 100,
     }
+
+
+def steps_alone(arguments):
+    """Some training steps on noise, and their seconds in all, for :func:`share_in_convolutions`."""
+    import numpy as np
+
+    from travelling.network.model import TravellingModel
+
+    size = tuple(arguments.steps_alone)
+    model = TravellingModel.build(size[::-1], arguments.width, 1e-5)
+    images = np.random.default_rng(0).uniform(size=(training_batch(size), *size[::-1], 1)).astype(np.float32)
+    labels = np.arange(len(images)) % 2
+    for begin in (True, False):  # the first steps compile, and are not counted
+        if not begin:
+            print("begin", flush=True)
+        start = time.perf_counter()
+        for _ in range(3):
+            model.train(images, labels)
+    print(f"seconds {time.perf_counter() - start}", flush=True)
+
+
+def share_in_convolutions(size, arguments):
+    """Percent of a training step in oneDNN's convolutions; words where it does not tell."""
+    words = [sys.executable, __file__, "--steps-alone", *map(str, size), "--width", str(arguments.width)]
+    words += ["--precision", arguments.precision]
+    environment = os.environ | {"ONEDNN_VERBOSE": "profile_exec"}
+    told = subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout
+    _, counted = told.split("begin\n")
+    seconds = float(counted.split("seconds ")[1])
+    lines = [line.split(",") for line in counted.splitlines() if line.startswith("onednn_verbose")]
+    spent = sum(float(cells[-1]) for cells in lines if "convolution" in cells) / 1e3
+    return 100 * spent / seconds if spent else "oneDNN tells nothing"
+
+
+def keras_step(images, width):
+    """A training step of the same network by Keras alone."""
+    import keras
+    import numpy as np
+
+    from travelling.network.backend import JIT_COMPILE
+    from travelling.network.sfcn import build_classifier, build_encoder
+
+    encoder = build_encoder(images.shape[1:4], width)
+    network = keras.Model(encoder.inputs, build_classifier(encoder.output_shape[1])(encoder.outputs[0]))
+    network.compile("adam", "binary_crossentropy", jit_compile=JIT_COMPILE)
+    labels = np.arange(len(images))[:, None] % 2
+    return lambda: network.train_on_batch(images, labels)
+
+
+def torch_step(images, width):
+    """A training step of the same network in PyTorch, on the CPU in float32; None where it is not installed."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    from travelling.network.sfcn import DROPOUT, filters
+
+    layers, last = [], 1
+    *blocks, top = filters(width)
+    for number in blocks:
+        layers += [torch.nn.Conv3d(last, number, 3, padding="same"), torch.nn.BatchNorm3d(number)]
+        layers += [torch.nn.MaxPool3d(2, ceil_mode=True), torch.nn.ReLU()]
+        last = number
+    layers += [torch.nn.Conv3d(last, top, 1), torch.nn.BatchNorm3d(top), torch.nn.ReLU(), torch.nn.AvgPool3d(2)]
+    layers += [torch.nn.Dropout(DROPOUT), torch.nn.Flatten(), torch.nn.LazyLinear(1)]
+    network = torch.nn.Sequential(*layers)
+    volumes = torch.from_numpy(images).permute(0, 4, 1, 2, 3)  # whose layout in memory is channels last
+    labels = torch.arange(len(images)).reshape(-1, 1) % 2
+    network(volumes)
+    network.to(memory_format=torch.channels_last_3d)
+    adam, loss = torch.optim.Adam(network.parameters()), torch.nn.BCEWithLogitsLoss()
+
+    def step():
+        adam.zero_grad()
+        loss(network(volumes), labels.float()).backward()
+        adam.step()
+
+    return step
 
 
 def flop(model):
