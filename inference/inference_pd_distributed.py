@@ -96,7 +96,8 @@ def main() -> None:
     for cycle in progress_bar(cycles, unit="cycle"):
         if cycle in finished:
             continue
-        model.read_weights(*models[cycle])
+        if cycle != cycles[0]:  # which is loaded
+            model.read_weights(*models[cycle])
         probabilities = trainer.predict()
         row = {"cycle": cycle, **metrics_by_subgroup(test_set["Group_bin"], probabilities, groups)}
         metrics.append(pd.DataFrame([row]))

@@ -191,7 +191,7 @@ def compile_training_step(network: keras.Model) -> Callable[[np.ndarray, np.ndar
         tf.TensorSpec([None, 1], tf.float32),
     )
 
-    @tf.function(input_signature=signature)
+    @tf.function(input_signature=signature, autograph=False)
     def step(images, labels):
         loss = network.train_step((images, labels))["loss"]
         return loss, are_finite([variable.value for variable in state])
@@ -221,7 +221,7 @@ def compile_prediction(
     if BACKEND == "tensorflow":
         import tensorflow as tf
 
-        @tf.function(input_signature=(tf.TensorSpec([None, *input_shape], tf.float32),))
+        @tf.function(input_signature=(tf.TensorSpec([None, *input_shape], tf.float32),), autograph=False)
         def compiled(images):
             return predict([variable.value for variable in variables], images)
 
@@ -252,11 +252,11 @@ def compile_keep_and_restore(variables: list) -> tuple[Callable[[], list], Calla
 
     import tensorflow as tf
 
-    @tf.function(input_signature=())
+    @tf.function(input_signature=(), autograph=False)
     def keep():
         return [tf.identity(variable.value) for variable in variables]
 
-    @tf.function
+    @tf.function(autograph=False)
     def restore(kept):
         for variable, value in zip(variables, kept, strict=True):
             variable.value.assign(value)
