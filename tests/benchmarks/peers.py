@@ -90,15 +90,13 @@ def main() -> None:
         for row in Work(arguments, kind).compare():
             rows.append({"kind": kind, **row})
             print(*rows[-1].values(), sep="\t", flush=True)
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows).convert_dtypes()
     write_csv(table, arguments.output_folder / "peers.csv")
-    counts = [f"{row.found}, {row.lost}, " if row.found >= 0 else "" for row in table.itertuples()]
+    counts = [f"{row.found}, {row.lost}, " if pd.notna(row.found) else "" for row in table.itertuples()]
     table["cells"] = counts + table["AUROC"].map("{:.3f}".format)
     wide = table.pivot(index="by", columns="kind", values="cells").reindex(table["by"].unique())[list(arguments.kinds)]
     wide["seconds"] = table.groupby("by")["seconds"].median().map("{:.0f}".format)
-    print(
-        "\nHarmful images found, good ones lost, AUROC after training; CPU seconds beside those of training (median)\n"
-    )
+    print("\nHarmful images found, good ones lost, AUROC after training; CPU seconds beside plain training, median\n")
     for line in (["", *wide.columns], ["---"] * (1 + wide.shape[1]), *wide.fillna("").reset_index().to_numpy()):
         print(f"| {' | '.join(map(str, line))} |")
 
@@ -140,31 +138,7 @@ class Work:
             is_found, seconds = timed(find)
             yield self.row(name, set(np.array(self.subjects)[is_found]), seconds)
         yield self.row("whoever knows", self.harmful)
-        self.trainer.restore(self.bench.start)
-        self.trainer.learning_rate = self.rates[0]
-        groups = [[*self.random.permutation(self.test)[:GROUP]] for _ in range(GROUPS)]
-        norms, seconds_of_limit = timed(lambda: np.linalg.norm(self.updates(groups), axis=1))
-        sizes = np.array([*map(len, self.bench.centers.values())])
-        longest = np.sort(norms)[rank(GROUPS)] * -(-sizes // GROUP)
-
-        def clipped(updates):
-            return mean(updates * np.minimum(1, longest / np.linalg.norm(updates, axis=1))[:, None])
-
-        def mean(updates):
-            return sizes @ updates / sizes.sum()
-
-        for name, combine in {
-            "mean of updates": mean,
-            "norm clipping": clipped,
-            "trimmed mean": lambda updates: stats.trim_mean(updates, TRIMMED),
-        }.items():
-            first, seconds = timed(self.federated, combine)
-            row = {"by": name, "found": -1, "lost": -1, "AUROC": self.auroc(), "seconds": seconds - plain}
-            if combine is clipped:
-                out = np.repeat(np.linalg.norm(first, axis=1) > longest, sizes)
-                row |= self.counts(set(np.array(sum(self.bench.centers.values(), []))[out]))
-                row["seconds"] += seconds_of_limit
-            yield row
+        yield from self.aggregated(plain)
 
     def row(self, name, found, seconds=0.0):
         """What a filter found, and the AUROC of the model trained on the rest."""
@@ -225,6 +199,33 @@ class Work:
             "loss": by_loss,
             "cleanlab": by_cleanlab,
         }
+
+    def aggregated(self, plain):
+        """Rows of three ways to combine updates; norm clipping is the only one that names images."""
+        self.trainer.restore(self.bench.start)
+        self.trainer.learning_rate = self.rates[0]
+        groups = [[*self.random.permutation(self.test)[:GROUP]] for _ in range(GROUPS)]
+        usual, seconds_of_limit = timed(self.updates, groups)
+        sizes = np.array([*map(len, self.bench.centers.values())])
+        longest = np.sort(np.linalg.norm(usual, axis=1))[rank(GROUPS)] * -(-sizes // GROUP)
+
+        def mean(updates):
+            return sizes @ updates / sizes.sum()
+
+        def clipped(updates):
+            return mean(updates * np.minimum(1, longest / np.linalg.norm(updates, axis=1))[:, None])
+
+        def trimmed(updates):
+            return stats.trim_mean(updates, TRIMMED)
+
+        for name, combine in {"mean of updates": mean, "norm clipping": clipped, "trimmed mean": trimmed}.items():
+            first, seconds = timed(self.federated, combine)
+            row = {"by": name, "found": None, "lost": None, "AUROC": self.auroc(), "seconds": seconds - plain}
+            if combine is clipped:
+                too_long = np.repeat(np.linalg.norm(first, axis=1) > longest, sizes)
+                row |= self.counts(set(np.concatenate([*self.bench.centers.values()])[too_long]))
+                row["seconds"] += seconds_of_limit
+            yield row
 
     def federated(self, combine):
         """Train by updates (centers, weights), of which ``combine`` makes one; gives those of the first cycle."""

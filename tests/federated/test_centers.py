@@ -775,9 +775,13 @@ def replaced(names, change):
         ("train", lambda answer: answer.meta.update(loss=-1.0), "its loss is not a number"),
         # As a filter of FLARE would: the digest is that of other arrays.
         ("train", lambda answer: answer.params.update({"0000": np.zeros_like(answer.params["0000"])}), "on its way"),
+        ("look", lambda answer: answer.params.update({"0000": np.zeros_like(answer.params["0000"])}), "on its way"),
+        ("look", replaced(["0000"], lambda array: array[:1]), "not a row of"),
     ],
 )
-def test_a_center_that_answers_nonsense_is_one_row_and_the_others_go_on(question, spoil, reason, federation):
+def test_a_center_that_answers_nonsense_is_one_row_and_the_others_go_on(question, spoil, reason, federation, study):
+    if question == "look":
+        federation.configure(study, screen=True, false_alarms=0.06)
     federation.spoil("c1", question, spoil)
     log = federation.jobs(1)
     assert reason in federation.text_log()
@@ -785,7 +789,7 @@ def test_a_center_that_answers_nonsense_is_one_row_and_the_others_go_on(question
     assert list(log[log["Study"] == "c1"]["Phase"]) == [phase]
     others = log[(log["Study"] != "c1") & (log["Phase"] != "baseline")]
     assert {"c0", "c2", "bad"} <= set(others["Study"])
-    assert set(others["Phase"]) <= {"batch", "subject", "revisit"}
+    assert set(others["Phase"]) <= {"batch", "subject", "revisit", *["screen"] * (question == "look")}
 
 
 def test_copies_and_other_scales_are_reported_before_the_first_cycle(federation, study):
