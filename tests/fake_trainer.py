@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from travelling.beyond.screen.eyes import summed
 from travelling.method.metrics import Evaluation
 from travelling.method.protocol import PROTOCOLS
 from travelling.method.quality_control import QualityControl
@@ -48,7 +49,7 @@ class FakeTrainer:
     def expect(self, subjects):
         self.expected.append(subjects)
 
-    def look(self, subjects=None, labels=None):
+    def look(self, subjects=None, labels=None, weights=None):
         """A test set of 120 by chance; a subject in its middle, or as far away as ``strange`` says."""
         self.looked_at.append(subjects)
         if subjects is None:
@@ -60,6 +61,7 @@ class FakeTrainer:
             }
         away = np.array([self.strange.get(subject, 0.5) for subject in subjects])[:, None]
         looks = {"metrics": away * np.ones(4), "spectrum": 0 * away} | {name: [1, 0] + 0 * away for name in HALVES}
+        looks = summed(looks, weights)
         if labels:
             self.references.append(labels)
             looks["labels"] = np.array([[self.label_p.get(subject, 0.5)] for subject in subjects])

@@ -24,7 +24,7 @@ from fake_trainer import (
 
 from travelling.beyond.evidence import Evidence, EvidenceOptions, auroc_fell, more_misdiagnosed
 from travelling.beyond.screen import Screen, is_strange, is_surely_strange
-from travelling.beyond.screen.eyes import related
+from travelling.beyond.screen.eyes import related, summed
 from travelling.beyond.screen.looks import LOOKS, Distance, Mirrored
 from travelling.beyond.screen.scores import Scores, by_others, caution, least_rate, limit_rank
 from travelling.errors import InputError, VisitFailed
@@ -387,10 +387,10 @@ def test_a_center_that_does_not_let_the_screen_look_is_not_visited():
     trainer = FakeTrainer()
     look = trainer.look
 
-    def fails(subjects=None, labels=None):
+    def fails(subjects=None, **question):
         if subjects == ["a0", "a1"]:
             raise VisitFailed("unreachable", "away")
-        return look(subjects, labels)
+        return look(subjects, **question)
 
     trainer.look = fails
     control, rows = screened_control(centers, trainer)
@@ -488,13 +488,14 @@ def test_as_many_good_images_are_suspected_as_stated(subjects, stated, runs):
     random = np.random.RandomState(0)
 
     class Chance:
-        def look(self, some=None, labels=None):
+        def look(self, some=None, labels=None, weights=None):
             number = subjects if some is None else len(some)
-            return {
+            looks = {
                 "metrics": random.normal(0, np.linspace(1, 5, 30), (number, 30)),
                 "spectrum": random.exponential(size=(number, 1)),
                 **{name: random.normal(1, 1, (number, 5)) for name in HALVES},
             }
+            return summed(looks, weights)
 
         def related(self, scanners=True):
             return np.eye(subjects, dtype=bool), ""
@@ -516,8 +517,8 @@ def test_as_many_good_images_are_suspected_as_stated(subjects, stated, runs):
 def test_a_test_set_whose_looks_are_all_the_same_is_no_reason_to_stop():
     trainer = FakeTrainer()
     look = trainer.look
-    trainer.look = lambda subjects=None, labels=None: (
-        look(subjects, labels) | ({"asymmetry": np.zeros((TEST_IMAGES, 2))} if subjects is None else {})
+    trainer.look = lambda subjects=None, **question: (
+        look(subjects, **question) | ({"asymmetry": np.zeros((TEST_IMAGES, 2))} if subjects is None else {})
     )
     screen = Scores(trainer, 0.1)
     screen.calibrate()

@@ -13,7 +13,7 @@ from scipy.stats import t
 from sklearn.covariance import LedoitWolf
 
 from travelling.beyond.screen import is_strange, scores
-from travelling.beyond.screen.eyes import Eyes
+from travelling.beyond.screen.eyes import Eyes, summed
 from travelling.beyond.screen.labels import LEAST_SPREAD, center_p_value, p_values, reference_of
 from travelling.beyond.screen.looks import LOOKS, Distance, Mirrored, asymmetry, spectrum
 from travelling.beyond.screen.metrics import MEANINGS, image_metrics
@@ -133,6 +133,11 @@ def test_looks_are_taken_upright_and_once(head, tmp_path):
     np.testing.assert_allclose(looks["metrics"], [image_metrics(head)], rtol=1e-4, atol=1e-4)
     assert looks["labels"][0, 0] == pytest.approx(t.cdf((-np.log(3) - 1) / 2 / (4 / 3) ** 0.5, 2))  # PD at 0.25
     assert "labels" not in again
+    usual = np.random.default_rng(0).normal(1, 1, (9, again["asymmetry"].shape[1]))
+    yardstick = Mirrored(usual)
+    told = eyes.look(["a"], weights={"asymmetry": yardstick.weights})
+    np.testing.assert_array_equal(told["asymmetry"], yardstick(again["asymmetry"])[:, None])  # all that a center tells
+    np.testing.assert_array_equal(told["up_down"], again["up_down"])
     np.testing.assert_array_equal(again["spectrum"], looks["spectrum"])
     assert asked == [1]
     assert len(read) <= 2  # once for the looks, once for the label
@@ -370,9 +375,9 @@ def test_an_image_of_a_scanner_that_the_test_set_has_is_compared_with_more():
     eyes = Eyes(SimpleNamespace(test_set=test_set, scanners={80: "A", 81: "Z", 82: ""}))
     others = {name: random.normal(1, 1, (83, 4)) for name in LOOKS if name not in ("metrics", "spectrum")}
     taken = {"metrics": np.vstack([usual, np.tile(centers[0], (3, 1)) + 3]), "spectrum": np.zeros((83, 1)), **others}
-    eyes.look = lambda subjects=None: {
-        name: rows[:80] if subjects is None else rows[80:] for name, rows in taken.items()
-    }
+    eyes.look = lambda subjects=None, weights=None: summed(
+        {name: rows[:80] if subjects is None else rows[80:] for name, rows in taken.items()}, weights
+    )
     screen = Scores(eyes, 0.05)
     screen.calibrate()
     known, new, unknown = screen.cells([80, 81, 82])[0]

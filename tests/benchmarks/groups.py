@@ -64,9 +64,13 @@ def main():
             ]
             runs = [run for run in runs if run not in done]
             if runs:
-                bench = Bench(arguments, place, condition)
+                record = json.loads((place / "pretrained" / "run.json").read_text(encoding="utf-8"))
+                cohort = arguments.study / Path(record["options"]["fn_train"]).parent
+                harmful = cohort if condition == CLEAN else place / condition / "harmful"
+                bench = Bench(arguments, place / "pretrained", harmful / "training_set.csv", cohort / "test_set.csv")
                 for run in runs:
-                    row = [*run, *bench.run(rule=run[2], every=int(run[4]))]
+                    found = bench.run(rule=run[2], screen=arguments.screen, verify_every=int(run[4]))
+                    row = [*run, *(found[name] for name in COLUMNS[6:])]
                     with open(arguments.output, "a", newline="", encoding="utf-8") as file:
                         csv.writer(file, lineterminator="\n").writerow(row)
                     print(*row, flush=True)
@@ -76,25 +80,24 @@ def nothing(*_):
     """Keeps no files, and shows nothing."""
 
 
-class Bench:
-    """The images and the pre-trained model of one condition of a study."""
+NO_FILES = SimpleNamespace(**dict.fromkeys(("checkpoint", "trained", "after_cycle"), nothing))
 
-    def __init__(self, arguments, place, condition):
-        from travelling.images.cohort import read_cohort
+
+class Bench:
+    """Images, good and harmful (``truth.csv`` beside a training set tells which), and a pre-trained model."""
+
+    def __init__(self, arguments, pretrained, training_csv, test_csv):
+        from travelling.images.cohort import read_cohort, subjects_by_center
         from travelling.images.volumes import Volumes
 
-        self.arguments, self.place = arguments, place
-        record = json.loads((place / "pretrained" / "run.json").read_text(encoding="utf-8"))
-        training_csv = place / condition / "harmful" / "training_set.csv"
-        cohort = arguments.study / Path(record["options"]["fn_train"]).parent
-        if condition == CLEAN:
-            training_csv = cohort / "training_set.csv"
-        self.training_set, self.test_set = read_cohort(training_csv), read_cohort(cohort / "test_set.csv")
+        self.arguments, self.pretrained = arguments, pretrained
+        self.training_set, self.test_set = read_cohort(training_csv), read_cohort(test_csv)
+        self.centers = subjects_by_center(self.training_set)
         self.harmful, truth = set(), training_csv.with_name("truth.csv")
         if truth.is_file():
             with open(truth, newline="", encoding="utf-8") as file:
                 self.harmful = {row["Subject"] for row in csv.DictReader(file)}
-        self.volumes = Volumes(None, place)
+        self.volumes = Volumes(None, pretrained)
         self.volumes.add(self.test_set)
         self.volumes.add(self.training_set)
         self.volumes.decode()
@@ -109,10 +112,10 @@ class Bench:
         from travelling.network.model import TravellingModel
         from travelling.network.model_files import model_pairs
 
-        pairs = model_pairs(self.place / "pretrained", self.place / "pretrained", None, None)
-        self.cycle = max(pairs) + 1
-        model, _, _ = TravellingModel.load(*pairs[max(pairs)], self.volumes.shape)
-        trainer = LocalTrainer(model, self.volumes, self.training_set, self.test_set)
+        pairs = model_pairs(self.pretrained, self.pretrained, None, None)
+        self.cycles = range(max(pairs) + 1, max(pairs) + 1 + self.arguments.cycles)
+        self.model, _, _ = TravellingModel.load(*pairs[max(pairs)], self.volumes.shape)
+        trainer = LocalTrainer(self.model, self.volumes, self.training_set, self.test_set)
         kept = trainer.keep()
         trainer.train([self.training_set["Subject"].iloc[0]])  # one step is compiled for all sizes
         trainer.evaluate()
@@ -120,45 +123,48 @@ class Bench:
         trainer.restore(kept)
         return trainer
 
-    def run(self, rule, every):
-        """The cells of a run after the first six."""
-        from travelling.images.cohort import subjects_by_center
+    def train_plainly(self, centers):
+        """Train the pre-trained model on all subjects of some centers, without quality control."""
+        from travelling.method.protocol import learning_rates
+        from travelling.method.travel import travel
+
+        self.trainer.restore(self.start)
+        plain = WithoutControl(learning_rate=self.arguments.learning_rate)
+        travel(self.trainer, centers, self.cycles, plain, learning_rates(plain), NO_FILES)
+
+    def run(self, **given):
+        """The cells of a run of these settings, by column, those after the first six."""
         from travelling.method.performance import performance
         from travelling.method.protocol import learning_rates
         from travelling.method.quality_control import QualityControl
-        from travelling.method.travel import travel as travel_plainly
         from travelling_quality_control.enc_PD_quality_control import travel
 
         arguments, trainer, rows = self.arguments, self.trainer, []
-        trainer.restore(self.start)
-        files = dict.fromkeys(("en", "pd", "fn_test", "fn_save"), Path())
-        given = {"rule": rule, "screen": arguments.screen, "revisit": arguments.revisit, "verify_every": every}
-        values = files | given | {"learning_rate": arguments.learning_rate}
+        files = dict.fromkeys(("en", "pd", "fn_test", "fn_save"), Path("none"))
+        values = files | given | {"revisit": arguments.revisit, "learning_rate": arguments.learning_rate}
         settings = control_options.QualityControl.knowing(values).made_of(values, str)
-        plain = WithoutControl(learning_rate=arguments.learning_rate)
-        cycles = range(self.cycle, self.cycle + arguments.cycles)
-        centers = subjects_by_center(self.training_set)
-        no_files = SimpleNamespace(**dict.fromkeys(("checkpoint", "trained", "after_cycle"), nothing))
+        settings.fn_save = None  # where the screen would write its metrics
         if self.seconds_plain is None:
             begun = time.perf_counter()
-            travel_plainly(trainer, centers, cycles, plain, learning_rates(plain), no_files)
+            self.train_plainly(self.centers)
             self.seconds_plain = time.perf_counter() - begun
-            trainer.restore(self.start)
-        control = QualityControl(settings, trainer, centers, rows.append, extensions=settings.extensions)
+        trainer.restore(self.start)
+        control = QualityControl(settings, trainer, self.centers, rows.append, extensions=settings.extensions)
         control.start(trainer.evaluate())
         begun = time.perf_counter()
-        travel(control, cycles, learning_rates(settings), no_files)
+        travel(control, self.cycles, learning_rates(settings), NO_FILES)
         seconds = time.perf_counter() - begun
         evaluations = sum(row["FP"] is not None for row in rows)
         flagged = {subject for subject, flags in control.flags.items() if flags}
         bad, good = self.harmful, set(control.flags) - self.harmful
         now, (fpr, fnr) = control.accepted, control.reference
-        return [
+        cells = [
             evaluations, f"{seconds:.1f}", f"{self.seconds_plain:.1f}",
             len(bad), len(flagged & bad), len(bad & control.eliminated.keys()),
             len(good), len(flagged & good), len(good & control.eliminated.keys()),
             f"{performance(now.labels, now.predictions)['AUC_ROC']:.3f}", f"{fpr:.3f}", f"{fnr:.3f}",
         ]  # fmt: skip
+        return dict(zip(COLUMNS[6:], cells, strict=True))
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def screened(metrics, sites, test, others, false_alarms):
     scores.LOOKS = {"metrics": LOOKS["metrics"]}  # the only one that a table has
     test_set = pd.DataFrame({"Subject": test, "Scanner": sites[test]})
     eyes = Eyes(SimpleNamespace(test_set=test_set, scanners=dict(enumerate(sites))))  # type: ignore[arg-type]
-    eyes.look = lambda subjects=None: {"metrics": metrics[test if subjects is None else subjects]}  # type: ignore
+    eyes.look = lambda subjects=None, weights=None: {"metrics": metrics[test if subjects is None else subjects]}  # type: ignore
     screen = scores.Scores(eyes, false_alarms)
     screen.calibrate()
     return {"screen": np.array([is_strange(cells) for cells in screen.cells(list(others))[0]])}
@@ -81,9 +81,7 @@ def screened(metrics, sites, test, others, false_alarms):
 def by_peers(metrics, excluded, told, test, others, false_alarms):
     """Which images (others,) others flag: above the quantile of their scores of the test set, left out by fold."""
     import numpy as np
-    from sklearn.base import clone
     from sklearn.ensemble import IsolationForest, RandomForestClassifier
-    from sklearn.model_selection import KFold
     from sklearn.neighbors import LocalOutlierFactor
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import RobustScaler
@@ -93,12 +91,9 @@ def by_peers(metrics, excluded, told, test, others, false_alarms):
         "nearest neighbours": LocalOutlierFactor(novelty=True),
         "isolation forest": IsolationForest(random_state=0),
     }.items():
-        pipeline = make_pipeline(RobustScaler(), model)
-        own = np.empty(len(test))
-        for fit, left in KFold(5, shuffle=True, random_state=0).split(test):
-            own[left] = -clone(pipeline).fit(metrics[test[fit]]).score_samples(metrics[test[left]])
-        scores = -pipeline.fit(metrics[test]).score_samples(metrics[others])
-        found[name] = scores > np.quantile(own, 1 - false_alarms, method="higher")
+        fit = scorer(make_pipeline(RobustScaler(), model))
+        limit = np.quantile(left_out(fit, metrics[test]), 1 - false_alarms, method="higher")
+        found[name] = fit(metrics[test])(metrics[others]) > limit
     # It learns from ratings, and so has to be told of those at the sites that are new here.
     forest = RandomForestClassifier(300, class_weight="balanced", random_state=0, n_jobs=1)
     forest.fit(metrics[~told], excluded[~told])
@@ -106,6 +101,28 @@ def by_peers(metrics, excluded, told, test, others, false_alarms):
     rated = forest.predict_proba(metrics[others])[:, 1] > np.quantile(own, 1 - false_alarms, method="higher")
     found["forest of ratings at the other sites"] = np.where(told[others], rated, np.nan)
     return found
+
+
+def scorer(model):
+    """A function of usual images that gives a function of others: how unlike them each is, by a scikit-learn model."""
+    from sklearn.base import clone
+
+    def fit(usual):
+        fitted = clone(model).fit(usual)
+        return lambda others: -fitted.score_samples(others)
+
+    return fit
+
+
+def left_out(fit, usual):
+    """How unlike the others each of some usual images (images, numbers) is, by those of other folds: (images,)."""
+    import numpy as np
+    from sklearn.model_selection import KFold
+
+    scores = np.empty(len(usual))
+    for some, left in KFold(5, shuffle=True, random_state=0).split(usual):
+        scores[left] = fit(usual[some])(usual[left])
+    return scores
 
 
 if __name__ == "__main__":

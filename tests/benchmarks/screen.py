@@ -125,9 +125,12 @@ class Recorded:
     def __init__(self, looks: dict, test: Any, images: Any, people: int):
         self._looks, self._test, self._images, self._people = looks, test, images, people
 
-    def look(self, subjects: Any = None, labels: None = None) -> dict:
+    def look(self, subjects: Any = None, labels: None = None, weights: dict | None = None) -> dict:
         """As :meth:`travelling.beyond.screen.eyes.Eyes.look`."""
-        return {name: rows[self._test if subjects is None else subjects] for name, rows in self._looks.items()}
+        from travelling.beyond.screen.eyes import summed
+
+        looks = {name: rows[self._test if subjects is None else subjects] for name, rows in self._looks.items()}
+        return summed(looks, weights)
 
     def related(self, scanners: bool = True) -> tuple:
         """As :meth:`travelling.beyond.screen.eyes.Eyes.related`."""

@@ -40,6 +40,7 @@ from nvflare.fuel.utils import fobs
 from nvflare.private.fed.utils.fed_utils import fobs_initialize
 
 from travelling.beyond.screen.looks import LOOKS
+from travelling.beyond.screen.metrics import MEANINGS
 from travelling.errors import AlreadyDone, InputError, VisitFailed
 from travelling_quality_control.federated.center import CenterExecutor, Pseudonyms
 from travelling_quality_control.federated.gate import CENTER_RIGHTS
@@ -52,7 +53,7 @@ from travelling_quality_control.federated.server import (
     refuse_bad_subjects,
 )
 from travelling_quality_control.federated.settings import SERVER_FILE, read_server_settings
-from travelling_quality_control.federated.trainer import refuse_bad_looks
+from travelling_quality_control.federated.trainer import numbers_of_looks, refuse_bad_looks
 from travelling_quality_control.federated.wire import digest, pack, unpack
 
 CENTERS = [*SIZES, "bad"]
@@ -331,21 +332,22 @@ def test_a_list_of_subjects_that_cannot_be_right_is_invalid(names):
         refuse_bad_subjects(names, {"a" * 16})
 
 
-@pytest.mark.parametrize("rows", [
-    None, [], [[1.0]], [[1.0], [1.0, 2.0]], [[1.0, 2.0], [1.0, 2.0]], [[1.0], ["1.0"]], [1.0, 2.0],
-])  # fmt: skip
-def test_looks_that_cannot_be_right_are_invalid(rows):
-    looks = {name: [[0.0] * look.numbers] * 2 for name, look in LOOKS.items()}
-    refuse_bad_looks(looks, 2, False)
-    refuse_bad_looks(looks | {"spectrum": [[float("inf")], [float("nan")]]}, 2, False)  # to be flagged
-    refuse_bad_looks(looks | {"labels": [[0.1], [1.0]]}, 2, True)
-    one_too_many, too_few = looks | {"labels": [[0.1], [0.2]]}, {"spectrum": looks["spectrum"]}
-    for wrong in (rows, looks | {"spectrum": rows}, one_too_many, too_few):
-        with pytest.raises(ValueError, match=r"look|inhomogeneous"):
-            refuse_bad_looks(wrong, 2, False)
+def test_looks_that_cannot_be_right_are_invalid():
+    numbers = numbers_of_looks(["asymmetry"], labels=True)
+    assert list(numbers) == [*LOOKS, "labels"]
+    assert (numbers["asymmetry"], numbers["front_back"]) == (1, LOOKS["front_back"].numbers)
+    right = np.full((2, sum(numbers.values())), 0.1)
+    right[:, 0] = np.inf, np.nan  # to be flagged
+    right[1, -1] = 1.0
+    refuse_bad_looks([right], 2, numbers)
+    others = right.astype(np.float32), np.zeros_like(right, int), right[:1], right[:, 1:], right[0]
+    for arrays in ([], [right, right], *([other] for other in others)):
+        with pytest.raises(ValueError, match="not a row of"):
+            refuse_bad_looks(arrays, 2, numbers)
     for p in (0.0, -1.0, 7.0, float("nan")):
+        right[0, -1] = p
         with pytest.raises(ValueError, match="from 0 to 1"):
-            refuse_bad_looks(looks | {"labels": [[0.1], [p]]}, 2, True)
+            refuse_bad_looks([right], 2, numbers)
 
 
 @pytest.mark.parametrize("labels", [False, True])
@@ -364,7 +366,15 @@ def test_the_screen_at_the_centers_is_that_of_one_process(labels, federation, st
     assert (eliminated["Study"] == "bad").sum() == 3  # by the screen, without a training step
     looks = federation.asked("look")
     assert looks
-    assert all((set(look.answer.meta), bool(look.answer.params)) == ({"looks"}, False) for look in looks)
+    for look in looks:  # the network for labels alone; of an image a sum for each pair of halves, not their differences
+        (rows,), images = look.answer.params.values(), len(look.asked.meta["subjects"])
+        assert rows.shape == (images, len(MEANINGS) + 4 + bool(look.asked.meta["labels"]))
+        assert len(look.asked.params) == 3 + bool(look.asked.meta["labels"]) * (26 + 12 + 1)
+        assert set(look.answer.meta) == {"digest"}
+        assert len(look.answered) < 2000 + 600 * images
+    assert any(look.asked.meta["labels"] for look in looks) == labels
+    visits = pd.read_csv(federation.folder / "qc_run" / "visits.csv").query("Question == 'look'")
+    assert visits["Bytes_received"].tolist() == [sum(a.nbytes for a in look.answer.params.values()) for look in looks]
     rows = pd.read_csv(federation.private["bad"] / "flagged_rows.csv")
     assert set(rows["Phase"]) == {"screen", "revisit"}
     assert (rows["Screen_score"] > rows["Screen_limit"]).all()
@@ -765,9 +775,13 @@ def replaced(names, change):
         ("train", lambda answer: answer.meta.update(loss=-1.0), "its loss is not a number"),
         # As a filter of FLARE would: the digest is that of other arrays.
         ("train", lambda answer: answer.params.update({"0000": np.zeros_like(answer.params["0000"])}), "on its way"),
+        ("look", lambda answer: answer.params.update({"0000": np.zeros_like(answer.params["0000"])}), "on its way"),
+        ("look", replaced(["0000"], lambda array: array[:1]), "not a row of"),
     ],
 )
-def test_a_center_that_answers_nonsense_is_one_row_and_the_others_go_on(question, spoil, reason, federation):
+def test_a_center_that_answers_nonsense_is_one_row_and_the_others_go_on(question, spoil, reason, federation, study):
+    if question == "look":
+        federation.configure(study, screen=True, false_alarms=0.06)
     federation.spoil("c1", question, spoil)
     log = federation.jobs(1)
     assert reason in federation.text_log()
@@ -775,7 +789,7 @@ def test_a_center_that_answers_nonsense_is_one_row_and_the_others_go_on(question
     assert list(log[log["Study"] == "c1"]["Phase"]) == [phase]
     others = log[(log["Study"] != "c1") & (log["Phase"] != "baseline")]
     assert {"c0", "c2", "bad"} <= set(others["Study"])
-    assert set(others["Phase"]) <= {"batch", "subject", "revisit"}
+    assert set(others["Phase"]) <= {"batch", "subject", "revisit", *["screen"] * (question == "look")}
 
 
 def test_copies_and_other_scales_are_reported_before_the_first_cycle(federation, study):

@@ -105,9 +105,8 @@ class Center:
             self._prepare(meta)  # again, where the center has restarted
             if digest(arrays) != meta["digest"]:
                 raise InputError(f"what the server sent was {CHANGED}")
-            self._model.import_network(arrays)
             subjects = self._own(meta["subjects"])
-            return self._train(subjects) if question == "train" else self._look(subjects, meta["labels"])
+            return self._train(subjects, arrays) if question == "train" else self._look(subjects, arrays, meta)
         if question == "report":
             self._report(meta["subjects"], meta["rows"])
             return [], {}
@@ -116,19 +115,23 @@ class Center:
     def _own(self, pseudonyms):
         return [self._pseudonyms.subject[name] for name in pseudonyms]
 
-    def _train(self, subjects):
+    def _train(self, subjects, network):
+        self._model.import_network(network)
         start = time.perf_counter()
         loss = self._trainer.train(subjects)
         answer = self._model.half_step()
         note_visit(self._folder / "visits.csv", _VISITS, (len(subjects), f"{time.perf_counter() - start:.4f}"))
         return answer, {"loss": loss, "digest": digest(answer)}
 
-    def _look(self, subjects, labels):
+    def _look(self, subjects, arrays, meta):
         from travelling.beyond.screen.eyes import Eyes  # only where a run has the screen
 
         self._eyes = self._eyes or Eyes(self._trainer)
-        looks = self._eyes.look(subjects, labels)
-        return [], {"looks": {look: rows.astype(float).tolist() for look, rows in looks.items()}}
+        weights = dict(zip(meta["weights"], arrays, strict=False))
+        if meta["labels"]:
+            self._model.import_network(arrays[len(weights) :])
+        answer = [np.hstack(list(self._eyes.look(subjects, meta["labels"], weights).values()))]
+        return answer, {"digest": digest(answer)}
 
     def _about_images(self):
         """What the server may know of the images before they train: their mean intensities, and a checksum of each."""

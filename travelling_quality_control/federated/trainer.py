@@ -3,7 +3,7 @@
 import logging
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,16 +47,15 @@ class FederatedTrainer(LocalTrainer):
 
         Raises VisitFailed, and changes nothing then.
         """
-        arrays, meta = self._ask_in("train", subjects, self._refuse_half_step)
+        arrays, meta = self._ask_in("train", subjects, export_network(self._model), self._refuse_half_step)
         self._report_norm(self.center_of[subjects[0]], arrays)
         take_step(self._model, arrays)
         return meta["loss"]
 
     def _refuse_half_step(self, arrays, meta):
         refuse_half_step(self._model, arrays)
-        loss, told = meta.get("loss"), meta.get("digest")
-        if not isinstance(told, str) or told != digest(arrays):
-            raise ValueError(f"what it sent was {CHANGED}")
+        refuse_changed(arrays, meta)
+        loss = meta.get("loss")
         if not isinstance(loss, float) or not 0 <= loss < float("inf"):
             raise ValueError("its loss is not a number")
 
@@ -71,16 +70,28 @@ class FederatedTrainer(LocalTrainer):
             self._log.warning("%s: its gradient's norm is %.0f times the median of the other centers'", center, times)
         self._norms.setdefault(center, []).append(norm)
 
-    def look(self, subjects: list[str] | None = None, labels: "Reference | None" = None) -> dict[str, np.ndarray]:
-        """As :meth:`Eyes.look`; measured at the subjects' center. Raises VisitFailed."""
+    def look(
+        self,
+        subjects: list[str] | None = None,
+        labels: "Reference | None" = None,
+        weights: dict[str, np.ndarray] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """As :meth:`Eyes.look`; measured at the subjects' center. Raises VisitFailed.
+
+        The network is sent only where labels are asked for: no other look needs it.
+        """
         if subjects is None:
             return self._eyes().look()
+        weights = weights or {}
+        numbers = numbers_of_looks(weights, bool(labels))
 
-        def refuse(_, meta):
-            refuse_bad_looks(meta.get("looks"), len(subjects), bool(labels))
+        def refuse(arrays, meta):
+            refuse_bad_looks(arrays, len(subjects), numbers)
+            refuse_changed(arrays, meta)
 
-        _, meta = self._ask_in("look", subjects, refuse, labels=labels)
-        return {look: np.array(rows) for look, rows in meta["looks"].items()}
+        arrays = [*weights.values(), *(export_network(self._model) if labels else [])]
+        (rows,), _ = self._ask_in("look", subjects, arrays, refuse, labels=labels, weights=list(weights))
+        return dict(zip(numbers, np.split(rows, np.cumsum(list(numbers.values()))[:-1], axis=1), strict=True))
 
     def related(self, scanners: bool = True) -> tuple[np.ndarray, str]:
         """As :meth:`Eyes.related`."""
@@ -104,30 +115,38 @@ class FederatedTrainer(LocalTrainer):
         """Where images lie."""
         return {SPACE: self._volumes.space}
 
-    def _ask_in(self, question, subjects, refuse, **about):
-        """Ask the center of some subjects something about the network as it is now: (arrays, meta)."""
-        network = export_network(self._model)
-        meta = {"digest": digest(network), "subjects": subjects, **about, **self.preparation}
-        return self._ask(self.center_of[subjects[0]], question, network, meta, refuse)
+    def _ask_in(self, question, subjects, arrays, refuse, **about):
+        """Ask the center of some subjects something that takes arrays: (arrays, meta)."""
+        meta = {"digest": digest(arrays), "subjects": subjects, **about, **self.preparation}
+        return self._ask(self.center_of[subjects[0]], question, arrays, meta, refuse)
 
     def expect(self, subjects: list[str]) -> None:
         """The images are the center's own concern."""
 
 
-def refuse_bad_looks(looks: object, subjects: int, labels: bool) -> None:
-    """Raise ValueError where a center's answer has not, for each look, one row of its numbers for each subject.
+def refuse_changed(arrays: list[np.ndarray], meta: dict) -> None:
+    """Raise ValueError where the arrays of a center's answer are not those that it has sent."""
+    if meta.get("digest") != digest(arrays):
+        raise ValueError(f"what it sent was {CHANGED}")
 
-    ``labels`` tells whether labels were asked for, too.
+
+def numbers_of_looks(weights: Iterable[str], labels: bool) -> dict[str, int]:
+    """How many numbers of an image each look has in a center's answer, in its order.
+
+    Those with ``weights`` have one. ``labels`` tells whether labels are asked for, too.
     """
     from travelling.beyond.screen.looks import LOOKS  # only where a run has the screen
 
-    lengths = {name: look.numbers for name, look in LOOKS.items()} | ({"labels": 1} if labels else {})
-    if not isinstance(looks, dict) or looks.keys() != lengths.keys():
-        raise ValueError(f"its looks are not {', '.join(lengths)}")
-    for name, rows in looks.items():
-        found = np.array(rows)
-        # An image may be infinitely far, or no number: then it is flagged, as in the script.
-        if found.dtype != float or found.shape != (subjects, lengths[name]):
-            raise ValueError(f"its look {name} is not a row of {lengths[name]} numbers for each subject")
-        if name == "labels" and not ((found > 0) & (found <= 1)).all():
-            raise ValueError("its look labels is not from 0 to 1")
+    numbers = {name: 1 if name in weights else look.numbers for name, look in LOOKS.items()}
+    return numbers | ({"labels": 1} if labels else {})
+
+
+def refuse_bad_looks(arrays: list[np.ndarray], subjects: int, numbers: dict[str, int]) -> None:
+    """Raise ValueError where a center's answer is not one row of all looks' numbers for each subject."""
+    expected = [("float64", (subjects, sum(numbers.values())))]
+    if [(str(array.dtype), array.shape) for array in arrays] != expected:
+        raise ValueError(f"its looks are not a row of {sum(numbers.values())} numbers for each subject")
+    # An image may be infinitely far, or no number: then it is flagged, as in the script.
+    p_values = arrays[0][:, -1:] if "labels" in numbers else np.ones(1)
+    if not ((p_values > 0) & (p_values <= 1)).all():
+        raise ValueError("its look labels is not from 0 to 1")

@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 class Looking(Protocol):
     """What looks at images: :class:`Eyes`, or a trainer whose images are elsewhere."""
 
-    def look(self, subjects: list[str] | None = None, labels: Reference | None = None) -> dict[str, np.ndarray]:
+    def look(
+        self,
+        subjects: list[str] | None = None,
+        labels: Reference | None = None,
+        weights: dict[str, np.ndarray] | None = None,
+    ) -> dict[str, np.ndarray]:
         """As :meth:`Eyes.look`; raises VisitFailed where a center does not answer."""
 
     def related(self, scanners: bool = True) -> tuple[np.ndarray, str]:
@@ -42,15 +47,22 @@ class Eyes:
         self._trainer = trainer
         self._measured: dict[str, dict] = {}  # subject -> its looks
 
-    def look(self, subjects: list[str] | None = None, labels: Reference | None = None) -> dict[str, np.ndarray]:
+    def look(
+        self,
+        subjects: list[str] | None = None,
+        labels: Reference | None = None,
+        weights: dict[str, np.ndarray] | None = None,
+    ) -> dict[str, np.ndarray]:
         """What the screen measures of each subject's image (None: of every subject of the test set), by name.
 
         For each of :data:`travelling.beyond.screen.looks.LOOKS` an array (subjects, numbers). ``labels`` is what right
         labels look like to the model; then ``labels`` has the p-value of each training subject's own, (subjects, 1).
+        Looks that have ``weights`` (numbers,) are summed up by them, (subjects, 1).
         """
         subjects = list(self._trainer.test_set["Subject"] if subjects is None else subjects)
         measured = [self._measure(subject) for subject in subjects]
         looks = {name: np.array([one[name] for one in measured], float) for name in LOOKS}
+        looks = summed(looks, weights)
         if labels:
             own = [self._trainer.labels[subject] for subject in subjects]
             looks["labels"] = p_values(labels, own, self._trainer.predict_training(subjects))[:, None]
@@ -84,6 +96,11 @@ class Eyes:
         told = self._trainer.test_set.filter(["Participant", "Anatomy"])
         different = [told[column][told[column] != ""].nunique() + (told[column] == "").sum() for column in told]
         return min([len(told), *different])
+
+
+def summed(looks: dict[str, np.ndarray], weights: dict[str, np.ndarray] | None) -> dict[str, np.ndarray]:
+    """Looks (subjects, numbers) by name, those that have weights (numbers,) summed up by them, (subjects, 1)."""
+    return looks | {name: (looks[name] @ along)[:, None] for name, along in (weights or {}).items()}
 
 
 def related(cohort: pd.DataFrame) -> tuple[np.ndarray, str]:

@@ -32,7 +32,12 @@ class Yardstick:
 
     The number is larger the stranger an image is; its unit does not matter. ``like`` is a yardstick of more images,
     which may tell what takes long to find out. Images are upright: their axes run up, to the front and to the right.
+
+    Where the number is a weighted sum of a look, ``weights`` are those, (numbers,): then nothing but that sum is told
+    of an image that is elsewhere.
     """
+
+    weights: np.ndarray | None = None
 
     def __init__(self, usual: np.ndarray, like: Any = None):
         pass
@@ -104,12 +109,12 @@ class Mirrored(Distance):
     def __init__(self, usual: np.ndarray, like: "Mirrored | None" = None):
         super().__init__(usual, like)
         along = self._usual.T @ (self._inverse @ (self._usual @ self._mean))
-        weights = (self._mean - along) / self._floor
-        self._weights = weights / (np.linalg.norm(weights) + _TINY)
+        weights = (along - self._mean) / self._floor
+        self.weights: np.ndarray = weights / (np.linalg.norm(weights) + _TINY)
 
     def __call__(self, looks: np.ndarray) -> np.ndarray:
         """As :class:`Yardstick`; of a mirrored image it is the negative of what it was before."""
-        return -looks @ self._weights
+        return looks @ self.weights
 
     @staticmethod
     def unit_of(usual: np.ndarray) -> float:

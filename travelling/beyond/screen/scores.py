@@ -80,9 +80,13 @@ class Scores:
         And all that was measured; ``question`` is what else is asked. Raises VisitFailed where the center does not
         answer.
         """
-        looks, found = self.eyes.look(subjects, **question), []
+        weights = {name: one.weights for name, one in self._yardsticks.items() if one.weights is not None}
         with np.errstate(all="ignore"):  # an image may be infinitely far, or no number
-            strange = {name: yardstick(looks[name]).tolist() for name, yardstick in self._yardsticks.items()}
+            looks, found = self.eyes.look(subjects, weights=weights, **question), []
+            strange = {
+                name: (looks[name][:, 0] if name in weights else yardstick(looks[name])).tolist()
+                for name, yardstick in self._yardsticks.items()
+            }
             for place, known in enumerate(self.eyes.knows_scanners(subjects)):
                 limit, units = self.scales[known]
                 scores = {name: (strange[name][place] - mean) / unit for name, (mean, unit) in units.items()}
