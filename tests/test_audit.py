@@ -25,6 +25,7 @@ from travelling.beyond.evidence import possible_p_values
 from travelling.beyond.screen import Screen, ScreenOptions, is_strange
 from travelling.beyond.screen.labels import center_p_value
 from travelling.beyond.screen.looks import LOOKS
+from travelling.beyond.screen.scores import of_center
 from travelling.beyond.screen_labels import LabelScreen
 from travelling.errors import VisitFailed
 from travelling.files import write_csv
@@ -90,11 +91,12 @@ class FakeScreen(Screen):
 
     limit = 2.5
 
-    def __init__(self, seed, fails=0.0, labels=False):
+    def __init__(self, seed, fails=0.0, labels=False, mirrored=()):
         super().__init__(ScreenOptions(screen=True, false_alarms=0.01))
         self.random = np.random.RandomState(seed)
         self.fails = fails
         self.labels = labels
+        self.mirrored = mirrored  # subjects
 
     def calibrate(self, control, centers):
         self.centers = centers
@@ -107,7 +109,13 @@ class FakeScreen(Screen):
             [*(self.random.normal(size=3) + (np.array(away) if subject in BAD else 0)).tolist(), *others]
             for subject in subjects
         ]
-        cells = [dict(zip(self.columns, (max(look), self.limit, *look, 0), strict=True)) for look in looks]
+        place = list(LOOKS).index("asymmetry")
+        for subject, look in zip(subjects, looks, strict=True):
+            if subject in self.mirrored:
+                look[place] = 3 + look[place] / 8
+        halves = [look[place] for look in looks]
+        center = of_center(halves, halves)
+        cells = [dict(zip(self.columns, (max(look), self.limit, *look, center, 0), strict=True)) for look in looks]
         if self.labels and self.cycle % 5 == 4:  # the model knows too little
             cells = [found | dict.fromkeys(LabelScreen.columns) for found in cells]
         elif self.labels:
@@ -308,6 +316,27 @@ def better(tmp_path_factory):
     return folder
 
 
+@pytest.mark.parametrize("labels", [False, True])
+def test_a_center_whose_images_are_all_mirrored(labels, tmp_path):
+    """None is sure alone (the limit is 4), all are together; and one that is mirrored at a usual center is tried."""
+    mirrored, alone = [f"c3_{number}" for number in range(3)], "c0_0"
+    screen = FakeScreen(7, labels=labels, mirrored=[*mirrored, alone])
+    control = make_run(tmp_path, screen=screen, trainer=RandomTrainer(0, bad=()))
+    assert set(mirrored) <= control.eliminated.keys()
+    rows = read_rows(tmp_path / "log.csv")
+    decided = [row for row in rows if row["Phase"] == "revisit" and row["Subject"] in mirrored]
+    assert [row["FP"] for row in decided] == [""] * 3
+    assert all(2.75 < float(row["Screen_center"]) < float(row["Screen_score"]) + 0.5 < 4.5 for row in decided)
+    assert any(row["FP"] for row in rows if row["Phase"] == "revisit" and row["Subject"] == alone)
+    consistent(tmp_path)
+    for row in rows:  # as if it had not been the center that decided, or another mean
+        if row["Study"] == "c3" and row["Screen_center"]:
+            row["Screen_center"] = "0" if labels else "3.5"
+    write_rows(tmp_path / "log.csv", rows)
+    lines = " ".join(found(tmp_path))
+    assert ("no extension is sure" if labels else "(0, or the mean of Screen_asymmetry at its center)") in lines
+
+
 @pytest.fixture(scope="module")
 def grouped(tmp_path_factory):
     """A run that verified up to eight batches together."""
@@ -347,7 +376,9 @@ def test_an_image_whose_score_is_no_number(better, tmp_path, score):
     shutil.copytree(better, tmp_path, dirs_exist_ok=True)
     rows = read_rows(tmp_path / "log.csv")
     index = first_index(rows, "screen", Ignored="1")
-    rows[index].update(Screen_score=score, Screen_spectrum=score)
+    for row in rows:
+        if row["Subject"] == rows[index]["Subject"] and row["Screen_score"]:
+            row.update(Screen_score=score, Screen_spectrum=score)
     write_rows(tmp_path / "log.csv", rows)
     consistent(tmp_path)
     rows[index].update(Screen_spectrum="1")

@@ -26,7 +26,7 @@ from travelling.beyond.evidence import Evidence, EvidenceOptions, auroc_fell, mo
 from travelling.beyond.screen import Screen, is_strange, is_surely_strange
 from travelling.beyond.screen.eyes import related, summed
 from travelling.beyond.screen.looks import LOOKS, Distance, Mirrored
-from travelling.beyond.screen.scores import Scores, by_others, caution, least_rate, limit_rank
+from travelling.beyond.screen.scores import Scores, by_others, caution, least_rate, limit_rank, of_center
 from travelling.errors import InputError, VisitFailed
 from travelling.method.metrics import Evaluation, evaluate
 from travelling.method.order import travelling_order
@@ -374,12 +374,24 @@ def test_a_suspect_of_which_no_look_is_sure_is_tried_and_then_left_to_verificati
 
 
 def test_each_look_has_a_limit_of_elimination_of_its_own(monkeypatch):
-    cells = {"Screen_score": 5.0, "Screen_limit": 2.0} | {f"Screen_{name}": 0.0 for name in LOOKS}
+    cells = {"Screen_score": 5.0, "Screen_limit": 2.0, "Screen_center": 0.0} | {f"Screen_{name}": 0.0 for name in LOOKS}
     for name, look in LOOKS.items():
         assert is_surely_strange(cells | {f"Screen_{name}": look.sure + 0.01})
         assert not is_surely_strange(cells | {f"Screen_{name}": look.sure})
         assert is_surely_strange(cells | {f"Screen_{name}": float("nan")})
     assert not is_surely_strange(cells | {"Screen_metrics": 50, "Screen_limit": 60.0})
+
+
+def test_images_that_look_mirrored_are_eliminated_where_their_center_looks_so_too():
+    cells = {"Screen_score": 3.5, "Screen_limit": 2.0} | {f"Screen_{name}": 0.0 for name in LOOKS}
+    mirrored = cells | {"Screen_asymmetry": 3.5}
+    assert is_surely_strange(mirrored | {"Screen_center": 2.8})
+    assert not is_surely_strange(mirrored | {"Screen_center": 2.7})
+    assert not is_surely_strange(cells | {"Screen_metrics": 3.5, "Screen_center": 9.0})  # another look flagged it
+    assert of_center([3, 4, 5], [1, 1, 1]) == 4
+    assert of_center([3, 4], [1, 1]) == pytest.approx(7 / 3)  # two say less than three, and one hardly anything
+    assert of_center([6], [1]) == 2
+    assert of_center([9, 9, 9], [-1, -1, 1]) == 0  # moved, but nearer to usual images than to mirrored ones
 
 
 def test_a_center_that_does_not_let_the_screen_look_is_not_visited():

@@ -29,6 +29,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--draws", type=count, default=12, metavar="N", help="of a test set")
     parser.add_argument("--kinds", nargs="*", choices=list(KINDS), metavar="KIND", default=list(KINDS), help="of harm")
     parser.add_argument("--levels", nargs="+", type=command.number(float, 1e-6), default=[1.0, 0.5, 0.25], metavar="X")
+    parser.add_argument("--together", type=count, default=3, metavar="N", help="images of a center, all of a kind")
     parser.add_argument("--harmed", type=count, default=12, metavar="N", help="images of each person")
     parser.add_argument("--false-alarms", type=command.number(float, 1e-6, 0.5), default=FALSE_ALARMS, metavar="RATE")
     parser.add_argument("--maximum", type=command.number(float, 0), default=255.0, help="of the two published kinds")
@@ -110,9 +111,14 @@ def draws(images: Any, looks: dict, people: int, arguments: argparse.Namespace) 
         test = generator.permutation(np.flatnonzero(known & good))[: arguments.test_images]
         screen = Scores(Recorded(looks, test, images, people), arguments.false_alarms)
         screen.calibrate()
-        others = np.flatnonzero(~known)
-        found = images.iloc[others][["kind", "level"]].assign(images=1)
-        cells = screen.cells(others)[0]
+        others = generator.permutation(np.flatnonzero(~known))
+        found = images.iloc[others][["kind", "level"]].assign(images=1, place=others)
+        places = [of.to_numpy() for _, of in found.groupby(["kind", "level"], sort=False)["place"]]
+        centers = [
+            part for of in places for part in np.split(of, range(arguments.together, len(of), arguments.together))
+        ]
+        found = found.set_index("place").loc[np.concatenate(centers)]
+        cells = [one for center in centers for one in screen.cells(center)[0]]
         found["suspects"], found["eliminated"] = ([*map(judge, cells)] for judge in (is_strange, is_surely_strange))
         counts = found.groupby(["kind", "level"], sort=False).sum().reset_index()
         rows += counts.assign(people=people, draw=draw).to_dict("records")

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 FALSE_ALARMS = 0.01  # unless told otherwise
 PHASE = "screen"  # of rows of the log that tell of a look
-SCORE = "Screen_score"  # column of the log
+SCORE, CENTER = "Screen_score", "Screen_center"  # columns of the log
 
 
 @dataclass(kw_only=True)
@@ -82,7 +82,7 @@ class Screen(Extension):
         from travelling.beyond.screen.looks import LOOKS  # only now, so that --help answers at once
 
         self.options: ScreenOptions = options
-        self.columns = (SCORE, "Screen_limit", *(f"Screen_{name}" for name in LOOKS), "Screen_known")
+        self.columns = (SCORE, "Screen_limit", *(f"Screen_{name}" for name in LOOKS), CENTER, "Screen_known")
         self.cycle: int | None = None  # the last in which it looked
         self.looks: dict[str, list[dict]] = {}  # subject -> cells of its last look, while it waits of another, too
         self.counts = {"screened": 0, "suspected": 0}  # images of this cycle
@@ -214,6 +214,7 @@ class Screen(Extension):
     def methods(self, extensions: Sequence[Extension]) -> str:
         """As :meth:`Extension.methods`."""
         from travelling.beyond.screen.looks import LOOKS
+        from travelling.beyond.screen.scores import SURE_OF_CENTER
 
         looks = [f"({place}) {look.words}" for place, look in enumerate(LOOKS.values(), 1)]
         sure = [f"{look.sure:g} ({place})" for place, look in enumerate(LOOKS.values(), 1)]
@@ -227,8 +228,9 @@ class Screen(Extension):
             f"{self.options.false_alarms:g}. Where people had several test images, the limit was at least that of "
             "prediction for an image of another person, in a one-way analysis of variance with random effects. "
             "Images above it were flagged without training. Those with a look above "
-            f"its own limit of {', '.join(sure)} were eliminated at their revisit without a training step; in all "
-            "other cases the step of the revisit decided."
+            f"its own limit of {', '.join(sure)}, or with left and right swapped at a center whose images had a mean "
+            f"score of more than {SURE_OF_CENTER:g} in that look, were eliminated at their revisit without a training "
+            "step; in all other cases the step of the revisit decided."
         )
 
     def legend(self) -> str:
@@ -251,12 +253,15 @@ class Screen(Extension):
             return None
         name = self._highest(row)
         words = LOOKS[name].finding if name else "what the screen measures of it is no number"
+        if is_mirrored_with_others(row):
+            words += "; so do the other images of its center"
         return Finding(words, **self.explain(row))
 
     def _highest(self, row):
         """The look with the largest score in a row, "" where one has none."""
-        _, _, *looks, _ = self.columns
-        values = {name.removeprefix("Screen_"): row[name] for name in looks}
+        from travelling.beyond.screen.looks import LOOKS
+
+        values = {name: row[f"Screen_{name}"] for name in LOOKS}
         known = all(value == value for value in values.values())  # NaN is not equal to itself
         return max(values, key=values.__getitem__) if known else ""
 
@@ -293,7 +298,15 @@ def is_surely_strange(cells: dict) -> bool:
     """Whether the cells of a look are those of an image that is strange enough to be eliminated for it."""
     from travelling.beyond.screen.looks import LOOKS
 
-    return is_strange(cells) and any(not cells[f"Screen_{name}"] <= look.sure for name, look in LOOKS.items())
+    sure = any(not cells[f"Screen_{name}"] <= look.sure for name, look in LOOKS.items())
+    return is_strange(cells) and (sure or is_mirrored_with_others(cells))
+
+
+def is_mirrored_with_others(cells: Any) -> bool:
+    """Whether the cells of a look are those of an image that looks mirrored at a center whose images all do."""
+    from travelling.beyond.screen.scores import SURE_OF_CENTER
+
+    return cells["Screen_asymmetry"] > cells["Screen_limit"] and cells[CENTER] > SURE_OF_CENTER
 
 
 def eyes_of(trainer: Trainer) -> Looking:

@@ -18,15 +18,22 @@ class ScreenAuditor(Auditor):
 
     def __init__(self, columns: tuple[str, ...]):
         super().__init__(columns)
-        self._looks = columns[2:-1]
+        self._looks = columns[2:-2]
         self.may_be_nan = ("Screen_score", *self._looks)  # an image can be so strange
         self._limits: dict[tuple, float] = {}  # cycle, whether the scanner is known -> the limit
         self._seen: dict[str, Row] = {}  # subject -> row of its first look
         self._again = False  # whether labels are looked at, in every cycle
+        self._centers: dict[tuple, list[float]] = {}  # cycle, center -> asymmetry of the images looked at together
 
     def read(self, rows: list[Row], replayed: Replayed, finished: bool) -> None:
         """As :meth:`Auditor.read`."""
         self._again = bool(rows) and "Center_p" in rows[0]
+        for row in rows:
+            place = row["Cycle"], row["Study"]
+            if row["kind"] == "failure" or (row is rows[-1] and not finished):  # some of these have no row
+                self._centers[place] = [math.nan]
+            elif row["Phase"] == "screen" or (row["Phase"] == "revisit" and self._again):
+                self._centers.setdefault(place, []).append(row.get("Screen_asymmetry") or 0.0)
 
     def is_decision(self, row: Row) -> bool:
         """As :meth:`Auditor.is_decision`: its looks at images, and revisits without a step."""
@@ -72,8 +79,11 @@ class ScreenAuditor(Auditor):
         first = self._seen.setdefault(row["Subjects"][0] if row["Subjects"] else "", row)
         if phase != "revisit":
             return strange(row) and row is first, faults
+        if not self._again:
+            for name in self.columns:
+                faults += differs(row, name, first[name], "as at its first look")
         sure = [name for name in self._looks if row[name] is not None and not row[name] <= self.sure.get(name, 4)]
-        return strange(row) and bool(sure), faults
+        return strange(row) and (bool(sure) or mirrored_with_others(row)), faults
 
     def _check_cells(self, row):
         score, limit = row["Screen_score"], row["Screen_limit"]
@@ -86,6 +96,12 @@ class ScreenAuditor(Auditor):
         looks = [row[name] for name in self._looks]
         if None in looks:
             return [*faults, f"{' or '.join(self._looks)} is empty, should be a number"]
+        if row["Screen_center"] is None:
+            return [*faults, "Screen_center is empty, should be a number"]
+        together = self._centers.get((row["Cycle"], row["Study"]), [math.nan])
+        mean = sum(together) / max(len(together), 3)
+        if (self._again or row["Phase"] == "screen") and row["Screen_center"] and not math.isnan(mean):
+            faults += differs(row, "Screen_center", mean, "0, or the mean of Screen_asymmetry at its center")
         largest = math.nan if any(map(math.isnan, looks)) else max(looks)
         return faults + differs(row, "Screen_score", largest, f"the largest of {', '.join(self._looks)}")
 
@@ -99,3 +115,9 @@ def strange(row: Row) -> bool:
     """Whether a look finds an image strange."""
     score, limit = row["Screen_score"], row["Screen_limit"]
     return score is not None and limit is not None and not score <= limit
+
+
+def mirrored_with_others(row: Row) -> bool:
+    """Whether an image looks mirrored at a center whose images do so on average."""
+    own, limit, center = row["Screen_asymmetry"], row["Screen_limit"], row["Screen_center"]
+    return None not in (own, limit, center) and own > limit and center > 2.75

@@ -21,6 +21,8 @@ from travelling.errors import InputError
 if TYPE_CHECKING:
     from travelling.beyond.screen.eyes import Looking
 
+SURE_OF_CENTER = 2.75  # standard deviations: what _RARE of a normal distribution exceed
+_FEWEST = 3  # images of a center, of which the mean says something
 _RARE = 0.003  # so rarely may a limit of elimination be exceeded for want of people; see docs/results.md
 
 
@@ -93,7 +95,8 @@ class Scores:
                 score = float(np.max(list(scores.values())))  # NaN where one is
                 cells = {"Screen_score": score, "Screen_limit": limit, "Screen_known": int(known)}
                 found.append(cells | {f"Screen_{name}": value for name, value in scores.items()})
-        return found, looks
+        center = of_center([cells["Screen_asymmetry"] for cells in found], strange["asymmetry"])
+        return [cells | {"Screen_center": center} for cells in found], looks
 
 
 def by_others(yardstick: Yardstick, looks: np.ndarray, related: np.ndarray) -> np.ndarray:
@@ -118,6 +121,16 @@ def beside_others(values: np.ndarray, least: float) -> np.ndarray:
     means = np.mean(others, axis=1)
     units = np.maximum(np.std(others, axis=1, ddof=1), least)
     return (values - means) / np.where(units > 0, units, 1.0)
+
+
+def of_center(scores: list[float], strange: list[float]) -> float:
+    """The mean score of ``asymmetry`` of a center's images, at least three of them, missing ones having 0.
+
+    All images of one scanner or one upload are mirrored, or none is: what is no proof for each is one for all. 0 where
+    they lie nearer to usual images than to mirrored ones: ``strange``, what the yardstick gave, is below 0 on average.
+    A scanner may move all of its images, but hardly so far.
+    """
+    return sum(scores) / max(len(scores), _FEWEST) if np.mean(strange) > 0 else 0.0
 
 
 def caution(people: int) -> float:
