@@ -28,12 +28,12 @@ MAY_IMPORT = {
     "inference": SCRIPT,
     "prepare_images": SCRIPT,
     "travelling_quality_control": SCRIPT | {"auditing", "judging", "reporting"},
-    "judging": METHOD | {"runs"},
+    "judging": METHOD | {"runs", "auditing"},
     "auditing": METHOD | {"runs.extensible"},
-    "reporting": METHOD | {"images", "runs.extensible", "runs.options", "auditing", "judging"},
+    "reporting": METHOD | {"images", "runs.options", "auditing", "judging"},
     # The only one that imports a script: it shares the loop.
     "federated": SCRIPT | {"beyond", "judging", "travelling_quality_control.enc_PD_quality_control"},
-    "reproduce": SCRIPT | {"beyond", "prepare_images", "auditing", "reporting"},
+    "reproduce": SCRIPT | {"beyond", "prepare_images", "auditing", "judging", "reporting"},
 }
 SCRIPTS = sorted(
     path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")

@@ -12,6 +12,7 @@ part only.
 """
 
 import argparse
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -25,7 +26,8 @@ from travelling.method.quality_control import QualityControl
 from travelling.method.settings import Control
 from travelling.method.verification_log import LOG_COLUMNS
 from travelling_quality_control.enc_PD_quality_control import travel
-from travelling_quality_control.judging import Verdict, judge
+from travelling_quality_control.judging import Verdict
+from travelling_quality_control.judging.logged_run import LoggedRun, read_log
 
 CENTERS = Path(__file__).resolve().parents[2] / "reproduce" / "centers.csv"
 NUMBERS, CYCLES = 20, 10  # of an "image"; with and without quality control
@@ -128,10 +130,13 @@ def run(seed: int, protocol: str, error: float, divisor: int, rate: float, harm:
     rates = PROTOCOLS[protocol].learning_rate
     cycles = range(CYCLES, 2 * CYCLES)
     travel(control, cycles, lambda cycle: rates(rate, cycle, CYCLES, saved), NoFiles())
-    log = pd.DataFrame(rows, columns=list(LOG_COLUMNS)).astype(object)
     record = {"finished": True, "changed": changed(baseline, control.accepted), "sessions": []}
     record["options"] = {"protocol": protocol, "error": error, "batch_size": 5, "revisit": 1, "rule": "published"}
-    return judge(log, record, images.set_index("Subject"))
+    record["options"]["seed"] = seed
+    with tempfile.NamedTemporaryFile(suffix=".csv") as file:
+        pd.DataFrame(rows, columns=list(LOG_COLUMNS)).to_csv(file.name, index=False)
+        log = read_log(Path(file.name), record)
+    return LoggedRun(record=record, table=log, images=images.set_index("Subject")).verdict
 
 
 def changed(before: Evaluation, after: Evaluation) -> dict:

@@ -1,6 +1,5 @@
 """Reports: of one run of quality control (report.py), and what that of a whole study (reproduce/) shares with it.
 
-runs      reads a log and says what was decided about every image, without asking for the truth
 drawing   figures: their style, rates along a run
 slices    flagged images beside the test set, and what is to be seen in them
 agreement how a person's ratings of images agree with the decisions

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from travelling.images.nifti import read_upright
 from travelling.words import some, was
-from travelling_quality_control.reporting.runs import LoggedRun
+from travelling_quality_control.judging.logged_run import LoggedRun
 
 DPI = 110
 # Okabe and Ito's palette (Color Universal Design, 2008). Lines also differ in shape.
