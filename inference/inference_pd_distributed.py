@@ -19,7 +19,7 @@ if __name__ == "__main__":  # the package of this checkout, whatever is installe
 from travelling.errors import InputError
 from travelling.option import from_command_line
 from travelling.runs import command, stopping
-from travelling.runs.options import AGE_EDGES, Inference
+from travelling.runs.pretrained_options import AGE_EDGES, Inference
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +41,8 @@ def main() -> None:
     from travelling.images.volumes import Volumes
     from travelling.method.metrics import diagnose
     from travelling.method.performance import metrics_by_subgroup, subgroups
-    from travelling.network.model_files import SPACE, model_pairs, read_record
+    from travelling.network.model_files import SPACE
+    from travelling.network.pretrained import model_pairs, read_record
     from travelling.runs.run import Run
 
     test_set = read_cohort(settings.fn)
@@ -76,11 +77,11 @@ def main() -> None:
 
     # TensorFlow takes seconds to import: only now that the input is known to be good.
     from travelling.network import backend
-    from travelling.network.model import TravellingModel
+    from travelling.network.saved_model import load_model, read_weights
 
     device = backend.start(0)
     cycles = list(models)
-    model, record, _ = TravellingModel.load(*models[cycles[0]], volumes.shape)
+    model, record, _ = load_model(*models[cycles[0]], volumes.shape)
     notices = volumes.decode() + copies(volumes.images, test_set)
     trainer = LocalTrainer(model, volumes, test_set=test_set)
     log = run.begin(device, notices + trainer.strange(record), volumes.images)
@@ -96,7 +97,7 @@ def main() -> None:
     for cycle in progress_bar(cycles, unit="cycle"):
         if cycle in finished:
             continue
-        model.read_weights(*models[cycle])
+        read_weights(model, *models[cycle])
         probabilities = trainer.predict()
         row = {"cycle": cycle, **metrics_by_subgroup(test_set["Group_bin"], probabilities, groups)}
         metrics.append(pd.DataFrame([row]))

@@ -23,7 +23,7 @@ if __name__ == "__main__":  # the package of this checkout, whatever is installe
 
 from travelling.option import Options, from_command_line, option
 from travelling.runs import command
-from travelling.runs.options import AGE_EDGES
+from travelling.runs.pretrained_options import AGE_EDGES
 
 
 @dataclass(kw_only=True)

@@ -21,11 +21,13 @@ from steps import Step
 
 from travelling.beyond.groups import GroupOptions
 from travelling.beyond.screen import ScreenOptions
-from travelling.option import changed, option, to_command_line
+from travelling.option import changed, option
+from travelling.option_values import to_command_line
 from travelling.runs import command
 from travelling.runs.control_options import LocalQualityControl
 from travelling.runs.harm_options import HarmfulSamples
-from travelling.runs.options import Device, DirtyBaseline, Inference, Orientation, StandardModel
+from travelling.runs.options import Device, Orientation, StandardModel
+from travelling.runs.pretrained_options import DirtyBaseline, Inference
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {

@@ -31,9 +31,10 @@ from hypothesis import strategies as st
 
 from travelling.errors import InputError
 from travelling.images.cohort import read_cohort
-from travelling.images.nifti import read_image
+from travelling.images.itk import read_image
 from travelling.images.volumes import Volumes
-from travelling.network.model_files import RECORD, read_record
+from travelling.network.model_files import RECORD
+from travelling.network.pretrained import read_record
 from travelling.runs.checkpoint import Checkpoints
 
 hypothesis.configuration.set_hypothesis_home_dir(tempfile.gettempdir())  # nothing in the repository
@@ -388,11 +389,11 @@ def test_nothing_is_read_as_an_image_that_is_no_single_file(plain_image, tmp_pat
 BILLIONS = {"dim1": 32767, "dim2": 32767, "dim3": 32767}
 LOOK = """
 import sys
-from travelling.images import nifti
+from travelling.images import itk
 from travelling.errors import InputError
 
 try:
-    nifti.read_image(sys.argv[1])
+    itk.read_image(sys.argv[1])
 except InputError as error:
     print(error, file=sys.stderr)
     sys.exit(1)
@@ -432,11 +433,11 @@ def test_a_header_that_claims_too_much_takes_no_memory(name, make, words, plain_
 def saved_model(tmp_path_factory):
     """Folder with a tiny encoder and its classifier, .keras, and with those that TensorFlow 2.10 saved, .h5."""
     from travelling.network import backend
-    from travelling.network.model import TravellingModel
+    from travelling.network.inference_network import EvaluatedModel
 
     backend.start(seed=1)
     folder = tmp_path_factory.mktemp("model")
-    TravellingModel.build(SHAPE, 0.01, 1e-4).save(folder / "encoder.keras", folder / "classifier.keras", {"cycle": 7})
+    EvaluatedModel.build(SHAPE, 0.01, 1e-4).save(folder / "encoder.keras", folder / "classifier.keras", {"cycle": 7})
     for part, name in (("encoder", "encoder"), ("classifier", "classifier_PD")):
         shutil.copy(Path(__file__).parent / "data" / f"{name}_distributed_BS5_09.h5", folder / f"{part}.h5")
     return folder
@@ -447,14 +448,13 @@ def saved_model(tmp_path_factory):
 @pytest.mark.parametrize("examples", [300])
 def test_a_damaged_model_is_the_model_or_one_error(examples, kind, shape, saved_model, tmp_path):
     from travelling.network import saved_model
-    from travelling.network.model import TravellingModel
 
     good, classifier = (saved_model / f"{part}.{kind}" for part in ("encoder", "classifier"))
     bad = tmp_path / f"bad.{kind}"
     content = good.read_bytes()
 
     def load(encoder):
-        loaded, record, _ = TravellingModel.load(encoder, classifier, shape)
+        loaded, record, _ = saved_model.load_model(encoder, classifier, shape)
         return [np.asarray(variable) for variable in loaded.export_state()], record
 
     whole, whole_record = load(good)

@@ -25,9 +25,12 @@ from conftest import ROOT, SCRIPTS, Arguments, run_here, run_script
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from travelling.errors import InputError
-from travelling.images.cohort import copies, read_cohort, refuse_overlap
-from travelling.images.local_trainer import INTENSITY, LocalTrainer
-from travelling.images.nifti import read_image, read_upright, read_voxels, to_array
+from travelling.images.cohort import copies, read_cohort
+from travelling.images.itk import read_image, to_array
+from travelling.images.local_trainer import LocalTrainer
+from travelling.images.nifti import read_upright, read_voxels
+from travelling.images.plain_trainer import INTENSITY
+from travelling.images.test_set import refuse_overlap
 from travelling.images.volumes import Volumes
 from travelling.network.model_files import SPACE
 from travelling.runs import command, record, stopping
@@ -243,7 +246,7 @@ def test_kinds_of_harm_go_by_the_orientation_of_a_file(tmp_path):
     first, other = save(tmp_path / "a.nii", voxels), turned(tmp_path / "b.nii", voxels, "PIR")
     for kind in ("cropped", "upside_down", "left_right", "ghosting", "spike", "noise_in_range"):
         for path in (first, other):
-            from travelling.images.nifti import write_image
+            from travelling.images.itk import write_image
 
             write_image(make_harmful(read_image(path), kind, 255, seed=3), tmp_path / f"h_{path.name}")
         straight, again = (read_upright(tmp_path / f"h_{path.name}") for path in (first, other))
@@ -452,11 +455,11 @@ def test_an_image_that_may_not_be_read_is_not_missing(tmp_path):
 def model(tmp_path_factory):
     """A tiny model of this shape; and its two files."""
     from travelling.network import backend
-    from travelling.network.model import TravellingModel
+    from travelling.network.inference_network import EvaluatedModel
 
     backend.start(seed=1)
     folder = tmp_path_factory.mktemp("model")
-    made = TravellingModel.build(tuple(reversed(SHAPE)), 0.02, 1e-3)
+    made = EvaluatedModel.build(tuple(reversed(SHAPE)), 0.02, 1e-3)
     files = folder / "encoder_x_03.keras", folder / "classifier_x_03.keras"
     made.save(*files, {"cycle": 3})
     return made, files
@@ -482,7 +485,8 @@ def with_weights(source, target, change):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("where", ["layers/conv3d/vars/0", "layers/batch_normalization/vars/3", "optimizer/vars/2"])
 def test_a_model_that_is_not_finite_is_refused(where, value, model, tmp_path):
-    from travelling.network.model import TravellingModel
+    from travelling.network.inference_network import EvaluatedModel
+    from travelling.network.saved_model import load_model, read_weights
 
     def change(file):
         names = []
@@ -493,11 +497,11 @@ def test_a_model_that_is_not_finite_is_refused(where, value, model, tmp_path):
     _, (encoder, classifier) = model
     bad = with_weights(encoder, tmp_path / encoder.name, change)
     with pytest.raises(InputError, match="not finite"):
-        TravellingModel.load(bad, classifier, tuple(reversed(SHAPE)))
+        load_model(bad, classifier, tuple(reversed(SHAPE)))
     if "optimizer" not in where:
-        other = TravellingModel.build(tuple(reversed(SHAPE)), 0.02, 1e-3)
+        other = EvaluatedModel.build(tuple(reversed(SHAPE)), 0.02, 1e-3)
         with pytest.raises(InputError, match=f"{bad}: holds values that are not finite"):
-            other.read_weights(bad, classifier)
+            read_weights(other, bad, classifier)
 
 
 def test_images_lie_where_those_that_the_model_knows_do(cohort, last_model, pretrained, tmp_path):
@@ -533,33 +537,34 @@ def test_images_lie_where_those_that_the_model_knows_do(cohort, last_model, pret
 
 def test_halves_of_two_models_are_refused(model, tmp_path):
     """Of one cycle, and of one size; as inference reads them, too."""
-    from travelling.network.model import TravellingModel
+    from travelling.network.inference_network import EvaluatedModel
+    from travelling.network.saved_model import load_model, read_weights
 
     _, (encoder, classifier) = model
     shape = tuple(reversed(SHAPE))
-    other = TravellingModel.build(shape, 0.02, 1e-3)
+    other = EvaluatedModel.build(shape, 0.02, 1e-3)
     files = tmp_path / encoder.name, tmp_path / classifier.name
     other.save(*files, {"cycle": 3})
     words = f"{files[1]}: of another model than {encoder}"
     with pytest.raises(InputError, match=words):
-        TravellingModel.load(encoder, files[1], shape)
+        load_model(encoder, files[1], shape)
     with pytest.raises(InputError, match=words):
-        other.read_weights(encoder, files[1])
-    TravellingModel.load(*files, shape)
+        read_weights(other, encoder, files[1])
+    load_model(*files, shape)
 
 
 def test_halves_of_two_published_models_are_refused(tmp_path):
     """Files of Keras 2 have no record; but they tell how many steps Adam has made."""
     import h5py
 
-    from travelling.network.model import TravellingModel
+    from travelling.network.saved_model import load_model
 
     data = Path(__file__).parent / "data"
     classifier = shutil.copy(data / "classifier_PD_distributed_BS5_09.h5", tmp_path)
     with h5py.File(classifier, "r+") as file:
         file["optimizer_weights/Adam/iter:0"][...] = 8
     with pytest.raises(InputError, match=r"of another model than .* 8 steps, and that in 3"):
-        TravellingModel.load(data / "encoder_distributed_BS5_09.h5", classifier, (33, 36, 34))
+        load_model(data / "encoder_distributed_BS5_09.h5", classifier, (33, 36, 34))
 
 
 def test_a_step_that_ruins_the_model_ends_the_run_and_names_its_subjects(model, voxels, tmp_path):

@@ -7,7 +7,8 @@ import sys
 import pytest
 from conftest import run_here
 
-from travelling.option import from_command_line, from_json, to_command_line, to_json
+from travelling.option import from_command_line
+from travelling.option_values import from_json, to_command_line, to_json
 from travelling.runs.control_options import LocalQualityControl
 from travelling.runs.record import describe, differences
 from travelling_quality_control.auditing.run_record import settings_of

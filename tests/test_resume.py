@@ -14,7 +14,7 @@ from fake_trainer import FakeTrainer, NoFiles, plain_settings, settings_of
 
 from travelling import files
 from travelling.errors import AlreadyDone, InputError
-from travelling.images import nifti
+from travelling.images import itk
 from travelling.method.metrics import evaluate
 from travelling.method.quality_control import QualityControl, log_columns
 from travelling.method.travel import travel
@@ -225,7 +225,7 @@ def test_a_harmful_experiment_killed_at_any_image_ends_as_if_it_had_not_been(kin
     whole, folder = tmp_path / "whole", tmp_path / "folder"
     assert run_here("generate", *options, "--output-folder", whole, cwd=tmp_path).returncode == 0
     written = []
-    write_image = nifti.write_image
+    write_image = itk.write_image
 
     def write_or_die(image, path, like):
         if len(written) % 2:  # in every session the second image kills
@@ -235,7 +235,7 @@ def test_a_harmful_experiment_killed_at_any_image_ends_as_if_it_had_not_been(kin
         written.append(path)
         write_image(image, path, like)
 
-    with mock.patch.object(nifti, "write_image", write_or_die):
+    with mock.patch.object(itk, "write_image", write_or_die):
         for _ in range(3):
             with pytest.raises(Killed):
                 run_here("generate", *options, "--output-folder", folder, cwd=tmp_path)

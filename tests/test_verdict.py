@@ -22,6 +22,7 @@ DRIFT = Path(__file__).resolve().parent / "data" / "drift"
 HC, PD = 60, 50
 OPTIONS = {"protocol": "corrected", "error": 0.02, "batch_size": 5, "revisit": 1, "seed": 42, "rule": "published"}
 LOOKS = {"screen": True, "label_screen": True}
+UNSCREENED = dict.fromkeys(LOOKS, False)
 IMAGES = pd.DataFrame(
     [
         (f"{center}_{number}", center, str(number % 2), "FM"[number // 2 % 2])
@@ -159,7 +160,7 @@ RED = {  # name: (log, options and record, verdict, a reason)
     "much worse": (drifting, {}, "do not use", "FPR is 0.50 at the end and was 0.10 at the start"),
     "drift that went away": (lambda: drifting(back=24), {}, "look closer", "Drift: 24 accepted rises"),
     "one answer": (
-        lambda: Log(0, PD).cycle(10), {"screen": False}, "do not use", "FNR is 1.00 at the end: the model misdiag",
+        lambda: Log(0, PD).cycle(10), UNSCREENED, "do not use", "FNR is 1.00 at the end: the model misdiag",
     ),
     "one answer, screened": (lambda: Log(0, PD).cycle(10), {}, "look closer", "FNR is 1.00 at the end"),
     "one lock-up": (lambda: locked([11]), {}, "look closer", "Lock-up: 40 of 54 batches of cycle 11 were rejected"),
@@ -197,7 +198,7 @@ REMARKS = {
     ),
     "one elimination": (lambda: eliminated(1, 2), {}, "1 of 1 elimination rests on one or two test subjects (big0_0)"),
     "resolution": (clean, {"error": 0.019}, "one more misdiagnosis is a rise of 0.020 and flags an image"),
-    "no screen": (clean, {"screen": False}, "Nobody has examined images (--screen off)"),
+    "no screen": (clean, UNSCREENED, "images or labels (--screen and --label-screen off)"),
     "no label screen": (clean, {"label_screen": False}, "Nobody has examined labels (--label-screen off)"),
 }
 

@@ -8,7 +8,7 @@ from evaluation.layout import CLEAN
 from evaluation.records import Study
 from travelling.errors import InputError
 from travelling.method.performance import METRICS, performance, refuse_unordered_ages, subgroups
-from travelling.runs.options import AGE_EDGES
+from travelling.runs.pretrained_options import AGE_EDGES
 
 CLEAN_KEY = ("", "", CLEAN)
 ALL, HOLDOUT = "all", "hold-out"  # of the test set, which decides; and of the hold-out set, which does not

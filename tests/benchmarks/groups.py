@@ -106,12 +106,12 @@ class Bench:
         """A trainer with the pre-trained model, with all functions compiled."""
         from travelling.beyond.screen.eyes import Eyes
         from travelling.images.local_trainer import LocalTrainer
-        from travelling.network.model import TravellingModel
-        from travelling.network.model_files import model_pairs
+        from travelling.network.pretrained import model_pairs
+        from travelling.network.saved_model import load_model
 
         pairs = model_pairs(self.place / "pretrained", self.place / "pretrained", None, None)
         self.cycle = max(pairs) + 1
-        model, _, _ = TravellingModel.load(*pairs[max(pairs)], self.volumes.shape)
+        model, _, _ = load_model(*pairs[max(pairs)], self.volumes.shape)
         trainer = LocalTrainer(model, self.volumes, self.training_set, self.test_set)
         kept = trainer.keep()
         trainer.train([self.training_set["Subject"].iloc[0]])  # one step is compiled for all sizes

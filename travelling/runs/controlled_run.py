@@ -11,7 +11,7 @@ import pandas as pd
 
 from travelling.errors import InputError
 from travelling.files import write_csv
-from travelling.images.cohort import refuse_one_class
+from travelling.images.test_set import refuse_one_class
 from travelling.method.metrics import Evaluation, misdiagnosed
 from travelling.method.protocol import PROTOCOLS
 from travelling.method.quality_control import Progress, QualityControl, log_columns

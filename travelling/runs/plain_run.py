@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from travelling.console import progress_bar
-from travelling.method.trainer import Trainer
+from travelling.method.trainer import PlainTrainer
 from travelling.runs import stopping
-from travelling.runs.options import DirtyBaseline, FromScratch
+from travelling.runs.options import FromScratch
 from travelling.runs.run import Run
 
 if TYPE_CHECKING:
     from travelling.network.model import TravellingModel
+    from travelling.runs.pretrained_options import DirtyBaseline
 
 
 class PlainRun:
@@ -27,7 +28,7 @@ class PlainRun:
         settings: FromScratch | DirtyBaseline,
         run: Run,
         model: TravellingModel,
-        trainer: Trainer,
+        trainer: PlainTrainer,
         centers: dict[str, list[str]],
         cycles: Sequence[int],
         resumed_at: dict | None,

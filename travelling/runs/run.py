@@ -25,7 +25,7 @@ from travelling.runs.record import Record, describe, differences
 if TYPE_CHECKING:
     import pandas as pd
 
-    from travelling.method.trainer import Trainer
+    from travelling.method.trainer import PlainTrainer
     from travelling.network.model import TravellingModel
     from travelling.runs.harm_options import HarmfulSamples
     from travelling.runs.options import Overwrite
@@ -174,11 +174,11 @@ class Run:
         stopping.finish_steps_on_signals()
         return log
 
-    def checkpoint(self, record: dict, trainer: Trainer) -> None:
+    def checkpoint(self, record: dict, trainer: PlainTrainer) -> None:
         """Save where the run stands: a dict of plain values, and all that travels."""
         self._checkpoints.save(record, trainer.export_state())
 
-    def go_on(self, trainer: Trainer) -> dict | None:
+    def go_on(self, trainer: PlainTrainer) -> dict | None:
         """Give the trainer all that travelled at the last checkpoint; returns its dict, or None at the beginning."""
         found = self._checkpoints.load() if self.resumes else None
         if found is None:
@@ -226,7 +226,7 @@ class Run:
     def save(self, model: TravellingModel, cycle: int, batch_size: int, known: dict) -> None:
         """Save the model of a cycle under its published names.
 
-        ``known`` is what its record says besides (:meth:`travelling.images.local_trainer.LocalTrainer.known`).
+        ``known`` is what its record says besides (:meth:`travelling.images.plain_trainer.PlainTrainer.known`).
         """
         whole = model_files(self.folder, batch_size, cycle)
         partial = [path.with_name(f".{path.name}.part.keras") for path in whole]

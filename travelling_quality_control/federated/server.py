@@ -22,7 +22,8 @@ from travelling.method.protocol import learning_rates
 from travelling.method.quality_control import FAILURES
 from travelling.method.travel import travel as travel_plainly
 from travelling.method.verification_log import SEPARATOR
-from travelling.network.model_files import SPACE, cycles_to_run, read_record
+from travelling.network.model_files import SPACE
+from travelling.network.pretrained import cycles_to_run, read_record
 from travelling.runs import stopping
 from travelling.runs.controlled_run import ControlledRun, first_evaluation, open_run, refuse_unfit_test_set
 from travelling.runs.plain_run import PlainRun
@@ -153,11 +154,11 @@ class TravellingController(ModelController):
         volumes.add(test_set)
 
         from travelling.network import backend
-        from travelling.network.model import TravellingModel
+        from travelling.network.saved_model import load_model
         from travelling_quality_control.federated.trainer import FederatedTrainer
 
         device = backend.start(settings.seed)
-        model, record, notices = TravellingModel.load(settings.en, settings.pd, volumes.shape)
+        model, record, notices = load_model(settings.en, settings.pd, volumes.shape)
         notices += volumes.decode() + copies(volumes.images, test_set)
         trainer = FederatedTrainer(self._ask, model, volumes, test_set)
         baseline, saturation = first_evaluation(run, trainer, settings)
@@ -180,11 +181,11 @@ class TravellingController(ModelController):
         run = Run(settings.output_folder, log_file(settings), settings, inputs={})
 
         from travelling.network import backend
-        from travelling.network.model import TravellingModel
+        from travelling.network.inference_network import EvaluatedModel
         from travelling_quality_control.federated.trainer import FederatedTrainer
 
         device = backend.start(settings.seed)
-        model = TravellingModel.build(settings.shape, settings.width, settings.learning_rate)
+        model = EvaluatedModel.build(settings.shape, settings.width, settings.learning_rate)
         run.begin(device)
         volumes = Volumes(0, run.cache_folder, space={"shape": settings.shape, "affine": None})  # of no image
         trainer = FederatedTrainer(self._ask, model, volumes)

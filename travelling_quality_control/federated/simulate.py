@@ -22,7 +22,8 @@ if __name__ == "__main__":  # the package of this checkout, whatever is installe
     os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], *filter(None, [os.environ.get("PYTHONPATH")])])
 
 from travelling.errors import InputError
-from travelling.option import from_command_line, to_json
+from travelling.option import from_command_line
+from travelling.option_values import to_json
 from travelling.runs import command
 from travelling.words import some
 from travelling_quality_control.federated.options import Images, QualityControlServer, Simulation
@@ -36,7 +37,8 @@ def main() -> None:
     import pandas as pd
 
     from travelling.images.cache import free_memory, memory_for_images
-    from travelling.images.cohort import read_cohort, refuse_overlap
+    from travelling.images.cohort import read_cohort
+    from travelling.images.test_set import refuse_overlap
     from travelling.runs.controlled_run import refuse_unfit_test_set
     from travelling_quality_control.federated import gate, prepare_site
     from travelling_quality_control.federated.center import FLAGGED_FILE

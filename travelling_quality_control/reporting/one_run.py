@@ -13,7 +13,7 @@ from travelling.files import write_tsv, write_whole
 from travelling.images.ratings import RATINGS, SCRIPT, all_ratings, keep_ratings
 from travelling.method.extension import Finding
 from travelling.method.performance import age_groups
-from travelling.runs.options import AGE_EDGES
+from travelling.runs.pretrained_options import AGE_EDGES
 from travelling.words import some
 from travelling_quality_control.auditing import audit_log
 from travelling_quality_control.judging.logged_run import DECISIONS, LoggedRun, read_images, read_log
