@@ -49,7 +49,7 @@ def main() -> None:
     for column in PREDICTION_COLUMNS:
         if column in test_set.columns:
             raise InputError(f"{settings.fn}: column '{column}' has the name of a result; rename it")
-    models = model_pairs(settings.en, settings.pd, settings.first_cycle, settings.last_cycle)
+    models = model_pairs(settings.en, settings.pd, settings.only_cycles)
     for cycle, pair in models.items():
         for path in pair:
             own_cycle = read_record(path).get("cycle", cycle)

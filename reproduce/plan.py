@@ -249,7 +249,7 @@ def _plan_of_seed(arguments, cohort, place, seed):
         train(target, script, values | given("learning_rate"), results, model=pretrained, **facts)
         infer(target, "inference", cohort.test_csv)
         if cohort.holdout_csv and target.name != DIRTY:
-            infer(target, "holdout", cohort.holdout_csv, first_cycle=arguments.cycles - 1)
+            infer(target, "holdout", cohort.holdout_csv, only_cycles=[arguments.cycles - 1] * 2)
 
     def infer(target, name, csv, **more):
         values = {"fn": csv, "en": target, "pd": target, "o": target / name, **more}

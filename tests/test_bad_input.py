@@ -336,7 +336,7 @@ def test_a_corrupt_test_image_stops_inference(command, cohort, tmp_path):
         ("standard", "--learning-rate", "inf"),
         ("standard", "--seed", "-1"),
         ("standard", "--nonsense", "1"),
-        ("inference", "--first-cycle", "x"),
+        ("inference", "--only-cycles", "x"),
         ("generate", "--centers", "0"),
         ("generate", "--images", "-1"),
         ("generate", "--maximum", "0"),

@@ -513,7 +513,7 @@ def test_images_lie_where_those_that_the_model_knows_do(cohort, last_model, pret
         (tmp_path / path).parent.mkdir(exist_ok=True)
         nib.save(other, tmp_path / path)
     table.to_csv(tmp_path / "test_set.csv", index=False)
-    options = ("-fn", tmp_path / "test_set.csv", "-en", pretrained, "-pd", pretrained, "--first-cycle", 7)
+    options = ("-fn", tmp_path / "test_set.csv", "-en", pretrained, "-pd", pretrained, "--only-cycles", 7, 7)
     done = run_here("inference", *options, "-o", "refused", cwd=tmp_path)
     assert done.returncode == 2
     assert "its axes run LPI, those of the model's first image LPS" in done.stderr

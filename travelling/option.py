@@ -28,7 +28,7 @@ def option(
     *,
     metavar: str | None = None,
     choices: tuple = (),
-    many: str | None = None,
+    many: str | int | None = None,
     flag: str | None = None,
     group: str | None = None,
     from_json: Callable[[Any], Any] | None = None,

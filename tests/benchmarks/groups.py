@@ -109,7 +109,7 @@ class Bench:
         from travelling.network.pretrained import model_pairs
         from travelling.network.saved_model import load_model
 
-        pairs = model_pairs(self.place / "pretrained", self.place / "pretrained", None, None)
+        pairs = model_pairs(self.place / "pretrained", self.place / "pretrained")
         self.cycle = max(pairs) + 1
         model, _, _ = load_model(*pairs[max(pairs)], self.volumes.shape)
         trainer = LocalTrainer(model, self.volumes, self.training_set, self.test_set)

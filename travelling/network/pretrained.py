@@ -3,6 +3,7 @@
 import json
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from travelling.errors import InputError
@@ -12,13 +13,14 @@ CYCLE_AT_END = re.compile(r"encoder_.*_(\d+)(\.\w+)?")  # of the file of an enco
 
 
 def model_pairs(
-    encoder: Path, classifier: Path, first_cycle: int | None = None, last_cycle: int | None = None
+    encoder: Path, classifier: Path, only_cycles: Sequence[int] | None = None
 ) -> dict[int, tuple[Path, Path]]:
     """The models of two folders (one and the same, as a rule), or of two files: {cycle: (encoder, classifier)}.
 
     They are in the order of the cycles. A file belongs to the cycle that its record or else its name tells, padded with
-    zeros or not. Raises InputError where a cycle has one half only, or two of the same, where there are no models from
-    first to last cycle, or where one of the two is a file and the other a folder.
+    zeros or not. ``only_cycles`` are the first and the last that are wanted. Raises InputError where a cycle has one
+    half only, or two of the same, where there are no models of the wanted cycles, or where one of the two is a file
+    and the other a folder.
     """
     encoder, classifier = Path(encoder), Path(classifier)
     for path in (encoder, classifier):
@@ -34,11 +36,7 @@ def model_pairs(
         return {cycle: (encoder, classifier)}
     encoders, classifiers = _files_by_cycle(encoder, "encoder"), _files_by_cycle(classifier, "classifier")
     there = sorted(encoders.keys() | classifiers.keys())
-    cycles = [
-        cycle
-        for cycle in there
-        if (first_cycle is None or cycle >= first_cycle) and (last_cycle is None or cycle <= last_cycle)
-    ]
+    cycles = [cycle for cycle in there if not only_cycles or only_cycles[0] <= cycle <= only_cycles[1]]
     if not cycles:
         found = (
             f"there are cycles {', '.join(map(str, there))}"
@@ -60,8 +58,8 @@ def pretrained_files(encoder: Path, classifier: Path, first_cycle: int | None) -
     """
     if not Path(encoder).is_dir() and not Path(classifier).is_dir():
         return encoder, classifier
-    cycle = None if first_cycle is None else first_cycle - 1
-    return list(model_pairs(encoder, classifier, cycle, cycle).values())[-1]
+    only = None if first_cycle is None else (first_cycle - 1, first_cycle - 1)
+    return list(model_pairs(encoder, classifier, only).values())[-1]
 
 
 def cycle_of(encoder: Path) -> int | None:

@@ -41,9 +41,7 @@ class Inference(Orientation, Overwrite):
     en: Path = published(f"encoder, {_FILE_OR_FOLDER}", "-en", Path, metavar="PATH")
     pd: Path = published("classifier, likewise", "-pd", Path, metavar="PATH")
     o: Path = published("results, without '_metrics.csv'", "-o", result_name, metavar="NAME")
-    first_cycle: int | None = option(
-        "first cycle to evaluate (default: first found)", number(int, 0), None, metavar="CYCLE", group="evaluation"
-    )
-    last_cycle: int | None = option(
-        "last cycle to evaluate (default: last found)", number(int, 0), None, metavar="CYCLE", group="evaluation"
-    )
+    only_cycles: list | None = option(
+        "first and last cycle to evaluate (default: all found)", number(int, 0), None, metavar="CYCLE", many=2,
+        group="evaluation",
+    )  # fmt: skip
