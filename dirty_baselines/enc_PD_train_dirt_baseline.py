@@ -49,7 +49,7 @@ def main() -> None:
     model, record, notices = load_model(*pretrained, volumes.shape)
     notices += volumes.decode() + copies(volumes.images, training_set)
     trainer = PlainTrainer(model, volumes, training_set)
-    notices += trainer.strange(record)
+    notices += trainer.other_scale(record)
     log = run.begin(device, notices, volumes.images)
     log.info("training set: %d images, %d centers", len(training_set), len(centers))
     resumed_at = run.go_on(trainer)

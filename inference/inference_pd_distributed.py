@@ -84,7 +84,7 @@ def main() -> None:
     model, record, _ = load_model(*models[cycles[0]], volumes.shape)
     notices = volumes.decode() + copies(volumes.images, test_set)
     trainer = LocalTrainer(model, volumes, test_set=test_set)
-    log = run.begin(device, notices + trainer.strange(record), volumes.images)
+    log = run.begin(device, notices + trainer.other_scale(record), volumes.images)
     groups = subgroups(test_set, AGE_EDGES)
     for name, members in {"test set": (test_set["Sex"] != "").to_numpy(), **groups}.items():
         healthy, patients = (int((test_set["Group_bin"][members] == group).sum()) for group in (0, 1))

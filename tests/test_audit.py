@@ -34,7 +34,7 @@ from travelling.method.protocol import Protocol
 from travelling.method.quality_control import QualityControl, log_columns
 from travelling.method.verification_log import LOG_COLUMNS
 from travelling.runs.log_file import LogFile
-from travelling_quality_control.enc_PD_quality_control import travel
+from travelling_quality_control.enc_PD_quality_control import control_quality
 
 AUDIT = ROOT / "travelling_quality_control" / "audit.py"
 HEALTHY, PATIENTS = 30, 20
@@ -169,11 +169,11 @@ def make_run(
     control = QualityControl(settings, trainer, centers, log, extensions=extensions)
     control.start(trainer.evaluate())
     files = NoFiles(lambda cycle: write_csv(control.subject_table(), folder / "log_subjects.csv"))
-    travel(control, cycles, lambda cycle: 1e-4, files)
+    control_quality(control, cycles, lambda cycle: 1e-4, files)
     log.close()
     (folder / "log_run").mkdir()
     inputs = {"fn_save": "log", "fn_train": str(folder / "train.csv"), "fn_test": str(folder / "test.csv")}
-    told = {name: value for name, value in settings.told().items() if not isinstance(value, Path)}
+    told = {name: value for name, value in settings.values().items() if not isinstance(value, Path)}
     write_record(folder / "log_run" / "run.json", **told | inputs)
     return control
 

@@ -46,8 +46,8 @@ from travelling_quality_control.federated.options import QualityControlServer
 files = dict.fromkeys(("en", "pd", "fn_test", "fn_save"), "x")
 told = from_json(QualityControlServer, Path("server.json"), files | {"centers": ["a", "b"], "drift": 0.02})
 (guard,) = told.extensions
-assert (type(guard).__name__, guard.options.drift, told.told()["drift"]) == ("DriftGuard", 0.02, 0.02)
-assert "drift" not in from_json(QualityControlServer, Path("server.json"), files | {"centers": ["a", "b"]}).told()
+assert (type(guard).__name__, guard.options.drift, told.values()["drift"]) == ("DriftGuard", 0.02, 0.02)
+assert "drift" not in from_json(QualityControlServer, Path("server.json"), files | {"centers": ["a", "b"]}).values()
 assert to_command_line(LocalQualityControl, drift=0.02) == ["--drift", "0.02"]
 """
 SCREEN_LOG_AUDIT = """

@@ -740,6 +740,29 @@ def test_damaged_checkpoints_never_lose_a_decision(server, commands, uninterrupt
     assert results(tmp_path) == whole
 
 
+@pytest.mark.parametrize(
+    ("script", "forget"),
+    [
+        ("quality_control", lambda record, arrays: record["control"].pop("counts")),
+        ("quality_control", lambda record, arrays: record["baseline"].update(unknown=1)),
+        ("quality_control", lambda record, arrays: record.pop("log_length")),
+        ("quality_control", lambda record, arrays: arrays.clear()),
+        ("standard", lambda record, arrays: record.pop("losses")),
+        ("standard", lambda record, arrays: record.pop("generator")),
+    ],
+)
+def test_a_checkpoint_of_another_version_is_one_line(script, forget, server, commands, tmp_path):
+    fault = {"event": "open", "name": ".checkpoint.part", "count": 3, "grown": "none", "room": 9}
+    assert server.run(commands[script], tmp_path, fault=fault).status == 1
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    record, arrays, _ = checkpoints.load()
+    forget(record, arrays)
+    checkpoints.save(record, arrays)
+    before = results(tmp_path)
+    failed(server.run(commands[script], tmp_path), "checkpoints", "another version of this code; --overwrite starts", 2)
+    assert results(tmp_path) == before
+
+
 @pytest.mark.parametrize("script", some_of(["quality_control", "standard", "inference"], 1))
 def test_of_two_processes_in_one_folder_one_wins(script, server, commands, uninterrupted, tmp_path):
     two = [server.start(commands[script], tmp_path, pause=0.05) for _ in range(2)]

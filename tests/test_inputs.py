@@ -350,6 +350,9 @@ def test_a_test_image_that_is_trained_on_is_refused_whatever_its_name(tmp_path):
     assert copies(twice, training, test) == [
         "the same image under two names: a and b, one as HC and one as PD; a and c; x and y, one as HC and one as PD"
     ]
+    many = cohort_csv(tmp_path, [[name, "c", f"{name}.nii", 0, "M"] for name in "pqrst"], name="many.csv")
+    (line,) = copies({name: {"sha256": "1"} for name in "pqrst"}, read_cohort(many))
+    assert line == "the same image under two names: p and q; p and r; p and s (and 1 more)"
     with pytest.raises(InputError, match=r"y\.nii: the test subject y has the same image as b of the training set"):
         copies(images | {"y": {"sha256": "2"}}, training, test)
 
@@ -584,8 +587,12 @@ def test_a_step_that_ruins_the_model_ends_the_run_and_names_its_subjects(model, 
 
 def test_images_of_another_scale_than_most_and_flat_ones_are_told(voxels, tmp_path):
     paths = [save(tmp_path / f"{name}.nii", voxels + number) for number, name in enumerate("abc")]
-    other = save(tmp_path / "d.nii", 4000 * voxels)
+    other, dark = save(tmp_path / "d.nii", 4000 * voxels), save(tmp_path / "f.nii", voxels / 4000)
     flat = save(tmp_path / "e.nii", np.full(SHAPE, 1, np.int16))
+    assert sorted(volumes_of(*paths, other, flat, dark)[1]) == [
+        f"1 image without any contrast: every voxel is the same: {flat}",
+        f"2 images of another scale: the mean is not within a tenth and 10 times that of most: {other} and others",
+    ]
     assert sorted(volumes_of(*paths, other, flat)[1]) == [
         f"1 image of another scale: the mean is not within a tenth and 10 times that of most: {other}",
         f"1 image without any contrast: every voxel is the same: {flat}",
@@ -612,11 +619,11 @@ def test_images_on_another_scale_than_the_models_are_told(factor, told, cohort, 
         LocalTrainer(None, volumes, training_set, test_set),
         LocalTrainer(None, volumes, None, test_set),
     )
-    notices = trainer.strange(record)
-    assert notices == trainer.strange({}) == inference.strange(record)
+    notices = trainer.other_scale(record)
+    assert notices == trainer.other_scale({}) == inference.other_scale(record)
     assert [notice.startswith("the mean intensity of the test images is") for notice in notices] == [True] * told
-    assert inference.strange({}) == []
-    assert len(trainer.strange({INTENSITY: 1e6})) == 2
+    assert inference.other_scale({}) == []
+    assert len(trainer.other_scale({INTENSITY: 1e6})) == 2
 
 
 # The user's machine

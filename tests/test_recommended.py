@@ -57,10 +57,10 @@ def test_a_servers_file_knows_it(tmp_path):
         return from_json(QualityControlServer, path, json.loads(json.dumps(given | more)))
 
     spelled = server(rule="evidence", screen=True, verify_every=16)
-    assert server(recommended=True).told() == spelled.told()
-    assert server(recommended=True, verify_every=4).told() == spelled.told() | {"verify_every": 4}
-    assert server(recommended=False).told() == server().told()
-    files = [to_json(QualityControlServer, one.told()) for one in (server(recommended=True), spelled)]
+    assert server(recommended=True).values() == spelled.values()
+    assert server(recommended=True, verify_every=4).values() == spelled.values() | {"verify_every": 4}
+    assert server(recommended=False).values() == server().values()
+    files = [to_json(QualityControlServer, one.values()) for one in (server(recommended=True), spelled)]
     assert files[0] == files[1]
 
 

@@ -24,7 +24,7 @@ from travelling.runs.controlled_run import ControlledRun, first_evaluation, open
 from travelling.runs.log_file import LogFile
 from travelling.runs.record import differences
 from travelling.runs.run import Run
-from travelling_quality_control.enc_PD_quality_control import travel as control_quality
+from travelling_quality_control.enc_PD_quality_control import control_quality
 
 CENTERS = {f"c{number}": [f"s{number}{i}" for i in range(size)] for number, size in enumerate((7, 1, 5, 3, 12, 2))}
 HARM = {"s02": (9, 0), "s10": (30, 0), "s41": (0, 20), "s44": (4, 4), "s50": (7, 7)}
@@ -394,10 +394,10 @@ def test_a_damaged_record_is_one_error(new_run, tmp_path):
 
 def test_what_is_not_used_beyond_the_method_makes_no_difference():
     """A run that names the published rule is the same one; one that goes beyond it is another, either way."""
-    plain, named = settings_of().told(), settings_of(rule="published", verify_every=1, label_screen=False).told()
+    plain, named = settings_of().values(), settings_of(rule="published", verify_every=1, label_screen=False).values()
     assert plain == named
     assert not {"rule", "screen", "verify_every"} & plain.keys()
-    used = settings_of(screen=True, verify_every=4).told()
+    used = settings_of(screen=True, verify_every=4).values()
     assert used == plain | {"screen": True, "false_alarms": 0.01, "verify_every": 4}
     for there, here, words in ((plain, used, "None there and 4 here"), (used, plain, "4 there and None here")):
         told = [{"script": "x", "options": told, "inputs_sha256": {}} for told in (there, here)]

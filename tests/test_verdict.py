@@ -14,6 +14,7 @@ from conftest import run_here
 from test_run_report import SCRIPT, Page
 
 from travelling.method.verification_log import LOG_COLUMNS
+from travelling_quality_control.auditing.run_record import settings_of
 from travelling_quality_control.judging import checks, judge_at_end
 from travelling_quality_control.judging import verdict as judging
 from travelling_quality_control.judging.logged_run import LoggedRun, read_images, read_log
@@ -89,10 +90,17 @@ class Log:
         record = record_of(**options) | (record or {})
         with tempfile.TemporaryDirectory() as folder:
             self.write(Path(folder) / "log.csv")
-            return LoggedRun(record=record, table=read_log(Path(folder) / "log.csv", record), images=images)
+            return logged(record, Path(folder) / "log.csv", images)
 
     def write(self, path):
         pd.DataFrame(self.rows).to_csv(path, index=False)
+
+
+def logged(record, log_csv, images):
+    settings = settings_of(record)
+    extensions = settings.extensions
+    table = read_log(log_csv, extensions)
+    return LoggedRun(record=record, settings=settings, extensions=extensions, table=table, images=images)
 
 
 def record_of(**options):
@@ -267,8 +275,7 @@ def test_a_check_that_fails_is_not_trustworthy(monkeypatch, tmp_path):
 )
 def test_two_runs_of_one_machine_one_of_which_drifts(name, word):
     record = record_of(screen=False, label_screen=False)
-    log, images = read_log(DRIFT / f"{name}.csv", record), read_images(DRIFT / f"{name}_training_set.csv")
-    verdict = LoggedRun(record=record, table=log, images=images).verdict
+    verdict = logged(record, DRIFT / f"{name}.csv", read_images(DRIFT / f"{name}_training_set.csv")).verdict
     assert verdict.word == word, found(verdict)
     if word == "do not use":
         told = str(verdict.lines())
@@ -290,8 +297,7 @@ def test_the_words_come_out_in_log_record_and_report(controlled, dirty_cohort, c
 
     # The report judges again, from the files, and says the same.
     train, log = dirty_cohort / "training_set.csv", controlled / "qc.csv"
-    run = LoggedRun(record=record, images=read_images(train), table=read_log(log, record))
-    assert run.verdict.lines() == end[place:]
+    assert logged(record, log, read_images(train)).verdict.lines() == end[place:]
     done = run_here(SCRIPT, log, "--train", train, "--test", cohort / "test_set.csv", "--output-folder", tmp_path)
     assert f"verdict: {record['verdict']}\n" in done.stdout
     page = Page(tmp_path / "qc_report.html")
@@ -303,7 +309,8 @@ def test_the_words_come_out_in_log_record_and_report(controlled, dirty_cohort, c
 def ended(log_csv, log):
     """What a run's record says of its end."""
     run = SimpleNamespace(files=[log_csv], record=record_of() | {"finished": None}, log=log)
-    return judge_at_end(run, SimpleNamespace(changed=lambda: {}), IMAGES.reset_index())
+    control = SimpleNamespace(settings=settings_of(run.record), extensions=())
+    return judge_at_end(run, SimpleNamespace(changed=lambda: {}, control=control), IMAGES.reset_index())
 
 
 def test_the_end_of_a_run_is_told_on_the_terminal(tmp_path):

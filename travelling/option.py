@@ -1,7 +1,7 @@
 """What an option is: a field of a dataclass, with its type, default, unit and words.
 
 From such a class come a script's command line (:func:`from_command_line`) and the record of the run
-(:meth:`Options.told`); :mod:`travelling.option_values` makes and reads files and other command lines of it. Imports
+(:meth:`Options.values`); :mod:`travelling.option_values` makes and reads files and other command lines of it. Imports
 nothing that is slow: ``--help`` answers at once.
 """
 
@@ -86,7 +86,7 @@ class Options:
         found.check(spell)
         return found
 
-    def told(self) -> dict[str, Any]:
+    def values(self) -> dict[str, Any]:
         """The value of every option, by name."""
         return {field.name: getattr(self, field.name) for field in fields_of(type(self))}
 

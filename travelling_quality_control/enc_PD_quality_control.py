@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from travelling.method.trainer import Files
 
 
-def travel(
+def control_quality(
     control: "QualityControl",
     cycles: Sequence[int],
     learning_rate: Callable[[int], float],
@@ -135,7 +135,7 @@ def main() -> None:
     volumes.read(test_set["Subject"])
     baseline, saturation = first_evaluation(run, trainer, settings)  # before all the training images are read
     notices += volumes.decode() + copies(volumes.images, training_set, test_set)
-    notices += trainer.strange(record)
+    notices += trainer.other_scale(record)
     log = run.begin(device, notices + saturation, volumes.images)
     log.info("training set: %d images, %d centers; test set: %d images", len(training_set), len(centers), len(test_set))
     resumed_at = run.go_on(trainer)
@@ -155,7 +155,7 @@ def main() -> None:
 
         controlled = ControlledRun(settings, run, model, trainer, centers, baseline, resumed_at, show)
         rates = learning_rates(settings, cycles[0], record["learning_rate"])
-        travel(controlled.control, cycles, rates, controlled, resumed_at)
+        control_quality(controlled.control, cycles, rates, controlled, resumed_at)
         bar.update(bar.total - bar.n)
     controlled.close()
     log.info("done: %s, %s, models in %s", *run.files, run.folder)

@@ -126,8 +126,8 @@ class Bench:
         from travelling.method.performance import performance
         from travelling.method.protocol import learning_rates
         from travelling.method.quality_control import QualityControl
-        from travelling.method.travel import travel as travel_plainly
-        from travelling_quality_control.enc_PD_quality_control import travel
+        from travelling.method.travel import travel
+        from travelling_quality_control.enc_PD_quality_control import control_quality
 
         arguments, trainer, rows = self.arguments, self.trainer, []
         trainer.restore(self.start)
@@ -141,13 +141,13 @@ class Bench:
         no_files = SimpleNamespace(**dict.fromkeys(("checkpoint", "trained", "after_cycle"), nothing))
         if self.seconds_plain is None:
             begun = time.perf_counter()
-            travel_plainly(trainer, centers, cycles, plain, learning_rates(plain), no_files)
+            travel(trainer, centers, cycles, plain, learning_rates(plain), no_files)
             self.seconds_plain = time.perf_counter() - begun
             trainer.restore(self.start)
         control = QualityControl(settings, trainer, centers, rows.append, extensions=settings.extensions)
         control.start(trainer.evaluate())
         begun = time.perf_counter()
-        travel(control, cycles, learning_rates(settings), no_files)
+        control_quality(control, cycles, learning_rates(settings), no_files)
         seconds = time.perf_counter() - begun
         evaluations = sum(row["FP"] is not None for row in rows)
         flagged = {subject for subject, flags in control.flags.items() if flags}

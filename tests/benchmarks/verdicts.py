@@ -25,7 +25,7 @@ from travelling.method.protocol import PROTOCOLS
 from travelling.method.quality_control import QualityControl
 from travelling.method.settings import Control
 from travelling.method.verification_log import LOG_COLUMNS
-from travelling_quality_control.enc_PD_quality_control import travel
+from travelling_quality_control.enc_PD_quality_control import control_quality
 from travelling_quality_control.judging import Verdict
 from travelling_quality_control.judging.logged_run import LoggedRun, read_log
 
@@ -129,14 +129,14 @@ def run(seed: int, protocol: str, error: float, divisor: int, rate: float, harm:
     saved = rate * np.exp(-0.1 * CYCLES)
     rates = PROTOCOLS[protocol].learning_rate
     cycles = range(CYCLES, 2 * CYCLES)
-    travel(control, cycles, lambda cycle: rates(rate, cycle, CYCLES, saved), NoFiles())
+    control_quality(control, cycles, lambda cycle: rates(rate, cycle, CYCLES, saved), NoFiles())
     record = {"finished": True, "changed": changed(baseline, control.accepted), "sessions": []}
     record["options"] = {"protocol": protocol, "error": error, "batch_size": 5, "revisit": 1, "rule": "published"}
-    record["options"]["seed"] = seed
     with tempfile.NamedTemporaryFile(suffix=".csv") as file:
         pd.DataFrame(rows, columns=list(LOG_COLUMNS)).to_csv(file.name, index=False)
-        log = read_log(Path(file.name), record)
-    return LoggedRun(record=record, table=log, images=images.set_index("Subject")).verdict
+        log = read_log(Path(file.name), ())
+    people = images.set_index("Subject")
+    return LoggedRun(record=record, settings=settings, extensions=(), table=log, images=people).verdict
 
 
 def changed(before: Evaluation, after: Evaluation) -> dict:

@@ -67,7 +67,7 @@ class PlainTrainer:
     def _usual(self, subjects):
         return float(np.median([self._volumes.means[subject] for subject in subjects]))
 
-    def strange(self, record: dict) -> list[str]:
+    def other_scale(self, record: dict) -> list[str]:
         """Notices where the intensities of images have another scale than those that a model has trained on.
 
         ``record`` is that of the model. Where it tells nothing of them, the images of the training set stand for them.

@@ -88,14 +88,16 @@ class ControlledRun:
         self._model = model
         self._trainer = trainer
         log_csv, self._table_csv = run.files
-        length = resumed_at["log_length"] if resumed_at else 0
+        with run.taking_over():
+            length = resumed_at["log_length"] if resumed_at else 0
         self._log = LogFile(log_csv, log_columns(settings.extensions), length)
         self.control = QualityControl(settings, trainer, centers, self._log, on_step, settings.extensions)
         for notice in filter(None, (extension.notice(trainer) for extension in settings.extensions)):
             run.log.info("%s", notice)
         if resumed_at:
-            self.control.import_state(resumed_at["control"])
-            self._baseline = Evaluation(**resumed_at["baseline"])
+            with run.taking_over():
+                self.control.import_state(resumed_at["control"])
+                self._baseline = Evaluation(**resumed_at["baseline"])
         else:
             self._baseline = baseline or trainer.evaluate()
             self.control.start(self._baseline)

@@ -40,7 +40,9 @@ class PlainRun:
         self._centers = centers
         self._last = cycles[-1]
         images = settings.epochs * sum(map(len, centers.values()))  # of a cycle
-        here = resumed_at or {"cycle": cycles[0], "centers_left": len(centers)}
+        here = resumed_at or {"cycle": cycles[0], "centers_left": len(centers), "losses": []}
+        with run.taking_over():
+            _ = here["losses"]  # with which travel() goes on
         done = here["cycle"] - cycles[0] + 1 - here["centers_left"] / len(centers)  # cycles, of earlier sessions
         self._bar = progress_bar(total=len(cycles) * images, initial=round(done * images), unit="image")
         stopping.at_end.append(self._bar.close)

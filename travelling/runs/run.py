@@ -10,7 +10,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -189,11 +189,21 @@ class Run:
         record, arrays, warnings = found
         for warning in warnings:
             self.log.warning("warning: %s", warning)
-        trainer.import_state(arrays)
-        if record.get("generator"):  # in the middle of a cycle
-            self._cycle_began = None
-        self.log.info("going on in cycle %d, %d centers to visit", record["cycle"], record["centers_left"])
+        with self.taking_over():
+            trainer.import_state(arrays)
+            if record["generator"]:  # in the middle of a cycle
+                self._cycle_began = None
+            self.log.info("going on in cycle %d, %d centers to visit", record["cycle"], record["centers_left"])
         return record
+
+    @contextlib.contextmanager
+    def taking_over(self) -> Iterator[None]:
+        """Raise InputError where a checkpoint does not hold what this version of the code would save in it."""
+        try:
+            yield
+        except (LookupError, TypeError, ValueError):
+            folder = self._checkpoints.folder
+            raise InputError(f"{folder}: written by another version of this code; --overwrite starts anew") from None
 
     def note_cycle(self, cycle: int) -> None:
         """Write down how long a cycle took, in seconds: nothing where it began in an earlier session."""

@@ -20,7 +20,7 @@ from travelling.images.cohort import copies, read_cohort
 from travelling.images.volumes import SAME_SCALE, Volumes
 from travelling.method.protocol import learning_rates
 from travelling.method.quality_control import FAILURES
-from travelling.method.travel import travel as travel_plainly
+from travelling.method.travel import travel
 from travelling.method.verification_log import SEPARATOR
 from travelling.network.model_files import SPACE
 from travelling.network.pretrained import cycles_to_run, read_record
@@ -29,7 +29,7 @@ from travelling.runs.controlled_run import ControlledRun, first_evaluation, open
 from travelling.runs.plain_run import PlainRun
 from travelling.runs.run import Run
 from travelling.words import some
-from travelling_quality_control.enc_PD_quality_control import travel
+from travelling_quality_control.enc_PD_quality_control import control_quality
 from travelling_quality_control.federated import gate
 from travelling_quality_control.federated.center import ERRORS, PSEUDONYM_LETTERS, REPORTED
 from travelling_quality_control.federated.options import QualityControlServer
@@ -162,13 +162,13 @@ class TravellingController(ModelController):
         notices += volumes.decode() + copies(volumes.images, test_set)
         trainer = FederatedTrainer(self._ask, model, volumes, test_set)
         baseline, saturation = first_evaluation(run, trainer, settings)
-        run.begin(device, notices + trainer.strange(record) + saturation, volumes.images)
+        run.begin(device, notices + trainer.other_scale(record) + saturation, volumes.images)
         resumed_at = run.go_on(trainer)
         centers = self._gather(settings.centers, resumed_at, trainer, volumes)
         now = self._of_this_job(cycles, resumed_at)
         controlled = ControlledRun(settings, run, model, trainer, centers, baseline, resumed_at, self._show)
         rates = learning_rates(settings, cycles[0], record["learning_rate"])
-        travel(controlled.control, now, rates, controlled, resumed_at)
+        control_quality(controlled.control, now, rates, controlled, resumed_at)
         controlled.close()
         self._report(controlled.control, run.files[0])
         if not now or now[-1] == cycles[-1]:
@@ -193,7 +193,7 @@ class TravellingController(ModelController):
         centers = self._gather(settings.centers, resumed_at, trainer, volumes)
         files = PlainRun(settings, run, model, trainer, centers, cycles, resumed_at)
         now = self._of_this_job(cycles, resumed_at)
-        travel_plainly(trainer, centers, now, settings, learning_rates(settings), files, resumed_at)
+        travel(trainer, centers, now, settings, learning_rates(settings), files, resumed_at)
         if not now or now[-1] == cycles[-1]:
             run.finish()
             self._log.info("done: models in %s", run.folder)

@@ -60,8 +60,8 @@ def main() -> None:
     memory = memory_for_images(settings.cache_gb) / 1e9 / (1 + len(centers))  # they share this machine
     local.mkdir(parents=True, exist_ok=True)
     refuse_second(folder)
-    images = to_json(Images, settings.told()) | {"cache_gb": memory}
-    content = to_json(QualityControlServer, settings.told()) | images | {"centers": centers}
+    images = to_json(Images, settings.values()) | {"cache_gb": memory}
+    content = to_json(QualityControlServer, settings.values()) | images | {"centers": centers}
     (local / SERVER_FILE).write_text(json.dumps(content, indent=2), encoding="utf-8")
     server = read_server_settings(local / SERVER_FILE)
     refuse_complete(server, "--overwrite")

@@ -28,8 +28,10 @@ def judge_at_end(run: Run, controlled: ControlledRun, images: pd.DataFrame) -> d
     record = run.record | {"finished": True, "changed": changed}
 
     def verdict_on_the_run() -> Verdict:
-        log = read_log(run.files[0], record)
-        return LoggedRun(record=record, table=log, images=images.set_index("Subject")).verdict
+        settings, extensions = controlled.control.settings, controlled.control.extensions
+        log = read_log(run.files[0], extensions)
+        people = images.set_index("Subject")
+        return LoggedRun(record=record, settings=settings, extensions=extensions, table=log, images=people).verdict
 
     found = tried(verdict_on_the_run)
     verdict = Verdict((found,)) if isinstance(found, Reason) else found

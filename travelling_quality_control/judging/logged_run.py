@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 
 from travelling.method import rule
-from travelling.method.extension import Finding
+from travelling.method.extension import Extension, Finding
 from travelling.method.quality_control import FAILURES, log_columns, methods
+from travelling.method.settings import Control
 from travelling.method.verification_log import LOG_COLUMNS, SEPARATOR
 from travelling.words import some
 from travelling_quality_control.auditing import Outcome
-from travelling_quality_control.auditing.run_record import settings_of
 from travelling_quality_control.auditing.tables import read_table, refuse_rows
 from travelling_quality_control.judging.checks import RATES, UNSEEN
 from travelling_quality_control.judging.verdict import Verdict, judge
@@ -29,17 +29,21 @@ DECISIONS = {  # what was decided about an image at the end, in words
 class LoggedRun:
     """A run of quality control. ``record`` is its ``run.json``, ``outcome`` what its audit found (None: not audited).
 
+    ``settings`` are its options, and ``extensions`` those that were used.
+
     ``table`` is the whole log (:func:`read_log`). Of it ``log`` has the baseline and one row per verification;
     ``screening`` the rows that tell what an extension decided about an image without a training step; ``failures``
     those of visits that failed. Of the first two are ``flags``, the rows that put an image aside, ``revisits``, and
     ``cycles``, those in which anything was decided. ``images`` has one row per training image, indexed by Subject, its
     columns those of the training set and Times_flagged, Flagged, First_flagged, Eliminated, Eliminated_cycle and
     Decision (one of ``DECISIONS``), and the last values of what extensions measured.
-    ``extensions`` are those that were used, ``words`` is the run's name for readers, ``place`` parts of it for names of
+    ``words`` is the run's name for readers, ``place`` parts of it for names of
     files.
     """
 
     record: dict
+    settings: Control
+    extensions: Sequence[Extension]
     table: pd.DataFrame
     images: pd.DataFrame
     outcome: Outcome | None = None
@@ -49,8 +53,6 @@ class LoggedRun:
     def __post_init__(self) -> None:
         """What follows from the fields."""
         self.options = self.record["options"]
-        self.settings = settings_of(self.record)
-        self.extensions = self.settings.extensions
         self.replaces_rule = any(extension.replaces_rule for extension in self.extensions)
         # Of rows about one image: what was done with it.
         self.phases = {"subject": "tried alone"}
@@ -168,12 +170,12 @@ def read_images(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
     return images.set_index("Subject")
 
 
-def read_log(path: Path, record: dict) -> pd.DataFrame:
-    """The log of a run with this record, with ``Row`` (in the file; row 1 is the header) and ``Images`` (their number).
+def read_log(path: Path, extensions: Sequence[Extension]) -> pd.DataFrame:
+    """The log of a run with these extensions, and ``Row`` (in the file; row 1 is the header) and ``Images`` (how many).
 
     Raises InputError for what is no such log.
     """
-    columns = log_columns(settings_of(record).extensions)
+    columns = log_columns(extensions)
     log = read_table(path, LOG_COLUMNS, [column for column in columns if column not in TEXT_COLUMNS])
     for column in columns:
         log[column] = log.get(column, np.nan)  # of a log that the audit refuses

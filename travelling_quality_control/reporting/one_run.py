@@ -16,6 +16,7 @@ from travelling.method.performance import age_groups
 from travelling.runs.pretrained_options import AGE_EDGES
 from travelling.words import some
 from travelling_quality_control.auditing import audit_log
+from travelling_quality_control.auditing.run_record import settings_of
 from travelling_quality_control.judging.logged_run import DECISIONS, LoggedRun, read_images, read_log
 from travelling_quality_control.reporting.agreement import agreement
 from travelling_quality_control.reporting.drawing import rates_along_run
@@ -61,7 +62,11 @@ def write_report(
     if with_images and "centers" in record["options"]:
         raise InputError("--with-images: the images of a run between hospitals are not here, and are not shown")
     outcome = audit_log(log_csv, train_csv, test_csv, record, subjects_csv)
-    run = LoggedRun(record=record, images=read_images(train_csv), outcome=outcome, table=read_log(log_csv, record))
+    settings = settings_of(record)
+    run = LoggedRun(
+        record=record, settings=settings, extensions=settings.extensions, outcome=outcome,
+        images=read_images(train_csv), table=read_log(log_csv, settings.extensions),
+    )  # fmt: skip
     slices = None
     if with_images and run.images["Flagged"].any():
         slices = Slices(run.images, train_csv, read_images(test_csv), test_csv)
