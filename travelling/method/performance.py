@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.metrics import accuracy_score, f1_score, recall_score, roc_auc_score
 
-from travelling.errors import InputError
 from travelling.method.metrics import counted_diagnoses
 
 if TYPE_CHECKING:
@@ -36,19 +35,11 @@ def performance(labels: ArrayLike, predictions: ArrayLike) -> dict[str, float]:
     }
 
 
-def refuse_unordered_ages(edges: Sequence[float]) -> None:
-    """Raise InputError where the ages (years) that separate groups do not increase."""
-    if sorted(set(edges)) != list(edges):
-        raise InputError("--age-edges: must increase")
-
-
 def age_groups(ages: ArrayLike, edges: Sequence[float]) -> dict[str, np.ndarray]:
     """Boolean masks of the age groups that ``edges`` (years, increasing) separate, by name.
 
-    An age equal to an edge belongs to the older group; unknown ages (NaN) to none. Without edges there is no group.
+    An age equal to an edge belongs to the older group; unknown ages (NaN) to none.
     """
-    if not len(edges):
-        return {}
     ages = np.asarray(ages, dtype=float)
     bounds = [-np.inf, *edges, np.inf]
     masks = {}

@@ -13,9 +13,10 @@ import pandas as pd
 from evaluation.diagnoses import ALL, Diagnoses
 from evaluation.layout import CENTER_SIZES
 from evaluation.records import Study
-from evaluation.render import MISSING, Table, setting_in_words
+from evaluation.render import MISSING, Table
 from travelling.errors import InputError
 from travelling.method.performance import age_groups
+from travelling.runs.pretrained_options import AGE_EDGES
 
 HARMFUL, GOOD = "harmful", "good"
 OUTCOMES = ("flagged", "eliminated")
@@ -40,12 +41,9 @@ def make_tables(study: Study, diagnoses: Diagnoses) -> dict:
     """All tables of a study: a dict of :class:`Table`, by name."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
-    words = {"when": diagnoses.when, "means": "", "setting": ""}
+    words = {"when": diagnoses.when, "means": ""}
     if len(study.seeds) > 1:
         words["means"] = " Means over seeds ± standard deviation over seeds."
-    if len(study.settings) > 1:
-        shown = setting_in_words(study.main_setting)
-        words["setting"] = f" Of the setting '{shown}' only; the table settings compares all of them."
     notes = list(dict.fromkeys([*study.notes, *diagnoses.notes]))
     tables = {}
     for section, _, title, function in sorted(_FOUND, key=lambda found: found[:2]):
@@ -70,18 +68,15 @@ def cases(study: Study) -> list:
     ]
 
 
-def groups_of_good(runs: list, age_edges: tuple = ()) -> dict[str, dict]:
-    """The good images of some runs in groups: {what they are grouped by: {name: images}}; nothing without runs.
-
-    ``age_edges`` are the ages (years) at which a group begins.
-    """
+def groups_of_good(runs: list) -> dict[str, dict]:
+    """The good images of some runs in groups: {what they are grouped by: {name: images}}; nothing without runs."""
     if not runs:
         return {}
     good = pd.concat([run.good for run in runs])
     masks = {
         "class": {"HC": good["Group_bin"] == 0, "PD": good["Group_bin"] == 1},
         "sex": {"male": good["Sex"] == "M", "female": good["Sex"] == "F"},
-        "age": age_groups(good["Age"], age_edges),
+        "age": age_groups(good["Age"], AGE_EDGES),
         "center size": {name: good["Center_images"].between(*size) for name, size in CENTER_SIZES.items()},
     }
     if "Scanner" in good.columns:

@@ -26,7 +26,7 @@ def false_alarms(study: Study, diagnoses: Diagnoses) -> tuple:
     """
     rows = []
     for case, runs in cases(study):
-        groups = groups_of_good(runs, diagnoses.age_edges)
+        groups = groups_of_good(runs)
         scored = all(SCORE in run.image_columns.values() for run in runs)  # the training set may have such a column
         rows += [
             case
