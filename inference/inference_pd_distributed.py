@@ -105,7 +105,6 @@ def main() -> None:
         predictions.append(pd.DataFrame(dict(zip(PREDICTION_COLUMNS, results, strict=True)) | dict(test_set[columns])))
         write_csv(pd.concat([table.astype(object) for table in predictions]), predictions_csv)
         write_csv(pd.concat([table.astype(object) for table in metrics]), metrics_csv)  # last: the cycle is finished
-        run.note_cycle(cycle)
         log.info(
             "cycle %d: AUROC %.3f, accuracy %.3f, sensitivity %.3f, specificity %.3f",
             *(row[name] for name in ("cycle", "AUC_ROC", "accuracy", "sensitivity", "specificity")),

@@ -715,6 +715,7 @@ def test_the_record_names_the_files_relative_to_where_the_run_was_started(run):
     digests = {f"fn_{name}": hashlib.sha256((folder / f"{name}.csv").read_bytes()) for name in ("train", "test")}
     record["inputs_sha256"] = {name: digest.hexdigest() for name, digest in digests.items()}
     record["sessions"][0]["folder"] = str(folder)
+    record["sessions"].append({"folder": str(folder / "of the session that went on")})
     path.write_text(json.dumps(record))
     assert audit_alone(folder)[0] == 0
     record["sessions"][0]["folder"] = str(folder / "moved")  # as the folder has been since

@@ -1,10 +1,12 @@
 """Runs that survive: interrupted and resumed equals uninterrupted, and a run folder has one run and one owner."""
 
+import contextlib
 import csv
 import json
 import os
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -22,6 +24,7 @@ from travelling.runs import control_options, stopping
 from travelling.runs.checkpoint import Checkpoints
 from travelling.runs.controlled_run import ControlledRun, first_evaluation, open_run
 from travelling.runs.log_file import LogFile
+from travelling.runs.plain_run import PlainRun
 from travelling.runs.record import differences
 from travelling.runs.run import Run
 from travelling_quality_control.enc_PD_quality_control import control_quality
@@ -157,6 +160,16 @@ def test_the_travelling_model_killed_at_any_step_ends_as_if_it_had_not_been(tmp_
         repeated = dies_at + len(second.fitted) - len(uninterrupted.fitted)
         assert 0 <= repeated < 2 * 3  # steps of a visit to the largest center, two epochs
         assert first.fitted[: dies_at - repeated] + second.fitted == uninterrupted.fitted
+
+
+def test_the_bar_of_plain_training_begins_where_the_run_goes_on():
+    run = SimpleNamespace(taking_over=contextlib.nullcontext)
+    about = plain_settings(epochs=2), run, None, None, CENTERS, CYCLES
+    images = 2 * sum(map(len, CENTERS.values()))
+    for place, done in ((None, 0), ({"cycle": 11, "centers_left": 3, "losses": []}, 1.5)):
+        bar = PlainRun(*about, place)._bar
+        assert (bar.n, bar.total) == (round(done * images), len(CYCLES) * images)
+    stopping.end()
 
 
 def test_the_last_two_checkpoints_are_kept(tmp_path):

@@ -70,7 +70,7 @@ def test_standard_run_saves_every_cycle_and_a_log(pretrained):
             f"encoder_distributed_BS5_{cycle:02d}.keras",
             f"classifier_PD_distributed_BS5_{cycle:02d}.keras",
         } <= names
-    assert len(names) == 20  # and training.log, run.json, cycles.csv, .run.lock
+    assert len(names) == 19  # and training.log, run.json, .run.lock
     log = (pretrained / "training.log").read_text()
     assert "-fn_train" in log
     assert "cycle 7: " in log

@@ -115,7 +115,6 @@ class ControlledRun:
         known = self._trainer.known(control.training(control.center_of))
         self._run.save(self._model, cycle, self._settings.batch_size, known)
         write_csv(control.subject_table(), self._table_csv)
-        self._run.note_cycle(cycle)
         log.info("cycle %d: %s", cycle, control.summary())
         if notice := control.locked_up(cycle):
             log.warning("%s", notice)

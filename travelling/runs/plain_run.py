@@ -61,7 +61,6 @@ class PlainRun:
         """Save the model of a cycle that was trained with a learning rate; ``loss`` is the mean of its steps."""
         known = self._trainer.known(sum(self._centers.values(), []))
         self._run.save(self._model, cycle, self._settings.batch_size, known)
-        self._run.note_cycle(cycle)
         if cycle == self._last:  # the last line on the terminal says what came of it
             self._bar.close()
         self._run.log.info("cycle %d: learning rate %.3g, mean loss %.4f", cycle, rate, loss)
