@@ -846,7 +846,7 @@ def test_it_shares_no_code_with_quality_control(finished):
     assert line.startswith("consistent: ")
     shared = {name for name in modules.split() if name.split(".")[0] == "travelling"}
     names = (
-        "", ".console", ".errors", ".option", ".words",
+        "", ".console", ".errors", ".option", ".option_values", ".words",
         ".method", ".method.auditor", ".method.extension", ".method.protocol", ".method.rule", ".method.settings",
         ".beyond", ".beyond.evidence", ".beyond.groups", ".beyond.recommended", ".beyond.screen",
         ".beyond.screen_labels",

@@ -421,7 +421,6 @@ def test_several_images_of_one_participant_may_be_in_one_set(tmp_path):
     [
         (lambda text: text.replace("Sex", "Sex,Study").replace("M\n", "M,x\n"), "row 1: two columns are named 'Study'"),
         (lambda text: text.replace("Sex", "Sex,Study ").replace("M\n", "M,x\n"), "two columns are named 'Study'"),
-        (lambda text: text.replace(",", ";"), "separated by semicolons"),
         (lambda text: text.replace("Sex", "Gender"), "missing column(s) Sex; needed are Subject, Study, Path, "
          "Group_bin, Sex, there are 'Subject', 'Study', 'Path', 'Group_bin', 'Gender'"),
         (lambda text: text.replace("Sex", "sex"), "row 1: column 'sex' must be written 'Sex'"),

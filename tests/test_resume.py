@@ -286,7 +286,7 @@ def new_run(tmp_path):
 def interrupted(run):
     """What a killed process leaves: everything but its lock."""
     run.begin("CPU")
-    run._checkpoints.save({"cycle": 1, "centers_left": 2}, [np.zeros(1)])
+    run._checkpoints.save({"cycle": 1, "centers_left": 2, "generator": None}, [np.zeros(1)])
     stopping.end()
 
 

@@ -88,17 +88,20 @@ class ControlledRun:
         self._model = model
         self._trainer = trainer
         log_csv, self._table_csv = run.files
-        with run.taking_over():
-            length = resumed_at["log_length"] if resumed_at else 0
-        self._log = LogFile(log_csv, log_columns(settings.extensions), length)
-        self.control = QualityControl(settings, trainer, centers, self._log, on_step, settings.extensions)
-        for notice in filter(None, (extension.notice(trainer) for extension in settings.extensions)):
-            run.log.info("%s", notice)
+        self._log: LogFile  # opened below
+        self.control = QualityControl(
+            settings, trainer, centers, lambda row: self._log(row), on_step, settings.extensions
+        )
+        length = 0
         if resumed_at:
             with run.taking_over():
                 self.control.import_state(resumed_at["control"])
                 self._baseline = Evaluation(**resumed_at["baseline"])
-        else:
+                length = resumed_at["log_length"]
+        self._log = LogFile(log_csv, log_columns(settings.extensions), length)
+        for notice in filter(None, (extension.notice(trainer) for extension in settings.extensions)):
+            run.log.info("%s", notice)
+        if not resumed_at:
             self._baseline = baseline or trainer.evaluate()
             self.control.start(self._baseline)
             run.log.info("pre-trained model: FPR %.3f, FNR %.3f", *self.control.reference)
