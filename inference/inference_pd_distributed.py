@@ -19,7 +19,7 @@ if __name__ == "__main__":  # the package of this checkout, whatever is installe
 from travelling.errors import InputError
 from travelling.option import from_command_line
 from travelling.runs import command, stopping
-from travelling.runs.pretrained_options import AGE_EDGES, Inference
+from travelling.runs.pretrained_options import Inference
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,7 +85,7 @@ def main() -> None:
     notices = volumes.decode() + copies(volumes.images, test_set)
     trainer = LocalTrainer(model, volumes, test_set=test_set)
     log = run.begin(device, notices + trainer.other_scale(record), volumes.images)
-    groups = subgroups(test_set, AGE_EDGES)
+    groups = subgroups(test_set)
     for name, members in {"test set": (test_set["Sex"] != "").to_numpy(), **groups}.items():
         healthy, patients = (int((test_set["Group_bin"][members] == group).sum()) for group in (0, 1))
         if not healthy or not patients:

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "travelling_quality_control": SCRIPT | {"auditing", "judging", "reporting"},
     "judging": METHOD | {"runs", "auditing"},
     "auditing": METHOD | {"runs.extensible"},
-    "reporting": METHOD | {"images", "runs.pretrained_options", "auditing", "judging"},
+    "reporting": METHOD | {"images", "auditing", "judging"},
     # The only one that imports a script: it shares the loop.
     "federated": SCRIPT | {"beyond", "judging", "travelling_quality_control.enc_PD_quality_control"},
     "reproduce": SCRIPT | {"beyond", "prepare_images", "auditing", "judging", "reporting"},

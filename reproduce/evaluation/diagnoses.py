@@ -8,7 +8,6 @@ from evaluation.layout import CLEAN
 from evaluation.records import Study
 from travelling.errors import InputError
 from travelling.method.performance import METRICS, performance, subgroups
-from travelling.runs.pretrained_options import AGE_EDGES
 
 CLEAN_KEY = ("", "", CLEAN)
 ALL, HOLDOUT = "all", "hold-out"  # of the test set, which decides; and of the hold-out set, which does not
@@ -50,7 +49,7 @@ class Diagnoses:
             content = people[["Subject", "ground_truth", "Sex", "Age"]].astype(str).to_numpy()
             stream = streams.setdefault(tuple(content.ravel()), len(streams))
             everybody = {ALL: np.ones(len(people), dtype=bool)}
-            for number, (subgroup, members) in enumerate((everybody | subgroups(people, AGE_EDGES)).items()):
+            for number, (subgroup, members) in enumerate((everybody | subgroups(people)).items()):
                 self._add(subgroup, name, models, members, [0, stream, number])
             held = [model for model in tested if model.seed == name and model.holdout is not None]
             held = [(model.key, now) for model in held if len(now := self._now(model.holdout))]

@@ -7,7 +7,6 @@ from travelling.method import settings
 from travelling.option import METHOD, Options, changed, number, option, published, result_name
 from travelling.runs.options import Device, Orientation, Overwrite, Training, TrainingSet
 
-AGE_EDGES = (60.0, 70.0)  # years
 _FILE_OR_FOLDER = "a file (.keras or .h5) or a folder with one for each cycle"
 
 

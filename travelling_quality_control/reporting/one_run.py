@@ -13,7 +13,6 @@ from travelling.files import write_tsv, write_whole
 from travelling.images.ratings import RATINGS, SCRIPT, all_ratings, keep_ratings
 from travelling.method.extension import Finding
 from travelling.method.performance import age_groups
-from travelling.runs.pretrained_options import AGE_EDGES
 from travelling.words import some
 from travelling_quality_control.auditing import audit_log
 from travelling_quality_control.auditing.run_record import settings_of
@@ -208,7 +207,7 @@ def _groups(images):
     if "Sex" in images.columns:
         groups["sex"] = images["Sex"].replace("", MISSING)
     if images["Age"].notna().any():
-        ages = age_groups(images["Age"], AGE_EDGES)
+        ages = age_groups(images["Age"])
         names = [name.removeprefix("age_").replace("_", " ") for name in ages]
         labels = np.select(list(ages.values()), names, MISSING)
         groups["age"] = pd.Series(pd.Categorical(labels, [*names, MISSING]), images.index)  # in this order

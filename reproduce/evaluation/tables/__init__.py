@@ -16,7 +16,6 @@ from evaluation.records import Study
 from evaluation.render import MISSING, Table
 from travelling.errors import InputError
 from travelling.method.performance import age_groups
-from travelling.runs.pretrained_options import AGE_EDGES
 
 HARMFUL, GOOD = "harmful", "good"
 OUTCOMES = ("flagged", "eliminated")
@@ -76,7 +75,7 @@ def groups_of_good(runs: list) -> dict[str, dict]:
     masks = {
         "class": {"HC": good["Group_bin"] == 0, "PD": good["Group_bin"] == 1},
         "sex": {"male": good["Sex"] == "M", "female": good["Sex"] == "F"},
-        "age": age_groups(good["Age"], AGE_EDGES),
+        "age": age_groups(good["Age"]),
         "center size": {name: good["Center_images"].between(*size) for name, size in CENTER_SIZES.items()},
     }
     if "Scanner" in good.columns:
