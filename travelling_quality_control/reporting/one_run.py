@@ -211,9 +211,9 @@ def _groups(images):
 
 
 def _shares(run, groups):
-    """How many images of each group were flagged, and what was decided about them; how strange they look on average.
+    """How many images of each group were flagged, and what was decided about them; their mean outlier scores.
 
-    The latter tells of a center or a scanner whose images are all a little strange, which no decision rests on.
+    The latter tell of a center or a scanner whose scores are uniformly raised; no decision rests on them.
     """
     rows = []
     for by, labels in groups.items():
