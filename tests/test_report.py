@@ -251,8 +251,7 @@ def test_many_experiments_have_several_figures_of_metrics(study):
     assert "whole centers, k6 dirty" in drawn[1].alternative
 
 
-def test_no_figure_of_a_report_shows_images(study, figures):
-    assert not any(picture.has_images for picture in figures)
+def test_the_overview_needs_both_kinds(study):
     with pytest.raises(InputError, match="inverted and of noise"):
         overview(study)
 

@@ -119,4 +119,4 @@ def overview(study: Study) -> Picture:
         )
 
     title = "Harmful images and what they do"
-    return Picture("overview", title, "", "", (11, 5.6), draw, inverted, has_images=True)
+    return Picture("overview", title, "", "", (11, 5.6), draw, inverted)

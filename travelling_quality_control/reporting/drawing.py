@@ -35,7 +35,6 @@ class Picture:
     size: tuple
     draw: Callable
     run: LoggedRun | None = None
-    has_images: bool = False
 
 
 def render(picture: Picture, file_format: str = "png") -> bytes:

@@ -56,4 +56,4 @@ def _beside(subject, volume, mean):
 
     caption = "Above the image, below the mean of the test set; each from its smallest to its largest intensity."
     alternative = f"Axial and sagittal slices of {subject} above those of the mean of the test set."
-    return Picture("slices", subject, caption, alternative, (3.4, 3.4), draw, has_images=True)
+    return Picture("slices", subject, caption, alternative, (3.4, 3.4), draw)
