@@ -154,6 +154,16 @@ def test_detection_by_hand(tables):
     assert [found("whole harmful centers", name) for name in ("number", "flagged", "eliminated")] == [1, 1, 1]
 
 
+def test_centers_by_hand(tables):
+    frame = tables["centers"].frame.set_index("center")
+    assert frame.loc["harmful_01", ["images", "harmful", "harmful_eliminated", "good", "share_lost"]].tolist() == [
+        2, 2, 2, 0, 1,
+    ]  # fmt: skip
+    assert frame.loc["B", ["images", "good_flagged", "good_eliminated", "share_lost"]].tolist() == [3, 1, 0, 0]
+    (view,) = tables["centers"].views.values()
+    assert view["center"].tolist() == ["B", "harmful_01"]
+
+
 def test_every_number_depends_on_the_records(folder):
     control, inference = folder / CONDITION / CONTROLLED, folder / "clean" / "inference_predictions.csv"
     change(inference, "preds_raw", 0.2, Subject="t4", cycle=12)
@@ -304,8 +314,13 @@ def test_a_training_set_without_scanners_or_made_of_a_log(folder):
     assert frame["mean_score"].isna().all()
 
 
-def test_other_tables_of_a_study_with_several_settings(two_settings):
+def test_other_tables_of_a_study_with_several_settings(two_settings, tables):
     made_of_two = made(two_settings)
+    # what is about one setting shows the published one, and says so
+    frame, expected = made_of_two["centers"].frame, tables["centers"].frame
+    pd.testing.assert_frame_equal(frame[frame["experiment"] != "clean"], expected, check_dtype=False)
+    assert "Of the setting 'published' only" in made_of_two["centers"].caption
+    assert "Of the setting" not in tables["centers"].caption
     auroc = value(made_of_two, SCREENED, "AUC_ROC", experiment="whole_centers")
     assert auroc == pytest.approx(18.5 / 24)
     assert "| noise | quality-controlled (evidence, screen) | 0.771" in in_words(made_of_two["performance"])
@@ -328,7 +343,7 @@ def test_a_study_of_another_setting_alone(tmp_path):
         "no dirty baseline, so nothing is known of what harm does without quality control",
     ]
     tables = make_tables(study, Diagnoses(study, resamples=99))
-    assert cell(tables["detection"], "flagged", images="good") == 2
+    assert cell(tables["centers"], "good_flagged", center="D") == 1
 
 
 def test_clean_images_that_are_elsewhere(two_settings, tmp_path):
@@ -549,7 +564,7 @@ def test_a_table_more_is_one_file_more(folder, monkeypatch, tmp_path):
 def test_the_script_writes_and_says_what_is_wrong(folder, tmp_path):
     assert run_script_here("evaluate.py", folder, "--resamples", 99) == (0, "")
     assert sorted(path.stem for path in (folder / "tables").glob("*.tex")) == [
-        "detection", "false_alarms", "performance", "settings",
+        "centers", "detection", "false_alarms", "performance", "settings",
     ]  # fmt: skip
     nowhere, empty = tmp_path / "nowhere", tmp_path / "empty"
     empty.mkdir()

@@ -13,7 +13,7 @@ import pandas as pd
 from evaluation.diagnoses import ALL, Diagnoses
 from evaluation.layout import CENTER_SIZES
 from evaluation.records import Study
-from evaluation.render import MISSING, Table
+from evaluation.render import MISSING, Table, setting_in_words
 from travelling.errors import InputError
 from travelling.method.performance import age_groups
 
@@ -40,9 +40,12 @@ def make_tables(study: Study, diagnoses: Diagnoses) -> dict:
     """All tables of a study: a dict of :class:`Table`, by name."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
-    words = {"when": diagnoses.when, "means": ""}
+    words = {"when": diagnoses.when, "means": "", "setting": ""}
     if len(study.seeds) > 1:
         words["means"] = " Means over seeds ± standard deviation over seeds."
+    if len(study.settings) > 1:
+        shown = setting_in_words(study.main_setting)
+        words["setting"] = f" Of the setting '{shown}' only; the table settings compares all of them."
     notes = list(dict.fromkeys([*study.notes, *diagnoses.notes]))
     tables = {}
     for section, _, title, function in sorted(_FOUND, key=lambda found: found[:2]):
