@@ -15,7 +15,7 @@ if __name__ == "__main__":  # the package of this checkout, whatever is installe
 
 from travelling.option import from_command_line
 from travelling.runs import command
-from travelling.runs.options import DirtyBaseline
+from travelling.runs.pretrained_options import DirtyBaseline
 
 
 def main() -> None:
@@ -23,11 +23,12 @@ def main() -> None:
     settings = from_command_line(DirtyBaseline, __doc__)
     # Only now, so that --help answers at once.
     from travelling.images.cohort import copies, read_cohort, subjects_by_center
-    from travelling.images.local_trainer import LocalTrainer
+    from travelling.images.plain_trainer import PlainTrainer
     from travelling.images.volumes import Volumes
     from travelling.method.protocol import learning_rates
     from travelling.method.travel import travel
-    from travelling.network.model_files import SPACE, cycles_to_run, pretrained_files, read_record
+    from travelling.network.model_files import SPACE
+    from travelling.network.pretrained import cycles_to_run, pretrained_files, read_record
     from travelling.runs.plain_run import PlainRun
     from travelling.runs.run import Run
 
@@ -42,13 +43,13 @@ def main() -> None:
 
     # TensorFlow takes seconds to import: only now that the input is known to be good.
     from travelling.network import backend
-    from travelling.network.model import TravellingModel
+    from travelling.network.saved_model import load_model
 
     device = backend.start(settings.seed, settings.deterministic, settings.precision)
-    model, record, notices = TravellingModel.load(*pretrained, volumes.shape)
+    model, record, notices = load_model(*pretrained, volumes.shape)
     notices += volumes.decode() + copies(volumes.images, training_set)
-    trainer = LocalTrainer(model, volumes, training_set)
-    notices += trainer.strange(record)
+    trainer = PlainTrainer(model, volumes, training_set)
+    notices += trainer.other_scale(record)
     log = run.begin(device, notices, volumes.images)
     log.info("training set: %d images, %d centers", len(training_set), len(centers))
     resumed_at = run.go_on(trainer)

@@ -190,7 +190,7 @@ def write_images(jobs: list[Job], settings: HarmfulSamples, finished: Collection
 
 def write_harmful(source: Path, kind: str, target: Path, settings: HarmfulSamples, seed: tuple[int, ...]) -> None:
     """Make one harmful image; ``target`` appears only when it is complete."""
-    from travelling.images.nifti import read_image, write_image
+    from travelling.images.itk import read_image, write_image
 
     image = read_image(source)
     try:

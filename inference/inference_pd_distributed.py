@@ -19,7 +19,7 @@ if __name__ == "__main__":  # the package of this checkout, whatever is installe
 from travelling.errors import InputError
 from travelling.option import from_command_line
 from travelling.runs import command, stopping
-from travelling.runs.options import AGE_EDGES, Inference
+from travelling.runs.pretrained_options import Inference
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,14 +41,15 @@ def main() -> None:
     from travelling.images.volumes import Volumes
     from travelling.method.metrics import diagnose
     from travelling.method.performance import metrics_by_subgroup, subgroups
-    from travelling.network.model_files import SPACE, model_pairs, read_record
+    from travelling.network.model_files import SPACE
+    from travelling.network.pretrained import model_pairs, read_record
     from travelling.runs.run import Run
 
     test_set = read_cohort(settings.fn)
     for column in PREDICTION_COLUMNS:
         if column in test_set.columns:
             raise InputError(f"{settings.fn}: column '{column}' has the name of a result; rename it")
-    models = model_pairs(settings.en, settings.pd, settings.first_cycle, settings.last_cycle)
+    models = model_pairs(settings.en, settings.pd, settings.only_cycles)
     for cycle, pair in models.items():
         for path in pair:
             own_cycle = read_record(path).get("cycle", cycle)
@@ -76,15 +77,15 @@ def main() -> None:
 
     # TensorFlow takes seconds to import: only now that the input is known to be good.
     from travelling.network import backend
-    from travelling.network.model import TravellingModel
+    from travelling.network.saved_model import load_model, read_weights
 
     device = backend.start(0)
     cycles = list(models)
-    model, record, _ = TravellingModel.load(*models[cycles[0]], volumes.shape)
+    model, record, _ = load_model(*models[cycles[0]], volumes.shape)
     notices = volumes.decode() + copies(volumes.images, test_set)
     trainer = LocalTrainer(model, volumes, test_set=test_set)
-    log = run.begin(device, notices + trainer.strange(record), volumes.images)
-    groups = subgroups(test_set, AGE_EDGES)
+    log = run.begin(device, notices + trainer.other_scale(record), volumes.images)
+    groups = subgroups(test_set)
     for name, members in {"test set": (test_set["Sex"] != "").to_numpy(), **groups}.items():
         healthy, patients = (int((test_set["Group_bin"][members] == group).sum()) for group in (0, 1))
         if not healthy or not patients:
@@ -97,7 +98,7 @@ def main() -> None:
         if cycle in finished:
             continue
         if cycle != cycles[0]:  # which is loaded
-            model.read_weights(*models[cycle])
+            read_weights(model, *models[cycle])
         probabilities = trainer.predict()
         row = {"cycle": cycle, **metrics_by_subgroup(test_set["Group_bin"], probabilities, groups)}
         metrics.append(pd.DataFrame([row]))
@@ -105,7 +106,6 @@ def main() -> None:
         predictions.append(pd.DataFrame(dict(zip(PREDICTION_COLUMNS, results, strict=True)) | dict(test_set[columns])))
         write_csv(pd.concat([table.astype(object) for table in predictions]), predictions_csv)
         write_csv(pd.concat([table.astype(object) for table in metrics]), metrics_csv)  # last: the cycle is finished
-        run.note_cycle(cycle)
         log.info(
             "cycle %d: AUROC %.3f, accuracy %.3f, sensitivity %.3f, specificity %.3f",
             *(row[name] for name in ("cycle", "AUC_ROC", "accuracy", "sensitivity", "specificity")),

@@ -21,7 +21,8 @@ from travelling import __version__
 from travelling.errors import InputError
 from travelling.files import write_whole
 from travelling.images.cache import identity
-from travelling.images.nifti import as_image, read_header, read_image, to_array, write_image
+from travelling.images.itk import as_image, read_image, to_array, write_image
+from travelling.images.nifti import read_header
 
 # What differs from the background, the template's brain, or what deepbet finds (Fisch et al. 2024, doi
 # 10.1016/j.compbiomed.2024.108845).

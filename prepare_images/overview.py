@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from prepare_images.registration import FAILED, LOOK, PREPARED, reference
 from travelling.images import ratings
-from travelling.images.nifti import to_array
+from travelling.images.itk import to_array
 
 TEMPLATE = Path(__file__).with_suffix(".html.jinja")
 PICTURES = "pictures"  # their folder, beside the page

@@ -17,7 +17,7 @@ from scipy.linalg import polar
 
 from prepare_images.template import BRAIN_CENTER, empty_image, image_size, load_templates, to_lps
 from travelling.errors import InputError
-from travelling.images.nifti import to_array
+from travelling.images.itk import to_array
 
 FINE, COARSE = 2.0, 8.0  # mm: voxels of the registration, and of its start
 HEAD_BIAS, BRAIN_BIAS = 8.0, 4.0  # mm: voxels in which the bias field is fitted, to the head and to the brain

@@ -16,7 +16,7 @@ from scipy.ndimage import binary_fill_holes, gaussian_filter
 
 from prepare_images.template import BRAIN_CENTER, FIELD_OF_VIEW, empty_image, image_size, load_templates, to_lps
 from travelling.errors import InputError
-from travelling.images.nifti import read_image, write_image
+from travelling.images.itk import read_image, write_image
 
 WARP_SPACING = 5.0  # mm, grid of the deformation and of the bias field, whatever the image's spacing
 

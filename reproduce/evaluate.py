@@ -23,7 +23,6 @@ if __name__ == "__main__":  # the package of this checkout, whatever is installe
 
 from travelling.option import Options, from_command_line, option
 from travelling.runs import command
-from travelling.runs.options import AGE_EDGES
 
 
 @dataclass(kw_only=True)
@@ -36,9 +35,6 @@ class Evaluation(Options):
         "after which the diagnoses are compared (default: the last that any model was tested after)",
         command.number(int, 0), None, metavar="CYCLE",
     )  # fmt: skip
-    age_edges: tuple = option(
-        "ages at which a new age group begins", command.number(float, 0, 120), AGE_EDGES, metavar="YEARS", many="*"
-    )
     resamples: int = option("bootstrap resamples of the test set", command.number(int, 99), 9999, metavar="N")
 
 
@@ -50,8 +46,7 @@ def main() -> None:
     from evaluation.report import evaluate
 
     folder = told.output_folder or told.study
-    options = {"cycle": told.cycle, "age_edges": told.age_edges, "resamples": told.resamples}
-    evaluate(read_study(told.study), folder, **options)
+    evaluate(read_study(told.study), folder, cycle=told.cycle, resamples=told.resamples)
     print(f"tables, figures and report.html: {folder}")
 
 

@@ -126,7 +126,7 @@ def main() -> None:
         write_halves(judgement)
     if judgement.ratings:  # what is wrong with them is said before anything trains
         from travelling.images.ratings import read_ratings
-        from travelling_quality_control.reporting.runs import read_images
+        from travelling_quality_control.judging.logged_run import read_images
 
         assert judgement.train  # check() has filled it in
         read_ratings(judgement.ratings, read_images(judgement.train).index)

@@ -21,11 +21,13 @@ from steps import Step
 
 from travelling.beyond.groups import GroupOptions
 from travelling.beyond.screen import ScreenOptions
-from travelling.option import changed, option, to_command_line
+from travelling.option import changed, option
+from travelling.option_values import to_command_line
 from travelling.runs import command
 from travelling.runs.control_options import LocalQualityControl
 from travelling.runs.harm_options import HarmfulSamples
-from travelling.runs.options import Device, DirtyBaseline, Inference, Orientation, StandardModel
+from travelling.runs.options import Device, Orientation, StandardModel
+from travelling.runs.pretrained_options import DirtyBaseline, Inference
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {
@@ -247,7 +249,7 @@ def _plan_of_seed(arguments, cohort, place, seed):
         train(target, script, values | given("learning_rate"), results, model=pretrained, **facts)
         infer(target, "inference", cohort.test_csv)
         if cohort.holdout_csv and target.name != DIRTY:
-            infer(target, "holdout", cohort.holdout_csv, first_cycle=arguments.cycles - 1)
+            infer(target, "holdout", cohort.holdout_csv, only_cycles=[arguments.cycles - 1] * 2)
 
     def infer(target, name, csv, **more):
         values = {"fn": csv, "en": target, "pd": target, "o": target / name, **more}

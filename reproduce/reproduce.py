@@ -69,14 +69,15 @@ def carry_out(arguments: Study, names: tuple = ()) -> bool:
 def read_cohort(arguments: Study) -> Cohort:
     """The user's cohort; raises InputError for what the scripts would refuse, some of them after days."""
     from travelling.images import cohort
+    from travelling.images.test_set import refuse_one_class, refuse_overlap
     from travelling.images.volumes import Volumes
 
     paths = [path for path in (arguments.train, arguments.test, arguments.holdout) if path]
     sets = [cohort.read_cohort(path) for path in paths]
     for (earlier, path), (later, other) in itertools.combinations(zip(sets, paths, strict=True), 2):
-        cohort.refuse_overlap(earlier, later, path, other)
+        refuse_overlap(earlier, later, path, other)
     training_set, test_set = sets[:2]
-    cohort.refuse_one_class(test_set, arguments.test)
+    refuse_one_class(test_set, arguments.test)
     volumes = Volumes(0, arguments.output_folder, arguments.reorient)
     files: dict = {}
     for images in sets:

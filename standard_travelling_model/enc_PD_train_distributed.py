@@ -24,7 +24,7 @@ def main() -> None:
     settings = from_command_line(StandardModel, __doc__)
     # Only now, so that --help answers at once.
     from travelling.images.cohort import copies, read_cohort, subjects_by_center
-    from travelling.images.local_trainer import LocalTrainer
+    from travelling.images.plain_trainer import PlainTrainer
     from travelling.images.volumes import Volumes
     from travelling.method.protocol import learning_rates
     from travelling.method.travel import travel
@@ -47,7 +47,7 @@ def main() -> None:
     model = TravellingModel.build(volumes.shape, settings.width, settings.learning_rate)
     log = run.begin(device, notices, volumes.images)
     log.info("training set: %d images, %d centers", len(training_set), len(centers))
-    trainer = LocalTrainer(model, volumes, training_set)
+    trainer = PlainTrainer(model, volumes, training_set)
     resumed_at = run.go_on(trainer)
     cycles = range(settings.cycles)
     files = PlainRun(settings, run, model, trainer, centers, cycles, resumed_at)

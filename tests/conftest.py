@@ -28,7 +28,7 @@ SIZE = (33, 34, 35)  # x, y, z: all different, so that a mixed-up axis shows
 class Arguments(Namespace):
     """Any options of a run."""
 
-    def told(self):
+    def values(self):
         return vars(self)
 
 

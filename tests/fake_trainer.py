@@ -11,7 +11,7 @@ from travelling.method.protocol import PROTOCOLS
 from travelling.method.quality_control import QualityControl
 from travelling.method.settings import WithoutControl
 from travelling.runs.control_options import QualityControl as QualityControlOptions
-from travelling_quality_control.enc_PD_quality_control import travel
+from travelling_quality_control.enc_PD_quality_control import control_quality
 
 HEALTHY, PATIENTS = 50, 100
 TEST_IMAGES = 120  # that the screen sees
@@ -145,7 +145,7 @@ class NoFiles:
 def run_cycles(control, cycles, resumed_at=None):
     """What the script does, without images; returns the :class:`NoFiles`."""
     files = NoFiles()
-    travel(control, cycles, lambda cycle: 1 / (1 + cycle), files, resumed_at)
+    control_quality(control, cycles, lambda cycle: 1 / (1 + cycle), files, resumed_at)
     return files
 
 

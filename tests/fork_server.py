@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-import travelling.images.nifti
+import travelling.images.itk
 import travelling.images.volumes
 import travelling.method.trainer
 import travelling.runs.record
@@ -138,11 +138,13 @@ def run(err, argv, cwd, fault=None, pause=0.0):
 
 def serve():
     """Answer requests until stdin ends."""
-    backend, model = types.ModuleType("travelling.network.backend"), types.ModuleType("travelling.network.model")
-    backend.start = lambda *_: "no device"
-    model.TravellingModel = FakeModel
-    sys.modules.update({"travelling.network.backend": backend, "travelling.network.model": model})
-    travelling.network.backend, travelling.network.model = backend, model
+    modules = {name: types.ModuleType(f"travelling.network.{name}") for name in ("backend", "model", "saved_model")}
+    modules["backend"].start = lambda *_: "no device"
+    modules["model"].TravellingModel = FakeModel
+    modules["saved_model"].load_model, modules["saved_model"].read_weights = FakeModel.load, FakeModel.read_weights
+    for name, module in modules.items():
+        sys.modules[module.__name__] = module
+        setattr(travelling.network, name, module)
     travelling.runs.record.git_state = lambda: (None, None, None)  # takes longer than the run, and so does
     os.fsync = lambda file: None
     pipes = {}

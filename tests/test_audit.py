@@ -35,7 +35,7 @@ from travelling.method.protocol import Protocol
 from travelling.method.quality_control import QualityControl, log_columns
 from travelling.method.verification_log import LOG_COLUMNS
 from travelling.runs.log_file import LogFile
-from travelling_quality_control.enc_PD_quality_control import travel
+from travelling_quality_control.enc_PD_quality_control import control_quality
 
 AUDIT = ROOT / "travelling_quality_control" / "audit.py"
 HEALTHY, PATIENTS = 30, 20
@@ -177,11 +177,11 @@ def make_run(
     control = QualityControl(settings, trainer, centers, log, extensions=extensions)
     control.start(trainer.evaluate())
     files = NoFiles(lambda cycle: write_csv(control.subject_table(), folder / "log_subjects.csv"))
-    travel(control, cycles, lambda cycle: 1e-4, files)
+    control_quality(control, cycles, lambda cycle: 1e-4, files)
     log.close()
     (folder / "log_run").mkdir()
     inputs = {"fn_save": "log", "fn_train": str(folder / "train.csv"), "fn_test": str(folder / "test.csv")}
-    told = {name: value for name, value in settings.told().items() if not isinstance(value, Path)}
+    told = {name: value for name, value in settings.values().items() if not isinstance(value, Path)}
     write_record(folder / "log_run" / "run.json", **told | inputs)
     return control
 
@@ -746,6 +746,7 @@ def test_the_record_names_the_files_relative_to_where_the_run_was_started(run):
     digests = {f"fn_{name}": hashlib.sha256((folder / f"{name}.csv").read_bytes()) for name in ("train", "test")}
     record["inputs_sha256"] = {name: digest.hexdigest() for name, digest in digests.items()}
     record["sessions"][0]["folder"] = str(folder)
+    record["sessions"].append({"folder": str(folder / "of the session that went on")})
     path.write_text(json.dumps(record))
     assert audit_alone(folder)[0] == 0
     record["sessions"][0]["folder"] = str(folder / "moved")  # as the folder has been since
@@ -876,7 +877,7 @@ def test_it_shares_no_code_with_quality_control(finished):
     assert line.startswith("consistent: ")
     shared = {name for name in modules.split() if name.split(".")[0] == "travelling"}
     names = (
-        "", ".console", ".errors", ".option", ".words",
+        "", ".console", ".errors", ".option", ".option_values", ".words",
         ".method", ".method.auditor", ".method.extension", ".method.protocol", ".method.rule", ".method.settings",
         ".beyond", ".beyond.evidence", ".beyond.groups", ".beyond.recommended", ".beyond.screen",
         ".beyond.screen_labels",

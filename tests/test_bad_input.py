@@ -18,9 +18,9 @@ from conftest import Arguments, run_here, run_script, write_image
 
 import travelling.runs.command
 from travelling.errors import InputError
-from travelling.images.nifti import read_image
+from travelling.images.itk import read_image
 from travelling.images.volumes import Volumes
-from travelling.network.model_files import cycles_to_run, model_pairs, pretrained_files
+from travelling.network.pretrained import cycles_to_run, model_pairs, pretrained_files
 from travelling.runs.run import Run
 
 SHAPE = (35, 34, 33)  # of the toy cohort's images: z, y, x
@@ -76,11 +76,11 @@ def with_image(image, source, target):
 def models(tmp_path_factory):
     """Folder of tiny untrained models: those of cycles 6 and 7, which call everybody PD (FPR = 1)."""
     from travelling.network import backend
-    from travelling.network.model import TravellingModel
+    from travelling.network.inference_network import EvaluatedModel
 
     backend.start(seed=1)
     folder = tmp_path_factory.mktemp("models")
-    model = TravellingModel.build(SHAPE, width=0.03, learning_rate=1e-4)
+    model = EvaluatedModel.build(SHAPE, width=0.03, learning_rate=1e-4)
     kernel, bias = model.classifier.get_weights()
     model.classifier.set_weights([np.zeros_like(kernel), np.full_like(bias, 20)])
     for cycle in (6, 7):
@@ -336,7 +336,7 @@ def test_a_corrupt_test_image_stops_inference(command, cohort, tmp_path):
         ("standard", "--learning-rate", "inf"),
         ("standard", "--seed", "-1"),
         ("standard", "--nonsense", "1"),
-        ("inference", "--first-cycle", "x"),
+        ("inference", "--only-cycles", "x"),
         ("generate", "--centers", "0"),
         ("generate", "--images", "-1"),
         ("generate", "--maximum", "0"),
@@ -399,25 +399,25 @@ def flipped(content):
     ],
 )
 def test_bad_model(part, name, damage, models, tmp_path):
-    from travelling.network.model import TravellingModel
+    from travelling.network.saved_model import load_model
 
     files, bad = pair(models), tmp_path / name
     bad.write_bytes(damage(files[part].read_bytes()))
     files[part] = bad
-    assert input_error(TravellingModel.load, *files, SHAPE).startswith(f"{bad}: ")
+    assert input_error(load_model, *files, SHAPE).startswith(f"{bad}: ")
 
 
 def test_an_archive_is_no_model(models, tmp_path):
-    from travelling.network.model import TravellingModel
+    from travelling.network.saved_model import load_model
 
     bad = tmp_path / "x.keras"
     with zipfile.ZipFile(bad, "w") as archive:
         archive.writestr("config.json", "{}")
-    assert input_error(TravellingModel.load, bad, pair(models)[1], SHAPE).startswith(f"{bad}: not a model that can be")
+    assert input_error(load_model, bad, pair(models)[1], SHAPE).startswith(f"{bad}: not a model that can be")
 
 
 def test_a_model_that_does_not_fit_is_named(models):
-    from travelling.network.model import TravellingModel
+    from travelling.network.saved_model import load_model
 
     encoder, classifier = pair(models)
     for files, shape, words in (
@@ -427,7 +427,7 @@ def test_a_model_that_does_not_fit_is_named(models):
         ((encoder, encoder), SHAPE, f"{encoder}: the model takes inputs of shape (35, 34, 33, 1), but the encoder"),
         ((encoder, pair(models, 6)[1]), SHAPE, f"{pair(models, 6)[1]}: of cycle 6, but {encoder} is of cycle 7"),
     ):  # fmt: skip
-        assert input_error(TravellingModel.load, *files, shape).startswith(words)
+        assert input_error(load_model, *files, shape).startswith(words)
 
 
 @pytest.mark.parametrize(
@@ -534,7 +534,7 @@ def test_results_of_another_run_are_replaced_on_demand_only(command, cohort, tmp
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "encoder_distributed_BS5_00.keras", "classifier_PD_distributed_BS5_00.keras", "training.log", "notes.txt",
-        "run.json", "cycles.csv", ".run.lock",
+        "run.json", ".run.lock",
     }  # fmt: skip
     assert "precious" not in (tmp_path / "run" / "training.log").read_text()
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from travelling.errors import InputError
-from travelling.images.cohort import persons, read_cohort, refuse_one_class, refuse_overlap, subjects_by_center
+from travelling.images.cohort import persons, read_cohort, subjects_by_center
+from travelling.images.test_set import refuse_one_class, refuse_overlap
 from travelling.method.order import batches, travelling_order
 from travelling.method.protocol import PROTOCOLS
 

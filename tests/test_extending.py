@@ -39,15 +39,15 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 SERVER_AND_PLAN = """
 from pathlib import Path
-from travelling.option import from_json, to_command_line
+from travelling.option_values import from_json, to_command_line
 from travelling.runs.control_options import LocalQualityControl
 from travelling_quality_control.federated.options import QualityControlServer
 
 files = dict.fromkeys(("en", "pd", "fn_test", "fn_save"), "x")
 told = from_json(QualityControlServer, Path("server.json"), files | {"centers": ["a", "b"], "drift": 0.02})
 (guard,) = told.extensions
-assert (type(guard).__name__, guard.options.drift, told.told()["drift"]) == ("DriftGuard", 0.02, 0.02)
-assert "drift" not in from_json(QualityControlServer, Path("server.json"), files | {"centers": ["a", "b"]}).told()
+assert (type(guard).__name__, guard.options.drift, told.values()["drift"]) == ("DriftGuard", 0.02, 0.02)
+assert "drift" not in from_json(QualityControlServer, Path("server.json"), files | {"centers": ["a", "b"]}).values()
 assert to_command_line(LocalQualityControl, drift=0.02) == ["--drift", "0.02"]
 """
 SCREEN_LOG_AUDIT = """
@@ -57,7 +57,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 from test_audit import FakeScreen, consistent, make_run, read_rows
-from travelling.network.model import TravellingModel
+from travelling.network.inference_network import EvaluatedModel
 from travelling.beyond.screen.eyes import Eyes
 from travelling.beyond.screen.scores import Scores
 from travelling.images.local_trainer import LocalTrainer
@@ -76,7 +76,7 @@ volumes = SimpleNamespace(shape=images.shape[2:5], upright=lambda image: image)
 volumes.batch = lambda subjects: np.concatenate([images[subject] for subject in subjects])
 volumes.batches = lambda groups: map(volumes.batch, groups)
 cohort = pd.DataFrame({"Subject": range(12), "Group_bin": [0, 1] * 6})
-model = TravellingModel.build(volumes.shape, 0.05, 0.001)
+model = EvaluatedModel.build(volumes.shape, 0.05, 0.001)
 screen = Scores(Eyes(LocalTrainer(model, volumes, cohort, cohort[:10])), 0.2)
 screen.calibrate()
 usual, grainy = screen.cells([10, 11])[0]
@@ -87,11 +87,12 @@ import sys
 from pathlib import Path
 import numpy as np
 from travelling.network.inference_network import can_fold
-from travelling.network.model import TravellingModel
+from travelling.network.inference_network import EvaluatedModel
+from travelling.network.saved_model import load_model
 from travelling.network.sfcn import MINIMUM_VOXELS, width_of
 
 shape = (MINIMUM_VOXELS, 9, 10)
-model = TravellingModel.build(shape, 0.5, 0.001)
+model = EvaluatedModel.build(shape, 0.5, 0.001)
 images = np.random.default_rng(0).uniform(size=(4, *shape, 1)).astype(np.float32)
 assert [layer for layer in model.encoder.layers if type(layer).__name__ == "Add"]
 assert not can_fold(model.encoder)
@@ -103,7 +104,7 @@ assert not np.allclose(trained, untrained)
 np.testing.assert_allclose(trained, model.network.predict(images, verbose=0)[:, 0], rtol=1e-4)
 paths = [Path(sys.argv[1]) / name for name in ("encoder_01.keras", "classifier_01.keras")]
 model.save(*paths, {"cycle": 1})
-loaded, record, notices = TravellingModel.load(*paths, shape)
+loaded, record, notices = load_model(*paths, shape)
 assert (record["cycle"], notices) == (1, [])
 np.testing.assert_array_equal(loaded.predict(images), trained)
 loss = loaded.train(images, [0, 1, 0, 1])

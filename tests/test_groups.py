@@ -9,7 +9,7 @@ from fake_trainer import HEALTHY, FakeTrainer, NoFiles, control_over, extension_
 from travelling.beyond.groups import Groups
 from travelling.errors import VisitFailed
 from travelling.method.metrics import evaluate
-from travelling_quality_control.enc_PD_quality_control import travel
+from travelling_quality_control.enc_PD_quality_control import control_quality
 
 CENTERS = {center: [f"{center}{number}" for number in range(7)] for center in "abcdefgh"}  # batches of 5 and of 2
 BAD = {"c3": (HEALTHY, 0)}
@@ -118,7 +118,7 @@ def test_a_run_goes_on_within_a_group_as_if_it_had_not_stopped(harm):
             state = json.loads(json.dumps([place, whole.export_state()]))
             states.append((*state, trainer.keep(), len(rows)))
 
-    travel(whole, [10, 11], lambda cycle: 1, Keeps())
+    control_quality(whole, [10, 11], lambda cycle: 1, Keeps())
     assert len(states) > 4
     for place, state, kept, logged in states:
         other = FakeTrainer(harm=harm)

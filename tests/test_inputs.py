@@ -25,9 +25,12 @@ from conftest import ROOT, SCRIPTS, Arguments, run_here, run_script
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from travelling.errors import InputError
-from travelling.images.cohort import copies, read_cohort, refuse_overlap
-from travelling.images.local_trainer import INTENSITY, LocalTrainer
-from travelling.images.nifti import read_image, read_upright, read_voxels, to_array
+from travelling.images.cohort import copies, read_cohort
+from travelling.images.itk import read_image, to_array
+from travelling.images.local_trainer import LocalTrainer
+from travelling.images.nifti import read_upright, read_voxels
+from travelling.images.plain_trainer import INTENSITY
+from travelling.images.test_set import refuse_overlap
 from travelling.images.volumes import Volumes
 from travelling.network.model_files import SPACE
 from travelling.runs import command, record, stopping
@@ -243,7 +246,7 @@ def test_kinds_of_harm_go_by_the_orientation_of_a_file(tmp_path):
     first, other = save(tmp_path / "a.nii", voxels), turned(tmp_path / "b.nii", voxels, "PIR")
     for kind in ("cropped", "upside_down", "left_right", "ghosting", "spike", "noise_in_range"):
         for path in (first, other):
-            from travelling.images.nifti import write_image
+            from travelling.images.itk import write_image
 
             write_image(make_harmful(read_image(path), kind, 255, seed=3), tmp_path / f"h_{path.name}")
         straight, again = (read_upright(tmp_path / f"h_{path.name}") for path in (first, other))
@@ -347,6 +350,9 @@ def test_a_test_image_that_is_trained_on_is_refused_whatever_its_name(tmp_path):
     assert copies(twice, training, test) == [
         "the same image under two names: a and b, one as HC and one as PD; a and c; x and y, one as HC and one as PD"
     ]
+    many = cohort_csv(tmp_path, [[name, "c", f"{name}.nii", 0, "M"] for name in "pqrst"], name="many.csv")
+    (line,) = copies({name: {"sha256": "1"} for name in "pqrst"}, read_cohort(many))
+    assert line == "the same image under two names: p and q; p and r; p and s (and 1 more)"
     with pytest.raises(InputError, match=r"y\.nii: the test subject y has the same image as b of the training set"):
         copies(images | {"y": {"sha256": "2"}}, training, test)
 
@@ -415,7 +421,6 @@ def test_several_images_of_one_participant_may_be_in_one_set(tmp_path):
     [
         (lambda text: text.replace("Sex", "Sex,Study").replace("M\n", "M,x\n"), "row 1: two columns are named 'Study'"),
         (lambda text: text.replace("Sex", "Sex,Study ").replace("M\n", "M,x\n"), "two columns are named 'Study'"),
-        (lambda text: text.replace(",", ";"), "separated by semicolons"),
         (lambda text: text.replace("Sex", "Gender"), "missing column(s) Sex; needed are Subject, Study, Path, "
          "Group_bin, Sex, there are 'Subject', 'Study', 'Path', 'Group_bin', 'Gender'"),
         (lambda text: text.replace("Sex", "sex"), "row 1: column 'sex' must be written 'Sex'"),
@@ -452,11 +457,11 @@ def test_an_image_that_may_not_be_read_is_not_missing(tmp_path):
 def model(tmp_path_factory):
     """A tiny model of this shape; and its two files."""
     from travelling.network import backend
-    from travelling.network.model import TravellingModel
+    from travelling.network.inference_network import EvaluatedModel
 
     backend.start(seed=1)
     folder = tmp_path_factory.mktemp("model")
-    made = TravellingModel.build(tuple(reversed(SHAPE)), 0.02, 1e-3)
+    made = EvaluatedModel.build(tuple(reversed(SHAPE)), 0.02, 1e-3)
     files = folder / "encoder_x_03.keras", folder / "classifier_x_03.keras"
     made.save(*files, {"cycle": 3})
     return made, files
@@ -482,7 +487,8 @@ def with_weights(source, target, change):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("where", ["layers/conv3d/vars/0", "layers/batch_normalization/vars/3", "optimizer/vars/2"])
 def test_a_model_that_is_not_finite_is_refused(where, value, model, tmp_path):
-    from travelling.network.model import TravellingModel
+    from travelling.network.inference_network import EvaluatedModel
+    from travelling.network.saved_model import load_model, read_weights
 
     def change(file):
         names = []
@@ -493,11 +499,11 @@ def test_a_model_that_is_not_finite_is_refused(where, value, model, tmp_path):
     _, (encoder, classifier) = model
     bad = with_weights(encoder, tmp_path / encoder.name, change)
     with pytest.raises(InputError, match="not finite"):
-        TravellingModel.load(bad, classifier, tuple(reversed(SHAPE)))
+        load_model(bad, classifier, tuple(reversed(SHAPE)))
     if "optimizer" not in where:
-        other = TravellingModel.build(tuple(reversed(SHAPE)), 0.02, 1e-3)
+        other = EvaluatedModel.build(tuple(reversed(SHAPE)), 0.02, 1e-3)
         with pytest.raises(InputError, match=f"{bad}: holds values that are not finite"):
-            other.read_weights(bad, classifier)
+            read_weights(other, bad, classifier)
 
 
 def test_images_lie_where_those_that_the_model_knows_do(cohort, last_model, pretrained, tmp_path):
@@ -509,7 +515,7 @@ def test_images_lie_where_those_that_the_model_knows_do(cohort, last_model, pret
         (tmp_path / path).parent.mkdir(exist_ok=True)
         nib.save(other, tmp_path / path)
     table.to_csv(tmp_path / "test_set.csv", index=False)
-    options = ("-fn", tmp_path / "test_set.csv", "-en", pretrained, "-pd", pretrained, "--first-cycle", 7)
+    options = ("-fn", tmp_path / "test_set.csv", "-en", pretrained, "-pd", pretrained, "--only-cycles", 7, 7)
     done = run_here("inference", *options, "-o", "refused", cwd=tmp_path)
     assert done.returncode == 2
     assert "its axes run LPI, those of the model's first image LPS" in done.stderr
@@ -533,33 +539,34 @@ def test_images_lie_where_those_that_the_model_knows_do(cohort, last_model, pret
 
 def test_halves_of_two_models_are_refused(model, tmp_path):
     """Of one cycle, and of one size; as inference reads them, too."""
-    from travelling.network.model import TravellingModel
+    from travelling.network.inference_network import EvaluatedModel
+    from travelling.network.saved_model import load_model, read_weights
 
     _, (encoder, classifier) = model
     shape = tuple(reversed(SHAPE))
-    other = TravellingModel.build(shape, 0.02, 1e-3)
+    other = EvaluatedModel.build(shape, 0.02, 1e-3)
     files = tmp_path / encoder.name, tmp_path / classifier.name
     other.save(*files, {"cycle": 3})
     words = f"{files[1]}: of another model than {encoder}"
     with pytest.raises(InputError, match=words):
-        TravellingModel.load(encoder, files[1], shape)
+        load_model(encoder, files[1], shape)
     with pytest.raises(InputError, match=words):
-        other.read_weights(encoder, files[1])
-    TravellingModel.load(*files, shape)
+        read_weights(other, encoder, files[1])
+    load_model(*files, shape)
 
 
 def test_halves_of_two_published_models_are_refused(tmp_path):
     """Files of Keras 2 have no record; but they tell how many steps Adam has made."""
     import h5py
 
-    from travelling.network.model import TravellingModel
+    from travelling.network.saved_model import load_model
 
     data = Path(__file__).parent / "data"
     classifier = shutil.copy(data / "classifier_PD_distributed_BS5_09.h5", tmp_path)
     with h5py.File(classifier, "r+") as file:
         file["optimizer_weights/Adam/iter:0"][...] = 8
     with pytest.raises(InputError, match=r"of another model than .* 8 steps, and that in 3"):
-        TravellingModel.load(data / "encoder_distributed_BS5_09.h5", classifier, (33, 36, 34))
+        load_model(data / "encoder_distributed_BS5_09.h5", classifier, (33, 36, 34))
 
 
 def test_a_step_that_ruins_the_model_ends_the_run_and_names_its_subjects(model, voxels, tmp_path):
@@ -579,8 +586,12 @@ def test_a_step_that_ruins_the_model_ends_the_run_and_names_its_subjects(model, 
 
 def test_images_of_another_scale_than_most_and_flat_ones_are_told(voxels, tmp_path):
     paths = [save(tmp_path / f"{name}.nii", voxels + number) for number, name in enumerate("abc")]
-    other = save(tmp_path / "d.nii", 4000 * voxels)
+    other, dark = save(tmp_path / "d.nii", 4000 * voxels), save(tmp_path / "f.nii", voxels / 4000)
     flat = save(tmp_path / "e.nii", np.full(SHAPE, 1, np.int16))
+    assert sorted(volumes_of(*paths, other, flat, dark)[1]) == [
+        f"1 image without any contrast: every voxel is the same: {flat}",
+        f"2 images of another scale: the mean is not within a tenth and 10 times that of most: {other} and others",
+    ]
     assert sorted(volumes_of(*paths, other, flat)[1]) == [
         f"1 image of another scale: the mean is not within a tenth and 10 times that of most: {other}",
         f"1 image without any contrast: every voxel is the same: {flat}",
@@ -607,11 +618,11 @@ def test_images_on_another_scale_than_the_models_are_told(factor, told, cohort, 
         LocalTrainer(None, volumes, training_set, test_set),
         LocalTrainer(None, volumes, None, test_set),
     )
-    notices = trainer.strange(record)
-    assert notices == trainer.strange({}) == inference.strange(record)
+    notices = trainer.other_scale(record)
+    assert notices == trainer.other_scale({}) == inference.other_scale(record)
     assert [notice.startswith("the mean intensity of the test images is") for notice in notices] == [True] * told
-    assert inference.strange({}) == []
-    assert len(trainer.strange({INTENSITY: 1e6})) == 2
+    assert inference.other_scale({}) == []
+    assert len(trainer.other_scale({INTENSITY: 1e6})) == 2
 
 
 # The user's machine

@@ -14,8 +14,8 @@ import pytest
 import travelling.network.saved_model
 from travelling.errors import InputError
 from travelling.network import backend, sfcn
-from travelling.network.inference_network import can_fold, prediction_function
-from travelling.network.model import TravellingModel
+from travelling.network.inference_network import EvaluatedModel, can_fold, prediction_function
+from travelling.network.saved_model import load_model, read_weights
 from travelling.network.sfcn import build_classifier, build_encoder
 
 SHAPE = (33, 36, 34)
@@ -37,7 +37,7 @@ def float32_again():
 @pytest.fixture
 def model():
     backend.start(seed=3)
-    return TravellingModel.build(SHAPE, width=0.05, learning_rate=1e-3)
+    return EvaluatedModel.build(SHAPE, width=0.05, learning_rate=1e-3)
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 2, 2, 3), (5, 2, 2, 2, 3), (1, 33, 34, 35, 3), (5, 33, 34, 35, 3)])
@@ -202,7 +202,7 @@ def test_mixed_precision_travels_and_diagnoses_in_float32(model, images, tmp_pat
     """bfloat16: the arithmetic of the encoder and nothing else."""
     exact = model.predict(images)
     backend.start(seed=3, precision="bfloat16")
-    mixed = TravellingModel.build(SHAPE, width=0.05, learning_rate=1e-3)
+    mixed = EvaluatedModel.build(SHAPE, width=0.05, learning_rate=1e-3)
     assert {layer.compute_dtype for layer in mixed.encoder.layers[1:]} == {"bfloat16"}
     assert all(same(values(model), values(mixed)))
     rounded = mixed.predict(images)
@@ -219,7 +219,7 @@ def test_mixed_precision_travels_and_diagnoses_in_float32(model, images, tmp_pat
     mixed.save(*files, {"cycle": 0})
     for precision in ("float32", "bfloat16"):  # the run decides, not the file
         backend.start(seed=3, precision=precision)
-        loaded, *_ = TravellingModel.load(*files, SHAPE)
+        loaded, *_ = load_model(*files, SHAPE)
         assert {layer.compute_dtype for layer in loaded.encoder.layers[1:]} == {precision}
         assert all(same(values(loaded), values(mixed)))
     assert np.array_equal(loaded.predict(images), mixed.predict(images))
@@ -234,7 +234,7 @@ def test_float16_scales_the_loss_and_the_scale_travels(images):
             backend.start(seed=3, precision="float16")
     else:
         backend.start(seed=3, precision="float16")
-    model = TravellingModel.build(SHAPE, width=0.05, learning_rate=1e-3)
+    model = EvaluatedModel.build(SHAPE, width=0.05, learning_rate=1e-3)
     names = [variable.path for variable in model.state]
     assert [sum(part in name for name in names) for part in ("dynamic_scale", "momentum", "iteration")] == [1, 26, 2]
     model.learning_rate = 0.25
@@ -252,7 +252,7 @@ def test_saved_and_loaded_model_goes_on_identically(model, images, tmp_path):
     model.train(images, LABELS)
     model.learning_rate = 3.68e-5  # that of the next cycle
     model.save(*pair, {"cycle": 4})
-    loaded, record, notices = TravellingModel.load(*pair, SHAPE)
+    loaded, record, notices = load_model(*pair, SHAPE)
     assert record["cycle"] == 4
     assert loaded.learning_rate == record["learning_rate"] == pytest.approx(3.68e-5)
     assert notices == []
@@ -277,7 +277,7 @@ def test_one_trace_serves_all_batches(images, monkeypatch):
     network = keras.Model
     monkeypatch.setattr(network, "train_step", counted("step", network.train_step, traces))
     monkeypatch.setattr(network, "stateless_call", counted("prediction", network.stateless_call, traces))
-    model = TravellingModel.build(SHAPE, width=0.05, learning_rate=1e-3)
+    model = EvaluatedModel.build(SHAPE, width=0.05, learning_rate=1e-3)
     for size in (4, 1, 3, 2, 4, 1):
         kept = model.keep()
         model.train(images[:size], LABELS[:size])
@@ -307,7 +307,7 @@ def test_the_network_is_folded_wherever_it_comes_from(model, tmp_path):
     paths = tmp_path / "encoder.keras", tmp_path / "classifier.keras"
     model.save(*paths, {"cycle": 1})
     legacy = LEGACY / "encoder_keras_2_15.h5", LEGACY / "classifier_keras_2_15.h5"
-    for one in (model, *(TravellingModel.load(*pair, SHAPE)[0] for pair in (paths, legacy))):
+    for one in (model, *(load_model(*pair, SHAPE)[0] for pair in (paths, legacy))):
         assert can_fold(one.encoder)
         assert can_fold(one.classifier)
 
@@ -340,7 +340,7 @@ def test_what_cannot_be_folded_is_evaluated_as_it_is(kind, images):
 def test_files_of_tensorflow_2_10_are_taken_over(images):
     # Saved by the published layers in TensorFlow 2.10.1 after three steps of Adam(1e-4); its own predictions:
     expected = [0.4925523102283478, 0.4921427071094513, 0.4898187220096588, 0.49139153957366943]
-    model, record, notices = TravellingModel.load(
+    model, record, notices = load_model(
         LEGACY / "encoder_distributed_BS5_09.h5", LEGACY / "classifier_PD_distributed_BS5_09.h5", SHAPE
     )
     assert model.predict(images) == pytest.approx(expected, abs=1e-6)
@@ -356,9 +356,7 @@ def test_files_of_keras_2_15_are_taken_over(images):
     """It saved Adam's moments in another order, under other names (as Keras 2.11 did first)."""
     # Saved by the published layers in TensorFlow 2.15.1 after a step of Adam(1e-4); its own predictions and moments:
     expected = [0.5008731484413147, 0.5007373690605164, 0.5010147094726562, 0.5011278390884399]
-    model, _, notices = TravellingModel.load(
-        LEGACY / "encoder_keras_2_15.h5", LEGACY / "classifier_keras_2_15.h5", SHAPE
-    )
+    model, _, notices = load_model(LEGACY / "encoder_keras_2_15.h5", LEGACY / "classifier_keras_2_15.h5", SHAPE)
     assert model.predict(images) == pytest.approx(expected, abs=1e-6)
     assert model.learning_rate == pytest.approx(1e-4)
     steps, _, *moments = [keras.ops.convert_to_numpy(variable) for variable in model.network.optimizer.variables]
@@ -382,10 +380,10 @@ def test_the_content_of_a_model_file_tells_its_format(model, images, tmp_path):
     for part, path in zip(("encoder", "classifier_PD"), legacy, strict=True):
         shutil.copy(LEGACY / f"{part}_distributed_BS5_09.h5", path)
     for pair, cycle in ((ours, 3), (named, 3), (legacy, None)):
-        loaded, record, _ = TravellingModel.load(*pair, SHAPE)
+        loaded, record, _ = load_model(*pair, SHAPE)
         assert record.get("cycle") == cycle
-        other = TravellingModel.build(SHAPE, sfcn.width_of(loaded.filters), learning_rate=0.0)
-        other.read_weights(*pair)
+        other = EvaluatedModel.build(SHAPE, sfcn.width_of(loaded.filters), learning_rate=0.0)
+        read_weights(other, *pair)
         assert np.array_equal(other.predict(images), loaded.predict(images))
 
 
@@ -397,12 +395,12 @@ def test_an_hdf5_encoder_of_no_width_is_refused(tmp_path):
         next(layer for layer in config["config"]["layers"] if layer["name"] == "conv3")["config"]["filters"] = 77
         file.attrs["model_config"] = json.dumps(config)
     with pytest.raises(InputError, match=r"filters are those of no width of the network"):
-        TravellingModel.load(path, LEGACY / "classifier_PD_distributed_BS5_09.h5", SHAPE)
+        load_model(path, LEGACY / "classifier_PD_distributed_BS5_09.h5", SHAPE)
 
 
 def test_a_published_model_that_does_not_fit_is_refused():
     with pytest.raises(InputError, match="but the images have"):
-        TravellingModel.load(
+        load_model(
             LEGACY / "encoder_distributed_BS5_09.h5", LEGACY / "classifier_PD_distributed_BS5_09.h5", (40, 48, 40)
         )
 
@@ -412,7 +410,7 @@ def test_a_model_without_adam_starts_its_moments_at_zero(model, images, tmp_path
     model.train(images, LABELS)
     for part, path in zip((model.encoder, model.classifier), pair, strict=True):
         part.save(path)
-    loaded, record, notices = TravellingModel.load(*pair, SHAPE)
+    loaded, record, notices = load_model(*pair, SHAPE)
     assert all(same(values(model)[:30], values(loaded)[:30]))
     assert (record, [notice.split(" holds")[1] for notice in notices]) == (
         {"learning_rate": None}, [" no state of Adam: its moments start at zero"] * 2,
@@ -426,7 +424,7 @@ def test_a_model_file_that_carries_code_is_refused(tmp_path):
     path = tmp_path / "encoder.keras"
     keras.Model(inputs, keras.layers.GlobalAveragePooling3D()(outputs)).save(path)
     with pytest.raises(InputError):
-        TravellingModel.load(path, path, SHAPE)
+        load_model(path, path, SHAPE)
 
 
 def test_a_model_that_hdf5_would_read_for_ever_is_one_error(tmp_path):
@@ -438,7 +436,7 @@ def test_a_model_that_hdf5_would_read_for_ever_is_one_error(tmp_path):
         mock.patch.object(travelling.network.saved_model, "HDF5_TIMEOUT", 2),
         pytest.raises(InputError, match=rf"{path}: damaged HDF5 file \(its reading does not end\)"),
     ):
-        TravellingModel.load(path, path, SHAPE)
+        load_model(path, path, SHAPE)
 
 
 def test_a_model_that_does_not_fit_on_the_disk_is_named(model, tmp_path):

@@ -38,7 +38,8 @@ from prepare_images.registration import brain_points
 from prepare_images.template import empty_image, image_size
 from travelling.errors import InputError
 from travelling.images.cohort import read_cohort
-from travelling.images.nifti import read_header, read_image, read_voxels
+from travelling.images.itk import read_image
+from travelling.images.nifti import read_header, read_voxels
 from travelling.images.ratings import read_ratings
 
 sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # as the script's processes: then equal scans give equal images

@@ -35,7 +35,7 @@ from travelling.method.quality_control import QualityControl, log_columns
 from travelling.method.rule import saturation as saturation_of
 from travelling.method.travel import travel
 from travelling.method.verification_log import LOG_COLUMNS
-from travelling_quality_control.enc_PD_quality_control import travel as control_quality
+from travelling_quality_control.enc_PD_quality_control import control_quality
 
 
 def test_the_model_travels_through_all_centers_in_order():

@@ -7,7 +7,8 @@ import sys
 import pytest
 from conftest import run_here
 
-from travelling.option import from_command_line, from_json, to_command_line, to_json
+from travelling.option import from_command_line
+from travelling.option_values import from_json, to_command_line, to_json
 from travelling.runs.control_options import LocalQualityControl
 from travelling.runs.record import describe, differences
 from travelling_quality_control.auditing.run_record import settings_of
@@ -56,10 +57,10 @@ def test_a_servers_file_knows_it(tmp_path):
         return from_json(QualityControlServer, path, json.loads(json.dumps(given | more)))
 
     spelled = server(rule="evidence", screen=True, verify_every=16)
-    assert server(recommended=True).told() == spelled.told()
-    assert server(recommended=True, verify_every=4).told() == spelled.told() | {"verify_every": 4}
-    assert server(recommended=False).told() == server().told()
-    files = [to_json(QualityControlServer, one.told()) for one in (server(recommended=True), spelled)]
+    assert server(recommended=True).values() == spelled.values()
+    assert server(recommended=True, verify_every=4).values() == spelled.values() | {"verify_every": 4}
+    assert server(recommended=False).values() == server().values()
+    files = [to_json(QualityControlServer, one.values()) for one in (server(recommended=True), spelled)]
     assert files[0] == files[1]
 
 

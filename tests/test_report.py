@@ -12,6 +12,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from study_maker import REPRODUCE, SETTING, make_clean_control, make_study
 
@@ -250,8 +251,7 @@ def test_many_experiments_have_several_figures_of_metrics(study):
     assert "whole centers, k6 dirty" in drawn[1].alternative
 
 
-def test_no_figure_of_a_report_shows_images(study, figures):
-    assert not any(picture.has_images for picture in figures)
+def test_the_overview_needs_both_kinds(study):
     with pytest.raises(InputError, match="inverted and of noise"):
         overview(study)
 
@@ -352,10 +352,10 @@ def test_a_model_that_calls_everybody_pd_is_not_said_to_be_like_the_clean_one(st
 
 def test_a_cycle_in_which_most_batches_were_rejected_is_told(study, tables):
     run = study.shown_controls[0]
-    log = run.log.copy()
+    log = run.table.copy()
     batches = (log["Phase"] == "batch") & (log["Cycle"] == log["Cycle"].max())
     log.loc[batches, "Ignored"] = 1
-    locked = dataclasses.replace(run, log=log)
+    locked = dataclasses.replace(run, table=log)
     other = dataclasses.replace(study, models=[locked if model is run else model for model in study.models])
     before, told = (words(make_report(which, tables, [], resamples=99)) for which in (study, other))
     assert "Lock-up" not in before
@@ -369,7 +369,8 @@ def test_a_run_in_which_the_screen_let_nothing_train(setting, tmp_path):
     made = read_study(make_study(tmp_path / "study", settings=(SETTING,)))
     (run,) = made.controls
     screening = run.screening.assign(Ignored=1)
-    nothing = dataclasses.replace(run, name=f"quality_control_{setting}", log=run.log[:1], screening=screening)
+    table = pd.concat([run.log[:1], screening])
+    nothing = dataclasses.replace(run, name=f"quality_control_{setting}", table=table)
     nothing = dataclasses.replace(made, models=[nothing if model is run else model for model in made.models])
     tables, drawn = make_tables(nothing, Diagnoses(nothing, resamples=99)), make_figures(nothing)
     assert [picture.name.split("_")[0] for picture in drawn] == ["metrics", "rates"]

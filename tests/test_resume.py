@@ -1,10 +1,12 @@
 """Runs that survive: interrupted and resumed equals uninterrupted, and a run folder has one run and one owner."""
 
+import contextlib
 import csv
 import json
 import os
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -14,7 +16,7 @@ from fake_trainer import FakeTrainer, NoFiles, plain_settings, settings_of
 
 from travelling import files
 from travelling.errors import AlreadyDone, InputError
-from travelling.images import nifti
+from travelling.images import itk
 from travelling.method.metrics import evaluate
 from travelling.method.quality_control import QualityControl, log_columns
 from travelling.method.travel import travel
@@ -22,9 +24,10 @@ from travelling.runs import control_options, stopping
 from travelling.runs.checkpoint import Checkpoints
 from travelling.runs.controlled_run import ControlledRun, first_evaluation, open_run
 from travelling.runs.log_file import LogFile
+from travelling.runs.plain_run import PlainRun
 from travelling.runs.record import differences
 from travelling.runs.run import Run
-from travelling_quality_control.enc_PD_quality_control import travel as control_quality
+from travelling_quality_control.enc_PD_quality_control import control_quality
 
 CENTERS = {f"c{number}": [f"s{number}{i}" for i in range(size)] for number, size in enumerate((7, 1, 5, 3, 12, 2))}
 HARM = {"s02": (9, 0), "s10": (30, 0), "s41": (0, 20), "s44": (4, 4), "s50": (7, 7)}
@@ -159,6 +162,16 @@ def test_the_travelling_model_killed_at_any_step_ends_as_if_it_had_not_been(tmp_
         assert first.fitted[: dies_at - repeated] + second.fitted == uninterrupted.fitted
 
 
+def test_the_bar_of_plain_training_begins_where_the_run_goes_on():
+    run = SimpleNamespace(taking_over=contextlib.nullcontext)
+    about = plain_settings(epochs=2), run, None, None, CENTERS, CYCLES
+    images = 2 * sum(map(len, CENTERS.values()))
+    for place, done in ((None, 0), ({"cycle": 11, "centers_left": 3, "losses": []}, 1.5)):
+        bar = PlainRun(*about, place)._bar
+        assert (bar.n, bar.total) == (round(done * images), len(CYCLES) * images)
+    stopping.end()
+
+
 def test_the_last_two_checkpoints_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     assert checkpoints.load() is None
@@ -225,7 +238,7 @@ def test_a_harmful_experiment_killed_at_any_image_ends_as_if_it_had_not_been(kin
     whole, folder = tmp_path / "whole", tmp_path / "folder"
     assert run_here("generate", *options, "--output-folder", whole, cwd=tmp_path).returncode == 0
     written = []
-    write_image = nifti.write_image
+    write_image = itk.write_image
 
     def write_or_die(image, path, like):
         if len(written) % 2:  # in every session the second image kills
@@ -235,7 +248,7 @@ def test_a_harmful_experiment_killed_at_any_image_ends_as_if_it_had_not_been(kin
         written.append(path)
         write_image(image, path, like)
 
-    with mock.patch.object(nifti, "write_image", write_or_die):
+    with mock.patch.object(itk, "write_image", write_or_die):
         for _ in range(3):
             with pytest.raises(Killed):
                 run_here("generate", *options, "--output-folder", folder, cwd=tmp_path)
@@ -273,7 +286,7 @@ def new_run(tmp_path):
 def interrupted(run):
     """What a killed process leaves: everything but its lock."""
     run.begin("CPU")
-    run._checkpoints.save({"cycle": 1, "centers_left": 2}, [np.zeros(1)])
+    run._checkpoints.save({"cycle": 1, "centers_left": 2, "generator": None}, [np.zeros(1)])
     stopping.end()
 
 
@@ -394,10 +407,10 @@ def test_a_damaged_record_is_one_error(new_run, tmp_path):
 
 def test_what_is_not_used_beyond_the_method_makes_no_difference():
     """A run that names the published rule is the same one; one that goes beyond it is another, either way."""
-    plain, named = settings_of().told(), settings_of(rule="published", verify_every=1, label_screen=False).told()
+    plain, named = settings_of().values(), settings_of(rule="published", verify_every=1, label_screen=False).values()
     assert plain == named
     assert not {"rule", "screen", "verify_every"} & plain.keys()
-    used = settings_of(screen=True, verify_every=4).told()
+    used = settings_of(screen=True, verify_every=4).values()
     assert used == plain | {"screen": True, "false_alarms": 0.01, "verify_every": 4}
     for there, here, words in ((plain, used, "None there and 4 here"), (used, plain, "4 there and None here")):
         told = [{"script": "x", "options": told, "inputs_sha256": {}} for told in (there, here)]

@@ -49,7 +49,7 @@ def options_shown(text):
 def test_options_are_few_enough_to_hold(tmp_path):
     shown = {name: options_shown(run_here(name, "--help", cwd=tmp_path).stdout) for name in SCRIPTS}
     assert len(shown) == 5
-    assert sum(map(len, shown.values())) <= 71  # 70 and --recommended, one word for three of them
+    assert sum(map(len, shown.values())) <= 70
     for name in ("standard", "dirty", "quality_control", "inference"):
         published = [option.startswith("--") for option in shown[name]]
         assert published == sorted(published), name  # the published ones, which have one dash, come first
@@ -70,7 +70,7 @@ def test_standard_run_saves_every_cycle_and_a_log(pretrained):
             f"encoder_distributed_BS5_{cycle:02d}.keras",
             f"classifier_PD_distributed_BS5_{cycle:02d}.keras",
         } <= names
-    assert len(names) == 20  # and training.log, run.json, cycles.csv, .run.lock
+    assert len(names) == 19  # and training.log, run.json, .run.lock
     log = (pretrained / "training.log").read_text()
     assert "-fn_train" in log
     assert "cycle 7: " in log
@@ -107,7 +107,7 @@ def test_quality_control_writes_log_and_models_in_their_places(controlled):
 def test_inference_evaluates_the_chosen_cycles(cohort, pretrained, tmp_path):
     done = run_here(
         "inference", "-fn", cohort / "test_set.csv", "-en", pretrained, "-pd", pretrained, "-o", "result",
-        "--first-cycle", 6, cwd=tmp_path,
+        "--only-cycles", 6, 7, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     metrics = pd.read_csv(tmp_path / "result_metrics.csv")
@@ -243,7 +243,7 @@ def test_all_scripts_run_on_jax_and_diagnose_as_on_tensorflow(cohort, pretrained
     assert log["Study"][log["Eliminated"] == 1].to_list() == ["harmful_01"] * 2
     for backend in ("jax", "tensorflow"):
         run(
-            "inference", "-fn", "test.csv", "-en", pretrained, "-pd", pretrained, "--first-cycle", 6, "-o", backend,
+            "inference", "-fn", "test.csv", "-en", pretrained, "-pd", pretrained, "--only-cycles", 6, 7, "-o", backend,
             backend=backend,
         )  # fmt: skip
     for ending in ("metrics", "predictions"):
@@ -267,7 +267,7 @@ def test_a_script_removes_its_cache(cohort, pretrained, tmp_path, monkeypatch):
     for name, share in (("memory", 0.5), ("files", 0)):
         monkeypatch.setattr(cache, "SHARE", share)
         done = run_here(
-            "inference", "-fn", cohort / "test_set.csv", "-en", pretrained, "-pd", pretrained, "--first-cycle", 7,
+            "inference", "-fn", cohort / "test_set.csv", "-en", pretrained, "-pd", pretrained, "--only-cycles", 7, 7,
             "-o", tmp_path / name, cwd=tmp_path,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr

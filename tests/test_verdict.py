@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,15 +14,16 @@ from conftest import run_here
 from test_run_report import SCRIPT, Page
 
 from travelling.method.verification_log import LOG_COLUMNS
-from travelling_quality_control import judging
-from travelling_quality_control.judging import judge, judge_at_end
-from travelling_quality_control.judging.checks import Account
-from travelling_quality_control.reporting.runs import LoggedRun, read_images, read_log
+from travelling_quality_control.auditing.run_record import settings_of
+from travelling_quality_control.judging import checks, judge_at_end
+from travelling_quality_control.judging import verdict as judging
+from travelling_quality_control.judging.logged_run import LoggedRun, read_images, read_log
 
 DRIFT = Path(__file__).resolve().parent / "data" / "drift"
 HC, PD = 60, 50
-OPTIONS = {"protocol": "corrected", "error": 0.02, "batch_size": 5, "revisit": 1, "rule": "published"}
+OPTIONS = {"protocol": "corrected", "error": 0.02, "batch_size": 5, "revisit": 1, "seed": 42, "rule": "published"}
 LOOKS = {"screen": True, "label_screen": True}
+UNSCREENED = dict.fromkeys(LOOKS, False)
 IMAGES = pd.DataFrame(
     [
         (f"{center}_{number}", center, str(number % 2), "FM"[number // 2 % 2])
@@ -72,21 +74,33 @@ class Log:
     def put_aside(self, cycle, subjects, rise=9):
         """Flags."""
         for subject in subjects:
-            self.step(cycle, "subject", subject, rise, 0, True)
+            self.step(cycle, "subject", subject, rise, 0, True, subject)
         return self
 
     def revisit(self, cycle, subjects, eliminate=True, rise=9):
         """Revisits, at which all are eliminated or none."""
         for subject in subjects:
-            self.step(cycle, "revisit", subject, rise * eliminate, 0, eliminate)
+            self.step(cycle, "revisit", subject, rise * eliminate, 0, eliminate, subject)
         return self
 
     def verdict(self, record=None, images=IMAGES, **options):
-        return judge(self.table, record_of(**options) | (record or {}), images)
+        return self.run(record, images, **options).verdict
 
-    @property
-    def table(self):
-        return pd.DataFrame(self.rows).astype(str)
+    def run(self, record=None, images=IMAGES, **options):
+        record = record_of(**options) | (record or {})
+        with tempfile.TemporaryDirectory() as folder:
+            self.write(Path(folder) / "log.csv")
+            return logged(record, Path(folder) / "log.csv", images)
+
+    def write(self, path):
+        pd.DataFrame(self.rows).to_csv(path, index=False)
+
+
+def logged(record, log_csv, images):
+    settings = settings_of(record)
+    extensions = settings.extensions
+    table = read_log(log_csv, extensions)
+    return LoggedRun(record=record, settings=settings, extensions=extensions, table=table, images=images)
 
 
 def record_of(**options):
@@ -109,7 +123,7 @@ def found(verdict):
 def test_a_clean_run_is_trustworthy_and_nothing_is_said():
     verdict = clean().verdict()
     assert (verdict.word, verdict.reasons) == ("trustworthy", ())
-    assert Account(clean().table, record_of(), IMAGES).size == {"FP": HC, "FN": PD}
+    assert clean().run().size == {"FP": HC, "FN": PD}
 
 
 def drifting(back=0):
@@ -145,7 +159,6 @@ def eliminated(number, rise):
 
 RED = {  # name: (log, options and record, verdict, a reason)
     "unfinished": (clean, {"record": {"finished": None}}, "look closer", "By its record the run is not finished"),
-    "no record": (clean, {"record": {"options": {}, "finished": None}}, "look closer", "By its record"),
     "nothing verified": (Log, {}, "look closer", "No training step was verified"),
     "worse, by pairs": (
         lambda: Log().cycle(10, fn=[1] * 10 + [0] * 44), {"record": {"changed": {"PD": (10, 0), "HC": (0, 0)}}},
@@ -155,7 +168,7 @@ RED = {  # name: (log, options and record, verdict, a reason)
     "much worse": (drifting, {}, "do not use", "FPR is 0.50 at the end and was 0.10 at the start"),
     "drift that went away": (lambda: drifting(back=24), {}, "look closer", "Drift: 24 accepted rises"),
     "one answer": (
-        lambda: Log(0, PD).cycle(10), {"screen": False}, "do not use", "FNR is 1.00 at the end: the model misdiag",
+        lambda: Log(0, PD).cycle(10), UNSCREENED, "do not use", "FNR is 1.00 at the end: the model misdiag",
     ),
     "one answer, screened": (lambda: Log(0, PD).cycle(10), {}, "look closer", "FNR is 1.00 at the end"),
     "one lock-up": (lambda: locked([11]), {}, "look closer", "Lock-up: 40 of 54 batches of cycle 11 were rejected"),
@@ -193,7 +206,7 @@ REMARKS = {
     ),
     "one elimination": (lambda: eliminated(1, 2), {}, "1 of 1 elimination rests on one or two test subjects (big0_0)"),
     "resolution": (clean, {"error": 0.019}, "one more misdiagnosis is a rise of 0.020 and flags an image"),
-    "no screen": (clean, {"screen": False}, "Nobody has examined images (--screen off)"),
+    "no screen": (clean, UNSCREENED, "images or labels (--screen and --label-screen off)"),
     "no label screen": (clean, {"label_screen": False}, "Nobody has examined labels (--label-screen off)"),
 }
 
@@ -233,8 +246,7 @@ def test_batches_of_a_kept_group_count_one_by_one():
 
 def test_the_published_rates_are_of_the_other_class():
     log = Log(published=True).cycle(10, fp=[1] * 24 + [0] * 30)
-    account = Account(log.table, record_of(protocol="published"), IMAGES)
-    assert account.size == {"FP": HC, "FN": PD}
+    assert log.run(protocol="published").size == {"FP": HC, "FN": PD}
     assert "took FPR from 0.10 to 0.50 (30 of 60 HC" in str(log.verdict(protocol="published").lines())
 
 
@@ -243,26 +255,27 @@ def test_without_pairs_those_are_taken_that_prove_least():
     assert log.verdict().word == "trustworthy"
 
 
-def test_a_check_that_fails_is_not_trustworthy(monkeypatch):
+def test_a_check_that_fails_is_not_trustworthy(monkeypatch, tmp_path):
     def broken(account):
         raise KeyError("x")
 
     monkeypatch.setattr(judging, "CHECKS", (broken,))
-    verdict = clean().verdict()
-    assert verdict.lines() == [
+    assert clean().verdict().lines() == [
         "verdict: look closer",
         "look closer: The check broken failed (KeyError: 'x'); look into the log.",
     ]
-    assert judge(pd.DataFrame({"a": ["1"]}), record_of(), IMAGES).word == "look closer"
+    (tmp_path / "log.csv").write_text("a\n1\n")
+    told = ended(tmp_path / "log.csv", logging.getLogger("of this test"))
+    assert told["verdict"] == "look closer"
+    assert "log.csv: missing column(s) Cycle" in told["verdict_reasons"][0]
 
 
 @pytest.mark.parametrize(
     ("name", "word"), [("whole_centers_inverted", "trustworthy"), ("whole_centers_noise", "do not use")]
 )
 def test_two_runs_of_one_machine_one_of_which_drifts(name, word):
-    rows = pd.read_csv(DRIFT / f"{name}.csv", dtype=str, keep_default_na=False)
-    images = pd.read_csv(DRIFT / f"{name}_training_set.csv", dtype=str).set_index("Subject")
-    verdict = judge(rows, record_of(screen=False, label_screen=False), images)
+    record = record_of(screen=False, label_screen=False)
+    verdict = logged(record, DRIFT / f"{name}.csv", read_images(DRIFT / f"{name}_training_set.csv")).verdict
     assert verdict.word == word, found(verdict)
     if word == "do not use":
         told = str(verdict.lines())
@@ -284,8 +297,7 @@ def test_the_words_come_out_in_log_record_and_report(controlled, dirty_cohort, c
 
     # The report judges again, from the files, and says the same.
     train, log = dirty_cohort / "training_set.csv", controlled / "qc.csv"
-    run = LoggedRun(record=record, images=read_images(train), **read_log(log, record))
-    assert run.verdict.lines() == end[place:]
+    assert logged(record, log, read_images(train)).verdict.lines() == end[place:]
     done = run_here(SCRIPT, log, "--train", train, "--test", cohort / "test_set.csv", "--output-folder", tmp_path)
     assert f"verdict: {record['verdict']}\n" in done.stdout
     page = Page(tmp_path / "qc_report.html")
@@ -294,16 +306,22 @@ def test_the_words_come_out_in_log_record_and_report(controlled, dirty_cohort, c
         assert line.split(": ", 1)[1] in page.words
 
 
+def ended(log_csv, log):
+    """What a run's record says of its end."""
+    run = SimpleNamespace(files=[log_csv], record=record_of() | {"finished": None}, log=log)
+    control = SimpleNamespace(settings=settings_of(run.record), extensions=())
+    return judge_at_end(run, SimpleNamespace(changed=lambda: {}, control=control), IMAGES.reset_index())
+
+
 def test_the_end_of_a_run_is_told_on_the_terminal(tmp_path):
-    clean().table.to_csv(tmp_path / "log.csv", index=False)
+    clean().write(tmp_path / "log.csv")
     log = logging.getLogger("of this test")
     heard = []
     log.addHandler(
         SimpleNamespace(level=0, handle=lambda record: heard.append((record.levelname, record.getMessage())))
     )
     log.setLevel(logging.INFO)
-    run = SimpleNamespace(files=[tmp_path / "log.csv"], record=record_of() | {"finished": None}, log=log)
-    told = judge_at_end(run, SimpleNamespace(changed=lambda: {}), IMAGES.reset_index())
+    told = ended(tmp_path / "log.csv", log)
     assert told == {"changed": {}, "verdict": "trustworthy", "verdict_reasons": []}
     assert heard == [("INFO", "verdict: trustworthy")]
 
@@ -314,4 +332,4 @@ def test_chance_of_a_sum_is_exact():
     signs = np.array(np.meshgrid(*[[-1, 1]] * len(steps))).reshape(len(steps), -1)
     sums = steps @ signs
     for least in rng.integers(0, 10, 5):
-        assert judging.checks._chance_of_sum(steps, least) == np.mean(sums >= least)
+        assert checks._chance_of_sum(steps, least) == np.mean(sums >= least)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from travelling.method.trainer import Files
 
 
-def travel(
+def control_quality(
     control: "QualityControl",
     cycles: Sequence[int],
     learning_rate: Callable[[int], float],
@@ -103,11 +103,13 @@ def main() -> None:
     settings = from_command_line(LocalQualityControl, __doc__)
     # Only now, so that --help answers at once.
     from travelling.console import progress_bar
-    from travelling.images.cohort import copies, read_cohort, refuse_overlap, subjects_by_center
+    from travelling.images.cohort import copies, read_cohort, subjects_by_center
     from travelling.images.local_trainer import LocalTrainer
+    from travelling.images.test_set import refuse_overlap
     from travelling.images.volumes import Volumes
     from travelling.method.protocol import learning_rates
-    from travelling.network.model_files import SPACE, cycles_to_run, pretrained_files, read_record
+    from travelling.network.model_files import SPACE
+    from travelling.network.pretrained import cycles_to_run, pretrained_files, read_record
     from travelling.runs.controlled_run import ControlledRun, first_evaluation, open_run, refuse_unfit_test_set
     from travelling_quality_control.judging import judge_at_end
 
@@ -125,15 +127,15 @@ def main() -> None:
 
     # TensorFlow takes seconds to import: only now that the input is known to be good.
     from travelling.network import backend
-    from travelling.network.model import TravellingModel
+    from travelling.network.saved_model import load_model
 
     device = backend.start(settings.seed, settings.deterministic, settings.precision)
-    model, record, notices = TravellingModel.load(settings.en, settings.pd, volumes.shape)
+    model, record, notices = load_model(settings.en, settings.pd, volumes.shape)
     trainer = LocalTrainer(model, volumes, training_set, test_set)
     volumes.read(test_set["Subject"])
     baseline, saturation = first_evaluation(run, trainer, settings)  # before all the training images are read
     notices += volumes.decode() + copies(volumes.images, training_set, test_set)
-    notices += trainer.strange(record)
+    notices += trainer.other_scale(record)
     log = run.begin(device, notices + saturation, volumes.images)
     log.info("training set: %d images, %d centers; test set: %d images", len(training_set), len(centers), len(test_set))
     resumed_at = run.go_on(trainer)
@@ -153,7 +155,7 @@ def main() -> None:
 
         controlled = ControlledRun(settings, run, model, trainer, centers, baseline, resumed_at, show)
         rates = learning_rates(settings, cycles[0], record["learning_rate"])
-        travel(controlled.control, cycles, rates, controlled, resumed_at)
+        control_quality(controlled.control, cycles, rates, controlled, resumed_at)
         bar.update(bar.total - bar.n)
     controlled.close()
     log.info("done: %s, %s, models in %s", *run.files, run.folder)

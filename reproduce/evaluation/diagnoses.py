@@ -7,8 +7,7 @@ from evaluation.intervals import RESAMPLES, metric_replicates, paired_p_value, p
 from evaluation.layout import CLEAN
 from evaluation.records import Study
 from travelling.errors import InputError
-from travelling.method.performance import METRICS, performance, refuse_unordered_ages, subgroups
-from travelling.runs.options import AGE_EDGES
+from travelling.method.performance import METRICS, performance, subgroups
 
 CLEAN_KEY = ("", "", CLEAN)
 ALL, HOLDOUT = "all", "hold-out"  # of the test set, which decides; and of the hold-out set, which does not
@@ -17,18 +16,15 @@ ALL, HOLDOUT = "all", "hold-out"  # of the test set, which decides; and of the h
 class Diagnoses:
     """Metrics of every model after one cycle.
 
-    ``cycle`` is that cycle (None: the last that any model was tested after), ``age_edges`` the ages (years) at which a
-    group begins, ``resamples`` those of the bootstrap. ``values`` maps (subgroup, model key, seed) to the
-    METRICS, ``replicates`` to those of the resamples (metrics, resamples); ``sizes`` maps (subgroup, seed) to the
-    numbers of HC and PD. Every subgroup is resampled on its own, so it keeps its size; so is HOLDOUT, which is none of
-    ``subgroups``. Raises InputError where no model was tested after ``cycle`` or the edges do not increase.
+    ``cycle`` is that cycle (None: the last that any model was tested after), ``resamples`` those of the bootstrap.
+    ``values`` maps (subgroup, model key, seed) to the METRICS, ``replicates`` to those of the resamples (metrics,
+    resamples); ``sizes`` maps (subgroup, seed) to the numbers of HC and PD. Every subgroup is resampled on its own, so
+    it keeps its size; so is HOLDOUT, which is none of ``subgroups``. Raises InputError where no model was tested after
+    ``cycle``.
     """
 
-    def __init__(
-        self, study: Study, cycle: int | None = None, age_edges: tuple = AGE_EDGES, resamples: int = RESAMPLES
-    ):
-        refuse_unordered_ages(age_edges)
-        self.keys, self.age_edges, self.resamples = study.keys, age_edges, resamples
+    def __init__(self, study: Study, cycle: int | None = None, resamples: int = RESAMPLES):
+        self.keys, self.resamples = study.keys, resamples
         tested = [model for model in study.models if model.predictions is not None]
         cycles = sorted({int(number) for model in tested for number in model.predictions["cycle"].unique()})
         if cycle is not None and cycle not in cycles:
@@ -53,7 +49,7 @@ class Diagnoses:
             content = people[["Subject", "ground_truth", "Sex", "Age"]].astype(str).to_numpy()
             stream = streams.setdefault(tuple(content.ravel()), len(streams))
             everybody = {ALL: np.ones(len(people), dtype=bool)}
-            for number, (subgroup, members) in enumerate((everybody | subgroups(people, age_edges)).items()):
+            for number, (subgroup, members) in enumerate((everybody | subgroups(people)).items()):
                 self._add(subgroup, name, models, members, [0, stream, number])
             held = [model for model in tested if model.seed == name and model.holdout is not None]
             held = [(model.key, now) for model in held if len(now := self._now(model.holdout))]

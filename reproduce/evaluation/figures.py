@@ -10,7 +10,8 @@ from evaluation.records import Study, in_words
 from evaluation.render import METRIC_NAMES, MODEL_NAMES
 from travelling.errors import InputError
 from travelling.files import write_whole
-from travelling_quality_control.reporting.drawing import Picture, rates_along_run, render, show_slices
+from travelling.images.nifti import read_upright
+from travelling_quality_control.reporting.drawing import Picture, middle_slices, rates_along_run, render, show
 
 DRAWN_METRICS = ("AUC_ROC", "accuracy", "sensitivity", "specificity")
 MOST_COLUMNS = 6  # experiments side by side; more get another figure
@@ -110,7 +111,7 @@ def overview(study: Study) -> Picture:
     def draw(figure, colors):
         top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.25])
         for pair, (name, path) in zip(top.subplots(1, 6).reshape(-1, 2), panels.items(), strict=True):
-            show_slices(pair, path, name)
+            show(pair, middle_slices(read_upright(path)), name)
         rates_along_run(inverted).draw(bottom, colors)
         centers = inverted.images.groupby("Study")["Harmful"].all()
         bottom.suptitle(
@@ -118,4 +119,4 @@ def overview(study: Study) -> Picture:
         )
 
     title = "Harmful images and what they do"
-    return Picture("overview", title, "", "", (11, 5.6), draw, inverted, has_images=True)
+    return Picture("overview", title, "", "", (11, 5.6), draw, inverted)

@@ -20,7 +20,7 @@ from travelling.runs.extensible import Extensible
 from travelling_quality_control.auditing import audit_log
 from travelling_quality_control.auditing.run_record import read_run_record, settings_of
 from travelling_quality_control.auditing.tables import read_table, refuse_rows
-from travelling_quality_control.reporting.runs import LoggedRun, read_images, read_log
+from travelling_quality_control.judging.logged_run import LoggedRun, read_images, read_log
 
 LOG = "log.csv"  # in the folder of a run of quality control
 TESTS = ("inference", "holdout")  # on the test set, which decides, and on the hold-out set, which does not
@@ -220,7 +220,7 @@ class _Reader:
             self.note(path, "missing, so what was found is not known", model.folder)
         if missing or not model.record["finished"]:
             return model
-        settings_of(model.record, model.folder / "run.json")
+        settings = settings_of(model.record, model.folder / "run.json")
         setting = SETTINGS[CONTROL_FOLDERS[model.name]]
         defaults = {field.name: field.default for field in fields_of(Extensible.whole())}
         names = {name for one in SETTINGS.values() for name in one} - {"verify_every"}  # goes with any of them
@@ -228,18 +228,18 @@ class _Reader:
             raise InputError(f"{model.folder / 'run.json'}: made by another setting than that of its folder")
         outcome = self.audit(model, log_csv, training_csv)
         images = _read_images(training_csv, truth_csv, model.experiment, model.kind)
-        parts = read_log(log_csv, model.record)
-        log = parts["log"]
-        if log.empty or log["Phase"][0] != "baseline" or sum(map(len, parts.values())) < 2:
+        log = read_log(log_csv, settings.extensions)
+        if log["Phase"].iloc[0] != "baseline" or len(log) < 2:
             raise InputError(
                 f"{log_csv}: not the log of a run: the first row must be the baseline, and others must follow"
             )
-        named = [rows["Subjects"] for rows in (log[1:], parts["screening"]) if len(rows)]
-        unknown = set(SEPARATOR.join(pd.concat(named)).split(SEPARATOR)) - set(images.index) if named else ()
+        unknown = set(SEPARATOR.join(log["Subjects"]).split(SEPARATOR)) - {""} - set(images.index)
         if unknown:
             raise InputError(f"{log_csv}: trained {min(unknown)}, who is not in {training_csv}")
         known = {one.name: getattr(model, one.name) for one in fields(model)}
-        return ControlRun(**known, **parts, images=images, outcome=outcome)
+        return ControlRun(
+            **known, settings=settings, extensions=settings.extensions, table=log, images=images, outcome=outcome
+        )
 
     def audit(self, model, log_csv, training_csv):
         """Raise InputError for a log that the audit refuses; note where the audit cannot be made (None)."""

@@ -112,7 +112,7 @@ def make_trainers(csv_path, size, width):
     from travelling.images.cohort import read_cohort
     from travelling.images.local_trainer import LocalTrainer
     from travelling.images.volumes import Volumes
-    from travelling.network.model import TravellingModel
+    from travelling.network.inference_network import EvaluatedModel
 
     class PublishedTrainer(LocalTrainer):
         def predict(self):
@@ -129,7 +129,7 @@ def make_trainers(csv_path, size, width):
     volumes = Volumes(None, csv_path.parent)
     volumes.add(cohort)
     volumes.decode()
-    model = TravellingModel.build(size[::-1], width, 1e-5)
+    model = EvaluatedModel.build(size[::-1], width, 1e-5)
     return LocalTrainer(model, volumes, cohort, cohort), PublishedTrainer(model, volumes, cohort, cohort)
 
 

@@ -70,12 +70,12 @@ def start(arguments, precision, deterministic=False):
     import numpy as np
 
     from travelling.network import backend
-    from travelling.network.model import TravellingModel
+    from travelling.network.inference_network import EvaluatedModel
 
     device = backend.start(1, deterministic, precision)
     shape = tuple(reversed(arguments.size))  # z, y, x
     images = np.random.default_rng(0).random((BATCH, *shape, 1), np.float32)
-    return device, TravellingModel.build(shape, arguments.width, 1e-5), images, np.arange(BATCH) % 2
+    return device, EvaluatedModel.build(shape, arguments.width, 1e-5), images, np.arange(BATCH) % 2
 
 
 def speed(arguments, precision):

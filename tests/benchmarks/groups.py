@@ -109,12 +109,12 @@ class Bench:
         """A trainer with the pre-trained model, with all functions compiled."""
         from travelling.beyond.screen.eyes import Eyes
         from travelling.images.local_trainer import LocalTrainer
-        from travelling.network.model import TravellingModel
-        from travelling.network.model_files import model_pairs
+        from travelling.network.pretrained import model_pairs
+        from travelling.network.saved_model import load_model
 
-        pairs = model_pairs(self.pretrained, self.pretrained, None, None)
+        pairs = model_pairs(self.pretrained, self.pretrained)
         self.cycles = range(max(pairs) + 1, max(pairs) + 1 + self.arguments.cycles)
-        self.model, _, _ = TravellingModel.load(*pairs[max(pairs)], self.volumes.shape)
+        self.model, _, _ = load_model(*pairs[max(pairs)], self.volumes.shape)
         trainer = LocalTrainer(self.model, self.volumes, self.training_set, self.test_set)
         kept = trainer.keep()
         trainer.train([self.training_set["Subject"].iloc[0]])  # one step is compiled for all sizes
@@ -137,7 +137,7 @@ class Bench:
         from travelling.method.performance import performance
         from travelling.method.protocol import learning_rates
         from travelling.method.quality_control import QualityControl
-        from travelling_quality_control.enc_PD_quality_control import travel
+        from travelling_quality_control.enc_PD_quality_control import control_quality
 
         arguments, trainer, rows = self.arguments, self.trainer, []
         files = dict.fromkeys(("en", "pd", "fn_test", "fn_save"), Path("none"))
@@ -152,7 +152,7 @@ class Bench:
         control = QualityControl(settings, trainer, self.centers, rows.append, extensions=settings.extensions)
         control.start(trainer.evaluate())
         begun = time.perf_counter()
-        travel(control, self.cycles, learning_rates(settings), NO_FILES)
+        control_quality(control, self.cycles, learning_rates(settings), NO_FILES)
         seconds = time.perf_counter() - begun
         evaluations = sum(row["FP"] is not None for row in rows)
         flagged = {subject for subject, flags in control.flags.items() if flags}

@@ -26,7 +26,7 @@ from demo_subjects import generator
 
 from prepare_images import registration
 from prepare_images.template import BRAIN_CENTER, to_lps
-from travelling.images.nifti import read_image
+from travelling.images.itk import read_image
 
 
 def error(found, truth, points):

@@ -68,7 +68,7 @@ def measure(cohort: Any, arguments: argparse.Namespace) -> tuple:
     from travelling.beyond.screen.looks import LOOKS
     from travelling.console import progress_bar
     from travelling.images.harm import make_harmful
-    from travelling.images.nifti import read_image, to_array
+    from travelling.images.itk import read_image, to_array
 
     cohort = cohort.assign(Person=cohort.get("Anatomy", cohort["Subject"]))
     place = cohort.sample(frac=1, random_state=arguments.seed).groupby("Person").cumcount().to_dict()

@@ -14,6 +14,7 @@ part only.
 """
 
 import argparse
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -27,8 +28,9 @@ from travelling.method.protocol import PROTOCOLS
 from travelling.method.quality_control import QualityControl
 from travelling.method.settings import Control
 from travelling.method.verification_log import LOG_COLUMNS
-from travelling_quality_control.enc_PD_quality_control import travel
-from travelling_quality_control.judging import Verdict, judge
+from travelling_quality_control.enc_PD_quality_control import control_quality
+from travelling_quality_control.judging import Verdict
+from travelling_quality_control.judging.logged_run import LoggedRun, read_log
 
 CENTERS = Path(__file__).resolve().parents[2] / "reproduce" / "centers.csv"
 NUMBERS, CYCLES = 20, 10  # of an "image"; with and without quality control
@@ -147,11 +149,14 @@ def run(
     saved = rate * np.exp(-0.1 * CYCLES)
     rates = PROTOCOLS[protocol].learning_rate
     cycles = range(CYCLES, 2 * CYCLES)
-    travel(control, cycles, lambda cycle: rates(rate, cycle, CYCLES, saved), NoFiles())
-    log = pd.DataFrame(rows, columns=list(LOG_COLUMNS)).astype(object)
+    control_quality(control, cycles, lambda cycle: rates(rate, cycle, CYCLES, saved), NoFiles())
     record = {"finished": True, "changed": changed(baseline, control.accepted), "sessions": []}
     record["options"] = {"protocol": protocol, "error": error, "batch_size": 5, "revisit": 1, "rule": "published"}
-    return judge(log, record, images.set_index("Subject")), {
+    with tempfile.NamedTemporaryFile(suffix=".csv") as file:
+        pd.DataFrame(rows, columns=list(LOG_COLUMNS)).to_csv(file.name, index=False)
+        log = read_log(Path(file.name), ())
+    people = images.set_index("Subject")
+    return LoggedRun(record=record, settings=settings, extensions=(), table=log, images=people).verdict, {
         "good flagged": np.mean([bool(control.flags[subject]) for subject in good["Subject"]]),
         "good eliminated": np.mean([subject in control.eliminated for subject in good["Subject"]]),
         "last accuracy": control.accepted.accuracy,

@@ -198,22 +198,22 @@ class Federation:
 @pytest.fixture(scope="module")
 def loaded(study):
     """The pre-trained model, and its state: compiling it takes seconds, and every job would do it anew."""
-    from travelling.network.model import TravellingModel
+    from travelling.network.saved_model import load_model
 
-    model, record, notices = TravellingModel.load(study.encoder, study.classifier, (35, 34, 33))
+    model, record, notices = load_model(study.encoder, study.classifier, (35, 34, 33))
     return model, model.export_state(), record, notices
 
 
 @pytest.fixture
 def federation(study, hospitals, loaded, tmp_path, monkeypatch):
-    from travelling.network.model import TravellingModel
+    from travelling.network import saved_model
 
     def load(*_):
         model, state, record, notices = loaded
         model.import_state(state)
         return model, dict(record), list(notices)
 
-    monkeypatch.setattr(TravellingModel, "load", load)
+    monkeypatch.setattr(saved_model, "load_model", load)
     return Federation(study, hospitals, tmp_path)
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 import SimpleITK as sitk
 
 from travelling.network import backend  # before Keras: it sets what the backends read at their import
-from travelling.network.model import TravellingModel
+from travelling.network.inference_network import EvaluatedModel
 
 # isort: split
 from keras.layers import BatchNormalization
@@ -17,7 +17,7 @@ def pretrain(csv, folder, width=0.1, steps=40, cycle=7):
     table = pd.read_csv(csv)
     images = np.stack([sitk.GetArrayFromImage(sitk.ReadImage(str(csv.parent / path))) for path in table["Path"]])
     labels = table["Group_bin"].to_numpy()
-    model = TravellingModel.build(images.shape[1:], width, learning_rate=0.003)
+    model = EvaluatedModel.build(images.shape[1:], width, learning_rate=0.003)
     norms = [layer for layer in model.encoder.layers if isinstance(layer, BatchNormalization)]
     for norm in norms:
         norm.momentum = 0.8  # so few steps would hardly move the statistics otherwise

@@ -79,7 +79,7 @@ def check_cohort(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     for reason in found["reason"].unique():
         refuse_rows(path, (found["reason"] == reason) & (reason != ""), reason, table["Path"])
     table["Path"] = found["file"]
-    refuse_rows(path, _files(table).duplicated(), "the image belongs to another subject, too", table["Path"])
+    refuse_rows(path, files_of(table).duplicated(), "the image belongs to another subject, too", table["Path"])
 
     table["Group_bin"] = labels.astype(int)
     table["Age"] = ages.astype(float)
@@ -213,20 +213,9 @@ def refuse_rows(path: Path, bad: pd.Series, reason: str, values: pd.Series | Non
     raise InputError(f"{path}, row {bad.index[first] + 2}: {reason}{value}{more}")  # row 1 is the header
 
 
-def refuse_overlap(training_set: pd.DataFrame, test_set: pd.DataFrame, training_path: Path, test_path: Path) -> None:
-    """Raise InputError where a subject, a person or an image is in both sets: the test set must be unseen."""
-    for column, of in (("Subject", _subject), ("Path", _files), ("Participant", persons)):
-        tested = of(test_set).reset_index(drop=True)
-        refuse_rows(test_path, tested.isin(set(of(training_set))), f"{column} is in {training_path}, too", tested)
-
-
-def _files(table):
+def files_of(table: pd.DataFrame) -> pd.Series:
     """The files of all images, whatever links lead to them."""
     return table["Path"].map(os.path.realpath)
-
-
-def _subject(table):
-    return table["Subject"].map(as_seen)
 
 
 def persons(cohort: pd.DataFrame) -> pd.Series:
@@ -259,13 +248,6 @@ def copies(images: dict[str, dict], training_set: pd.DataFrame, test_set: pd.Dat
         return []
     more = f" (and {len(pairs) - 3} more)" if len(pairs) > 3 else ""
     return [f"the same image under two names: {'; '.join(pairs[:3])}{more}"]
-
-
-def refuse_one_class(test_set: pd.DataFrame, path: Path) -> None:
-    """Raise InputError where the test set lacks HC or PD: then FPR or FNR does not exist."""
-    if test_set["Group_bin"].nunique() < 2:
-        only = "PD" if test_set["Group_bin"].iloc[0] == 1 else "HC"
-        raise InputError(f"{path}: every subject is {only}; verification needs test subjects of both classes")
 
 
 def subjects_by_center(cohort: pd.DataFrame) -> dict[str, list[str]]:

@@ -1,9 +1,8 @@
-"""Brain images as files: NIfTI in, arrays (z, y, x) or SimpleITK images out, and back.
+"""Brain images as files: NIfTI in, arrays (z, y, x) out; :mod:`travelling.images.itk` has SimpleITK's.
 
 nibabel reads headers and voxels. It believes what a header says and what is in an archive, so both are looked at here.
 """
 
-import errno
 import gzip
 import io
 import itertools
@@ -17,14 +16,12 @@ from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
-import SimpleITK as sitk
 from nibabel.affines import apply_affine, voxel_sizes
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.orientations import apply_orientation, io_orientation
 from nibabel.spatialimages import HeaderDataError
 
-from travelling.errors import InputError, first_line, name_file
-from travelling.files import replace_whole
+from travelling.errors import InputError, first_line
 
 LARGEST_LENGTH = 1e6  # mm, of a voxel or from the origin
 LARGEST_PADDING = 1024  # bytes after the voxels; more means that they are of another type or number
@@ -32,10 +29,7 @@ GZIP_RATIO = 1032  # no byte of a gzip file can stand for more bytes than that
 SAME_FORM = 0.1  # voxels, between qform and sform: what rounding leaves is below 0.001
 RIGHT_ANGLE = 0.1  # degrees by which axes may miss it
 
-_QFORM = ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
-
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # its remarks on headers; what matters is an InputError
-sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's own warnings likewise
 
 
 class Header(NamedTuple):
@@ -52,30 +46,11 @@ class Header(NamedTuple):
     remarks: list[str]
 
 
-def read_image(path: Path | str) -> sitk.Image:
-    """Read a 3-D NIfTI image with one value per voxel, whole, as a SimpleITK image (axes x, y, z; mm).
-
-    Raises InputError for anything else, and where the file is damaged or a voxel is not finite in float32.
-    """
-    voxels, header = read_voxels(path)
-    return as_image(voxels, header.affine)
-
-
-def as_image(voxels: np.ndarray, affine: np.ndarray) -> sitk.Image:
-    """An array (z, y, x) as a SimpleITK image that lies where an affine (of x, y, z; mm right, front, up) has it."""
-    image = sitk.GetImageFromArray(voxels)
-    sizes = voxel_sizes(affine)
-    to_left_posterior = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # ITK counts mm to there
-    image.SetSpacing(sizes.tolist())
-    image.SetDirection((to_left_posterior[:3, :3] / sizes).ravel().tolist())
-    image.SetOrigin(to_left_posterior[:3, 3].tolist())
-    return image
-
-
 def read_voxels(path: Path | str) -> tuple[np.ndarray, Header]:
-    """The voxels of an image as an array (z, y, x), and its :class:`Header`; raises InputError as :func:`read_image`.
+    """The voxels of an image as an array (z, y, x), and its :class:`Header`.
 
-    The array has the file's own data type; scaled intensities are float32.
+    The array has the file's own data type; scaled intensities are float32. Raises InputError for anything but a 3-D
+    image with one value per voxel, and where the file is damaged or a voxel is not finite in float32.
     """
     header = read_header(path)
     length = _length(header.nifti)
@@ -217,44 +192,6 @@ def apart(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
 
 def _open_bytes(path):
     return gzip.open(path) if str(path).endswith(".gz") else open(path, "rb")
-
-
-def write_image(image: sitk.Image, path: Path, like: Path | None = None) -> None:
-    """Write a SimpleITK image such that ``path`` is at any moment the old file or the whole new one.
-
-    ``like`` is a file whose image lies where this one does: where ITK's header cannot say that, it is copied. Raises
-    OSError where writing fails, for example on a full disk.
-    """
-    partial = path.with_name(f".part_{path.name}")
-    try:
-        sitk.WriteImage(image, str(partial))
-        if like is not None:
-            _lie_like(partial, like)
-        read_voxels(partial)  # ITK does not notice every failure
-        replace_whole(partial, path)
-    except (RuntimeError, InputError):
-        with name_file(path), open(partial, "ab") as file:  # ITK does not say why: a full disk would do so here
-            file.write(bytes(math.prod(image.GetSize()) * image.GetSizeOfPixelComponent()))
-        raise OSError(errno.EIO, "could not be written", str(path)) from None
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _lie_like(path, like):
-    """Give a file the geometry of another, unless it has it: ITK writes right angles, and an orientation, always."""
-    header, other = read_header(path), read_header(like)
-    if header.is_oriented and other.is_oriented and apart(header.affine, other.affine, other.shape) < SAME_FORM:
-        return
-    image = nib.Nifti1Image.from_filename(path)
-    copy = nib.Nifti1Image(np.asanyarray(image.dataobj), None, image.header)
-    for field in ("pixdim", "qform_code", "sform_code", *_QFORM, "srow_x", "srow_y", "srow_z"):
-        copy.header[field] = other.nifti[field]
-    nib.save(copy, path)
-
-
-def to_array(image: sitk.Image) -> np.ndarray:
-    """SimpleITK image (x, y, z) -> array (z, y, x) of its own data type."""
-    return sitk.GetArrayFromImage(image)
 
 
 def shape_in_words(shape: Sequence[int]) -> str:

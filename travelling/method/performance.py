@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.metrics import accuracy_score, f1_score, recall_score, roc_auc_score
 
-from travelling.errors import InputError
 from travelling.method.metrics import counted_diagnoses
 
 if TYPE_CHECKING:
     import pandas as pd
 
+AGE_EDGES = (60.0, 70.0)  # years, at which an age group begins
 METRICS = ("accuracy", "sensitivity", "specificity", "AUC_ROC", "F1_SCORE")
 
 
@@ -36,21 +36,13 @@ def performance(labels: ArrayLike, predictions: ArrayLike) -> dict[str, float]:
     }
 
 
-def refuse_unordered_ages(edges: Sequence[float]) -> None:
-    """Raise InputError where the ages (years) that separate groups do not increase."""
-    if sorted(set(edges)) != list(edges):
-        raise InputError("--age-edges: must increase")
+def age_groups(ages: ArrayLike) -> dict[str, np.ndarray]:
+    """Boolean masks of the age groups, by name; ``ages`` are years.
 
-
-def age_groups(ages: ArrayLike, edges: Sequence[float]) -> dict[str, np.ndarray]:
-    """Boolean masks of the age groups that ``edges`` (years, increasing) separate, by name.
-
-    An age equal to an edge belongs to the older group; unknown ages (NaN) to none. Without edges there is no group.
+    An age equal to an edge belongs to the older group; unknown ages (NaN) to none.
     """
-    if not len(edges):
-        return {}
     ages = np.asarray(ages, dtype=float)
-    bounds = [-np.inf, *edges, np.inf]
+    bounds = [-np.inf, *AGE_EDGES, np.inf]
     masks = {}
     for low, high in itertools.pairwise(bounds):
         if low == -np.inf:
@@ -63,10 +55,10 @@ def age_groups(ages: ArrayLike, edges: Sequence[float]) -> dict[str, np.ndarray]
     return masks
 
 
-def subgroups(people: pd.DataFrame, age_edges: Sequence[float]) -> dict[str, np.ndarray]:
+def subgroups(people: pd.DataFrame) -> dict[str, np.ndarray]:
     """Boolean masks of the subgroups of a table with Sex and Age, by name: male, female, and :func:`age_groups`."""
     sexes = {name: (people["Sex"] == letter).to_numpy() for name, letter in (("male", "M"), ("female", "F"))}
-    return sexes | age_groups(people["Age"], age_edges)
+    return sexes | age_groups(people["Age"])
 
 
 def metrics_by_subgroup(

@@ -11,7 +11,7 @@ from travelling.errors import VisitFailed
 from travelling.method.order import batches, position, start_of_cycle, travelling_order
 from travelling.method.protocol import PROTOCOLS
 from travelling.method.settings import WithoutControl
-from travelling.method.trainer import Trainer
+from travelling.method.trainer import PlainTrainer
 
 
 class PlainFiles(Protocol):
@@ -28,7 +28,7 @@ class PlainFiles(Protocol):
 
 
 def travel(
-    trainer: Trainer,
+    trainer: PlainTrainer,
     centers: dict[str, list[str]],
     cycles: Sequence[int],
     settings: WithoutControl,

@@ -7,14 +7,38 @@ quality control, runs on this network.
 """
 
 from collections.abc import Callable
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
+from travelling.network import backend  # first: it prepares Keras
+
+# isort: split
 import keras
+import numpy as np
 from keras import layers, ops
+
+from travelling.network.model import TravellingModel
 
 Tensor = Any  # of the backend
 Function = Callable[[list, Tensor], Tensor]  # of the values of variables, and images
+
+
+class EvaluatedModel(TravellingModel):
+    """A travelling model that can tell the diagnoses of a test set."""
+
+    @cached_property
+    def _prediction(self):
+        """Compiled when first asked for."""
+        made = prediction_function(self.encoder, self.classifier)
+        return backend.compile_prediction(*made, self.network.input_shape[1:])
+
+    def predict(self, images: np.ndarray, largest_batch: int | None = None) -> np.ndarray:
+        """Probability of PD for each of images (batch, z, y, x, 1): float32 of shape (batch,).
+
+        ``largest_batch`` is that of the evaluation that these images are a part of (None: they are all).
+        """
+        return self._prediction(images, largest_batch)[:, 0]
 
 
 def prediction_function(encoder: keras.Model, classifier: keras.Model) -> tuple[list, Function]:

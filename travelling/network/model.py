@@ -1,18 +1,17 @@
 """The travelling model: encoder, classifier and Adam, and all of their state that travels.
 
 What travels is listed once, in :attr:`TravellingModel.state`: the weights, the moving statistics of
-BatchNorm, Adam's moments and step count, the learning rate and the seed of the dropout. Train, predict, keep,
-restore, save and load all use that list.
+BatchNorm, Adam's moments and step count, the learning rate and the seed of the dropout. Train, keep,
+restore and save use that list; :mod:`travelling.network.saved_model` reads what was saved.
 """
 
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-from travelling.errors import InputError, first_line, name_file
+from travelling.errors import name_file
 from travelling.network import backend  # first: it prepares Keras
 
 # isort: split
@@ -42,7 +41,6 @@ class TravellingModel:
         self.network.optimizer.build(self.network.trainable_variables)
         self._training_step = backend.compile_training_step(self.network)
         self._keep, self._restore = backend.compile_keep_and_restore(self.state)
-        self._prediction: Callable[[np.ndarray, int | None], np.ndarray] | None = None  # compiled when first asked for
 
     @staticmethod
     def optimizer(learning_rate: float) -> keras.optimizers.Optimizer:
@@ -60,24 +58,24 @@ class TravellingModel:
         return [layer.filters for layer in self.encoder.layers if isinstance(layer, keras.layers.Conv3D)]
 
     @property
-    def _random_state(self):
+    def random_state(self) -> list:
         """The variables of the dropout's generator: all that are not weights."""
         weights = {id(weight) for weight in self.network.weights}
         return [variable for variable in self.network.variables if id(variable) not in weights]
 
     @property
-    def _adam(self):
+    def adam(self) -> keras.optimizers.Adam:
         """Adam itself: in float16, Keras wraps it in an optimizer that scales the loss."""
         return getattr(self.network.optimizer, "inner_optimizer", self.network.optimizer)
 
     @property
     def learning_rate(self) -> float:
         """Adam's current learning rate."""
-        return float(self._adam.learning_rate)
+        return float(self.adam.learning_rate)
 
     @learning_rate.setter
     def learning_rate(self, rate: float) -> None:
-        self._adam.learning_rate = rate
+        self.adam.learning_rate = rate
 
     def train(self, images: np.ndarray, labels: ArrayLike) -> float:
         """One step on one batch: images (batch, z, y, x, 1) float32, labels (batch,) 0 or 1. Returns the loss.
@@ -88,18 +86,6 @@ class TravellingModel:
         if not finite:
             raise FloatingPointError("not all that travels is finite any more")
         return loss
-
-    def predict(self, images: np.ndarray, largest_batch: int | None = None) -> np.ndarray:
-        """Probability of PD for each of images (batch, z, y, x, 1): float32 of shape (batch,).
-
-        ``largest_batch`` is that of the evaluation that these images are a part of (None: they are all).
-        """
-        if self._prediction is None:
-            from travelling.network.inference_network import prediction_function  # training needs none of it
-
-            made = prediction_function(self.encoder, self.classifier)
-            self._prediction = backend.compile_prediction(*made, self.network.input_shape[1:])
-        return self._prediction(images, largest_batch)[:, 0]
 
     def keep(self) -> list:
         """A copy of everything that travels, on the device."""
@@ -128,9 +114,9 @@ class TravellingModel:
             **record,
             MODEL_SHA256: hashlib.sha256(b"".join(array.tobytes() for array in self.export_state())).hexdigest(),
             # Keras does not write the state of its random generators.
-            RANDOM_STATE: [keras.ops.convert_to_numpy(seed).tolist() for seed in self._random_state],
+            RANDOM_STATE: [keras.ops.convert_to_numpy(seed).tolist() for seed in self.random_state],
         }
-        optimizer_variables = self._adam.variables
+        optimizer_variables = self.adam.variables
         start = 2  # after Adam's step count and learning rate come two moments for each weight
         for part, path in ((self.encoder, encoder_path), (self.classifier, classifier_path)):
             adam = keras.optimizers.Adam(name="adam")
@@ -151,40 +137,3 @@ class TravellingModel:
         """A new model for images of ``shape`` (z, y, x) in voxels."""
         encoder = build_encoder(shape, width)
         return cls(encoder, build_classifier(encoder.output_shape[1]), learning_rate)
-
-    @classmethod
-    def load(cls, encoder_path: Path, classifier_path: Path, shape: tuple[int, ...]) -> tuple[Self, dict, list[str]]:
-        """Read a saved model for images of ``shape`` (z, y, x).
-
-        Takes Keras files as :meth:`save` writes them and HDF5 files as the published code saved them with
-        TensorFlow 2.10, whatever their names. Returns (model, record, notices): ``record`` is the dict given to
-        :meth:`save` (empty where the file has none) plus ``learning_rate``, Adam's saved one (None where the file has
-        none); ``notices`` says in words what could not be taken over.
-        Raises InputError for anything that is not such a model or does not fit the images.
-        """
-        from travelling.network import saved_model  # only where a run goes on from a model
-
-        (encoder, classifier), adam, record, notices = saved_model.read_pair(encoder_path, classifier_path, shape)
-        model = cls(encoder, classifier, learning_rate=record["learning_rate"] or 0.0)
-        optimizer = model._adam
-        optimizer.iterations.assign(adam["steps"])
-        try:
-            for target, value in zip(optimizer.variables[2:], adam["moments"], strict=bool(adam["moments"])):
-                target.assign(value)
-            for target, value in zip(model._random_state, record.pop(RANDOM_STATE, []), strict=False):
-                target.assign(value)
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"{encoder_path}: its state of Adam or of the dropout, or that of its classifier, "
-                f"is not that of this network ({first_line(error)})"
-            ) from None
-        for path, values in ((encoder_path, encoder.variables), (classifier_path, classifier.variables)):
-            saved_model.refuse_not_finite(path, values)
-        saved_model.refuse_not_finite(f"{encoder_path} and {classifier_path}", optimizer.variables)
-        return model, record, notices
-
-    def read_weights(self, encoder_path: Path, classifier_path: Path) -> None:
-        """Take over the weights, and only them, of another saved model of this size; raises InputError."""
-        from travelling.network import saved_model
-
-        saved_model.read_weights(self.encoder, encoder_path, self.classifier, classifier_path)

@@ -17,7 +17,9 @@ from travelling.network import backend  # first: it prepares Keras
 import h5py
 import keras
 
-from travelling.network.model_files import MODEL_SHA256, read_record
+from travelling.network.inference_network import EvaluatedModel
+from travelling.network.model_files import MODEL_SHA256, RANDOM_STATE
+from travelling.network.pretrained import read_record
 from travelling.network.sfcn import build_classifier, build_encoder, width_of
 
 HDF5_TIMEOUT = 60  # seconds for a file of at most some 100 MB
@@ -40,12 +42,41 @@ with h5py.File(sys.argv[1]) as file:
 """
 
 
-def read_pair(
+def load_model(
     encoder_path: Path, classifier_path: Path, shape: tuple[int, ...]
-) -> tuple[tuple[keras.Model, keras.Model], dict, dict, list[str]]:
+) -> tuple[EvaluatedModel, dict, list[str]]:
+    """Read a saved model for images of ``shape`` (z, y, x).
+
+    Takes Keras files as :meth:`EvaluatedModel.save` writes them and HDF5 files as the published code saved them with
+    TensorFlow 2.10, whatever their names. Returns (model, record, notices): ``record`` is the dict given to ``save``
+    (empty where the file has none) plus ``learning_rate``, Adam's saved one (None where the file has none); ``notices``
+    says in words what could not be taken over. Raises InputError for anything that is not such a model or does not fit
+    the images.
+    """
+    (encoder, classifier), adam, record, notices = _read_pair(encoder_path, classifier_path, shape)
+    model = EvaluatedModel(encoder, classifier, learning_rate=record["learning_rate"] or 0.0)
+    optimizer = model.adam
+    optimizer.iterations.assign(adam["steps"])
+    try:
+        for target, value in zip(optimizer.variables[2:], adam["moments"], strict=bool(adam["moments"])):
+            target.assign(value)
+        for target, value in zip(model.random_state, record.pop(RANDOM_STATE, []), strict=False):
+            target.assign(value)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{encoder_path}: its state of Adam or of the dropout, or that of its classifier, "
+            f"is not that of this network ({first_line(error)})"
+        ) from None
+    for path, values in ((encoder_path, encoder.variables), (classifier_path, classifier.variables)):
+        _refuse_not_finite(path, values)
+    _refuse_not_finite(f"{encoder_path} and {classifier_path}", optimizer.variables)
+    return model, record, notices
+
+
+def _read_pair(encoder_path, classifier_path, shape):
     """Read both halves: (encoder, classifier), Adam's state of both together, record, notices; raises InputError.
 
-    ``shape`` is (z, y, x) of the images. Adam's state is a dict: ``steps``, ``learning_rate`` (None: not known) and
+    Adam's state is a dict: ``steps``, ``learning_rate`` (None: not known) and
     ``moments`` (in the order of Keras' Adam, or empty).
     """
     encoder, adam, record, notices = _read_half(encoder_path, (*shape, 1))
@@ -62,10 +93,10 @@ def read_pair(
     return (encoder, classifier), {"steps": adam["steps"], "moments": moments}, record, notices + other_notices
 
 
-def read_weights(encoder: keras.Model, encoder_path: Path, classifier: keras.Model, classifier_path: Path) -> None:
+def read_weights(model: EvaluatedModel, encoder_path: Path, classifier_path: Path) -> None:
     """Take over the weights, and only them, of another saved model of the same network; raises InputError."""
     _refuse_two_models(encoder_path, read_record(encoder_path), classifier_path, read_record(classifier_path))
-    for part, path in ((encoder, encoder_path), (classifier, classifier_path)):
+    for part, path in ((model.encoder, encoder_path), (model.classifier, classifier_path)):
         try:
             if h5py.is_hdf5(path):
                 _try_hdf5(path)
@@ -74,7 +105,7 @@ def read_weights(encoder: keras.Model, encoder_path: Path, classifier: keras.Mod
             raise InputError(
                 f"{path}: not a model of the same network as in the cycles before ({first_line(error)})"
             ) from None
-        refuse_not_finite(path, part.variables)
+        _refuse_not_finite(path, part.variables)
 
 
 def _refuse_two_models(encoder_path, record, classifier_path, other_record):
@@ -86,7 +117,7 @@ def _refuse_two_models(encoder_path, record, classifier_path, other_record):
         raise InputError(f"{classifier_path}: of another model than {encoder_path}, though of the same cycle")
 
 
-def refuse_not_finite(name: Path | str, variables: list) -> None:
+def _refuse_not_finite(name, variables):
     """Raise InputError where not all values of some variables of a model are finite."""
     if not backend.are_finite([variable.value for variable in variables]):
         raise InputError(f"{name}: holds values that are not finite; no good can come of this model")
@@ -129,14 +160,14 @@ def _read_half(path, input_shape):
     return part, adam, read_record(path), notices
 
 
-def _build(path, input_shape, filters):
+def _build(path, input_shape, counts):
     """The encoder (of inputs with four axes) or the classifier."""
     if len(input_shape) == 1:
         return build_classifier(input_shape[0])
-    if not filters:
+    if not counts:
         raise InputError(f"{path}: not an encoder (it has no 3-D convolution)")
     try:
-        return build_encoder(input_shape[:-1], width_of(filters))
+        return build_encoder(input_shape[:-1], width_of(counts))
     except ValueError as error:
         raise InputError(f"{path}: not an encoder of this network ({error})") from None
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from travelling.method import settings
 from travelling.option import METHOD, changed, option, published, result_name
 from travelling.runs.extensible import Extensible
-from travelling.runs.options import Device, Pretrained, Training, TrainingSet
+from travelling.runs.options import Device, Training, TrainingSet
+from travelling.runs.pretrained_options import Pretrained
 
 
 @dataclass(kw_only=True)

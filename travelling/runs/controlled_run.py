@@ -11,7 +11,7 @@ import pandas as pd
 
 from travelling.errors import InputError
 from travelling.files import write_csv
-from travelling.images.cohort import refuse_one_class
+from travelling.images.test_set import refuse_one_class
 from travelling.method.metrics import Evaluation, misdiagnosed
 from travelling.method.protocol import PROTOCOLS
 from travelling.method.quality_control import Progress, QualityControl, log_columns
@@ -88,15 +88,20 @@ class ControlledRun:
         self._model = model
         self._trainer = trainer
         log_csv, self._table_csv = run.files
-        length = resumed_at["log_length"] if resumed_at else 0
+        self._log: LogFile  # opened below
+        self.control = QualityControl(
+            settings, trainer, centers, lambda row: self._log(row), on_step, settings.extensions
+        )
+        length = 0
+        if resumed_at:
+            with run.taking_over():
+                self.control.import_state(resumed_at["control"])
+                self._baseline = Evaluation(**resumed_at["baseline"])
+                length = resumed_at["log_length"]
         self._log = LogFile(log_csv, log_columns(settings.extensions), length)
-        self.control = QualityControl(settings, trainer, centers, self._log, on_step, settings.extensions)
         for notice in filter(None, (extension.notice(trainer) for extension in settings.extensions)):
             run.log.info("%s", notice)
-        if resumed_at:
-            self.control.import_state(resumed_at["control"])
-            self._baseline = Evaluation(**resumed_at["baseline"])
-        else:
+        if not resumed_at:
             self._baseline = baseline or trainer.evaluate()
             self.control.start(self._baseline)
             run.log.info("pre-trained model: FPR %.3f, FNR %.3f", *self.control.reference)
@@ -113,7 +118,6 @@ class ControlledRun:
         known = self._trainer.known(control.training(control.center_of))
         self._run.save(self._model, cycle, self._settings.batch_size, known)
         write_csv(control.subject_table(), self._table_csv)
-        self._run.note_cycle(cycle)
         log.info("cycle %d: %s", cycle, control.summary())
         if notice := control.locked_up(cycle):
             log.warning("%s", notice)

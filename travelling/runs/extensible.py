@@ -37,7 +37,7 @@ class Extensible(Options):
             extension.check(found.extensions, spell)
         return found
 
-    def told(self) -> dict[str, Any]:
+    def values(self) -> dict[str, Any]:
         """The options of the run, and those of its extensions: one that it does not use is not heard of."""
         untold = {field.name for part in self.parts if not part.extension(self) for field in fields_of(part)}
-        return {name: value for name, value in super().told().items() if name not in untold}
+        return {name: value for name, value in super().values().items() if name not in untold}

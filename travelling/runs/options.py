@@ -1,6 +1,6 @@
 """What the scripts can be told, see :mod:`travelling.option`: a class of options for each kind of run.
 
-What one of them alone needs is beside it: :mod:`travelling.runs.control_options`, :mod:`travelling.runs.harm_options`,
+What one of them alone needs is in ``pretrained_options``, ``control_options`` and ``harm_options`` beside it, and in
 ``federated/options.py``.
 """
 
@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from travelling.method import settings
-from travelling.option import METHOD, Options, changed, number, option, published, result_name
-
-AGE_EDGES = (60.0, 70.0)  # years
-_FILE_OR_FOLDER = "a file (.keras or .h5) or a folder with one for each cycle"
+from travelling.option import METHOD, Options, changed, number, option, published
 
 
 @dataclass(kw_only=True)
@@ -62,21 +59,6 @@ class TrainingSet(Options):
 
 
 @dataclass(kw_only=True)
-class Pretrained(Options):
-    """For every run that goes on from a pre-trained model."""
-
-    en: Path = published(f"encoder to go on from, {_FILE_OR_FOLDER}", "-en", Path, metavar="PATH")
-    pd: Path = published("its classifier, likewise", "-pd", Path, metavar="PATH")
-    first_cycle: int | None = option(
-        "first cycle of this run (default: the one after the pre-trained model's, which is the last one of a folder)",
-        number(int, 0),
-        None,
-        metavar="CYCLE",
-        group=METHOD,
-    )
-
-
-@dataclass(kw_only=True)
 class FromScratch(settings.WithoutControl, Training):
     """The standard travelling model."""
 
@@ -95,26 +77,3 @@ class StandardModel(FromScratch, TrainingSet, Device):
     """The standard travelling model, on this machine."""
 
     output_folder: Path = changed(Training, "output_folder", Path("standard_travelling_model_run"))
-
-
-@dataclass(kw_only=True)
-class DirtyBaseline(settings.WithoutControl, Training, Pretrained, TrainingSet, Device):
-    """The dirty baseline."""
-
-    output_folder: Path = changed(Training, "output_folder", Path("dirty_baseline_run"))
-
-
-@dataclass(kw_only=True)
-class Inference(Orientation, Overwrite):
-    """Evaluating the models of every cycle."""
-
-    fn: Path = published("test set", "-fn", Path, metavar="CSV")
-    en: Path = published(f"encoder, {_FILE_OR_FOLDER}", "-en", Path, metavar="PATH")
-    pd: Path = published("classifier, likewise", "-pd", Path, metavar="PATH")
-    o: Path = published("results, without '_metrics.csv'", "-o", result_name, metavar="NAME")
-    first_cycle: int | None = option(
-        "first cycle to evaluate (default: first found)", number(int, 0), None, metavar="CYCLE", group="evaluation"
-    )
-    last_cycle: int | None = option(
-        "last cycle to evaluate (default: last found)", number(int, 0), None, metavar="CYCLE", group="evaluation"
-    )

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from travelling.console import progress_bar
-from travelling.method.trainer import Trainer
+from travelling.method.trainer import PlainTrainer
 from travelling.runs import stopping
-from travelling.runs.options import DirtyBaseline, FromScratch
+from travelling.runs.options import FromScratch
 from travelling.runs.run import Run
 
 if TYPE_CHECKING:
     from travelling.network.model import TravellingModel
+    from travelling.runs.pretrained_options import DirtyBaseline
 
 
 class PlainRun:
@@ -27,7 +28,7 @@ class PlainRun:
         settings: FromScratch | DirtyBaseline,
         run: Run,
         model: TravellingModel,
-        trainer: Trainer,
+        trainer: PlainTrainer,
         centers: dict[str, list[str]],
         cycles: Sequence[int],
         resumed_at: dict | None,
@@ -39,7 +40,9 @@ class PlainRun:
         self._centers = centers
         self._last = cycles[-1]
         images = settings.epochs * sum(map(len, centers.values()))  # of a cycle
-        here = resumed_at or {"cycle": cycles[0], "centers_left": len(centers)}
+        here = resumed_at or {"cycle": cycles[0], "centers_left": len(centers), "losses": []}
+        with run.taking_over():
+            _ = here["losses"]  # with which travel() goes on
         done = here["cycle"] - cycles[0] + 1 - here["centers_left"] / len(centers)  # cycles, of earlier sessions
         self._bar = progress_bar(total=len(cycles) * images, initial=round(done * images), unit="image")
         stopping.at_end.append(self._bar.close)
@@ -58,7 +61,6 @@ class PlainRun:
         """Save the model of a cycle that was trained with a learning rate; ``loss`` is the mean of its steps."""
         known = self._trainer.known(sum(self._centers.values(), []))
         self._run.save(self._model, cycle, self._settings.batch_size, known)
-        self._run.note_cycle(cycle)
         if cycle == self._last:  # the last line on the terminal says what came of it
             self._bar.close()
         self._run.log.info("cycle %d: learning rate %.3g, mean loss %.4f", cycle, rate, loss)

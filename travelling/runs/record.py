@@ -29,9 +29,9 @@ def describe(arguments: Options, inputs: Mapping[str, Path], folder: Path | str)
     ``inputs`` maps the names of options to the files that they name; ``folder`` is that of the record. ``paths`` has
     all other options that name files or folders, absolute and without links: spelling makes no difference.
     """
-    options = {name: _plain(value) for name, value in sorted(arguments.told().items())}
+    options = {name: _plain(value) for name, value in sorted(arguments.values().items())}
     hashes = {name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for name, path in inputs.items()}
-    paths = {name: _real_paths(value) for name, value in arguments.told().items()}
+    paths = {name: _real_paths(value) for name, value in arguments.values().items()}
     return {
         "script": Path(sys.argv[0]).name,
         "options": options,

@@ -9,14 +9,13 @@ import os
 import platform
 import shlex
 import sys
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from travelling.console import AboveTheBar
 from travelling.errors import AlreadyDone, InputError, name_file
-from travelling.files import refuse_read_only, replace_whole, write_whole
+from travelling.files import refuse_read_only, replace_whole
 from travelling.network.model_files import MODEL_FILE, model_files
 from travelling.runs import stopping
 from travelling.runs.checkpoint import Checkpoints
@@ -25,7 +24,7 @@ from travelling.runs.record import Record, describe, differences
 if TYPE_CHECKING:
     import pandas as pd
 
-    from travelling.method.trainer import Trainer
+    from travelling.method.trainer import PlainTrainer
     from travelling.network.model import TravellingModel
     from travelling.runs.harm_options import HarmfulSamples
     from travelling.runs.options import Overwrite
@@ -68,8 +67,6 @@ class Run:
         for place in self._folders:
             refuse_read_only(place)
         self._record = Record(self.folder / record, describe(arguments, inputs, self.folder))
-        self._times = self._record.path.with_name(self._record.path.name.replace("run.json", "cycles.csv"))
-        self._cycle_began: float | None = None  # by the clock, in seconds; None: in an earlier session
         self.cache_folder = getattr(arguments, "cache_dir", None) or self.folder  # on whose disk decoded images may lie
         self._lock: TextIO | None = None
         self._notices: list[str] = []
@@ -153,7 +150,6 @@ class Run:
         else:
             for path in self._earlier_results():
                 path.unlink()
-            self._times.unlink(missing_ok=True)
             self._checkpoints.remove()
             # First: whatever fails from now on, the same command goes on.
             notices = self._record.start(device, images or {}, notices)
@@ -170,15 +166,14 @@ class Run:
         log.info("device: %s", device)
         for notice in notices:
             log.info("notice: %s", notice)
-        self._cycle_began = time.monotonic()
         stopping.finish_steps_on_signals()
         return log
 
-    def checkpoint(self, record: dict, trainer: Trainer) -> None:
+    def checkpoint(self, record: dict, trainer: PlainTrainer) -> None:
         """Save where the run stands: a dict of plain values, and all that travels."""
         self._checkpoints.save(record, trainer.export_state())
 
-    def go_on(self, trainer: Trainer) -> dict | None:
+    def go_on(self, trainer: PlainTrainer) -> dict | None:
         """Give the trainer all that travelled at the last checkpoint; returns its dict, or None at the beginning."""
         found = self._checkpoints.load() if self.resumes else None
         if found is None:
@@ -189,20 +184,20 @@ class Run:
         record, arrays, warnings = found
         for warning in warnings:
             self.log.warning("warning: %s", warning)
-        trainer.import_state(arrays)
-        if record.get("generator"):  # in the middle of a cycle
-            self._cycle_began = None
-        self.log.info("going on in cycle %d, %d centers to visit", record["cycle"], record["centers_left"])
+        with self.taking_over():
+            trainer.import_state(arrays)
+            _ = record["generator"]  # with which the travelling order goes on
+            self.log.info("going on in cycle %d, %d centers to visit", record["cycle"], record["centers_left"])
         return record
 
-    def note_cycle(self, cycle: int) -> None:
-        """Write down how long a cycle took, in seconds: nothing where it began in an earlier session."""
-        now = time.monotonic()
-        seconds = "" if self._cycle_began is None else f"{now - self._cycle_began:.2f}"
-        self._cycle_began = now
-        rows = self._times.read_text(encoding="utf-8").splitlines() if self._times.exists() else ["Cycle,Seconds"]
-        rows = [row for row in rows if not row.startswith(f"{cycle},")]  # it may be done again after a power cut
-        write_whole(self._times, ("\n".join([*rows, f"{cycle},{seconds}"]) + "\n").encode())
+    @contextlib.contextmanager
+    def taking_over(self) -> Iterator[None]:
+        """Raise InputError where a checkpoint does not hold what this version of the code would save in it."""
+        try:
+            yield
+        except (LookupError, TypeError, ValueError):
+            folder = self._checkpoints.folder
+            raise InputError(f"{folder}: written by another version of this code; --overwrite starts anew") from None
 
     @property
     def record(self) -> dict:
@@ -226,7 +221,7 @@ class Run:
     def save(self, model: TravellingModel, cycle: int, batch_size: int, known: dict) -> None:
         """Save the model of a cycle under its published names.
 
-        ``known`` is what its record says besides (:meth:`travelling.images.local_trainer.LocalTrainer.known`).
+        ``known`` is what its record says besides (:meth:`travelling.images.plain_trainer.PlainTrainer.known`).
         """
         whole = model_files(self.folder, batch_size, cycle)
         partial = [path.with_name(f".{path.name}.part.keras") for path in whole]

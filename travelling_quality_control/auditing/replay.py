@@ -28,13 +28,13 @@ class Replay:
         self.revisits = dict.fromkeys(self.center_of, 0)
         self.waiting: dict[str, int] = {}  # subject -> cycle of its flag, in the order of the flags
         self.eliminated: dict[str, int] = {}  # subject -> cycle
-        self._travel = travel(subjects_of, settings.seed, first_cycle)
+        self._cycles = cycles_of(subjects_of, settings.seed, first_cycle)
         self.begin_cycle()
 
     def begin_cycle(self) -> None:
         """Go on to the next cycle."""
         self.table_before = self.subject_table()
-        self.cycle, order, generator = next(self._travel)
+        self.cycle, order, generator = next(self._cycles)
         self.absent: set[str] = set()  # centers that failed in this cycle
         self._steps = self._steps_of_cycle(order, generator)
         self.step = next(self._steps, None)
@@ -58,7 +58,7 @@ class Replay:
             self._go_on(False)
 
     def happened(self, harmful: bool) -> None:
-        """The step was made, or the image looked at: ``harmful`` if it was rejected, or suspected."""
+        """The step was made, or the image looked at: ``harmful`` if it was rejected, or flagged."""
         assert self.step
         for subject in self.step.subjects:
             if self.step.phase == "revisit":
@@ -154,7 +154,7 @@ class Replay:
         }
 
 
-def travel(centers: dict, seed: int, first_cycle: int) -> Iterator[tuple]:
+def cycles_of(centers: dict, seed: int, first_cycle: int) -> Iterator[tuple]:
     """For cycle after cycle, without end: the cycle, its centers in visiting order, its random generator."""
     import numpy as np  # only now, so that --help answers at once
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from travelling.errors import InputError
 from travelling.method.settings import Control
-from travelling.option import fields_of, from_json
+from travelling.option import fields_of
+from travelling.option_values import from_json
 from travelling.runs.extensible import Extensible
 
 NEEDED = ("protocol", "revisit", "error", "seed", "batch_size")  # of the options: no audit guesses them

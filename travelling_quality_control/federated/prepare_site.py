@@ -23,7 +23,8 @@ if __name__ == "__main__":  # the package of this checkout, whatever is installe
 
 from travelling.errors import InputError
 from travelling.files import write_whole
-from travelling.option import add_to_parser, to_json
+from travelling.option import add_to_parser
+from travelling.option_values import to_json
 from travelling.runs import command
 from travelling_quality_control.federated.options import CenterSite, Images
 

@@ -20,15 +20,16 @@ from travelling.images.cohort import copies, read_cohort
 from travelling.images.volumes import SAME_SCALE, Volumes
 from travelling.method.protocol import learning_rates
 from travelling.method.quality_control import FAILURES
-from travelling.method.travel import travel as travel_plainly
+from travelling.method.travel import travel
 from travelling.method.verification_log import SEPARATOR
-from travelling.network.model_files import SPACE, cycles_to_run, read_record
+from travelling.network.model_files import SPACE
+from travelling.network.pretrained import cycles_to_run, read_record
 from travelling.runs import stopping
 from travelling.runs.controlled_run import ControlledRun, first_evaluation, open_run, refuse_unfit_test_set
 from travelling.runs.plain_run import PlainRun
 from travelling.runs.run import Run
 from travelling.words import some
-from travelling_quality_control.enc_PD_quality_control import travel
+from travelling_quality_control.enc_PD_quality_control import control_quality
 from travelling_quality_control.federated import gate
 from travelling_quality_control.federated.center import ERRORS, PSEUDONYM_LETTERS, REPORTED
 from travelling_quality_control.federated.options import QualityControlServer
@@ -153,21 +154,21 @@ class TravellingController(ModelController):
         volumes.add(test_set)
 
         from travelling.network import backend
-        from travelling.network.model import TravellingModel
+        from travelling.network.saved_model import load_model
         from travelling_quality_control.federated.trainer import FederatedTrainer
 
         device = backend.start(settings.seed)
-        model, record, notices = TravellingModel.load(settings.en, settings.pd, volumes.shape)
+        model, record, notices = load_model(settings.en, settings.pd, volumes.shape)
         notices += volumes.decode() + copies(volumes.images, test_set)
         trainer = FederatedTrainer(self._ask, model, volumes, test_set)
         baseline, saturation = first_evaluation(run, trainer, settings)
-        run.begin(device, notices + trainer.strange(record) + saturation, volumes.images)
+        run.begin(device, notices + trainer.other_scale(record) + saturation, volumes.images)
         resumed_at = run.go_on(trainer)
         centers = self._gather(settings.centers, resumed_at, trainer, volumes)
         now = self._of_this_job(cycles, resumed_at)
         controlled = ControlledRun(settings, run, model, trainer, centers, baseline, resumed_at, self._show)
         rates = learning_rates(settings, cycles[0], record["learning_rate"])
-        travel(controlled.control, now, rates, controlled, resumed_at)
+        control_quality(controlled.control, now, rates, controlled, resumed_at)
         controlled.close()
         self._report(controlled.control, run.files[0])
         if not now or now[-1] == cycles[-1]:
@@ -180,11 +181,11 @@ class TravellingController(ModelController):
         run = Run(settings.output_folder, log_file(settings), settings, inputs={})
 
         from travelling.network import backend
-        from travelling.network.model import TravellingModel
+        from travelling.network.inference_network import EvaluatedModel
         from travelling_quality_control.federated.trainer import FederatedTrainer
 
         device = backend.start(settings.seed)
-        model = TravellingModel.build(settings.shape, settings.width, settings.learning_rate)
+        model = EvaluatedModel.build(settings.shape, settings.width, settings.learning_rate)
         run.begin(device)
         volumes = Volumes(0, run.cache_folder, space={"shape": settings.shape, "affine": None})  # of no image
         trainer = FederatedTrainer(self._ask, model, volumes)
@@ -192,7 +193,7 @@ class TravellingController(ModelController):
         centers = self._gather(settings.centers, resumed_at, trainer, volumes)
         files = PlainRun(settings, run, model, trainer, centers, cycles, resumed_at)
         now = self._of_this_job(cycles, resumed_at)
-        travel_plainly(trainer, centers, now, settings, learning_rates(settings), files, resumed_at)
+        travel(trainer, centers, now, settings, learning_rates(settings), files, resumed_at)
         if not now or now[-1] == cycles[-1]:
             run.finish()
             self._log.info("done: models in %s", run.folder)

@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 
 from travelling.errors import InputError
-from travelling.network.model_files import pretrained_files
-from travelling.option import from_json
+from travelling.network.pretrained import pretrained_files
+from travelling.option_values import from_json
 from travelling_quality_control.federated.options import CenterSite, QualityControlServer, StandardModelServer
 
 Server = QualityControlServer | StandardModelServer

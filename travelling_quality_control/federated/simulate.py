@@ -22,7 +22,8 @@ if __name__ == "__main__":  # the package of this checkout, whatever is installe
     os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], *filter(None, [os.environ.get("PYTHONPATH")])])
 
 from travelling.errors import InputError
-from travelling.option import from_command_line, to_json
+from travelling.option import from_command_line
+from travelling.option_values import to_json
 from travelling.runs import command
 from travelling.words import some
 from travelling_quality_control.federated.options import Images, QualityControlServer, Simulation
@@ -36,7 +37,8 @@ def main() -> None:
     import pandas as pd
 
     from travelling.images.cache import free_memory, memory_for_images
-    from travelling.images.cohort import read_cohort, refuse_overlap
+    from travelling.images.cohort import read_cohort
+    from travelling.images.test_set import refuse_overlap
     from travelling.runs.controlled_run import refuse_unfit_test_set
     from travelling_quality_control.federated import gate, prepare_site
     from travelling_quality_control.federated.center import FLAGGED_FILE
@@ -58,8 +60,8 @@ def main() -> None:
     memory = memory_for_images(settings.cache_gb) / 1e9 / (1 + len(centers))  # they share this machine
     local.mkdir(parents=True, exist_ok=True)
     refuse_second(folder)
-    images = to_json(Images, settings.told()) | {"cache_gb": memory}
-    content = to_json(QualityControlServer, settings.told()) | images | {"centers": centers}
+    images = to_json(Images, settings.values()) | {"cache_gb": memory}
+    content = to_json(QualityControlServer, settings.values()) | images | {"centers": centers}
     (local / SERVER_FILE).write_text(json.dumps(content, indent=2), encoding="utf-8")
     server = read_server_settings(local / SERVER_FILE)
     refuse_complete(server, "--overwrite")

@@ -7,7 +7,7 @@ Together the halves make the step of the scripts, bit for bit.
 
 from typing import Any
 
-from travelling.network.model import TravellingModel  # first: it prepares Keras
+from travelling.network.inference_network import EvaluatedModel  # first: it prepares Keras
 
 # isort: split
 import keras
@@ -29,7 +29,7 @@ class GradientKeeper(keras.optimizers.Optimizer):
         self.assign(self.kept[self._get_variable_index(variable)], gradient)
 
 
-class CenterModel(TravellingModel):
+class CenterModel(EvaluatedModel):
     """The network as a center needs it: :meth:`train` changes the moving statistics of BatchNorm, and no weight."""
 
     @staticmethod
@@ -47,12 +47,12 @@ class CenterModel(TravellingModel):
         return _as_numpy([*self.network.optimizer.kept, *self.network.non_trainable_weights])
 
 
-def export_network(model: TravellingModel) -> list[np.ndarray]:
+def export_network(model: EvaluatedModel) -> list[np.ndarray]:
     """What a center is sent: weights, moving statistics and the dropout's random state, nothing of Adam."""
     return _as_numpy(model.network.variables)
 
 
-def refuse_half_step(model: TravellingModel, arrays: list[np.ndarray]) -> None:
+def refuse_half_step(model: EvaluatedModel, arrays: list[np.ndarray]) -> None:
     """Raise ValueError where arrays cannot be a half step that a center has made from the model as it is."""
     network = model.network
     before = [*network.trainable_variables, *network.non_trainable_weights]
@@ -69,7 +69,7 @@ def refuse_half_step(model: TravellingModel, arrays: list[np.ndarray]) -> None:
                 raise ValueError("its moving variances are smaller than any images make them")
 
 
-def take_step(model: TravellingModel, half_step: list[np.ndarray]) -> None:
+def take_step(model: EvaluatedModel, half_step: list[np.ndarray]) -> None:
     """The server's half: one step of Adam along the gradients, and the statistics that came with them."""
     network = model.network
     number = len(network.trainable_variables)

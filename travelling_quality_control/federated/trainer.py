@@ -11,7 +11,7 @@ import pandas as pd
 
 from travelling.images.local_trainer import LocalTrainer
 from travelling.images.volumes import Volumes
-from travelling.network.model import TravellingModel
+from travelling.network.inference_network import EvaluatedModel
 from travelling.network.model_files import SPACE
 from travelling_quality_control.federated.center import CHANGED
 from travelling_quality_control.federated.step import export_network, refuse_half_step, take_step
@@ -32,7 +32,7 @@ class FederatedTrainer(LocalTrainer):
     where ``refuse(arrays, meta)`` raises ValueError. ``center_of`` maps every subject to its center.
     """
 
-    def __init__(self, ask: Ask, model: TravellingModel, volumes: Volumes, test_set: pd.DataFrame | None = None):
+    def __init__(self, ask: Ask, model: EvaluatedModel, volumes: Volumes, test_set: pd.DataFrame | None = None):
         super().__init__(model, volumes, test_set=test_set)
         self._ask = ask
         self._log = logging.getLogger("travelling")

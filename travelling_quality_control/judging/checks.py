@@ -1,4 +1,4 @@
-"""What can be wrong with a run: each check is a function of an account of it, and gives a reason or None.
+"""What can be wrong with a run: each check is a function of it, and gives a reason or None.
 
 A check that is added to ``CHECKS`` is asked, and nothing else is touched for it. docs/quality_control.md has them in a
 table, and says on which runs the thresholds were chosen and confirmed.
@@ -9,21 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from scipy.stats import binomtest, fisher_exact
 
-from travelling.method.quality_control import FAILURES
 from travelling.method.rule import locks_up
-from travelling.method.verification_log import SEPARATOR
 from travelling.words import some, was
+
+if TYPE_CHECKING:
+    from travelling_quality_control.judging.logged_run import LoggedRun
 
 REMARK, LOOK_CLOSER, DO_NOT_USE = range(3)  # what a reason makes of a verdict
 RATES = {"FP": ("FPR", "HC", 0), "FN": ("FNR", "PD", 1)}  # count -> rate, class, its label
-SEVERAL = ("batch", "group", *FAILURES, "baseline")  # phases that put no image aside
-NUMBERS = ("Cycle", "ACC", "FP", "FN", "PFP", "PFN", "Ignored", "Tolerance", "Reference_PFP", "Reference_PFN",
-           "Eliminated")  # fmt: skip
 UNSEEN = {"screen": "images", "label_screen": "labels"}  # option -> what nobody examines without it
 NAMED = 5  # at most, of images in a sentence
 
@@ -41,53 +40,11 @@ class Reason:
         return f"{self.found[:1].upper()}{self.found[1:]}; {self.advice}."
 
 
-class Account:
-    """A run as its log and its record tell it. ``rows``, ``record`` and ``images`` are those of :func:`judge`.
-
-    ``accepted`` are the baseline and the steps that were kept, ``flags`` the rows that put an image aside, ``alone``
-    those about one image, ``waiting`` who is still aside at the end, ``number`` that of all images. ``size`` maps FP
-    and FN to the number of test subjects of which they are counts.
-    """
-
-    def __init__(self, rows: pd.DataFrame, record: dict, images: pd.DataFrame):
-        rows = rows.reset_index(drop=True)
-        self.rows = rows.assign(**{name: pd.to_numeric(rows[name], errors="coerce") for name in NUMBERS})
-        self.record = record
-        self.options = record.get("options", {})
-        self.images = images
-        self.verified = self.rows[self.rows["FP"].notna()]
-        self.accepted = self.verified[self.verified["Ignored"] == 0]
-        self.alone = self.rows[~self.rows["Phase"].isin(SEVERAL) & ~self.rows["Subjects"].str.contains(SEPARATOR)]
-        self.revisits = self.alone[self.alone["Phase"] == "revisit"]
-        self.flags = self.alone[(self.alone["Phase"] != "revisit") & (self.alone["Ignored"] == 1)]
-        self.eliminations = self.revisits[self.revisits["Eliminated"] == 1]
-        flag, revisit = (dict(zip(part["Subjects"], part.index, strict=True)) for part in (self.flags, self.revisits))
-        self.waiting = [subject for subject, row in flag.items() if row > revisit.get(subject, -1)]
-        self.number = len(set(SEPARATOR.join(self.rows["Subjects"][1:]).split(SEPARATOR)) - {""})
-        self.size = self._size()
-
-    def _size(self) -> dict[str, int]:
-        """Numbers of HC and PD of the test set: what the counts are divided by, of the other class as published."""
-        found = {}
-        for count in RATES:
-            some = self.verified[self.verified[count] > 0]
-            found[count] = round((some[count] / some[f"P{count}"]).median()) if len(some) else 0
-        if self.options.get("protocol") == "published":
-            found = {"FP": found["FN"], "FN": found["FP"]}
-        # A class in which nobody was ever misdiagnosed: what the accuracy of another row leaves.
-        wrong = self.verified[self.verified["ACC"] < 1]
-        if len(wrong) and 0 in found.values():
-            row = wrong.iloc[0]
-            everybody = round((row["FP"] + row["FN"]) / (1 - row["ACC"]))
-            found = {count: size or everybody - sum(found.values()) for count, size in found.items()}
-        return found
-
-
-def finished(account: Account) -> Reason | None:
+def finished(run: LoggedRun) -> Reason | None:
     """What waits or was kept in a run that is not over may still be decided otherwise."""
-    if not account.record.get("finished"):
+    if not run.record.get("finished"):
         return Reason(LOOK_CLOSER, "by its record the run is not finished", "give its command again, and it goes on")
-    if len(account.verified) < 2:
+    if len(run.log) < 2:
         return Reason(LOOK_CLOSER, "no training step was verified", "look into its log for what failed")
     return None
 
@@ -98,16 +55,16 @@ WORSE, MUCH_WORSE = 0.15, 0.3  # rise of a rate from the baseline to the end: lo
 WORSE_P = 0.005  # of that rise; of each of the two
 
 
-def rates_at_the_end(account: Account) -> Reason | None:
+def rates_at_the_end(run: LoggedRun) -> Reason | None:
     """Exact McNemar test (1947) of the last accepted diagnoses and those of the baseline, of the same test subjects.
 
     Where the pairs are not known it takes, of all pairs that give these counts, those that prove least.
     """
-    first, last = account.accepted.iloc[0], account.accepted.iloc[-1]
+    first, last = run.accepted.iloc[0], run.accepted.iloc[-1]
     for count, (rate, group, _) in RATES.items():
-        before, after, size = int(first[count]), int(last[count]), account.size[count]
+        before, after, size = int(first[count]), int(last[count]), run.size[count]
         least = min(before, size - after)
-        wrong, right = account.record.get("changed", {}).get(group) or (least + after - before, least)
+        wrong, right = run.record.get("changed", {}).get(group) or (least + after - before, least)
         if after <= before or (after - before) / size < WORSE:
             continue
         p_value = binomtest(wrong, wrong + right, alternative="greater").pvalue
@@ -124,18 +81,18 @@ def rates_at_the_end(account: Account) -> Reason | None:
 ONE_ANSWER = 0.95  # of a class that is misdiagnosed at the end: what the model says is the same for everybody
 
 
-def one_answer(account: Account) -> Reason | None:
+def one_answer(run: LoggedRun) -> Reason | None:
     """A model that calls all test subjects HC, or PD, however it began: no rate of it can rise, so no harm is seen.
 
     What the screen decided did not ask the model.
     """
-    last, screened = account.accepted.iloc[-1], account.options.get("screen")
+    last, screened = run.accepted.iloc[-1], run.options.get("screen")
     for count, (rate, group, _) in RATES.items():
-        if account.size[count] and last[count] >= ONE_ANSWER * account.size[count]:
+        if run.size[count] and last[count] >= ONE_ANSWER * run.size[count]:
             return Reason(
                 LOOK_CLOSER if screened else DO_NOT_USE,
-                f"{rate} is {last[count] / account.size[count]:.2f} at the end: the model misdiagnoses "
-                f"{last[count]:.0f} of {account.size[count]} {group}, and verification saw no harm in what made it so",
+                f"{rate} is {last[count] / run.size[count]:.2f} at the end: the model misdiagnoses "
+                f"{last[count]:.0f} of {run.size[count]} {group}, and verification saw no harm in what made it so",
                 "only what the screen decided without a step counts"
                 if screened
                 else "begin with a better pre-trained model, and use --recommended",
@@ -149,10 +106,10 @@ DRIFT = 0.25
 DRIFT_P = 0.05
 
 
-def drift(account: Account) -> Reason | None:
+def drift(run: LoggedRun) -> Reason | None:
     """Sign-flip test of the largest rise, with Levy's inequality: P(max of sums >= m) <= 2 P(last sum >= m)."""
     for count, (rate, group, _) in RATES.items():
-        counts, size = account.accepted[count].astype(int).to_numpy(), account.size[count]
+        counts, size = run.accepted[count].astype(int).to_numpy(), run.size[count]
         most, end = counts.max(), counts[-1]
         if size == 0 or (most - counts[0]) / size < DRIFT:
             continue
@@ -160,7 +117,7 @@ def drift(account: Account) -> Reason | None:
         p_value = min(1.0, 2 * _chance_of_sum(np.abs(changes), most - counts[0]))
         if p_value >= DRIFT_P:
             continue
-        cycle = int(account.accepted["Cycle"].iloc[counts.argmax()])
+        cycle = int(run.accepted["Cycle"].iloc[counts.argmax()])
         stays = (end - counts[0]) / size >= DRIFT
         return Reason(
             DO_NOT_USE if stays else LOOK_CLOSER,
@@ -182,14 +139,13 @@ def _chance_of_sum(steps: np.ndarray, least: int) -> float:
     return float(chances[len(chances) // 2 + least :].sum())
 
 
-def lock_up(account: Account) -> Reason | None:
+def lock_up(run: LoggedRun) -> Reason | None:
     """Cycles in which most batches were rejected, or most images flagged without a step."""
-    rows, size = account.rows, account.options.get("batch_size", 5)
-    images = rows["Subjects"].str.count(SEPARATOR) + 1
+    rows, size = run.rows, run.options["batch_size"]
     # Batches that were verified together and kept count one by one; if they were rejected, they were looked through.
     kept_group = (rows["Phase"] == "group") & (rows["Ignored"] == 0)
-    number = np.where(kept_group, np.ceil(images / size), 1)
-    without_step = rows.index.isin(account.alone.index) & rows["FP"].isna() & (rows["Phase"] != "revisit")
+    number = np.where(kept_group, np.ceil(rows["Images"] / size), 1)
+    without_step = rows["PFP"].isna() & (rows["Phase"] != "revisit")
     kind = np.select([(rows["Phase"] == "batch") | kept_group, without_step], ["batch", "image"], "")
     rejected = number * (rows["Ignored"] == 1)
     counts = pd.DataFrame({"Cycle": rows["Cycle"], "kind": kind, "all": number, "rejected": rejected})[kind != ""]
@@ -217,17 +173,17 @@ ONE_SIDED = {"Study": 0.2, "Group_bin": 0.1, "Sex": 0.1}  # difference of the sh
 LABELS = (("Group_bin", ("0", "HC"), ("1", "PD")), ("Sex", ("F", "women"), ("M", "men")))  # columns of images
 
 
-def one_sided(account: Account) -> Reason | None:
+def one_sided(run: LoggedRun) -> Reason | None:
     """Exact test (Fisher) of who was flagged, by class, sex and size of the center.
 
     A center that was flagged as a whole is one decision, not one for each of its images, and is left out.
     """
-    images = account.images.assign(flagged=account.images.index.isin(account.flags["Subjects"]))
-    centers = images.groupby("Study")["flagged"]
+    images = run.images
+    centers = images.groupby("Study")["Flagged"]
     number = centers.transform("size")
     not_as_a_whole = (number == 1) | ~centers.transform("all")
     images, number = images[not_as_a_whole], number[not_as_a_whole]
-    batch = account.options.get("batch_size", 5)
+    batch = run.options["batch_size"]
     size = (f"centers of fewer than {batch} images", f"centers of {batch} images or more")
     groupings = [("Study", number < batch, *size)]
     for column, (one, first), (other, second) in LABELS:
@@ -237,7 +193,7 @@ def one_sided(account: Account) -> Reason | None:
     found = []
     for column, is_first, first, second in groupings:
         known = is_first.notna()
-        of_first, flagged = is_first[known].astype(bool), images["flagged"][known]
+        of_first, flagged = is_first[known].astype(bool), images["Flagged"][known]
         if of_first.nunique() < 2:
             continue
         table = [[int((flagged & of).sum()), int((~flagged & of).sum())] for of in (of_first, ~of_first)]
@@ -258,14 +214,14 @@ def one_sided(account: Account) -> Reason | None:
 MANY_WAIT = 0.05  # of all images
 
 
-def waiting(account: Account) -> Reason | None:
+def waiting(run: LoggedRun) -> Reason | None:
     """Images that were flagged and never revisited."""
-    number = len(account.waiting)
+    number = int((run.images["Decision"] == "waiting").sum())
     if not number:
         return None
     return Reason(
-        LOOK_CLOSER if number > MANY_WAIT * account.number else REMARK,
-        f"{some(number, 'image')} of {account.number} still {'wait' if number > 1 else 'waits'} for the revisit",
+        LOOK_CLOSER if number > MANY_WAIT * len(run.images) else REMARK,
+        f"{some(number, 'image')} of {len(run.images)} still {'wait' if number > 1 else 'waits'} for the revisit",
         "nothing is decided there; look at what waits, or run more cycles (-cycles)",
     )
 
@@ -274,19 +230,19 @@ FEW_SUBJECTS = 2
 MANY_ELIMINATIONS = 0.01  # of all images: more that rest on so few
 
 
-def few_subjects(account: Account) -> Reason | None:
+def few_subjects(run: LoggedRun) -> Reason | None:
     """Eliminations that one or two misdiagnoses less, at the last flag or at the revisit, would have prevented."""
+    eliminated = run.images.index[run.images["Eliminated"]]
     found = []
-    for index, row in account.eliminations.iterrows():
-        flags = account.flags[(account.flags["Subjects"] == row["Subjects"]) & (account.flags.index < index)]
-        margins = [margin for one in (row, *(flag for _, flag in flags[-1:].iterrows())) if (margin := _margin(one))]
+    for subject in eliminated:
+        margins = [margin for row in run.decided_by(subject) if row is not None and (margin := _margin(row))]
         if margins and min(margins) <= FEW_SUBJECTS:
-            found.append(row["Subjects"])
+            found.append(subject)
     if not found:
         return None
     return Reason(
-        LOOK_CLOSER if len(found) > MANY_ELIMINATIONS * account.number else REMARK,
-        f"{len(found)} of {some(len(account.eliminations), 'elimination')} {'rest' if len(found) > 1 else 'rests'} on "
+        LOOK_CLOSER if len(found) > MANY_ELIMINATIONS * len(run.images) else REMARK,
+        f"{len(found)} of {some(len(eliminated), 'elimination')} {'rest' if len(found) > 1 else 'rests'} on "
         f"one or two test subjects ({_names(found)})",
         "look at these images before you leave them out",
     )
@@ -308,10 +264,10 @@ def _margin(row: pd.Series) -> int | None:
 RESOLUTION = 0.5  # of a misdiagnosis: the tolerance of one image
 
 
-def small_test_set(account: Account) -> Reason | None:
+def small_test_set(run: LoggedRun) -> Reason | None:
     """Whether -error is less than the smallest rise that the test set can show."""
-    smaller, error = min(account.size.values()), account.options.get("error")
-    if account.options.get("rule", "published") != "published" or error is None or not 0 < smaller * error < 1:
+    smaller, error = min(run.size.values()), run.options.get("error")
+    if run.options.get("rule", "published") != "published" or error is None or not 0 < smaller * error < 1:
         return None
     return Reason(
         LOOK_CLOSER if smaller * error < RESOLUTION else REMARK,
@@ -321,9 +277,9 @@ def small_test_set(account: Account) -> Reason | None:
     )
 
 
-def another_scale(account: Account) -> Reason | None:
+def another_scale(run: LoggedRun) -> Reason | None:
     """What the check of intensities said before training."""
-    notices = [notice for session in account.record.get("sessions", []) for notice in session.get("notices", [])]
+    notices = [notice for session in run.record.get("sessions", []) for notice in session.get("notices", [])]
     # Without the parts that name files: of the machine's folders no reader needs to know.
     found = list(dict.fromkeys(notice.split(": ")[0] for notice in notices if "scale" in notice))
     if not found:
@@ -333,11 +289,11 @@ def another_scale(account: Account) -> Reason | None:
     )
 
 
-def saturated(account: Account) -> Reason | None:
+def saturated(run: LoggedRun) -> Reason | None:
     """A run that may begin with a model that calls everybody HC, or PD."""
-    if not account.options.get("allow_saturated"):
+    if not run.options.get("allow_saturated"):
         return None
-    first = account.accepted.iloc[0]
+    first = run.accepted.iloc[0]
     rates = " and ".join(f"{rate} {first[f'P{count}']:.3f}" for count, (rate, *_) in RATES.items())
     return Reason(
         REMARK,
@@ -346,9 +302,9 @@ def saturated(account: Account) -> Reason | None:
     )
 
 
-def not_examined(account: Account) -> Reason | None:
+def not_examined(run: LoggedRun) -> Reason | None:
     """A harm that moves no rate is not seen by any rule; a fact of the setting, not of the run."""
-    unseen = {what: name for name, what in UNSEEN.items() if not account.options.get(name)}
+    unseen = {what: name for name, what in UNSEEN.items() if not run.options.get(name)}
     if not unseen:
         return None
     options = " and ".join(f"--{name.replace('_', '-')}" for name in unseen.values())
@@ -363,7 +319,7 @@ def _names(subjects: list[str]) -> str:
     return ", ".join(subjects[:NAMED]) + (f" and {len(subjects) - NAMED} more" if len(subjects) > NAMED else "")
 
 
-CHECKS: tuple[Callable[[Account], Reason | None], ...] = (
+CHECKS: tuple[Callable[[LoggedRun], Reason | None], ...] = (
     finished,
     rates_at_the_end,
     one_answer,

@@ -5,7 +5,7 @@ import warnings
 import pandas as pd
 
 from travelling.images.ratings import OUT, RATINGS
-from travelling_quality_control.reporting.runs import DECISIONS
+from travelling_quality_control.judging.logged_run import DECISIONS
 
 
 def agreement(ratings: pd.Series, decisions: pd.Series) -> tuple[pd.DataFrame, str]:

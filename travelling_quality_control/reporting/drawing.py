@@ -3,16 +3,14 @@
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from travelling.images.nifti import read_upright
 from travelling.words import some, was
-from travelling_quality_control.reporting.runs import LoggedRun
+from travelling_quality_control.judging.logged_run import LoggedRun
 
 DPI = 110
 # Okabe and Ito's palette (Color Universal Design, 2008). Lines also differ in shape.
@@ -37,7 +35,6 @@ class Picture:
     size: tuple
     draw: Callable
     run: LoggedRun | None = None
-    has_images: bool = False
 
 
 def render(picture: Picture, file_format: str = "png") -> bytes:
@@ -57,15 +54,6 @@ def render(picture: Picture, file_format: str = "png") -> bytes:
         no_date = {"CreationDate": None} if file_format == "pdf" else {}
         figure.savefig(content, format=file_format, dpi=DPI, metadata=no_date)
     return content.getvalue()
-
-
-def of_run(
-    what: str, title: str, run: LoggedRun, caption: str, alternative: str, size: tuple, draw: Callable, **facts: Any
-) -> Picture:
-    """A picture of a run, named after it."""
-    name = "_".join(part for part in (what, *run.place) if part)
-    title = f"{title}: {run.words}" if run.words else title
-    return Picture(name, title, caption, alternative, size, draw, run, **facts)
 
 
 def rates_along_run(run: LoggedRun) -> Picture:
@@ -109,18 +97,15 @@ def rates_along_run(run: LoggedRun) -> Picture:
         more = int(run.screening["Eliminated"].sum())
         caption += " What was decided without a training step is not shown."
         alternative += f" {more} more {was(more)} eliminated without a training step."
-    return of_run("rates", "Rates of misdiagnosis", run, caption, alternative, (10, 3.2), draw)
+    title = "Rates of misdiagnosis" + (f": {run.words}" if run.words else "")
+    file = "_".join(part for part in ("rates", *run.place) if part)
+    return Picture(file, title, caption, alternative, (10, 3.2), draw, run)
 
 
 def middle_slices(volume: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
     """The axial and the sagittal middle slice of voxels (z, y, x), and from where to where their intensities go."""
     middle = [size // 2 for size in volume.shape]
     return volume[middle[0]].copy(), volume[:, :, middle[2]].copy(), f"{volume.min():.3g} to {volume.max():.3g}"
-
-
-def show_slices(pair: Sequence[Axes], path: str, title: str) -> None:
-    """Show the middle slices of an image, a file, on two axes."""
-    show(pair, middle_slices(read_upright(path)), title)
 
 
 def show(pair: Sequence[Axes], slices: tuple[np.ndarray, np.ndarray, str], title: str) -> None:

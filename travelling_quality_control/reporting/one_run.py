@@ -13,13 +13,13 @@ from travelling.files import write_tsv, write_whole
 from travelling.images.ratings import RATINGS, SCRIPT, all_ratings, keep_ratings
 from travelling.method.extension import Finding
 from travelling.method.performance import age_groups
-from travelling.runs.options import AGE_EDGES
 from travelling.words import some
 from travelling_quality_control.auditing import audit_log
+from travelling_quality_control.auditing.run_record import settings_of
+from travelling_quality_control.judging.logged_run import DECISIONS, LoggedRun, read_images, read_log
 from travelling_quality_control.reporting.agreement import agreement
 from travelling_quality_control.reporting.drawing import rates_along_run
 from travelling_quality_control.reporting.pages import MISSING, make_page, number_text
-from travelling_quality_control.reporting.runs import DECISIONS, LoggedRun, read_images, read_log
 from travelling_quality_control.reporting.slices import Slices
 
 VIOLATIONS_SHOWN = 10
@@ -62,7 +62,11 @@ def write_report(
     if with_images and "centers" in record["options"]:
         raise InputError("--with-images: the images of a run between hospitals are not here, and are not shown")
     outcome = audit_log(log_csv, train_csv, test_csv, record, subjects_csv)
-    run = LoggedRun(record=record, images=read_images(train_csv), outcome=outcome, **read_log(log_csv, record))
+    settings = settings_of(record)
+    run = LoggedRun(
+        record=record, settings=settings, extensions=settings.extensions, outcome=outcome,
+        images=read_images(train_csv), table=read_log(log_csv, settings.extensions),
+    )  # fmt: skip
     slices = None
     if with_images and run.images["Flagged"].any():
         slices = Slices(run.images, train_csv, read_images(test_csv), test_csv)
@@ -90,8 +94,6 @@ def write_page(
     if ratings:
         keep_ratings(told, kept)
     rated = told.loc[told.index.isin(run.images.index) & (told["rating"] != ""), "rating"]
-    found = slices.of(_flagged(run).index) if slices else ()
-    seen = {subject: (picture, words) for subject, picture, words in found}
     # Without their folder: of the machine no reader needs to know.
     violations = [line.replace(f"{log_csv.parent}/", "") for line in run.violations[:VIOLATIONS_SHOWN]]
     text = make_page(
@@ -100,8 +102,8 @@ def write_page(
         name=log_csv.name,
         violations=violations,
         decided={decision: run.images[run.images["Decision"] == decision] for decision in DECISIONS},
-        flagged_images=_flagged_in_words(run, {subject: words for subject, (_, words) in seen.items()}),
-        pictures={subject: picture for subject, (picture, _) in seen.items()},
+        flagged_images=_flagged_in_words(run),
+        pictures=slices.of(_flagged(run).index) if slices else {},
         ratings=told,
         choices=RATINGS,
         page=hashlib.sha256(f"{log_csv.name} {run.record.get('started')} {told.to_csv()}".encode()).hexdigest()[:16],
@@ -183,15 +185,13 @@ def _cycles(run, images, none):
     return [cycles.get(subject, none) for subject in images.index]
 
 
-def _flagged_in_words(run, seen):
-    """One row for every image that was flagged or eliminated, as readers see it; ``seen`` is what its picture tells."""
+def _flagged_in_words(run):
+    """One row for every image that was flagged or eliminated, as readers see it."""
     images = _flagged(run)
     told = {"image": images.index, "center": images["Study"], "decision": images["Decision"].map(DECISIONS)}
     found = {name: run.findings(name) for name in images.index}
     for column in Finding._fields:
         told[column] = ["; ".join(getattr(one, column) for one in found[name]) or MISSING for name in images.index]
-    reasons = zip(images.index, told["reason"], strict=True)
-    told["reason"] = [f"{seen[name]} ({words})" if seen.get(name) else words for name, words in reasons]
     told |= {name: labels.reindex(images.index) for name, labels in _groups(run.images).items()}
     told |= {"times flagged": images["Times_flagged"], "cycles": _cycles(run, images, "")}
     return pd.DataFrame(told)
@@ -207,7 +207,7 @@ def _groups(images):
     if "Sex" in images.columns:
         groups["sex"] = images["Sex"].replace("", MISSING)
     if images["Age"].notna().any():
-        ages = age_groups(images["Age"], AGE_EDGES)
+        ages = age_groups(images["Age"])
         names = [name.removeprefix("age_").replace("_", " ") for name in ages]
         labels = np.select(list(ages.values()), names, MISSING)
         groups["age"] = pd.Series(pd.Categorical(labels, [*names, MISSING]), images.index)  # in this order
@@ -215,9 +215,9 @@ def _groups(images):
 
 
 def _shares(run, groups):
-    """How many images of each group were flagged, and what was decided about them; how strange they look on average.
+    """How many images of each group were flagged, and what was decided about them; their mean outlier scores.
 
-    The latter tells of a center or a scanner whose images are all a little strange, which no decision rests on.
+    The latter tell of a center or a scanner whose scores are uniformly raised; no decision rests on them.
     """
     rows = []
     for by, labels in groups.items():

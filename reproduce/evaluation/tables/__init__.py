@@ -70,18 +70,15 @@ def cases(study: Study) -> list:
     ]
 
 
-def groups_of_good(runs: list, age_edges: tuple = ()) -> dict[str, dict]:
-    """The good images of some runs in groups: {what they are grouped by: {name: images}}; nothing without runs.
-
-    ``age_edges`` are the ages (years) at which a group begins.
-    """
+def groups_of_good(runs: list) -> dict[str, dict]:
+    """The good images of some runs in groups: {what they are grouped by: {name: images}}; nothing without runs."""
     if not runs:
         return {}
     good = pd.concat([run.good for run in runs])
     masks = {
         "class": {"HC": good["Group_bin"] == 0, "PD": good["Group_bin"] == 1},
         "sex": {"male": good["Sex"] == "M", "female": good["Sex"] == "F"},
-        "age": age_groups(good["Age"], age_edges),
+        "age": age_groups(good["Age"]),
         "center size": {name: good["Center_images"].between(*size) for name, size in CENTER_SIZES.items()},
     }
     if "Scanner" in good.columns:

@@ -21,12 +21,12 @@ def false_alarms(study: Study, diagnoses: Diagnoses) -> tuple:
     number of images that their center has (harmful ones counted) and, where the training set has a column Scanner, by
     scanner. Sums over all runs of a setting, in which the same images come again: the shares are no independent
     samples, and have no intervals. The mean score is that of each image in its last look, in standard deviations of the
-    test set: where it is high, images are all a little strange, be it harm or a scanner that the test set lacks, and no
-    decision rests on it. The CSV has every experiment and kind of harm by itself.
+    test set: where it is high, scores are uniformly raised, be it by harm or by a scanner that the test set lacks, and
+    no decision rests on it. The CSV has every experiment and kind of harm by itself.
     """
     rows = []
     for case, runs in cases(study):
-        groups = groups_of_good(runs, diagnoses.age_edges)
+        groups = groups_of_good(runs)
         scored = all(SCORE in run.image_columns.values() for run in runs)  # the training set may have such a column
         rows += [
             case

@@ -9,15 +9,15 @@ import numpy as np
 import pandas as pd
 
 from travelling.method import rule
-from travelling.method.extension import Finding
+from travelling.method.extension import Extension, Finding
 from travelling.method.quality_control import FAILURES, log_columns, methods
+from travelling.method.settings import Control
 from travelling.method.verification_log import LOG_COLUMNS, SEPARATOR
 from travelling.words import some
 from travelling_quality_control.auditing import Outcome
-from travelling_quality_control.auditing.run_record import settings_of
 from travelling_quality_control.auditing.tables import read_table, refuse_rows
-from travelling_quality_control.judging import Verdict, judge
-from travelling_quality_control.judging.checks import UNSEEN
+from travelling_quality_control.judging.checks import RATES, UNSEEN
+from travelling_quality_control.judging.verdict import Verdict, judge
 
 TEXT_COLUMNS = ("Subject", "Study", "Phase", "Subjects")  # of a log; all others are numbers
 DECISIONS = {  # what was decided about an image at the end, in words
@@ -29,20 +29,22 @@ DECISIONS = {  # what was decided about an image at the end, in words
 class LoggedRun:
     """A run of quality control. ``record`` is its ``run.json``, ``outcome`` what its audit found (None: not audited).
 
-    ``log`` is the verification log, the baseline and one row per verification, with ``Row`` (in the file; row 1 is the
-    header) and ``Images`` (their number); ``screening`` has the rows that tell what an extension decided about an image
-    without a training step; ``failures`` those of visits that failed. Of the first two are ``flags``, the rows that put
-    an image aside, ``revisits``, and ``cycles``, those in which anything was decided. ``images`` has one row per
-    training image, indexed by Subject, its columns those of the training set and Times_flagged, Flagged, First_flagged,
-    Eliminated, Eliminated_cycle and Decision (one of ``DECISIONS``), and the last values of what extensions measured.
-    ``extensions`` are those that were used, ``words`` is the run's name for readers, ``place`` parts of it for names of
+    ``settings`` are its options, and ``extensions`` those that were used.
+
+    ``table`` is the whole log (:func:`read_log`). Of it ``log`` has the baseline and one row per verification;
+    ``screening`` the rows that tell what an extension decided about an image without a training step; ``failures``
+    those of visits that failed. Of the first two are ``flags``, the rows that put an image aside, ``revisits``, and
+    ``cycles``, those in which anything was decided. ``images`` has one row per training image, indexed by Subject, its
+    columns those of the training set and Times_flagged, Flagged, First_flagged, Eliminated, Eliminated_cycle and
+    Decision (one of ``DECISIONS``), and the last values of what extensions measured.
+    ``words`` is the run's name for readers, ``place`` parts of it for names of
     files.
     """
 
     record: dict
-    log: pd.DataFrame
-    screening: pd.DataFrame
-    failures: pd.DataFrame
+    settings: Control
+    extensions: Sequence[Extension]
+    table: pd.DataFrame
     images: pd.DataFrame
     outcome: Outcome | None = None
     words = ""
@@ -51,14 +53,16 @@ class LoggedRun:
     def __post_init__(self) -> None:
         """What follows from the fields."""
         self.options = self.record["options"]
-        self.settings = settings_of(self.record)
-        self.extensions = self.settings.extensions
         self.replaces_rule = any(extension.replaces_rule for extension in self.extensions)
         # Of rows about one image: what was done with it.
         self.phases = {"subject": "tried alone"}
         for extension in self.extensions:
             self.phases |= extension.phases
         self.image_columns = {name: one.image_columns[name] for one in self.extensions for name in one.image_columns}
+        failed, trained = self.table["Phase"].isin(FAILURES), self.table["PFP"].notna()
+        self.log, self.screening, self.failures = (
+            self.table[rows].reset_index(drop=True) for rows in (trained & ~failed, ~trained & ~failed, failed)
+        )
         rows = self.rows = pd.concat([self.log[1:], self.screening]).sort_values("Row")
         self.cycles = sorted(set(rows["Cycle"]))
         self.flags = rows[rows["Phase"].isin(self.phases) & (rows["Ignored"] == 1)]
@@ -115,20 +119,39 @@ class LoggedRun:
             if not self.options.get(option):
                 off = f"--{option.replace('_', '-')} is off"
                 told.append(f"{what}: {why.get(option, off)}")
-        rows = pd.concat([self.log, self.screening])
-        return told + [words for extension in self.extensions for words in extension.not_examined(rows)]
+        return told + [words for extension in self.extensions for words in extension.not_examined(self.table)]
 
     @property
     def violations(self) -> list[str]:
         """What the audit found."""
         return self.outcome.violations if self.outcome else []
 
+    @property
+    def accepted(self) -> pd.DataFrame:
+        """The baseline and the steps that were kept."""
+        return self.log[self.log["Ignored"] == 0]
+
+    @cached_property
+    def size(self) -> dict[str, int]:
+        """By FP and FN, the number of test subjects of which it is a count: HC and PD."""
+        found = {}
+        for count in RATES:
+            some_are = self.log[self.log[count] > 0]
+            found[count] = round((some_are[count] / some_are[f"P{count}"]).median()) if len(some_are) else 0
+        if self.options["protocol"] == "published":  # the counts are divided by the other class
+            found = {"FP": found["FN"], "FN": found["FP"]}
+        # A class in which nobody was ever misdiagnosed: what the accuracy of another row leaves.
+        wrong = self.log[self.log["ACC"] < 1]
+        if len(wrong) and 0 in found.values():
+            row = wrong.iloc[0]
+            everybody = round((row["FP"] + row["FN"]) / (1 - row["ACC"]))
+            found = {count: size or everybody - sum(found.values()) for count, size in found.items()}
+        return found
+
     @cached_property
     def verdict(self) -> Verdict:
         """The verdict on the run."""
-        rows = pd.concat([self.log, self.screening, self.failures]).sort_values("Row")
-        refused = some(len(self.violations), "violation") if self.violations else ""
-        return judge(rows, self.record, self.images, refused)
+        return judge(self, some(len(self.violations), "violation") if self.violations else "")
 
 
 def read_images(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
@@ -147,9 +170,12 @@ def read_images(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
     return images.set_index("Subject")
 
 
-def read_log(path: Path, record: dict) -> dict:
-    """The parts of the log of a run with this record: ``log``, ``screening`` and ``failures`` of a LoggedRun."""
-    columns = log_columns(settings_of(record).extensions)
+def read_log(path: Path, extensions: Sequence[Extension]) -> pd.DataFrame:
+    """The log of a run with these extensions, and ``Row`` (in the file; row 1 is the header) and ``Images`` (how many).
+
+    Raises InputError for what is no such log.
+    """
+    columns = log_columns(extensions)
     log = read_table(path, LOG_COLUMNS, [column for column in columns if column not in TEXT_COLUMNS])
     for column in columns:
         log[column] = log.get(column, np.nan)  # of a log that the audit refuses
@@ -157,7 +183,4 @@ def read_log(path: Path, record: dict) -> dict:
         refuse_rows(path, log[column] % 1 != 0, f"{column} is not a whole number")
     log["Images"] = log["Subjects"].str.count(SEPARATOR) + 1
     log["Row"] = log.index + 2
-    log = log.astype({"Cycle": int, "Ignored": int, "Eliminated": int})
-    failed, trained = log["Phase"].isin(FAILURES), log["PFP"].notna()
-    parts = {"log": trained & ~failed, "screening": ~trained & ~failed, "failures": failed}
-    return {name: log[rows].reset_index(drop=True) for name, rows in parts.items()}
+    return log.astype({"Cycle": int, "Ignored": int, "Eliminated": int})
