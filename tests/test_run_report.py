@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT, run_here, write_image
 from fake_trainer import settings_of
+from scipy.ndimage import gaussian_filter
 from study_maker import REPRODUCE
 from test_audit import FakeScreen, RandomTrainer, change_record, make_run, read_rows, write_rows
 from test_report import browse, in_a_browser
@@ -382,6 +383,54 @@ def test_images_are_opened_and_shown_only_on_demand(run, monkeypatch):
     assert [title for title, _ in drawn] == ["the image", "mean of the test set"] * len(flagged)
     assert all(np.allclose(shown, mean[1]) for title, shown in drawn if title == "mean of the test set")
     assert "and slices of images" in page.words
+
+
+def brain(seed):
+    """A grainy ball in the middle of 20 x 22 x 24 voxels (z, y, x), darker in front and above."""
+    z, y, x = np.indices((20, 22, 24)) - np.array([9.5, 10.5, 11.5])[:, None, None, None]
+    inside = z**2 + y**2 + x**2 < 81
+    return inside * (2 - 0.03 * y - 0.02 * z + 0.1 * np.random.default_rng(seed).normal(size=inside.shape))
+
+
+def without(axis, last):
+    """Takes half of an image away."""
+
+    def lose(image):
+        image = image.copy()
+        half = [slice(None)] * 3
+        half[axis] = slice(image.shape[axis] // 2, None) if last else slice(image.shape[axis] // 2)
+        image[tuple(half)] = 0
+        return image
+
+    return lose
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda image: image, ""),
+        (lambda image: gaussian_filter(image, 2), "blurred: fine detail is missing"),
+        (lambda image: image + np.random.default_rng(5).normal(0, 1, image.shape), "noisy or striped"),
+        (without(2, False), "half of the brain is missing on the left"),
+        (without(2, True), "half of the brain is missing on the right"),
+        (without(0, False), "half of the brain is missing below"),
+        (without(0, True), "half of the brain is missing above"),
+        (without(1, False), "half of the brain is missing at the back"),
+        (without(1, True), "half of the brain is missing in front"),
+        (lambda image: 255 * image, "brighter than usual"),
+        (lambda image: image.max() - image, "light and dark are swapped"),
+    ],
+)
+def test_what_is_to_be_seen_is_said(spoil, words, tmp_path, monkeypatch):
+    images = {f"t{seed}": brain(seed) for seed in range(8)} | {"x": spoil(brain(9))}
+    table = pd.DataFrame({"Path": list(images)}, index=list(images))
+    monkeypatch.setattr(slices, "read_upright", images.__getitem__)
+    shown = slices.Slices(table, tmp_path, table[:8], tmp_path)
+    ((name, picture, told),) = shown.of(["x"])
+    assert name == "x"
+    assert told.startswith(words)
+    assert bool(told) == bool(words)
+    assert drawing.render(picture).startswith(b"\x89PNG")
 
 
 def rated(path, ratings):

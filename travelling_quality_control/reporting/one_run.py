@@ -94,6 +94,8 @@ def write_page(
     if ratings:
         keep_ratings(told, kept)
     rated = told.loc[told.index.isin(run.images.index) & (told["rating"] != ""), "rating"]
+    found = slices.of(_flagged(run).index) if slices else ()
+    seen = {subject: (picture, words) for subject, picture, words in found}
     # Without their folder: of the machine no reader needs to know.
     violations = [line.replace(f"{log_csv.parent}/", "") for line in run.violations[:VIOLATIONS_SHOWN]]
     text = make_page(
@@ -102,8 +104,8 @@ def write_page(
         name=log_csv.name,
         violations=violations,
         decided={decision: run.images[run.images["Decision"] == decision] for decision in DECISIONS},
-        flagged_images=_flagged_in_words(run),
-        pictures=slices.of(_flagged(run).index) if slices else {},
+        flagged_images=_flagged_in_words(run, {subject: words for subject, (_, words) in seen.items()}),
+        pictures={subject: picture for subject, (picture, _) in seen.items()},
         ratings=told,
         choices=RATINGS,
         page=hashlib.sha256(f"{log_csv.name} {run.record.get('started')} {told.to_csv()}".encode()).hexdigest()[:16],
@@ -185,13 +187,15 @@ def _cycles(run, images, none):
     return [cycles.get(subject, none) for subject in images.index]
 
 
-def _flagged_in_words(run):
-    """One row for every image that was flagged or eliminated, as readers see it."""
+def _flagged_in_words(run, seen):
+    """One row for every image that was flagged or eliminated, as readers see it; ``seen`` is what its picture tells."""
     images = _flagged(run)
     told = {"image": images.index, "center": images["Study"], "decision": images["Decision"].map(DECISIONS)}
     found = {name: run.findings(name) for name in images.index}
     for column in Finding._fields:
         told[column] = ["; ".join(getattr(one, column) for one in found[name]) or MISSING for name in images.index]
+    reasons = zip(images.index, told["reason"], strict=True)
+    told["reason"] = [f"{seen[name]} ({words})" if seen.get(name) else words for name, words in reasons]
     told |= {name: labels.reindex(images.index) for name, labels in _groups(run.images).items()}
     told |= {"times flagged": images["Times_flagged"], "cycles": _cycles(run, images, "")}
     return pd.DataFrame(told)
