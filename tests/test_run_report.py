@@ -611,7 +611,7 @@ def test_the_methods_follow_the_numbers_of_the_code(monkeypatch):
     settings = settings_of(screen=True, label_screen=True)
     told = methods(settings, settings.extensions)
     assert "by 1 look: (1) how grainy it is. Its" in told
-    assert "above its own limit of 7.5 (1) were eliminated" in told
+    assert "above its own limit of 7.5 (1), or with left and right" in told
     assert "below 0.0125 divided by the number of centers" in told
 
 

@@ -124,6 +124,7 @@ def test_a_clean_run_is_trustworthy_and_nothing_is_said():
     verdict = clean().verdict()
     assert (verdict.word, verdict.reasons) == ("trustworthy", ())
     assert clean().run().size == {"FP": HC, "FN": PD}
+    assert Log(0, 10).run().size == {"FP": HC, "FN": PD}  # of HC nobody was ever misdiagnosed
 
 
 def drifting(back=0):
