@@ -252,7 +252,7 @@ def _margin(row: pd.Series) -> int | None:
     """How many misdiagnoses fewer would not have exceeded the tolerance; None where another rule decided."""
     margins = []
     for count in RATES:
-        if not row[count] > 0:
+        if not row[f"P{count}"] > 0:
             continue
         size = row[count] / row[f"P{count}"]
         most = math.floor((row[f"Reference_P{count}"] + row["Tolerance"]) * size + 1e-6)
