@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
-from conftest import ROOT, run_here, write_image
+from conftest import run_here, write_image
 
 from travelling.errors import InputError
 from travelling.images import harm
