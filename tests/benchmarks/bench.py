@@ -231,7 +231,7 @@ def share_in_convolutions(size, arguments):
     """Percent of a training step in oneDNN's convolutions; words where it does not tell."""
     words = [sys.executable, __file__, "--steps-alone", *map(str, size), "--width", str(arguments.width)]
     words += ["--precision", arguments.precision]
-    environment = os.environ | {"ONEDNN_VERBOSE": "profile_exec"}
+    environment = os.environ | {"ONEDNN_VERBOSE": "profile_exec", "TF_NUM_INTEROP_THREADS": "1"}  # one after another
     told = subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout
     _, counted = told.split("begin\n")
     seconds = float(counted.split("seconds ")[1])
