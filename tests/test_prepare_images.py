@@ -945,7 +945,9 @@ def test_the_walk_from_scans_to_the_report(tmp_path):
             [sys.executable, ROOT / words[0], *words[1:]], cwd=tmp_path, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
-    assert "Least like the template" in (tmp_path / "judged" / "report.html").read_text(encoding="utf-8")
+    assert "<strong>Verdict: " in (tmp_path / "judged" / "report.html").read_text(encoding="utf-8")
+    listed = pd.read_csv(tmp_path / "judged" / "log_decisions.tsv", sep="\t")
+    assert len(listed) == len(pd.read_csv(tmp_path / "judged" / "training_set.csv")) > 0
 
 
 @pytest.mark.parametrize("number", range(3))
