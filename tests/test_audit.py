@@ -337,6 +337,19 @@ def test_a_center_whose_images_are_all_mirrored(labels, tmp_path):
     assert ("no extension is sure" if labels else "(0, or the mean of Screen_asymmetry at its center)") in lines
 
 
+def test_a_run_that_stopped_before_the_revisits_of_who_was_looked_at(tmp_path):
+    """Until then these have no row of their look: the mean of their center cannot be checked."""
+    mirrored = [f"c0_{number}" for number in range(5)]  # of seven
+    make_run(tmp_path, screen=FakeScreen(7, labels=True, mirrored=mirrored), trainer=RandomTrainer(0, bad=()))
+    rows = read_rows(tmp_path / "log.csv")
+    number = next(i for i, row in enumerate(rows) if row["Phase"] == "revisit" and row["Subject"] in mirrored)
+    looks = [row for row in rows[:number] if (row["Cycle"], row["Study"]) == (rows[number]["Cycle"], "c0")]
+    assert any(row["Phase"] == "screen" and float(row["Screen_center"]) > 1 for row in looks)
+    write_rows(tmp_path / "log.csv", rows[:number])
+    (tmp_path / "log_subjects.csv").unlink()
+    consistent(tmp_path, finished=None)
+
+
 @pytest.fixture(scope="module")
 def grouped(tmp_path_factory):
     """A run that verified up to eight batches together."""

@@ -152,24 +152,19 @@ class LabelAuditor(Auditor):
 
     def read(self, rows: list[Row], replayed: Replayed, finished: bool) -> None:
         """As :meth:`Auditor.read`: pool the labels of each center and cycle; not where the center failed."""
-        looks: dict[tuple, list[float]] = {}
-        for row in rows:
-            place = row["Cycle"], row["Study"]
-            if row["kind"] == "failure":
-                looks[place] = [math.nan]
-            elif row.get("Label_p") is not None and 0 < row["Label_p"] <= 1 and not _strange(row):
-                looks.setdefault(place, []).append(row["Label_p"])
-        last = None if finished or not rows else rows[-1]["Cycle"]
+        from travelling.beyond.screen.audit import looked_at_together, strange  # which no run needs
+
         normal = NormalDist()
         self._pooled: dict[tuple, float | None] = {}
         self._limit = 0.05 / len(replayed.subjects_of)
-        for (cycle, center), values in looks.items():
-            if cycle == last or any(map(math.isnan, values)):
+        for place, together in looked_at_together(rows, finished).items():
+            values = [row["Label_p"] for row in together if 0 < (row.get("Label_p") or 0) <= 1 and not strange(row)]
+            if not values:
                 continue
             total = sum(normal.inv_cdf(1 - min(max(value, 1e-9), 0.999)) for value in values)
             variance = len(values) + 0.04 * len(values) ** 2
             p_value = 1 - normal.cdf(total / math.sqrt(variance)) if len(values) >= 3 else None
-            self._pooled[cycle, center] = p_value
+            self._pooled[place] = p_value
 
     def check_step(
         self, row: Row, phase: str, accepted: Row, risen: list[bool], test_set: tuple[int, int]
@@ -207,11 +202,6 @@ class LabelAuditor(Auditor):
         faults += differs(row, "Center_limit", self._limit, "0.05 by the number of centers")
         pooled = self._pooled.get((row["Cycle"], row["Study"]), row["Center_p"])
         return faults + differs(row, "Center_p", pooled, "from Label_p of the center's usual images")
-
-
-def _strange(row):
-    score, limit = row["Screen_score"], row["Screen_limit"]
-    return score is not None and limit is not None and not score <= limit
 
 
 def _doubted(row):

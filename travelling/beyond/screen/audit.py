@@ -28,12 +28,9 @@ class ScreenAuditor(Auditor):
     def read(self, rows: list[Row], replayed: Replayed, finished: bool) -> None:
         """As :meth:`Auditor.read`."""
         self._again = bool(rows) and "Center_p" in rows[0]
-        for row in rows:
-            place = row["Cycle"], row["Study"]
-            if row["kind"] == "failure" or (row is rows[-1] and not finished):  # some of these have no row
-                self._centers[place] = [math.nan]
-            elif row["Phase"] == "screen" or (row["Phase"] == "revisit" and self._again):
-                self._centers.setdefault(place, []).append(row.get("Screen_asymmetry") or 0.0)
+        for place, together in looked_at_together(rows, finished).items():
+            looks = [row for row in together if self._again or row["Phase"] == "screen"]
+            self._centers[place] = [row.get("Screen_asymmetry") or 0.0 for row in looks]
 
     def is_decision(self, row: Row) -> bool:
         """As :meth:`Auditor.is_decision`: its looks at images, and revisits without a step."""
@@ -98,9 +95,9 @@ class ScreenAuditor(Auditor):
             return [*faults, f"{' or '.join(self._looks)} is empty, should be a number"]
         if row["Screen_center"] is None:
             return [*faults, "Screen_center is empty, should be a number"]
-        together = self._centers.get((row["Cycle"], row["Study"]), [math.nan])
-        mean = sum(together) / max(len(together), 3)
-        if (self._again or row["Phase"] == "screen") and row["Screen_center"] and not math.isnan(mean):
+        together = self._centers.get((row["Cycle"], row["Study"]))
+        if together and (self._again or row["Phase"] == "screen") and row["Screen_center"]:
+            mean = sum(together) / max(len(together), 3)
             faults += differs(row, "Screen_center", mean, "0, or the mean of Screen_asymmetry at its center")
         largest = math.nan if any(map(math.isnan, looks)) else max(looks)
         return faults + differs(row, "Screen_score", largest, f"the largest of {', '.join(self._looks)}")
@@ -109,6 +106,20 @@ class ScreenAuditor(Auditor):
         """As :meth:`Auditor.summary`."""
         looks = sum(row["Phase"] == "screen" for row in rows)
         return [f"{some(looks, 'look')} of the screen"] if looks else []
+
+
+def looked_at_together(rows: list[Row], finished: bool) -> dict[tuple, list[Row]]:
+    """The rows of a log that tell of looks at a center in one cycle, by (cycle, center).
+
+    Not of a center that failed in it, nor of the cycle in which an unfinished run stands: some of these have no row.
+    """
+    found: dict[tuple, list[Row]] = {}
+    for row in rows:
+        if row["Phase"] in ("screen", "revisit"):
+            found.setdefault((row["Cycle"], row["Study"]), []).append(row)
+    failed = {(row["Cycle"], row["Study"]) for row in rows if row["kind"] == "failure"}
+    last = None if finished or not rows else rows[-1]["Cycle"]
+    return {place: looks for place, looks in found.items() if place not in failed and place[0] != last}
 
 
 def strange(row: Row) -> bool:
